@@ -1,0 +1,1 @@
+"""Audio before the model: reading, resampling, levels, voice activity and features."""

@@ -1,0 +1,535 @@
+"""Any recording as mono float32: paths, bytes, file objects and standard input, block by block.
+
+libsndfile reads linear PCM in its usual containers; libav reads everything else. Which of the two
+comes first is decided by the first bytes, never by the file name, and the other one is tried next.
+Only bytes are handed to either: nothing here opens a URL, a playlist or a second file.
+"""
+
+import io
+import math
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pianissimo.audio.resample import StreamingResampler, check_sample_rate
+from pianissimo.errors import (
+    AudioDecodeError,
+    AudioNotFoundError,
+    AudioValueError,
+    OptionError,
+)
+
+SAMPLE_RATE = 16_000
+
+AudioSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
+Samples: TypeAlias = npt.NDArray[np.float32]
+
+_BLOCK_VALUES = 1 << 18  # samples times channels that libsndfile decodes at a time
+_SPOOL_BYTES = 64 << 20  # a pipe longer than this goes to disk
+_MAX_CHANNELS = 64
+_AVSEEK_SIZE = 0x10000  # a `whence` of libav's: the size is asked for, nothing moves
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+_PCM_MAGIC = (b"RIFF", b"RIFX", b"RF64", b"FORM", b"caff", b".snd", b"riff", b"NIST")
+_PCM_SUBTYPES = frozenset("PCM_S8 PCM_U8 PCM_16 PCM_24 PCM_32 FLOAT DOUBLE ULAW ALAW".split())
+# Plain media containers only: no playlist, session description, device or image sequence.
+_LIBAV_FORMATS = (
+    "3gp,aa,aac,aax,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,bonk,caf,dsf,dts,dtshd,dv,eac3,flac,"
+    "flv,gxf,iamf,iff,ircam,lc3,live_flv,loas,m4a,matroska,mlp,mov,mp3,mp4,mpc,mpc8,mpeg,mpegts,"
+    "mxf,nistsphere,nsv,nut,ogg,oma,osq,paf,qcp,qoa,rm,sbc,sds,shn,sln,tak,truehd,tta,voc,vqf,"
+    "w64,wav,wavarc,webm,wsd,wtv,wv,xwma"
+)
+
+_NOT_MEDIA = (
+    "is not audio that can be decoded (or is cut off in its header); "
+    "check the file, or convert it to WAV or FLAC first"
+)
+_NOTHING_DECODES = (
+    "contains no audio that decodes: it is empty, damaged or cut off; record or export it again"
+)
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a recording says about itself, before anything is decoded.
+
+    `duration_seconds` is None where the container does not state it (live recordings), and may be
+    an estimate (MP3) or more than is really there (files cut off). `container` and `codec` are the
+    decoder's names, such as "wav" and "pcm_16": for people and logs, not for decisions.
+    """
+
+    duration_seconds: float | None
+    sample_rate: int
+    channels: int
+    container: str
+    codec: str
+
+
+def load_audio(source: AudioSource, *, sample_rate: int = SAMPLE_RATE) -> Samples:
+    """Return the whole recording as mono float32 samples (n,) at `sample_rate` Hz.
+
+    `source` is a path, the bytes of a file, a binary file object, or "-" for standard input. A file
+    object is read from its current position and put back there; a pipe is consumed. Channels are
+    averaged, integers scaled to [-1, 1). A recording cut off or damaged in the middle gives what
+    decodes; the stream is joined without gaps.
+
+    Raises AudioNotFoundError (nothing there, not readable, empty, or a URL: these are not fetched),
+    AudioDecodeError (not audio, no audio track, or not one sample decodes), AudioValueError (NaN or
+    infinite samples, or a rate outside 1..384 kHz) and OptionError (a source of another type).
+    """
+    rate = check_sample_rate(sample_rate, "sample_rate")
+    with _opened(source) as reader:
+        return np.concatenate(list(_resampled(reader, rate)))
+
+
+def stream_audio(
+    source: AudioSource, *, sample_rate: int = SAMPLE_RATE, block_seconds: float = 10.0
+) -> Iterator[Samples]:
+    """Yield what `load_audio` returns in blocks of `block_seconds`, the last one shorter.
+
+    Memory stays at a few blocks whatever the length. The source is opened at the first block, and
+    the errors of `load_audio` come from there; OptionError for `block_seconds` comes at once.
+    """
+    rate = check_sample_rate(sample_rate, "sample_rate")
+    if not 0 < block_seconds < math.inf:
+        raise OptionError(f"block_seconds must be above 0 and finite, but is {block_seconds!r}")
+    return _stream(source, rate, max(1, round(block_seconds * rate)))
+
+
+def from_array(samples: Any, sample_rate: int, *, target_rate: int = SAMPLE_RATE) -> Samples:
+    """Return samples from memory as a new mono float32 array (n,) at `target_rate` Hz.
+
+    `samples` is a NumPy array, torch tensor or list of shape (samples,) or (samples, channels), of
+    int16, int32, uint8 (offset 128) or floating point; integers are scaled to [-1, 1), channels
+    averaged. An empty array gives an empty array.
+
+    Raises AudioValueError for another type or shape, for (channels, samples), for NaN or infinite
+    values (naming the time of the first), and for rates outside 1..384 kHz.
+    """
+    resampler = StreamingResampler(
+        check_sample_rate(sample_rate, "sample_rate"), check_sample_rate(target_rate, "target_rate")
+    )
+    array = _as_numpy(samples)
+    _check_layout(array)
+    mono = _mono(array if array.ndim == 2 else array[:, np.newaxis])
+    _check_finite(mono, 0.0, resampler.source_rate, "the given array")
+    return np.concatenate([resampler.push(mono), resampler.finish()])
+
+
+def describe(source: AudioSource) -> AudioInfo:
+    """Return the length, rate, channels and codec of a recording without decoding it.
+
+    Takes the sources of `load_audio` and raises its errors, as far as the header shows them.
+    """
+    with _opened(source) as reader:
+        for decoder in _decoders(reader):
+            with closing(decoder):
+                check_sample_rate(decoder.info.sample_rate, reader.name)
+                return decoder.info
+    raise AssertionError("unreachable: _decoders raises when it has none")
+
+
+def _stream(source: AudioSource, rate: int, block_samples: int) -> Iterator[Samples]:
+    with _opened(source) as reader:
+        yield from _reblocked(_resampled(reader, rate), block_samples)
+
+
+def _reblocked(blocks: Iterable[Samples], size: int) -> Iterator[Samples]:
+    pending: list[Samples] = []
+    held = 0
+    for block in blocks:
+        pending.append(block)
+        held += len(block)
+        if held < size:
+            continue
+        joined = np.concatenate(pending)
+        whole = held - held % size
+        for start in range(0, whole, size):
+            yield joined[start : start + size].copy()
+        pending, held = [joined[whole:].copy()], held - whole
+    if held:
+        yield np.concatenate(pending)
+
+
+def _resampled(reader: "_Reader", rate: int) -> Iterator[Samples]:
+    resampler: StreamingResampler | None = None
+    for block, source_rate in _decoded(reader):
+        if resampler is None or resampler.source_rate != source_rate:
+            if resampler is not None:
+                yield resampler.finish()
+            resampler = StreamingResampler(source_rate, rate)
+        yield resampler.push(block)
+    if resampler is not None:
+        yield resampler.finish()
+
+
+def _decoded(reader: "_Reader") -> Iterator[tuple[Samples, int]]:
+    """Yield (mono block, its sample rate) from the first decoder that finds any sample."""
+    for decoder in _decoders(reader):
+        seconds = 0.0
+        with closing(decoder):
+            for block, rate in decoder.blocks():
+                check_sample_rate(rate, reader.name)
+                _check_finite(block, seconds, rate, reader.name)
+                seconds += len(block) / rate
+                if len(block):
+                    yield block, rate
+        reader.check()
+        if seconds:
+            return
+    raise AudioDecodeError(f"{reader.name} {_NOTHING_DECODES}")
+
+
+class _Decoder(Protocol):
+    info: AudioInfo
+
+    def blocks(self) -> Iterator[tuple[Samples, int]]: ...
+
+    def close(self) -> None: ...
+
+
+class _Refused(Exception):
+    """A decoder cannot open these bytes; its message, if any, is the reason worth telling."""
+
+
+def _decoders(reader: "_Reader") -> Iterator[_Decoder]:
+    """Yield each decoder that opens, the better suited one first; raise if none does."""
+    kinds: list[type[_LibavDecoder | _SoundfileDecoder]] = [_LibavDecoder, _SoundfileDecoder]
+    if reader.read(4) in _PCM_MAGIC:
+        kinds.reverse()
+    opened = False
+    reason = _NOT_MEDIA
+    for kind in kinds:
+        reader.seek(0)
+        try:
+            decoder = kind(reader)
+        except _Refused as refusal:
+            reason = str(refusal) or reason
+            continue
+        opened = True
+        yield decoder
+    reader.check()
+    if not opened:
+        raise AudioDecodeError(f"{reader.name} {reason}")
+
+
+class _SoundfileDecoder:
+    """Linear PCM. Not compressed audio: libsndfile loses a block where FLAC is cut, adds noise
+    where ADPCM is cut, and writes to stderr about MP3; libav does none of these."""
+
+    def __init__(self, reader: "_Reader") -> None:
+        import soundfile
+
+        self._error = soundfile.LibsndfileError
+        try:
+            self._file = soundfile.SoundFile(reader)
+        except (soundfile.SoundFileError, TypeError, ValueError) as error:
+            raise _Refused from error
+        if self._file.subtype not in _PCM_SUBTYPES:
+            self.close()
+            raise _Refused
+        rate = self._file.samplerate
+        self.info = AudioInfo(
+            duration_seconds=self._file.frames / rate if rate else None,
+            sample_rate=rate,
+            channels=self._file.channels,
+            container=self._file.format.lower(),
+            codec=self._file.subtype.lower(),
+        )
+
+    def blocks(self) -> Iterator[tuple[Samples, int]]:
+        size = max(1, _BLOCK_VALUES // self.info.channels)
+        while True:
+            try:
+                block = self._file.read(size, dtype="float32", always_2d=True)
+            except self._error:
+                return
+            if not len(block):
+                return
+            yield _mono(block), self.info.sample_rate
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _LibavDecoder:
+    """Everything libav knows: MP3, AAC, Opus, Vorbis, FLAC, ADPCM; MP4, WebM and other video."""
+
+    def __init__(self, reader: "_Reader") -> None:
+        import av
+
+        self._error = av.FFmpegError
+        # PyAV drops libav's own messages unless the user turned them on; that choice stays theirs.
+        try:
+            self._container: Any = av.open(
+                reader,
+                metadata_errors="replace",
+                container_options={
+                    "format_whitelist": _LIBAV_FORMATS,
+                    "protocol_whitelist": "none",
+                },
+            )
+        except av.FFmpegError as error:
+            raise _Refused from error
+        try:
+            self._stream = self._best_stream()
+        except _Refused:
+            self.close()
+            raise
+        codec = self._stream.codec_context
+        self.info = AudioInfo(
+            duration_seconds=self._duration(),
+            sample_rate=codec.sample_rate,
+            channels=codec.channels,
+            container=self._container.format.name,
+            codec=codec.codec.canonical_name,
+        )
+
+    def _best_stream(self) -> Any:
+        tracks = self._container.streams.audio
+        known = [track for track in tracks if track.codec_context is not None]
+        if known:
+            best = self._container.streams.best("audio")
+            return best if best in known else known[0]
+        if tracks:
+            raise _Refused(
+                "has an audio track in a codec that is not supported; convert it to WAV or FLAC"
+            )
+        if self._container.streams.video:
+            raise _Refused("has no audio track, only video; pass a file that has sound")
+        raise _Refused("has no audio track; pass a file that has sound")
+
+    def _duration(self) -> float | None:
+        if self._stream.duration is not None and self._stream.time_base is not None:
+            return float(self._stream.duration * self._stream.time_base)
+        if self._container.duration is not None:
+            return float(self._container.duration) / 1_000_000  # libav counts microseconds
+        return None
+
+    def blocks(self) -> Iterator[tuple[Samples, int]]:
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except self._error:  # the file is cut off
+                return
+            if packet is None:
+                return
+            try:
+                frames = packet.decode()
+            except self._error:  # a damaged packet: go on with the next
+                continue
+            for frame in frames:
+                array = frame.to_ndarray()
+                channels = frame.layout.nb_channels
+                # planar frames are (channels, samples), packed ones (1, samples * channels)
+                block = array.T if frame.format.is_planar else array.reshape(-1, channels)
+                yield _mono(block), frame.sample_rate
+
+    def close(self) -> None:
+        self._container.close()
+
+
+class _Reader:
+    """The bytes of a file from its present position on, without its name.
+
+    libav would judge by a name's extension. A failing read ends the data here, because the
+    decoders' C code cannot pass an exception on; `check` raises it afterwards.
+    """
+
+    def __init__(self, file: Any, name: str) -> None:
+        self.name = name
+        self._file = file
+        self._start = int(file.tell())
+        self._failure: Exception | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return bytes(self._file.read(size) or b"")
+        except Exception as error:
+            self._failure = error
+            return b""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            if whence == _AVSEEK_SIZE:
+                return self._size()
+            if whence == os.SEEK_CUR:
+                offset += self.tell()
+            elif whence == os.SEEK_END:
+                offset += self._size()
+            self._file.seek(self._start + max(0, offset))
+        except Exception as error:
+            self._failure = error
+        return self.tell()
+
+    def tell(self) -> int:
+        return int(self._file.tell()) - self._start
+
+    def _size(self) -> int:
+        here = self._file.tell()
+        self._file.seek(0, os.SEEK_END)
+        size = self.tell()
+        self._file.seek(here)
+        return size
+
+    def check(self) -> None:
+        if self._failure is not None:
+            raise AudioNotFoundError(
+                f"{self.name} stopped being readable: {self._failure}"
+            ) from self._failure
+
+    def rewind(self) -> None:
+        with suppress(OSError, ValueError):
+            self._file.seek(self._start)
+
+
+@contextmanager
+def _opened(source: AudioSource) -> Iterator[_Reader]:
+    with ExitStack() as stack:
+        file: Any
+        if isinstance(source, bytes | bytearray | memoryview):
+            file, name = io.BytesIO(source), "the given bytes"
+        elif isinstance(source, str) and source == "-":
+            file, name = _standard_input(), "standard input"
+        elif isinstance(source, str | os.PathLike):
+            name = os.fsdecode(source)
+            file = stack.enter_context(_open_path(name))
+        elif hasattr(source, "read"):
+            file, name = source, _file_object_name(source)
+        else:
+            raise OptionError(
+                f"audio must be a path, bytes, a binary file object or '-', not "
+                f"{type(source).__name__}; samples in memory go through from_array"
+            )
+        if not _seekable(file):
+            file = stack.enter_context(_spooled(file, name))
+        reader = _Reader(file, name)
+        stack.callback(reader.rewind)
+        first = reader.read(1)
+        reader.check()
+        if not first:
+            raise AudioNotFoundError(
+                f"{name} is empty: there is no audio to read"
+                + ("" if file is not source else " (was it read before? seek(0) rewinds it)")
+            )
+        reader.seek(0)
+        yield reader
+
+
+def _open_path(name: str) -> BinaryIO:
+    if _URL.match(name) and not os.path.exists(name):
+        raise AudioNotFoundError(
+            f"{name}: URLs are not fetched; download the file first and pass its path"
+        )
+    if os.path.isdir(name):
+        raise AudioNotFoundError(f"{name} is a directory; pass one audio file")
+    try:
+        return open(name, "rb")
+    except FileNotFoundError as error:
+        raise AudioNotFoundError(f"{name}: no such file; check the path") from error
+    except PermissionError as error:
+        raise AudioNotFoundError(
+            f"{name} may not be read: permission denied; check its owner and mode"
+        ) from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise AudioNotFoundError(f"{name!r} cannot be opened: {reason}") from error
+
+
+def _standard_input() -> Any:
+    if sys.stdin is None:
+        raise AudioNotFoundError("standard input is closed: there is no audio to read")
+    if sys.stdin.isatty():
+        raise AudioNotFoundError(
+            "standard input is a terminal; pipe audio into it or name a file instead of '-'"
+        )
+    return sys.stdin.buffer
+
+
+def _file_object_name(file: Any) -> str:
+    if isinstance(file, io.TextIOBase):
+        raise OptionError("the given file object yields text; open it in binary mode ('rb')")
+    name = getattr(file, "name", None)
+    return name if isinstance(name, str) else "the given file object"
+
+
+def _seekable(file: Any) -> bool:
+    if not (hasattr(file, "seek") and hasattr(file, "tell")):
+        return False
+    return bool(file.seekable()) if hasattr(file, "seekable") else True
+
+
+@contextmanager
+def _spooled(file: Any, name: str) -> Iterator[BinaryIO]:
+    with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as spool:
+        try:
+            shutil.copyfileobj(file, spool, 1 << 20)
+        except OSError as error:
+            raise AudioNotFoundError(f"{name} cannot be read: {error}") from error
+        spool.seek(0)
+        yield spool  # type: ignore[misc]
+
+
+def _as_numpy(samples: Any) -> npt.NDArray[Any]:
+    if hasattr(samples, "detach"):  # a torch tensor, without importing torch
+        samples = samples.detach().cpu()
+        if samples.is_floating_point():
+            samples = samples.float()
+    try:
+        array = np.asarray(samples)
+    except (TypeError, ValueError) as error:
+        raise AudioValueError(f"the given samples are not one array of numbers: {error}") from error
+    kind = array.dtype.kind
+    if kind != "f" and array.dtype.newbyteorder("=") not in (np.uint8, np.int16, np.int32):
+        raise AudioValueError(
+            f"samples of type {array.dtype} have no known scale; "
+            "pass int16, int32, uint8, or floats in [-1, 1]"
+        )
+    return array
+
+
+def _check_layout(array: npt.NDArray[Any]) -> None:
+    shape = array.shape
+    if len(shape) == 1:
+        return
+    if len(shape) == 2 and shape[0] < shape[1] and shape[0] <= 16:
+        raise AudioValueError(
+            f"an array of shape {shape} looks like (channels, samples); "
+            "pass (samples, channels): transpose it with .T"
+        )
+    if len(shape) != 2 or not 1 <= shape[1] <= _MAX_CHANNELS:
+        raise AudioValueError(
+            f"an array of shape {shape} is not audio; "
+            f"pass (samples,) or (samples, channels) with at most {_MAX_CHANNELS} channels"
+        )
+
+
+def _check_finite(block: Samples, start_seconds: float, rate: int, name: str) -> None:
+    finite = np.isfinite(block)
+    if not finite.all():
+        seconds = start_seconds + int(np.argmin(finite)) / rate
+        raise AudioValueError(
+            f"{name} has a NaN or infinite sample at {seconds:.3f} s; repair or export it again"
+        )
+
+
+def _mono(block: npt.NDArray[Any]) -> Samples:
+    """Average (samples, channels) of any sample type into float32 (samples,)."""
+    with np.errstate(over="ignore", invalid="ignore"):  # _check_finite finds what overflowed
+        scaled = block.astype(np.float32)
+        if block.dtype.kind == "u":
+            scaled = (scaled - np.float32(128)) / np.float32(128)
+        elif block.dtype.kind == "i":
+            scaled *= np.float32(2.0 ** (1 - 8 * block.dtype.itemsize))
+        mono: Samples = scaled[:, 0] if scaled.shape[1] == 1 else scaled.mean(axis=1)
+    return mono

@@ -1,0 +1,92 @@
+"""Sample-rate conversion in blocks: pushed piece by piece, the result equals the whole at once."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pianissimo.errors import AudioValueError, StreamError
+
+MIN_SAMPLE_RATE = 1_000
+MAX_SAMPLE_RATE = 384_000
+
+
+def check_sample_rate(rate: Any, owner: str) -> int:
+    """Return `rate` in Hz as an int, or raise AudioValueError naming its `owner`."""
+    try:
+        hertz = int(rate)
+        usable = hertz == rate and MIN_SAMPLE_RATE <= hertz <= MAX_SAMPLE_RATE
+    except (TypeError, ValueError, OverflowError):
+        usable = False
+    if not usable:
+        raise AudioValueError(
+            f"{owner}: a sample rate of {rate!r} Hz is not usable; "
+            f"it must be a whole number from {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE}"
+        )
+    return hertz
+
+
+class StreamingResampler:
+    """Converts one mono stream from `source_rate` to `target_rate`, both in Hz.
+
+    Output is aligned in time with the input: sample k stands at k / target_rate seconds. Of n
+    samples in come `round(n * target_rate / source_rate)` out (halves round up), some of them only
+    from `finish`, because the filter looks ahead. Equal rates pass through at once, unchanged.
+
+    Raises AudioValueError for a rate outside 1..384 kHz.
+    """
+
+    def __init__(self, source_rate: int, target_rate: int) -> None:
+        self.source_rate = check_sample_rate(source_rate, "source_rate")
+        self.target_rate = check_sample_rate(target_rate, "target_rate")
+        self._filter: Any = None  # a soxr.ResampleStream, unless the rates are equal
+        self._received = 0
+        self._emitted = 0
+        self._finished = False
+        if self.source_rate != self.target_rate:
+            import soxr
+
+            self._filter = soxr.ResampleStream(
+                self.source_rate, self.target_rate, 1, dtype="float32", quality="HQ"
+            )
+
+    def push(self, block: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Take float32 samples (n,) and return those that are ready (m,), in a new array.
+
+        Raises StreamError after `finish` and AudioValueError for a block that is not 1-D.
+        """
+        self._check_open("push")
+        samples = np.array(block, dtype=np.float32)
+        if samples.ndim != 1:
+            raise AudioValueError(
+                f"a block must be mono, of shape (samples,), but has shape {samples.shape}"
+            )
+        self._received += len(samples)
+        if self._filter is None:
+            return samples
+        return self._emit(self._filter.resample_chunk(samples))
+
+    def finish(self) -> npt.NDArray[np.float32]:
+        """Return the samples still inside the filter (m,) and end the stream.
+
+        Raises StreamError when called twice.
+        """
+        self._check_open("finish")
+        self._finished = True
+        nothing = np.zeros(0, dtype=np.float32)
+        if self._filter is None:
+            return nothing
+        tail = self._filter.resample_chunk(nothing, last=True)
+        doubled = 2 * self._received * self.target_rate + self.source_rate
+        missing = doubled // (2 * self.source_rate) - self._emitted
+        return self._emit(np.pad(tail[:missing], (0, max(0, missing - len(tail)))))
+
+    def _emit(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        self._emitted += len(samples)
+        return samples
+
+    def _check_open(self, action: str) -> None:
+        if self._finished:
+            raise StreamError(
+                f"cannot {action}: this resampler is finished; make a new one for a new stream"
+            )

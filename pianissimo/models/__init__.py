@@ -1,0 +1,1 @@
+"""The networks: encoder, predictor, joiner, CTC head, and the whole model with its files."""

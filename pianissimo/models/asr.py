@@ -1,0 +1,276 @@
+"""The whole acoustic model: features, encoder, transducer and/or CTC head; built, saved, loaded.
+
+A model folder holds `config.json` (the dataclasses below), `model.safetensors` and the tokenizer
+(`tokenizer.model` or `tokenizer.json`). Weights may be stored in half precision; they are computed
+in the dtype the caller asks for.
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pianissimo.audio.features import FeatureConfig, MelFeatures
+from pianissimo.errors import CheckpointError, OptionError
+from pianissimo.models.ctc import CtcHead
+from pianissimo.models.fastconformer import EncoderConfig, FastConformerEncoder
+from pianissimo.models.transducer import Joiner, Predictor, TransducerConfig
+from pianissimo.text.tokenizer import Tokenizer
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILES = {"sentencepiece": "tokenizer.model", "huggingface": "tokenizer.json"}
+FORMAT_VERSION = 1
+LARGEST_CONFIG_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """Language prompts: one-hot of `count` beside each encoder frame, through a two-layer net."""
+
+    count: int = 128
+    hidden: int = 2048
+    default: int = 101
+
+
+@dataclass(frozen=True)
+class AsrConfig:
+    """Everything needed to build the model but its weights and its tokenizer."""
+
+    vocab_size: int
+    features: FeatureConfig
+    encoder: EncoderConfig
+    transducer: TransducerConfig | None = None
+    ctc: bool = False
+    prompts: PromptConfig | None = None
+    max_symbols: int = 10
+    language: str | None = None
+    name: str = "unnamed"
+
+    def __post_init__(self) -> None:
+        if self.transducer is None and not self.ctc:
+            raise OptionError("a model needs a transducer, a CTC head or both")
+        if self.transducer is not None and self.transducer.vocab_size != self.vocab_size:
+            raise OptionError("the transducer's vocabulary differs from the model's")
+        if self.features.n_mels != self.encoder.n_mels:
+            raise OptionError(
+                f"features have {self.features.n_mels} mel bins, "
+                f"the encoder expects {self.encoder.n_mels}"
+            )
+
+    @property
+    def frame_seconds(self) -> float:
+        """Seconds of audio per encoder frame."""
+        return self.encoder.subsampling_factor * self.features.hop_seconds
+
+    @property
+    def latencies_ms(self) -> dict[int, int]:
+        """Latency mode in milliseconds -> lookahead in encoder frames."""
+        modes = sorted(self.encoder.lookaheads)
+        return {round((r + 1) * self.frame_seconds * 1000): r for r in modes}
+
+    def lookahead(self, latency_ms: int | None) -> int | None:
+        """The lookahead of a latency mode; None asks for the longest. OptionError if unknown."""
+        modes = self.latencies_ms
+        if latency_ms is None:
+            return max(modes.values(), default=None)
+        if latency_ms not in modes:
+            known = ", ".join(map(str, modes)) or "none: this model does not stream"
+            raise OptionError(f"latency {latency_ms} ms is not a mode of this model ({known})")
+        return modes[latency_ms]
+
+
+class PromptProjector(nn.Module):
+    """Encoder frames with a language prompt beside them: (B, S, D) -> (B, S, D)."""
+
+    def __init__(self, dim: int, config: PromptConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.up = nn.Linear(dim + config.count, config.hidden)
+        self.down = nn.Linear(config.hidden, dim)
+
+    def forward(self, frames: Tensor, prompt: int | None = None) -> Tensor:
+        one_hot = frames.new_zeros(*frames.shape[:2], self.config.count)
+        one_hot[..., self.config.default if prompt is None else prompt] = 1.0
+        return self.down(torch.relu(self.up(torch.cat([frames, one_hot], dim=-1))))
+
+
+class AsrModel(nn.Module):
+    """Features, encoder and heads of one recogniser."""
+
+    def __init__(self, config: AsrConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.features = MelFeatures(config.features)
+        self.encoder = FastConformerEncoder(config.encoder)
+        self.prompt: PromptProjector | None = None
+        self.predictor: Predictor | None = None
+        self.joiner: Joiner | None = None
+        self.ctc: CtcHead | None = None
+        if config.prompts is not None:
+            self.prompt = PromptProjector(config.encoder.dim, config.prompts)
+        if config.transducer is not None:
+            self.predictor = Predictor(config.transducer)
+            self.joiner = Joiner(config.encoder.dim, config.transducer)
+        if config.ctc:
+            self.ctc = CtcHead(config.encoder.dim, config.vocab_size)
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.subsampling.out.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.encoder.subsampling.out.weight.dtype
+
+    def parameter_count(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+
+def save_model(
+    folder: Path, model: AsrModel, tokenizer: Tokenizer, dtype: torch.dtype | None = None
+) -> None:
+    """Write the model folder; `dtype` stores floating weights narrower than they are computed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {
+        name: (t.to(dtype) if dtype is not None and t.is_floating_point() else t).contiguous()
+        for name, t in model.state_dict().items()
+    }
+    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    config = {"format": FORMAT_VERSION, **dataclasses.asdict(model.config)}
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / TOKENIZER_FILES[tokenizer.kind]).write_bytes(tokenizer.to_bytes())
+
+
+def load_model(folder: Path) -> tuple[AsrModel, Tokenizer]:
+    """Read a model folder written by `save_model`, weights in float32.
+
+    Raises CheckpointError for anything missing, unknown, of the wrong shape or unreadable.
+    """
+    config = read_config(folder / CONFIG_FILE)
+    tokenizer = read_tokenizer(folder)
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no {WEIGHTS_FILE}; copy the whole model folder")
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); fetch it again") from error
+    return build(config, weights, str(folder)), tokenizer
+
+
+def build(config: AsrConfig, weights: dict[str, Tensor], source: str) -> AsrModel:
+    """A model in evaluation mode from named tensors, each used exactly once.
+
+    Raises CheckpointError naming tensors that are missing, left over or of another shape.
+    """
+    with torch.device("meta"):
+        model = AsrModel(config)
+    expected = {name: t.shape for name, t in model.state_dict().items()}
+    missing = sorted(expected.keys() - weights.keys())
+    unknown = sorted(weights.keys() - expected.keys())
+    if missing or unknown:
+        raise CheckpointError(
+            f"{source}: the weights do not belong to its configuration"
+            + (f"; missing: {_some(missing)}" if missing else "")
+            + (f"; unknown: {_some(unknown)}" if unknown else "")
+        )
+    for name, shape in expected.items():
+        if weights[name].shape != shape:
+            raise CheckpointError(
+                f"{source}: {name} has shape {tuple(weights[name].shape)}, "
+                f"its configuration says {tuple(shape)}"
+            )
+    model.load_state_dict({name: t.float() for name, t in weights.items()}, assign=True)
+    model.features = MelFeatures(config.features)
+    return model.eval()
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model folder; CheckpointError if there is none."""
+    sentencepiece, huggingface = (folder / name for name in TOKENIZER_FILES.values())
+    if sentencepiece.is_file():
+        return Tokenizer.from_sentencepiece(sentencepiece.read_bytes())
+    if huggingface.is_file():
+        return Tokenizer.from_hf_json(huggingface.read_bytes())
+    raise CheckpointError(f"{folder} has neither {sentencepiece.name} nor {huggingface.name}")
+
+
+def read_config(path: Path) -> AsrConfig:
+    """`config.json` -> AsrConfig; unknown or missing keys are a CheckpointError."""
+    try:
+        if path.stat().st_size > LARGEST_CONFIG_BYTES:
+            raise CheckpointError(f"{path} is too large to be a configuration")
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path.parent} has no {path.name}: not a model folder") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not readable JSON ({error})") from error
+    if not isinstance(data, dict) or data.pop("format", None) != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} is not a pianissimo model of format {FORMAT_VERSION}; update the package "
+            "or convert the model again"
+        )
+    try:
+        return _from_json(AsrConfig, data, path.name)
+    except OptionError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+T = TypeVar("T")
+
+
+def _from_json(kind: type[T], data: Any, where: str) -> T:
+    """A frozen dataclass from a JSON object, strictly: no unknown key, no missing one."""
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(kind)
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{where} is not an object")
+    unknown = sorted(data.keys() - fields.keys())
+    if unknown:
+        raise CheckpointError(f"{where} has unknown keys: {_some(unknown)}")
+    missing = [
+        name
+        for name, f in fields.items()
+        if name not in data and f.default is dataclasses.MISSING
+    ]
+    if missing:
+        raise CheckpointError(f"{where} lacks: {_some(missing)}")
+    values = {name: _value(hints[name], v, f"{where}: {name}") for name, v in data.items()}
+    return kind(**values)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    options = typing.get_args(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        if value is None and type(None) in options:
+            return None
+        return _value(next(o for o in options if o is not type(None)), value, where)
+    if dataclasses.is_dataclass(hint):
+        return _from_json(hint, value, where)  # type: ignore[arg-type]
+    if typing.get_origin(hint) is typing.Literal:
+        if value not in options:
+            raise CheckpointError(f"{where} is {value!r}, expected one of {list(options)}")
+        return value
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list):
+            raise CheckpointError(f"{where} is {value!r}, expected a list")
+        return tuple(_value(options[0], item, where) for item in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise CheckpointError(f"{where} is {value!r}, expected {hint.__name__}")
+    return value
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,609 @@
+"""FastConformer encoder: offline and cache-aware streaming with the same code.
+
+Shape legend: B batch, T mel frames, F mel bins, S encoder frames, D width, H heads, K head width,
+L left context, C chunk (lookahead + 1), Q queries of an attention window, W its keys.
+
+Papers: Gulati et al. 2020 (Conformer), Rekesh et al. 2023 (FastConformer, arXiv 2305.05084),
+Noroozi et al. 2023 (cache-aware streaming, arXiv 2312.17279). Numerics follow NeMo 3.0.
+
+Streaming law: `forward` over a whole utterance, `step` over its chunks, and a batch or a lone
+stream all give the same numbers. Chunking exists only in the attention: encoder frame i belongs to
+chunk i // C and sees its own chunk and at most the L frames before that chunk. Keys and values of
+those L frames are cached, so no frame is encoded twice. The modules hold weights only; what a stream
+remembers is an `EncoderState` that the caller owns.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pianissimo.errors import OptionError
+
+KERNEL, STRIDE = 3, 2
+QUERIES_PER_WINDOW = 16
+"""Offline, short chunks share an attention window until it has about this many queries."""
+ATTENTION_CELLS = 1 << 24
+"""Most (query, key) scores held at once per layer with unlimited context."""
+MASKED_SCORE = -1e4
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Shape of the encoder. Lengths in encoder frames unless said otherwise.
+
+    `left_context` and `lookaheads` describe chunk-limited attention; the first lookahead is the
+    default. Both None / empty mean that every frame sees the whole utterance. `conv_norm` "folded"
+    is a batch norm whose running statistics were folded into the depthwise convolution.
+    """
+
+    n_mels: int = 128
+    dim: int = 1024
+    layers: int = 24
+    heads: int = 8
+    ff_dim: int = 4096
+    conv_kernel: int = 9
+    conv_norm: Literal["layer", "folded"] = "layer"
+    causal_conv: bool = True
+    subsampling_factor: int = 8
+    subsampling_channels: int = 256
+    causal_subsampling: bool = True
+    attention_bias: bool = False
+    conv_bias: bool = False
+    scale_input: bool = False
+    left_context: int | None = 70
+    lookaheads: tuple[int, ...] = (13, 6, 1, 0)
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads:
+            raise OptionError(f"encoder width {self.dim} is not divisible by {self.heads} heads")
+        if self.subsampling_factor & (self.subsampling_factor - 1) or self.subsampling_factor < 2:
+            raise OptionError(
+                f"subsampling factor {self.subsampling_factor} is not a power of two from 2 on"
+            )
+        if (self.left_context is None) != (not self.lookaheads):
+            raise OptionError("left_context and lookaheads are given together or not at all")
+        for lookahead in self.lookaheads:
+            if self.left_context is not None and self.left_context % (lookahead + 1):
+                raise OptionError(
+                    f"left context {self.left_context} is not a multiple of the chunk of "
+                    f"{lookahead + 1} frames (lookahead {lookahead})"
+                )
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+    @property
+    def streams(self) -> bool:
+        """Whether the encoder can run chunk by chunk with the same result as offline."""
+        return self.left_context is not None and self.causal_conv and self.causal_subsampling
+
+    @property
+    def subsampling_stages(self) -> int:
+        return self.subsampling_factor.bit_length() - 1
+
+    def chunk(self, lookahead: int) -> int:
+        """Encoder frames per chunk at this lookahead; raises OptionError if unsupported."""
+        if lookahead not in self.lookaheads:
+            known = ", ".join(map(str, self.lookaheads)) or "none: it sees whole utterances"
+            raise OptionError(f"lookahead {lookahead} is not one this model has ({known})")
+        return lookahead + 1
+
+
+@dataclass
+class SubsamplingState:
+    """Input frames each stride-2 stage has not used up, how many it was given, and the output."""
+
+    caches: list[Tensor]
+    counts: list[int]
+    emitted: int = 0
+
+
+@dataclass
+class EncoderState:
+    """Everything a stream (or a batch of streams in lockstep) remembers in the encoder.
+
+    key, value: (layers, B, H, L, K), newest frame last; conv: (layers, B, kernel - 1, D).
+    `frames` counts the encoder frames that went through the layers, `pending` (B, <C, D) holds
+    subsampled frames of a chunk that is not complete.
+    """
+
+    subsampling: SubsamplingState
+    key: Tensor
+    value: Tensor
+    conv: Tensor
+    pending: Tensor
+    frames: int = 0
+
+
+@dataclass(frozen=True)
+class ChunkPlan:
+    """What every step at one lookahead shares: the chunk and each layer's relative keys.
+
+    `relative` is (layers, H, K, L + 2Q - 1), the projected sinusoids from the largest distance
+    (L + Q - 1) down to -(Q - 1) for the widest window of Q queries. They depend on the weights
+    alone, so they are computed once.
+    """
+
+    chunk: int
+    left: int
+    queries: int
+    relative: Tensor
+
+    def near(self, queries: int) -> Tensor:
+        """Relative keys of a narrower window: (layers, H, K, L + 2 * queries - 1)."""
+        cut = self.queries - queries
+        return self.relative[..., cut : self.relative.shape[-1] - cut]
+
+
+class Subsampling(nn.Module):
+    """Depthwise-striding convolutions: (B, T, F) mel -> (B, about T / factor, D).
+
+    Each stage pads the frequency axis and time by zeros; the causal form pads time on the left only,
+    so encoder frame s never reads a mel frame later than factor * s.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        channels = config.subsampling_channels
+        self.left = KERNEL - 1 if config.causal_subsampling else KERNEL // 2
+        self.right = STRIDE - 1 if config.causal_subsampling else KERNEL // 2
+        stages = config.subsampling_stages
+        self.conv = nn.ModuleList(
+            [nn.Conv2d(1, channels, KERNEL, STRIDE)]
+            + [
+                nn.Conv2d(channels, channels, KERNEL, STRIDE, groups=channels)
+                for _ in range(stages - 1)
+            ]
+        )
+        self.pointwise = nn.ModuleList(
+            [nn.Conv2d(channels, channels, 1) for _ in range(stages - 1)]
+        )
+        bins = config.n_mels
+        self.bins = [bins]
+        for _ in range(stages):
+            bins = (bins + self.left + self.right - KERNEL) // STRIDE + 1
+            self.bins.append(bins)
+        self.out = nn.Linear(channels * bins, config.dim)
+
+    def output_length(self, frames: Tensor | int) -> Tensor | int:
+        """Encoder frames of a finished utterance of that many mel frames; 0 for 0."""
+        n = torch.as_tensor(frames)
+        for _ in self.conv:
+            n = self._stage_length(n)
+        return n if isinstance(frames, Tensor) else int(n)
+
+    def start(self, batch: int) -> SubsamplingState:
+        """The state of `batch` streams before their first frame: zeros stand to the left."""
+        weight = self.out.weight
+        channels = self.conv[0].weight.shape[0]
+        caches = [
+            weight.new_zeros(batch, channels if stage else 1, self.left, self.bins[stage])
+            for stage in range(len(self.conv))
+        ]
+        return SubsamplingState(caches, [0] * len(caches))
+
+    def step(
+        self,
+        mel: Tensor,
+        state: SubsamplingState,
+        *,
+        lengths: Tensor | None = None,
+        final: bool = False,
+    ) -> Tensor:
+        """Take (B, T, F) further mel frames, T >= 0, and return the (B, S, D) frames they complete.
+
+        `lengths` (B,), counted from the start of the stream, masks rows of a padded batch that end
+        earlier. `final` emits what the end of the utterance completes.
+        """
+        x = mel.unsqueeze(1)
+        valid = lengths
+        for stage, conv in enumerate(self.conv):
+            x = self._mask(x, state.counts[stage], valid)
+            state.counts[stage] += x.shape[2]
+            x = torch.cat([state.caches[stage], x], dim=2)
+            if final and state.counts[stage] and x.shape[2] % STRIDE == 0:
+                x = F.pad(x, (0, 0, 0, 1))  # the last window reaches one frame past the end
+            outputs = max(0, (x.shape[2] - KERNEL) // STRIDE + 1)
+            state.caches[stage] = x[:, :, STRIDE * outputs :].clone()
+            if valid is not None:
+                valid = self._stage_length(valid)
+            if outputs == 0:
+                x = x.new_zeros(x.shape[0], conv.weight.shape[0], 0, self.bins[stage + 1])
+                continue
+            x = conv(F.pad(x, (self.left, self.right)))
+            if stage:
+                x = self.pointwise[stage - 1](x)
+            x = F.relu(x)
+        x = self._mask(x, state.emitted, valid)
+        state.emitted += x.shape[2]
+        B, channels, S, bins = x.shape
+        return self.out(x.transpose(1, 2).reshape(B, S, channels * bins))
+
+    def forward(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, F), (B,) -> (B, S, D), (B,): a batch of finished utterances at once."""
+        out = self.step(mel, self.start(mel.shape[0]), lengths=lengths, final=True)
+        counts = self.output_length(lengths)
+        assert isinstance(counts, Tensor)
+        return out, counts
+
+    def _stage_length(self, n: Tensor) -> Tensor:
+        return torch.where(n > 0, (n + self.left + self.right - KERNEL) // STRIDE + 1, n)
+
+    @staticmethod
+    def _mask(x: Tensor, first: int, lengths: Tensor | None) -> Tensor:
+        """Zero the (B, channels, T, bins) frames at or past each row's length."""
+        if lengths is None or x.shape[2] == 0:
+            return x
+        index = torch.arange(first, first + x.shape[2], device=x.device)
+        return x * (index < lengths[:, None])[:, None, :, None]
+
+
+class FeedForward(nn.Module):
+    """Linear, SiLU, linear: (..., D) -> (..., D)."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.dim, config.ff_dim, bias=config.attention_bias)
+        self.down = nn.Linear(config.ff_dim, config.dim, bias=config.attention_bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.dropout(F.silu(self.up(x))))
+
+
+class RelativeAttention(nn.Module):
+    """Multi-head attention with relative positions (Transformer-XL, Dai et al. 2019).
+
+    score(i, j) = ((q_i + u) . k_j + (q_i + v) . p_{i-j}) / sqrt(K), p the projected sinusoids.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        D, bias = config.dim, config.attention_bias
+        self.heads, self.head_dim = config.heads, config.head_dim
+        self.qkv = nn.Linear(D, 3 * D, bias=bias)
+        self.out = nn.Linear(D, D, bias=bias)
+        self.position = nn.Linear(D, D, bias=False)
+        self.bias_u = nn.Parameter(torch.zeros(self.heads, self.head_dim))
+        self.bias_v = nn.Parameter(torch.zeros(self.heads, self.head_dim))
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, S, D) -> query, key, value, each (B, H, S, K)."""
+        B, S, _ = x.shape
+        q, k, v = self.qkv(x).view(B, S, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def relative_keys(self, sinusoids: Tensor) -> Tensor:
+        """(R, D) sinusoids -> (H, K, R) keys of those distances."""
+        projected = self.position(sinusoids)
+        return projected.view(len(sinusoids), self.heads, self.head_dim).permute(1, 2, 0)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, relative: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """Attention of whole windows.
+
+        q (B, H, n, Q, K); k, v (B, H, n, W, K); relative (H, K, Q + W - 1), largest distance first;
+        mask, broadcastable to (B, H, n, Q, W), is true where a key may be seen.
+        Returns (B, H, n, Q, K); a query that may see nothing gets zeros.
+        """
+        u, w = self.bias_u[:, None, None, :], self.bias_v[:, None, None, :]
+        position = skew((q + w) @ relative[:, None], k.shape[-2])
+        scores = ((q + u) @ k.transpose(-2, -1) + position) / math.sqrt(self.head_dim)
+        if mask is None:
+            return torch.softmax(scores, -1, dtype=torch.float32).to(v.dtype) @ v
+        weights = torch.softmax(scores.masked_fill(~mask, MASKED_SCORE), -1, dtype=torch.float32)
+        return weights.masked_fill(~mask, 0.0).to(v.dtype) @ v
+
+    def merge(self, heads: Tensor) -> Tensor:
+        """(B, H, n, Q, K) -> (B, n * Q, D), projected."""
+        B, H, n, Q, K = heads.shape
+        return self.out(heads.permute(0, 2, 3, 1, 4).reshape(B, n * Q, H * K))
+
+
+class ConvModule(nn.Module):
+    """Pointwise, GLU, depthwise, norm, SiLU, pointwise: (B, S, D) -> (B, S, D).
+
+    Pointwise convolutions are linear layers, so that whatever works on linears works on them.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        D, bias = config.dim, config.conv_bias
+        self.kernel = config.conv_kernel
+        self.history = self.kernel - 1 if config.causal_conv else self.kernel // 2
+        self.up = nn.Linear(D, 2 * D, bias=bias)
+        # Folding a batch norm into the depthwise convolution leaves a bias behind.
+        folded = config.conv_norm == "folded"
+        self.depthwise = nn.Conv1d(D, D, self.kernel, groups=D, bias=bias or folded)
+        self.norm = nn.Identity() if folded else nn.LayerNorm(D)
+        self.down = nn.Linear(D, D, bias=bias)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Whole utterances, zeros on both sides; mask (B, S) is true on valid frames."""
+        x = self._gate(x, mask)
+        after = self.kernel - 1 - self.history
+        return self._after(F.pad(x.transpose(1, 2), (self.history, after)))
+
+    def step(self, x: Tensor, cache: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """One block of a stream; cache (B, kernel - 1, D) is the gated input before it."""
+        x = torch.cat([cache, self._gate(x, mask)], dim=1)
+        return self._after(x.transpose(1, 2)), x[:, x.shape[1] - cache.shape[1] :]
+
+    def _gate(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        x = F.glu(self.up(x), dim=-1)
+        return x if mask is None else x * mask[:, :, None]
+
+    def _after(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.norm(self.depthwise(x).transpose(1, 2))))
+
+
+class ConformerLayer(nn.Module):
+    """Half feed-forward, attention, convolution, half feed-forward, norm: (B, S, D) -> (B, S, D)."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        D = config.dim
+        self.norm_ff1, self.ff1 = nn.LayerNorm(D), FeedForward(config)
+        self.norm_attention, self.attention = nn.LayerNorm(D), RelativeAttention(config)
+        self.norm_conv, self.conv = nn.LayerNorm(D), ConvModule(config)
+        self.norm_ff2, self.ff2 = nn.LayerNorm(D), FeedForward(config)
+        self.norm_out = nn.LayerNorm(D)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: Tensor, relative: Tensor, visible: Tensor | None, valid: Tensor | None
+    ) -> Tensor:
+        """Whole utterances. relative (H, K, 2S - 1); visible (1 or B, 1, 1, S, S); valid (B, S)."""
+        x = x + 0.5 * self.dropout(self.ff1(self.norm_ff1(x)))
+        q, k, v = self.attention.project(self.norm_attention(x))
+        x = x + self.dropout(self.attention.merge(self._attend_whole(q, k, v, relative, visible)))
+        x = x + self.dropout(self.conv(self.norm_conv(x), valid))
+        x = x + 0.5 * self.dropout(self.ff2(self.norm_ff2(x)))
+        return self.norm_out(x)
+
+    def _attend_whole(
+        self, q: Tensor, k: Tensor, v: Tensor, relative: Tensor, visible: Tensor | None
+    ) -> Tensor:
+        """Attention over (B, H, S, K) in blocks of queries, so memory is linear in S."""
+        B, H, S, _ = q.shape
+        k, v = k[:, :, None], v[:, :, None]
+        block = max(1, ATTENTION_CELLS // max(1, B * H * S))
+        parts = []
+        for a in range(0, S, block):
+            b = min(S, a + block)
+            mask = visible if visible is None or visible.shape[3] == 1 else visible[:, :, :, a:b]
+            near = relative[:, :, S - b : 2 * S - 1 - a]
+            parts.append(self.attention.attend(q[:, :, None, a:b], k, v, near, mask))
+        return torch.cat(parts, dim=3) if len(parts) > 1 else parts[0]
+
+    def step(
+        self,
+        x: Tensor,
+        caches: tuple[Tensor, Tensor, Tensor],
+        window: "AttentionWindow",
+        relative: Tensor,
+        valid: Tensor | None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """One block of n * Q frames of a stream: caches in, caches out."""
+        key_cache, value_cache, conv_cache = caches
+        x = x + 0.5 * self.ff1(self.norm_ff1(x))
+        q, k, v = self.attention.project(self.norm_attention(x))
+        k, v = torch.cat([key_cache, k], dim=2), torch.cat([value_cache, v], dim=2)
+        heads = self.attention.attend(
+            q.unflatten(2, (-1, window.queries)),
+            window.slide(k),
+            window.slide(v),
+            relative,
+            window.mask,
+        )
+        x = x + self.attention.merge(heads)
+        convolved, conv_cache = self.conv.step(self.norm_conv(x), conv_cache, valid)
+        x = x + convolved
+        x = x + 0.5 * self.ff2(self.norm_ff2(x))
+        left = key_cache.shape[2]
+        kept = k.shape[2] - left
+        return self.norm_out(x), (k[:, :, kept:], v[:, :, kept:], conv_cache)
+
+
+@dataclass(frozen=True)
+class AttentionWindow:
+    """How the queries of a block see cached and new keys: Q queries, W = L + Q keys a window."""
+
+    queries: int
+    left: int
+    mask: Tensor | None
+
+    def slide(self, frames: Tensor) -> Tensor:
+        """(B, H, L + n * Q, K) -> (B, H, n, L + Q, K), overlapping windows."""
+        if frames.shape[2] == self.left + self.queries:
+            return frames[:, :, None]
+        return frames.unfold(2, self.left + self.queries, self.queries).transpose(-2, -1)
+
+
+class FastConformerEncoder(nn.Module):
+    """Mel frames to encoder frames, whole or chunk by chunk."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.subsampling = Subsampling(config)
+        self.layers = nn.ModuleList([ConformerLayer(config) for _ in range(config.layers)])
+        self.scale = math.sqrt(config.dim) if config.scale_input else 1.0
+
+    # -- whole utterances ------------------------------------------------------------------------
+
+    def forward(
+        self, mel: Tensor, lengths: Tensor, lookahead: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """A padded batch of finished utterances, attention by mask: for training and short clips.
+
+        mel (B, T, F), lengths (B,) -> (B, S, D), (B,). `lookahead` defaults to the model's first;
+        memory grows with S squared, see `encode` for long recordings.
+        """
+        x, counts = self.subsampling(mel, lengths)
+        x = x * self.scale
+        S = x.shape[1]
+        valid: Tensor | None = torch.arange(S, device=x.device) < counts[:, None]
+        if bool((counts == S).all()):
+            valid = None
+        visible = self._visible(S, lookahead, x.device)
+        if valid is not None:
+            seen = valid[:, None, None, None, :]
+            visible = seen if visible is None else visible & seen
+        sinusoids = self._sinusoids(S - 1, -(S - 1))
+        for layer in self.layers:
+            x = layer(x, layer.attention.relative_keys(sinusoids), visible, valid)
+        return x, counts
+
+    def _visible(self, S: int, lookahead: int | None, device: torch.device) -> Tensor | None:
+        """The chunk mask (1, 1, 1, S, S) of the offline form, None without chunks."""
+        if self.config.left_context is None:
+            if lookahead is not None:
+                self.config.chunk(lookahead)
+            return None
+        lookahead = self.config.lookaheads[0] if lookahead is None else lookahead
+        chunk = torch.arange(S, device=device) // self.config.chunk(lookahead)
+        behind = chunk[:, None] - chunk[None, :]
+        chunks_back = self.config.left_context // (lookahead + 1)
+        return ((behind >= 0) & (behind <= chunks_back))[None, None, None]
+
+    def _sinusoids(self, first: int, last: int) -> Tensor:
+        """Sinusoids (first - last + 1, D) of the distances first, first - 1, ..., last."""
+        weight = self.subsampling.out.weight
+        half = torch.arange(0, self.config.dim, 2, device=weight.device, dtype=torch.float32)
+        rates = torch.exp(half * -(math.log(10000.0) / self.config.dim))
+        distances = torch.arange(first, last - 1, -1, device=weight.device, dtype=torch.float32)
+        angles = distances[:, None] * rates
+        return torch.stack([angles.sin(), angles.cos()], -1).flatten(1).to(weight.dtype)
+
+    # -- streams -----------------------------------------------------------------------------------
+
+    def plan(self, lookahead: int) -> ChunkPlan:
+        """The constants of streaming at one lookahead; raises OptionError if it cannot stream."""
+        config = self.config
+        if not config.streams or config.left_context is None:
+            raise OptionError(
+                "this encoder is not causal with chunk-limited attention, so it cannot stream; "
+                "transcribe whole recordings with it, or choose a streaming model"
+            )
+        chunk, left = config.chunk(lookahead), config.left_context
+        queries = chunk * max(1, QUERIES_PER_WINDOW // chunk)
+        sinusoids = self._sinusoids(left + queries - 1, -(queries - 1))
+        relative = [layer.attention.relative_keys(sinusoids) for layer in self.layers]
+        return ChunkPlan(chunk, left, queries, torch.stack(relative))
+
+    def start(self, batch: int = 1) -> EncoderState:
+        """The state of `batch` streams that have heard nothing."""
+        config, weight = self.config, self.subsampling.out.weight
+        left = config.left_context or 0
+        keys = (config.layers, batch, config.heads, left, config.head_dim)
+        return EncoderState(
+            subsampling=self.subsampling.start(batch),
+            key=weight.new_zeros(keys),
+            value=weight.new_zeros(keys),
+            conv=weight.new_zeros(config.layers, batch, config.conv_kernel - 1, config.dim),
+            pending=weight.new_zeros(batch, 0, config.dim),
+        )
+
+    def step(
+        self,
+        mel: Tensor,
+        state: EncoderState,
+        plan: ChunkPlan,
+        *,
+        lengths: Tensor | None = None,
+        final: bool = False,
+    ) -> Tensor:
+        """Take (B, T, F) further mel frames, any T >= 0, and return the (B, S, D) they complete.
+
+        Whole chunks come out; frames of an unfinished chunk wait in `state.pending` until `final`
+        flushes them. `lengths` (B,) in mel frames since the start of the stream masks the rows of
+        a padded batch that end earlier. Advances `state` in place.
+        """
+        x = self.subsampling.step(mel, state.subsampling, lengths=lengths, final=final)
+        x = torch.cat([state.pending, x * self.scale], dim=1)
+        ready = x.shape[1] if final else x.shape[1] - x.shape[1] % plan.chunk
+        state.pending = x[:, ready:].clone()
+        counts = None
+        if lengths is not None:
+            counts = self.subsampling.output_length(lengths)
+            assert isinstance(counts, Tensor)
+        whole = ready - ready % plan.chunk
+        parts = []
+        if whole:
+            parts.append(self.step_layers(x[:, :whole], state, plan, counts))
+        if ready > whole:
+            parts.append(self.step_layers(x[:, whole:ready], state, plan, counts))
+        if not parts:
+            return x[:, :0]
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+    def step_layers(
+        self, x: Tensor, state: EncoderState, plan: ChunkPlan, counts: Tensor | None = None
+    ) -> Tensor:
+        """Run the layers over (B, S, D) subsampled frames: S is n chunks, or one short last chunk.
+
+        `counts` (B,) are the valid encoder frames of each row since the start of the stream.
+        """
+        S = x.shape[1]
+        chunk = min(plan.chunk, S)
+        queries = min(plan.queries, S)
+        tail = S % queries
+        if tail:
+            head = self.step_layers(x[:, : S - tail], state, plan, counts)
+            return torch.cat([head, self.step_layers(x[:, S - tail :], state, plan, counts)], 1)
+        relative = plan.near(queries)
+        window, valid = self._window(x, state.frames, chunk, queries, plan.left, counts)
+        keys, values, convs = [], [], []
+        for i, layer in enumerate(self.layers):
+            caches = (state.key[i], state.value[i], state.conv[i])
+            x, (key, value, conv) = layer.step(x, caches, window, relative[i], valid)
+            keys.append(key)
+            values.append(value)
+            convs.append(conv)
+        state.key, state.value = torch.stack(keys), torch.stack(values)
+        state.conv = torch.stack(convs)
+        state.frames += S
+        return x
+
+    @staticmethod
+    def _window(
+        x: Tensor, frames: int, chunk: int, queries: int, left: int, counts: Tensor | None
+    ) -> tuple[AttentionWindow, Tensor | None]:
+        """The attention window of a block and, in a padded batch, its valid frames (B, S)."""
+        S, device = x.shape[1], x.device
+        mask = valid = None
+        if queries > chunk:
+            own = torch.arange(queries, device=device) // chunk * chunk
+            key = torch.arange(left + queries, device=device)
+            mask = (key >= own[:, None]) & (key < own[:, None] + left + chunk)
+            mask = mask[None, None, None]
+        position = torch.arange(frames - left, frames + S, device=device)
+        if counts is not None and int(counts.min()) < frames + S:
+            known = (position >= 0) & (position < counts[:, None])
+            valid = known[:, left:]
+        elif frames < left:
+            known = (position >= 0)[None]
+        else:
+            return AttentionWindow(queries, left, mask), None
+        seen = known.unfold(1, left + queries, queries)[:, None, :, None, :]
+        return AttentionWindow(queries, left, seen if mask is None else mask & seen), valid
+
+
+def skew(scores: Tensor, keys: int) -> Tensor:
+    """Scores by distance -> scores by key: (..., Q, Q + W - 1) -> (..., Q, W).
+
+    Query q reads W entries from Q - 1 - q on. Read flat, in rows one shorter, that is a plain slice.
+    """
+    *lead, Q, R = scores.shape
+    if Q == 1:
+        return scores
+    flat = scores.reshape(*lead, Q * R)[..., Q - 1 : -1]
+    return flat.reshape(*lead, Q, R - 1)[..., :keys]

@@ -1,0 +1,1 @@
+"""From token ids to text, words, sentences and subtitle files."""

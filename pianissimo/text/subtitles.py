@@ -1,0 +1,270 @@
+"""Transcripts as files: txt, srt, vtt, tsv and json.
+
+words ──(sentence ends, pauses, length)──> cues ──> srt, vtt
+segments ────────────────────────────────> lines of txt and tsv, objects of json
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pianissimo.errors import OptionError
+from pianissimo.text.words import ends_sentence, segments_from_words
+from pianissimo.transcript import Segment, Transcript, Word
+
+
+@dataclass(frozen=True)
+class CueOptions:
+    """How large a cue may be and where it breaks."""
+
+    max_line_characters: int = 42
+    max_lines: int = 2
+    max_seconds: float = 7.0
+    pause_seconds: float = 1.0
+    """A longer pause between two words always ends a cue."""
+
+    def __post_init__(self) -> None:
+        if self.max_line_characters < 1 or self.max_lines < 1:
+            raise OptionError(
+                "a cue needs room for one character and one line at least, "
+                f"not {self.max_line_characters} and {self.max_lines}"
+            )
+        if not self.max_seconds >= 0.001 or not self.pause_seconds >= 0:
+            raise OptionError(
+                "max_seconds must be at least 0.001 and pause_seconds at least 0, "
+                f"not {self.max_seconds} and {self.pause_seconds}"
+            )
+
+
+@dataclass(frozen=True)
+class Cue:
+    """What a subtitle shows at one time; `start_ms` < `end_ms`, in whole milliseconds."""
+
+    start_ms: int
+    end_ms: int
+    lines: tuple[str, ...]
+
+
+def to_txt(transcript: Transcript) -> str:
+    """Plain text, one segment per line."""
+    lines = [_one_line(segment.text) for segment in _segments(transcript)]
+    return "".join(line + "\n" for line in lines if line)
+
+
+def to_srt(transcript: Transcript, options: CueOptions | None = None) -> str:
+    """SubRip: numbered cues with comma times. The format has no escapes: "-->" becomes "->"."""
+    blocks = []
+    for number, cue in enumerate(cues(transcript, options), start=1):
+        times = f"{timestamp(cue.start_ms, ',')} --> {timestamp(cue.end_ms, ',')}"
+        text = "\n".join(cue.lines).replace("-->", "->")
+        blocks.append(f"{number}\n{times}\n{text}\n")
+    return "\n".join(blocks)
+
+
+def to_vtt(transcript: Transcript, options: CueOptions | None = None) -> str:
+    """WebVTT: cues with dot times; `&`, `<` and `>` (so also "-->") are escaped."""
+    blocks = ["WEBVTT\n"]
+    for cue in cues(transcript, options):
+        times = f"{timestamp(cue.start_ms, '.')} --> {timestamp(cue.end_ms, '.')}"
+        text = "\n".join(cue.lines)
+        text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        blocks.append(f"{times}\n{text}\n")
+    return "\n".join(blocks)
+
+
+def to_tsv(transcript: Transcript) -> str:
+    """A header and one line per segment: start and end in integer milliseconds, text."""
+    rows = ["start\tend\ttext\n"]
+    for segment in _segments(transcript):
+        start, end = round(segment.start * 1000), round(segment.end * 1000)
+        rows.append(f"{start}\t{end}\t{_one_line(segment.text)}\n")
+    return "".join(rows)
+
+
+def to_json(transcript: Transcript) -> str:
+    """Everything, as one JSON object in the layout of whisper.
+
+    The key `words` at the top is there only when the segments do not hold just these words.
+    """
+    root: dict[str, Any] = {
+        "text": transcript.text,
+        "language": transcript.language,
+        "duration": transcript.duration,
+        "model": transcript.model,
+        "segments": [
+            {
+                "id": number,
+                "start": segment.start,
+                "end": segment.end,
+                "text": segment.text,
+                "confidence": segment.confidence,
+                "words": [_word_object(word) for word in segment.words],
+            }
+            for number, segment in enumerate(transcript.segments)
+        ],
+    }
+    if transcript.words != _words_of(transcript.segments):
+        root["words"] = [_word_object(word) for word in transcript.words]
+    return json.dumps(root, ensure_ascii=False, indent=2) + "\n"
+
+
+def from_json(data: str | bytes) -> Transcript:
+    """Read what `to_json` wrote; raises OptionError when it is something else."""
+    try:
+        root = json.loads(data)
+        segments = tuple(
+            Segment(
+                str(item["text"]),
+                float(item["start"]),
+                float(item["end"]),
+                tuple(_word(word) for word in item.get("words") or ()),
+                _confidence(item),
+            )
+            for item in root["segments"]
+        )
+        words = root.get("words")
+        language = root.get("language")
+        return Transcript(
+            str(root["text"]),
+            segments,
+            _words_of(segments) if words is None else tuple(_word(word) for word in words),
+            None if language is None else str(language),
+            float(root["duration"]),
+            str(root["model"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise OptionError(
+            f"this is not the JSON of a transcript: {type(error).__name__}: {error}; "
+            "expected what Transcript.to_json writes"
+        ) from error
+
+
+WRITERS: Mapping[str, Callable[[Transcript], str]] = {
+    "txt": to_txt,
+    "srt": to_srt,
+    "vtt": to_vtt,
+    "tsv": to_tsv,
+    "json": to_json,
+}
+"""Every file format by the suffix of its files."""
+
+
+def cues(transcript: Transcript, options: CueOptions | None = None) -> Iterator[Cue]:
+    """Cut a transcript into cues that follow each other without overlap.
+
+    A segment without words is one cue if it fits; a longer one is spread over its time in
+    proportion to its characters.
+    """
+    options = options or CueOptions()
+    previous_ms = 0
+    for segment in _segments(transcript):
+        timed = segment.words or (Word(segment.text, segment.start, segment.end),)
+        words = [part for word in timed for part in _parts(word, options.max_line_characters)]
+        lines = _wrap([word.text for word in words], options.max_line_characters)
+        fits = not segment.words and len(lines) <= options.max_lines
+        begin = 0
+        while begin < len(words):
+            end = len(words) if fits else _cue_end(words, begin, options)
+            start_ms = max(round(words[begin].start * 1000), previous_ms)
+            end_ms = min(
+                round(words[end - 1].end * 1000), start_ms + round(options.max_seconds * 1000)
+            )
+            end_ms = max(end_ms, start_ms + 1)
+            texts = [word.text for word in words[begin:end]]
+            yield Cue(start_ms, end_ms, _lines(texts, options.max_line_characters))
+            previous_ms, begin = end_ms, end
+
+
+def timestamp(milliseconds: int, separator: str) -> str:
+    """`HH:MM:SS` and milliseconds behind `separator`; hours take more digits when needed."""
+    seconds, milliseconds = divmod(milliseconds, 1000)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:02d}:{minutes:02d}:{seconds:02d}{separator}{milliseconds:03d}"
+
+
+def _cue_end(words: Sequence[Word], begin: int, options: CueOptions) -> int:
+    """The index behind the last word of the cue that begins at `begin`."""
+    width = options.max_line_characters
+    texts = [words[begin].text]
+    for index in range(begin + 1, len(words)):
+        before, word = words[index - 1], words[index]
+        pause = word.start - before.end > options.pause_seconds
+        if pause or ends_sentence(before.text, word.text):
+            return index
+        texts.append(word.text)
+        too_long = word.end - words[begin].start > options.max_seconds
+        if too_long or len(_wrap(texts, width)) > options.max_lines:
+            # Rather break behind a comma, unless that leaves a cue less than half full.
+            for comma in range(index, begin + (index - begin + 1) // 2, -1):
+                if words[comma - 1].text.endswith((",", ";", ":")):
+                    return comma
+            return index
+    return len(words)
+
+
+def _wrap(texts: Sequence[str], width: int) -> list[str]:
+    """Fill lines of at most `width` characters greedily; only a longer text exceeds it."""
+    lines: list[str] = []
+    for text in texts:
+        if lines and len(lines[-1]) + 1 + len(text) <= width:
+            lines[-1] += " " + text
+        else:
+            lines.append(text)
+    return lines
+
+
+def _lines(texts: Sequence[str], width: int) -> tuple[str, ...]:
+    """As few lines as `width` allows, as equally long as possible."""
+    count = len(_wrap(texts, width))
+    while count > 1 and width > max(map(len, texts)) and len(_wrap(texts, width - 1)) == count:
+        width -= 1
+    return tuple(_wrap(texts, width))
+
+
+def _parts(word: Word, width: int) -> Iterator[Word]:
+    """The word without stray white space, in pieces that fit on a line, each with its time."""
+    texts = [text[i : i + width] for text in word.text.split() for i in range(0, len(text), width)]
+    total = sum(map(len, texts))
+    done = 0
+    for text in texts:
+        start = word.start + (word.end - word.start) * done / total
+        done += len(text)
+        end = word.start + (word.end - word.start) * done / total
+        yield Word(text, start, end, word.confidence)
+
+
+def _segments(transcript: Transcript) -> tuple[Segment, ...]:
+    """The transcript's segments, or what comes nearest to them."""
+    if transcript.words and not any(segment.words for segment in transcript.segments):
+        return segments_from_words(transcript.words)
+    if transcript.segments or not transcript.text.strip():
+        return transcript.segments
+    return (Segment(transcript.text, 0.0, transcript.duration),)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _words_of(segments: Sequence[Segment]) -> tuple[Word, ...]:
+    return tuple(word for segment in segments for word in segment.words)
+
+
+def _word_object(word: Word) -> dict[str, Any]:
+    return {
+        "text": word.text,
+        "start": word.start,
+        "end": word.end,
+        "confidence": word.confidence,
+    }
+
+
+def _word(item: Any) -> Word:
+    return Word(str(item["text"]), float(item["start"]), float(item["end"]), _confidence(item))
+
+
+def _confidence(item: Any) -> float | None:
+    value = item.get("confidence")
+    return None if value is None else float(value)

@@ -1,0 +1,1 @@
+"""Training: manifests, augmentation, losses, the loop and its checkpoints."""

@@ -1,0 +1,138 @@
+"""What a recording can suffer on its way to the recogniser: speed, level, noise, room, telephone.
+
+Waveform transforms take and return (N,) float32 samples at 16 kHz and draw from the generator they
+are given, so a seed fixes the outcome.
+"""
+
+import math
+import random
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pianissimo.audio.io import SAMPLE_RATE
+
+Samples = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Augmenter:
+    """Random transforms of a waveform, each with its probability or range.
+
+    `speeds` change tempo and pitch together; `gain_db` and `snr_db` are uniform ranges in dB;
+    `rt60_seconds` the reverberation time of a synthetic room.
+    """
+
+    speeds: tuple[float, ...] = (0.9, 1.0, 1.1)
+    gain_db: tuple[float, float] = (-25.0, 6.0)
+    noise_probability: float = 0.4
+    snr_db: tuple[float, float] = (5.0, 35.0)
+    room_probability: float = 0.3
+    rt60_seconds: tuple[float, float] = (0.1, 0.6)
+    telephone_probability: float = 0.15
+    pad_seconds: tuple[float, float] = (0.0, 0.4)
+    pad_probability: float = 0.5
+
+    def __call__(self, samples: Samples, rng: random.Random) -> Samples:
+        samples = change_speed(samples, rng.choice(self.speeds))
+        if rng.random() < self.room_probability:
+            samples = reverberate(samples, rng.uniform(*self.rt60_seconds), rng)
+        if rng.random() < self.pad_probability:
+            before, after = (
+                np.zeros(round(rng.uniform(*self.pad_seconds) * SAMPLE_RATE), np.float32)
+                for _ in range(2)
+            )
+            samples = np.concatenate([before, samples, after])
+        if rng.random() < self.noise_probability:
+            tilt = rng.choice((0.0, 0.5, 1.0))
+            samples = add_noise(samples, rng.uniform(*self.snr_db), tilt, rng)
+        if rng.random() < self.telephone_probability:
+            samples = telephone_band(samples)
+        return change_level(samples, rng.uniform(*self.gain_db))
+
+
+def change_speed(samples: Samples, factor: float) -> Samples:
+    """Play `factor` times as fast, pitch included."""
+    if factor == 1.0:
+        return samples
+    import soxr
+
+    return np.asarray(
+        soxr.resample(samples, SAMPLE_RATE * factor, SAMPLE_RATE, quality="LQ"), np.float32
+    )
+
+
+def change_level(samples: Samples, gain_db: float) -> Samples:
+    """Scale by `gain_db`; what would pass full scale is clipped, as a recorder does."""
+    return np.clip(samples * np.float32(10 ** (gain_db / 20)), -1.0, 1.0)
+
+
+def add_noise(samples: Samples, snr_db: float, tilt: float, rng: random.Random) -> Samples:
+    """Add stationary noise with power falling as 1 / f^(2 * tilt), at `snr_db` over the clip's power."""
+    generator = np.random.default_rng(rng.getrandbits(32))
+    noise = generator.standard_normal(len(samples), dtype=np.float32)
+    if tilt and len(samples) > 1:
+        spectrum = np.fft.rfft(noise)
+        spectrum /= np.maximum(np.arange(len(spectrum)), 8) ** tilt
+        noise = np.fft.irfft(spectrum, len(samples)).astype(np.float32)
+    power = float(np.mean(samples**2)) + 1e-12
+    noise_power = float(np.mean(noise**2)) + 1e-12
+    scale = math.sqrt(power / noise_power * 10 ** (-snr_db / 10))
+    return (samples + np.float32(scale) * noise).astype(np.float32)
+
+
+def reverberate(samples: Samples, rt60_seconds: float, rng: random.Random) -> Samples:
+    """Convolve with exponentially decaying noise after a direct path, of the same energy."""
+    generator = np.random.default_rng(rng.getrandbits(32))
+    n = max(1, int(rt60_seconds * SAMPLE_RATE))
+    time = np.arange(n, dtype=np.float32) / SAMPLE_RATE
+    response = generator.standard_normal(n, dtype=np.float32) * 10 ** (-3 * time / rt60_seconds)
+    response[: int(0.002 * SAMPLE_RATE)] = 0.0
+    response *= rng.uniform(0.3, 1.0) / math.sqrt(float(np.sum(response**2)) + 1e-12)
+    response[0] = 1.0
+    response /= math.sqrt(float(np.sum(response**2)))
+    size = 1 << (len(samples) + n - 1).bit_length()
+    product = np.fft.rfft(samples, size) * np.fft.rfft(response, size)
+    return np.fft.irfft(product, size)[: len(samples)].astype(np.float32)
+
+
+def telephone_band(samples: Samples, low_hz: float = 200.0, high_hz: float = 3800.0) -> Samples:
+    """What an 8 kHz line leaves: nothing below `low_hz` or above `high_hz`."""
+    size = 1 << max(1, (len(samples) - 1).bit_length())
+    spectrum = np.fft.rfft(samples, size)
+    hz = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
+    spectrum[(hz < low_hz) | (hz > high_hz)] = 0.0
+    return np.fft.irfft(spectrum, size)[: len(samples)].astype(np.float32)
+
+
+@dataclass(frozen=True)
+class SpecAugment:
+    """Random bands and spans of a spectrogram set to `fill` (Park et al. 2019).
+
+    Masks cover at most half of the frames; widths in mel bins and as a share of the frames.
+    """
+
+    frequency_masks: int = 2
+    frequency_width: int = 20
+    time_masks: int = 4
+    time_share: float = 0.05
+    fill: float = -10.0
+
+    def __call__(self, mel: Tensor, rng: random.Random) -> Tensor:
+        """(T, F) -> (T, F), a masked copy."""
+        mel = mel.clone()
+        frames, bins = mel.shape
+        for _ in range(self.frequency_masks):
+            width = rng.randint(0, min(self.frequency_width, bins))
+            start = rng.randint(0, bins - width)
+            mel[:, start : start + width] = self.fill
+        budget = frames // 2
+        for _ in range(self.time_masks):
+            width = rng.randint(0, min(budget, int(self.time_share * frames)))
+            start = rng.randint(0, frames - width)
+            mel[start : start + width] = self.fill
+            budget -= width
+        return mel
+

@@ -1,0 +1,247 @@
+"""From a manifest to padded batches: reading, checking, caching audio, bucketing by length.
+
+A manifest is NeMo's: one JSON object a line with `audio_filepath` (relative to the manifest),
+`duration` (seconds) and `text`; `offset` (seconds) cuts a part out; other keys are kept in `extra`.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pianissimo.audio.features import MelFeatures
+from pianissimo.audio.io import SAMPLE_RATE, load_audio
+from pianissimo.errors import AudioError, ManifestError
+from pianissimo.text.tokenizer import Tokenizer
+from pianissimo.train.augment import SpecAugment
+
+Samples = NDArray[np.float32]
+FAULTS_SHOWN = 20
+DURATION_TOLERANCE = 0.02
+"""A manifest's duration may differ from the audio's by this share, or by 0.1 s."""
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One line of a manifest; `duration` and `offset` in seconds."""
+
+    path: Path
+    duration: float
+    text: str
+    offset: float = 0.0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def read_manifest(path: Path) -> list[Utterance]:
+    """All utterances of a manifest; ManifestError lists every faulty line by number."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"manifest {path} cannot be read: {error}") from error
+    utterances, faults = [], []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            utterances.append(_utterance(json.loads(line), path.parent))
+        except (ValueError, TypeError) as error:
+            faults.append(f"line {number}: {error}")
+    if faults or not utterances:
+        shown = "\n  ".join(faults[:FAULTS_SHOWN]) or "it has no lines"
+        more = f"\n  and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
+        raise ManifestError(f"manifest {path} is not usable:\n  {shown}{more}")
+    return utterances
+
+
+def _utterance(row: Any, folder: Path) -> Utterance:
+    if not isinstance(row, dict):
+        raise ValueError("not a JSON object")
+    for key, kind in (("audio_filepath", str), ("duration", (int, float)), ("text", str)):
+        if not isinstance(row.get(key), kind) or isinstance(row.get(key), bool):
+            raise ValueError(f"{key!r} is missing or of the wrong type")
+    audio = folder / row["audio_filepath"]
+    if not audio.is_file():
+        raise ValueError(f"no file {audio}")
+    offset = row.get("offset", 0.0)
+    if not 0 < row["duration"] < float("inf") or not 0 <= offset < float("inf"):
+        raise ValueError(f"duration {row['duration']} or offset {offset} is out of range")
+    known = ("audio_filepath", "duration", "text", "offset")
+    extra = {k: v for k, v in row.items() if k not in known}
+    return Utterance(audio, float(row["duration"]), row["text"], float(offset), extra)
+
+
+class AudioCache:
+    """All audio of a training set decoded once into one 16-bit file, read by memory map.
+
+    Made in `folder`, keyed by the utterances, so that another set makes another file. Training
+    reads tens of random clips a second; decoding MP3 or Vorbis each time would cost more than the model.
+    """
+
+    def __init__(self, utterances: Sequence[Utterance], folder: Path) -> None:
+        key = hashlib.sha256()
+        for u in utterances:
+            key.update(f"{u.path}|{u.offset}|{u.duration}|{u.path.stat().st_size}\n".encode())
+        stem = folder / f"audio-{key.hexdigest()[:16]}"
+        data, index = stem.with_suffix(".i16"), stem.with_suffix(".npy")
+        if not index.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._decode(utterances, data, index)
+        self._offsets = np.load(index)
+        self._samples = np.memmap(data, dtype=np.int16, mode="r")
+
+    @staticmethod
+    def _decode(utterances: Sequence[Utterance], data: Path, index: Path) -> None:
+        offsets, faults = [0], []
+        partial = data.with_suffix(".partial")
+        with partial.open("wb") as out:
+            for u in utterances:
+                try:
+                    samples = _clip(u)
+                except (AudioError, ValueError) as error:
+                    faults.append(f"{u.path}: {error}")
+                    continue
+                out.write(np.clip(samples * 32768, -32768, 32767).astype(np.int16).tobytes())
+                offsets.append(offsets[-1] + len(samples))
+        if faults:
+            partial.unlink()
+            raise ManifestError("unusable audio:\n  " + "\n  ".join(faults[:FAULTS_SHOWN]))
+        partial.rename(data)
+        np.save(index, np.array(offsets))
+
+    def __getitem__(self, i: int) -> Samples:
+        part = self._samples[self._offsets[i] : self._offsets[i + 1]]
+        return part.astype(np.float32) / 32768
+
+
+def _clip(u: Utterance) -> Samples:
+    samples = load_audio(u.path)
+    if "offset" in u.extra or u.offset:
+        start = round(u.offset * SAMPLE_RATE)
+        samples = samples[start : start + round(u.duration * SAMPLE_RATE)]
+    off = abs(len(samples) / SAMPLE_RATE - u.duration)
+    if off > max(0.1, DURATION_TOLERANCE * u.duration):
+        raise ValueError(
+            f"lasts {len(samples) / SAMPLE_RATE:.2f} s, the manifest says {u.duration:.2f} s"
+        )
+    return samples
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A padded batch: features (B, T, F), targets (B, U), and the valid lengths of each."""
+
+    features: Tensor
+    feature_lengths: Tensor
+    targets: Tensor
+    target_lengths: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(
+            self.features.to(device, non_blocking=True),
+            self.feature_lengths.to(device, non_blocking=True),
+            self.targets.to(device, non_blocking=True),
+            self.target_lengths.to(device, non_blocking=True),
+        )
+
+
+Example = tuple[Samples, str]
+"""Samples at 16 kHz and the transcript: what a source of training examples yields."""
+
+
+def epoch_batches(
+    durations: Sequence[float], batch_seconds: float, seed: int, epoch: int
+) -> list[list[int]]:
+    """Indices grouped into batches of about equal length, at most `batch_seconds` after padding.
+
+    The same (seed, epoch) gives the same batches in the same order. Lengths are jittered, so that
+    an utterance does not meet the same neighbours every time.
+    """
+    rng = random.Random(f"{seed}-{epoch}")
+    order = sorted(range(len(durations)), key=lambda i: durations[i] * rng.uniform(0.85, 1.15))
+    batches: list[list[int]] = []
+    current: list[int] = []
+    longest = 0.0
+    for i in order:
+        longest = max(longest, durations[i])
+        if current and longest * (len(current) + 1) > batch_seconds:
+            batches.append(current)
+            current, longest = [], durations[i]
+        current.append(i)
+    if current:
+        batches.append(current)
+    rng.shuffle(batches)
+    return batches
+
+
+class BatchSource(Dataset[Batch]):
+    """The batches of one epoch, each made deterministically from (seed, epoch, index).
+
+    `example` draws item i with the given generator: decoding, cutting and augmenting in one place.
+    """
+
+    def __init__(
+        self,
+        batches: list[list[int]],
+        example: Callable[[int, random.Random], Example],
+        features: MelFeatures,
+        tokenizer: Tokenizer,
+        spec_augment: SpecAugment | None,
+        seed: str,
+    ) -> None:
+        self.batches, self.example, self.features = batches, example, features
+        self.tokenizer, self.spec_augment, self.seed = tokenizer, spec_augment, seed
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> Batch:
+        rng = random.Random(f"{self.seed}-{index}")
+        mels, targets = [], []
+        for i in self.batches[index]:
+            samples, text = self.example(i, rng)
+            mel = self.features.whole(torch.from_numpy(np.ascontiguousarray(samples)))
+            mels.append(mel if self.spec_augment is None else self.spec_augment(mel, rng))
+            targets.append(torch.tensor(self.tokenizer.encode(text), dtype=torch.long))
+        return collate(mels, targets)
+
+
+def collate(mels: Sequence[Tensor], targets: Sequence[Tensor]) -> Batch:
+    """Pad (T, F) features and (U,) targets with zeros to one batch."""
+    pad = torch.nn.utils.rnn.pad_sequence
+    return Batch(
+        features=pad(list(mels), batch_first=True),
+        feature_lengths=torch.tensor([len(m) for m in mels]),
+        targets=pad(list(targets), batch_first=True),
+        target_lengths=torch.tensor([len(t) for t in targets]),
+    )
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Cached audio with transcripts; `items` lists utterances by index, repeated to oversample."""
+
+    utterances: Sequence[Utterance]
+    audio: AudioCache
+    items: Sequence[int]
+    augment: Callable[[Samples, random.Random], Samples] | None = None
+
+    def durations(self) -> list[float]:
+        """Seconds of each item, before augmentation."""
+        return [self.utterances[i].duration for i in self.items]
+
+    def example(self, item: int, rng: random.Random) -> Example:
+        """Samples and transcript of one item, freshly augmented."""
+        i = self.items[item]
+        samples = self.audio[i]
+        if self.augment is not None:
+            samples = self.augment(samples, rng)
+        return samples, self.utterances[i].text

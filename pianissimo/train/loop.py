@@ -1,0 +1,244 @@
+"""The training loop, read from top to bottom: data, step, validate, checkpoint, resume.
+
+One model serves every latency mode because each batch is trained at a lookahead drawn at random
+(Noroozi et al. 2023, section 3.3). The objective is the transducer loss plus a CTC loss on the same encoder.
+"""
+
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from pianissimo.models.asr import AsrConfig, AsrModel
+from pianissimo.text.tokenizer import Tokenizer
+from pianissimo.train.augment import SpecAugment
+from pianissimo.train.checkpoint import Progress, load_training, save_training
+from pianissimo.train.data import Batch, BatchSource, TrainingSet, epoch_batches
+from pianissimo.train.loss import Lattice, transducer_loss
+
+Report = Callable[[str], None]
+Validate = Callable[[AsrModel], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The dials of a run. Seconds are of audio; `transducer_from` is the step at which the
+    transducer loss joins the CTC loss, whose weight is then `ctc_weight`."""
+
+    steps: int
+    batch_seconds: float = 80.0
+    peak_lr: float = 1.5e-3
+    final_lr_share: float = 0.02
+    warmup_steps: int = 500
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip_norm: float = 5.0
+    ctc_weight: float = 0.3
+    transducer_from: int = 0
+    ema_decay: float = 0.999
+    seed: int = 1
+    save_every: int = 200
+    validate_every: int = 1000
+    report_every: int = 50
+    workers: int = 1
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up, then a cosine down to `final_lr_share` of the peak."""
+    if step < config.warmup_steps:
+        return config.peak_lr * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    return config.peak_lr * (config.final_lr_share + (1 - config.final_lr_share) * cosine)
+
+
+def objective(
+    model: AsrModel, batch: Batch, lookahead: int | None, ctc_weight: float, transducer: bool
+) -> dict[str, Tensor]:
+    """Losses per target token of one batch: `loss` to minimise and its parts, in nats."""
+    encoded, lengths = model.encoder(batch.features, batch.feature_lengths, lookahead)
+    tokens = batch.target_lengths.sum().clamp(min=1)
+    parts: dict[str, Tensor] = {}
+    with torch.autocast(encoded.device.type, enabled=False):
+        encoded = encoded.float()
+        if model.ctc is not None:
+            parts["ctc"] = (
+                torch.nn.functional.ctc_loss(
+                    model.ctc(encoded).transpose(0, 1),
+                    batch.targets,
+                    lengths,
+                    batch.target_lengths,
+                    blank=model.config.vocab_size,
+                    reduction="sum",
+                    zero_infinity=True,
+                )
+                / tokens
+            )
+        if transducer and model.joiner is not None and model.predictor is not None:
+            frames = model.joiner.encoder(encoded)
+            prefixes = model.joiner.predictor(model.predictor(batch.targets))
+            at = Lattice(lengths, batch.target_lengths)
+            logits = model.joiner(frames[at.row, at.frame], prefixes[at.row, at.token])
+            losses = transducer_loss(
+                logits, batch.targets, lengths, batch.target_lengths, model.config.vocab_size
+            )
+            parts["transducer"] = losses.sum() / tokens
+    if "transducer" not in parts:
+        return {"loss": parts["ctc"], **parts}
+    weight = ctc_weight if "ctc" in parts else 0.0
+    loss = (1 - weight) * parts["transducer"] + weight * parts.get("ctc", torch.zeros(()))
+    return {"loss": loss, **parts}
+
+
+class MovingAverage:
+    """Exponential moving average of the weights, with a short memory at the start."""
+
+    def __init__(self, model: AsrModel, decay: float) -> None:
+        self.decay = decay
+        self.weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+
+    def update(self, model: AsrModel, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        averages = [self.weights[n] for n, _ in model.named_parameters()]
+        torch._foreach_lerp_(averages, [p.detach() for p in model.parameters()], 1 - decay)
+
+    def swap(self, model: AsrModel) -> None:
+        """Exchange the model's weights with the averaged ones; call twice to restore."""
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                average = self.weights[name]
+                parameter.data, self.weights[name] = average, parameter.data
+
+
+def train(
+    config: TrainConfig,
+    model_config: AsrConfig,
+    tokenizer: Tokenizer,
+    data: TrainingSet,
+    run: Path,
+    *,
+    initialise: Callable[[AsrModel], None] | None = None,
+    spec_augment: SpecAugment | None = None,
+    validate: Validate | None = None,
+    device: str = "cpu",
+    report: Report = print,
+    minutes: float = math.inf,
+) -> AsrModel:
+    """Train from the newest checkpoint in `run`, or from scratch; returns the averaged model.
+
+    Stops early after `minutes` of wall time, with a checkpoint to go on from. The same seed on the
+    same machine gives the same weights, interrupted or not.
+    """
+    torch.manual_seed(config.seed)
+    model = AsrModel(model_config)
+    if initialise is not None:
+        initialise(model)
+    model.to(device).train()
+    average = MovingAverage(model, config.ema_decay)
+    optimizer = make_optimizer(model, config)
+    progress = load_training(run, model, average.weights, optimizer) or Progress()
+    report(f"{model.parameter_count() / 1e6:.1f} M parameters, from step {progress.step}")
+    bf16 = device.startswith("cuda") and torch.cuda.is_bf16_supported()
+    began = time.monotonic()
+    sums: dict[str, float] = {}
+    since, seconds = time.monotonic(), 0.0
+    while progress.step < config.steps:
+        source = _epoch(config, model, tokenizer, data, spec_augment, progress)
+        loader = DataLoader(
+            source,
+            batch_size=None,
+            num_workers=config.workers,
+            prefetch_factor=8 if config.workers else None,
+            pin_memory=device.startswith("cuda"),
+        )
+        for batch in loader:
+            step = progress.step
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step)
+            lookahead = draw_lookahead(model_config.encoder.lookaheads, config.seed, step)
+            batch = batch.to(torch.device(device))
+            with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bf16):
+                parts = objective(
+                    model, batch, lookahead, config.ctc_weight, step >= config.transducer_from
+                )
+            optimizer.zero_grad(set_to_none=True)
+            parts["loss"].backward()  # type: ignore[no-untyped-call]
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+            if torch.isfinite(norm):
+                optimizer.step()
+                average.update(model, step)
+            else:
+                report(f"step {step}: gradient not finite, batch skipped")
+            progress.step += 1
+            progress.batch += 1
+            seconds += float(batch.feature_lengths.sum()) * model_config.features.hop_seconds
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach())
+                sums[f"n {name}"] = sums.get(f"n {name}", 0.0) + 1
+            if progress.step % config.report_every == 0:
+                elapsed = time.monotonic() - since
+                means = " ".join(
+                    f"{n} {v / sums[f'n {n}']:.3f}" for n, v in sums.items() if f"n {n}" in sums
+                )
+                report(
+                    f"step {progress.step}/{config.steps} epoch {progress.epoch} {means} "
+                    f"lr {learning_rate(config, step):.2e} {seconds / elapsed:.0f} s/s"
+                )
+                sums, since, seconds = {}, time.monotonic(), 0.0
+            out_of_time = time.monotonic() - began > 60 * minutes
+            if progress.step % config.save_every == 0 or out_of_time:
+                save_training(run, model, average.weights, optimizer, progress)
+            if validate and progress.step % config.validate_every == 0:
+                average.swap(model)
+                model.eval()
+                scores = validate(model)
+                report(" ".join(f"{n} {v:.3f}" for n, v in scores.items()))
+                model.train()
+                average.swap(model)
+            if out_of_time or progress.step >= config.steps:
+                break
+        else:
+            progress.epoch, progress.batch = progress.epoch + 1, 0
+            continue
+        break
+    save_training(run, model, average.weights, optimizer, progress)
+    average.swap(model)
+    return model.eval()
+
+
+def _epoch(
+    config: TrainConfig,
+    model: AsrModel,
+    tokenizer: Tokenizer,
+    data: TrainingSet,
+    spec_augment: SpecAugment | None,
+    progress: Progress,
+) -> torch.utils.data.Dataset[Batch]:
+    """What is left of the current epoch."""
+    batches = epoch_batches(data.durations(), config.batch_seconds, config.seed, progress.epoch)
+    features = type(model.features)(model.config.features)
+    seed = f"{config.seed}-{progress.epoch}"
+    source = BatchSource(batches, data.example, features, tokenizer, spec_augment, seed)
+    return torch.utils.data.Subset(source, range(progress.batch, len(source)))
+
+
+def draw_lookahead(lookaheads: Sequence[int], seed: int, step: int) -> int | None:
+    """The lookahead of one training step, uniform over the modes; None without modes."""
+    return random.Random(f"{seed}-lookahead-{step}").choice(lookaheads) if lookaheads else None
+
+
+def make_optimizer(model: AsrModel, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW that decays matrices only, not biases, norms or embeddings."""
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.peak_lr, betas=config.betas, eps=1e-9, fused=True)

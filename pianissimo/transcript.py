@@ -1,0 +1,144 @@
+"""Results and stream events: frozen dataclasses without tensors, times in seconds as float."""
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pianissimo.errors import OptionError
+
+
+@dataclass(frozen=True)
+class Word:
+    """One recognised word with its punctuation: "Hello,"."""
+
+    text: str
+    start: float
+    end: float
+    confidence: float | None = None
+    """Between 0 and 1; None where the model gives none."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A sentence, or a stretch of speech between two pauses."""
+
+    text: str
+    start: float
+    end: float
+    words: tuple[Word, ...] = ()
+    confidence: float | None = None
+    """Between 0 and 1; None where the model gives none."""
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What was said in one recording.
+
+    `words` is empty when word times were not asked for. `language` is a tag such as "en-US", or
+    None when it is not known. `duration` is the length of the audio in seconds.
+    """
+
+    text: str
+    segments: tuple[Segment, ...]
+    words: tuple[Word, ...]
+    language: str | None
+    duration: float
+    model: str
+
+    def to_txt(self) -> str:
+        """Plain text, one segment per line."""
+        from pianissimo.text import subtitles
+
+        return subtitles.to_txt(self)
+
+    def to_srt(self) -> str:
+        """SubRip subtitles: at most two lines of 42 characters for at most 7 seconds."""
+        from pianissimo.text import subtitles
+
+        return subtitles.to_srt(self)
+
+    def to_vtt(self) -> str:
+        """WebVTT subtitles: at most two lines of 42 characters for at most 7 seconds."""
+        from pianissimo.text import subtitles
+
+        return subtitles.to_vtt(self)
+
+    def to_tsv(self) -> str:
+        """One line per segment: start and end in integer milliseconds, text; with a header."""
+        from pianissimo.text import subtitles
+
+        return subtitles.to_tsv(self)
+
+    def to_json(self) -> str:
+        """Everything, as a JSON object; `Transcript.from_json` reads it back unchanged."""
+        from pianissimo.text import subtitles
+
+        return subtitles.to_json(self)
+
+    @classmethod
+    def from_json(cls, data: str | bytes) -> "Transcript":
+        """Read what `to_json` wrote.
+
+        Raises OptionError when `data` is not JSON, or not a transcript.
+        """
+        from pianissimo.text import subtitles
+
+        return subtitles.from_json(data)
+
+    def save(self, path: str | os.PathLike[str], format: str | None = None) -> None:
+        """Write the transcript to `path`: the whole file appears at once, or none of it.
+
+        `format` is txt, srt, vtt, tsv or json; without it the suffix of `path` decides. Raises
+        OptionError for any other format, and OSError when the file cannot be written.
+        """
+        from pianissimo.text import subtitles
+
+        target = Path(path)
+        name = (target.suffix.removeprefix(".") if format is None else format).lower()
+        if name not in subtitles.WRITERS:
+            raise OptionError(
+                f"cannot save a transcript as {name!r} ({target}); "
+                f"choose one of {', '.join(subtitles.WRITERS)}"
+            )
+        _write_atomically(target, subtitles.WRITERS[name](self))
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Write UTF-8 `text` beside `path` first, then rename it into place; raises OSError."""
+    draft = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
+    try:
+        with open(draft, "x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+@dataclass(frozen=True)
+class StreamEvent:
+    """One piece of news from a live stream.
+
+    - "partial": `text` is all that was said since the last final. It is append-only: it begins
+      with the text of the partial before, unless that one said `stable=False`.
+    - "final": `text` is the whole utterance. It begins with the last stable partial, and nothing
+      emitted later ever changes it. The next partial starts from an empty text.
+    - "endpoint": the speaker stopped at `end`; `text` and `words` are empty. The final that
+      belongs to it is an event of its own.
+
+    `words` are the words of `text` that are complete: in a partial the last word of `text` may be
+    missing, as more letters of it may come. `start` and `end` are in seconds since the beginning
+    of the stream and span the text.
+    """
+
+    type: Literal["partial", "final", "endpoint"]
+    text: str
+    words: tuple[Word, ...]
+    start: float
+    end: float
+    stable: bool = True
+    """False when a later partial or the final may still revise the end of `text`."""
