@@ -8,7 +8,6 @@ corpus by the first stage's own alignment, since a person may well say one word 
 """
 
 import io
-import random
 from pathlib import Path
 
 import sentencepiece
@@ -43,8 +42,10 @@ MODEL = AsrConfig(
     ctc=True,
 )
 TRAIN = TrainConfig(
-    steps=6000, batch_seconds=80.0, peak_lr=1.5e-3, warmup_steps=400, transducer_from=2500
+    steps=5800, peak_lr=2.5e-3, warmup_steps=300, clip_norm=2.0, ctc_weight=0.4, save_every=100
 )
+FIRST_WORDS, ALL_SPEECH = 800, 4400
+SHORT_SECONDS = 5.0
 AUGMENT = Augmenter()
 SPEC_AUGMENT = SpecAugment(
     frequency_masks=2, frequency_width=14, time_masks=4, time_share=0.05, fill=CELL_MEAN
@@ -77,9 +78,16 @@ def make_tokenizer(utterances: list[Utterance]) -> Tokenizer:
     return Tokenizer.from_sentencepiece(model.getvalue())
 
 
-def make_set(utterances: list[Utterance], run: Path) -> TrainingSet:
-    items = [i for i, u in enumerate(utterances) for _ in range(TIMES[u.extra["subset"]])]
-    return TrainingSet(utterances, AudioCache(utterances, run / "cache"), items, AUGMENT)
+def make_set(
+    utterances: list[Utterance], run: Path, longest: float, augment: Augmenter | None
+) -> TrainingSet:
+    items = [
+        i
+        for i, u in enumerate(utterances)
+        for _ in range(TIMES[u.extra["subset"]])
+        if u.duration <= longest
+    ]
+    return TrainingSet(utterances, AudioCache(utterances, run / "cache"), items, augment)
 
 
 def initialise(model: AsrModel) -> None:

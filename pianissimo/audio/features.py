@@ -149,9 +149,7 @@ def slaney_filterbank(config: FeatureConfig) -> Tensor:
     so that it equals the one stored in NeMo checkpoints exactly.
     """
     top = _hz_to_mel(torch.tensor(config.sample_rate / 2, dtype=torch.float64))
-    edges = _mel_to_hz(
-        torch.linspace(0.0, float(top), config.n_mels + 2, dtype=torch.float64)
-    )
+    edges = _mel_to_hz(torch.linspace(0.0, float(top), config.n_mels + 2, dtype=torch.float64))
     bins = torch.linspace(
         0.0, config.sample_rate / 2, config.fft_samples // 2 + 1, dtype=torch.float64
     )

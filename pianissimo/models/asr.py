@@ -109,7 +109,8 @@ class AsrModel(nn.Module):
     def __init__(self, config: AsrConfig) -> None:
         super().__init__()
         self.config = config
-        self.features = MelFeatures(config.features)
+        with torch.device("cpu"):  # constants that are computed, so also a meta model has them
+            self.features = MelFeatures(config.features)
         self.encoder = FastConformerEncoder(config.encoder)
         self.prompt: PromptProjector | None = None
         self.predictor: Predictor | None = None
@@ -190,7 +191,6 @@ def build(config: AsrConfig, weights: dict[str, Tensor], source: str) -> AsrMode
                 f"its configuration says {tuple(shape)}"
             )
     model.load_state_dict({name: t.float() for name, t in weights.items()}, assign=True)
-    model.features = MelFeatures(config.features)
     return model.eval()
 
 
@@ -238,9 +238,7 @@ def _from_json(kind: type[T], data: Any, where: str) -> T:
     if unknown:
         raise CheckpointError(f"{where} has unknown keys: {_some(unknown)}")
     missing = [
-        name
-        for name, f in fields.items()
-        if name not in data and f.default is dataclasses.MISSING
+        name for name, f in fields.items() if name not in data and f.default is dataclasses.MISSING
     ]
     if missing:
         raise CheckpointError(f"{where} lacks: {_some(missing)}")

@@ -9,13 +9,14 @@ Noroozi et al. 2023 (cache-aware streaming, arXiv 2312.17279). Numerics follow N
 Streaming law: `forward` over a whole utterance, `step` over its chunks, and a batch or a lone
 stream all give the same numbers. Chunking exists only in the attention: encoder frame i belongs to
 chunk i // C and sees its own chunk and at most the L frames before that chunk. Keys and values of
-those L frames are cached, so no frame is encoded twice. The modules hold weights only; what a stream
-remembers is an `EncoderState` that the caller owns.
+those L frames are cached, so no frame is encoded twice. The modules hold weights only; what a
+stream remembers is an `EncoderState` that the caller owns.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,10 @@ QUERIES_PER_WINDOW = 16
 ATTENTION_CELLS = 1 << 24
 """Most (query, key) scores held at once per layer with unlimited context."""
 MASKED_SCORE = -1e4
+FRAMES_PER_BLOCK = 3200
+"""Mel frames that go through the subsampling at once."""
+ROWS_PER_BLOCK = 4096
+"""Encoder frames that go through a feed-forward at once, as it widens them."""
 
 
 @dataclass(frozen=True)
@@ -144,13 +149,13 @@ class ChunkPlan:
 class Subsampling(nn.Module):
     """Depthwise-striding convolutions: (B, T, F) mel -> (B, about T / factor, D).
 
-    Each stage pads the frequency axis and time by zeros; the causal form pads time on the left only,
-    so encoder frame s never reads a mel frame later than factor * s.
+    Each stage pads the frequency axis and time by zeros; the causal form pads time on the left
+    only, so encoder frame s never reads a mel frame later than factor * s.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        channels = config.subsampling_channels
+        self.channels = channels = config.subsampling_channels
         self.left = KERNEL - 1 if config.causal_subsampling else KERNEL // 2
         self.right = STRIDE - 1 if config.causal_subsampling else KERNEL // 2
         stages = config.subsampling_stages
@@ -171,19 +176,17 @@ class Subsampling(nn.Module):
             self.bins.append(bins)
         self.out = nn.Linear(channels * bins, config.dim)
 
-    def output_length(self, frames: Tensor | int) -> Tensor | int:
-        """Encoder frames of a finished utterance of that many mel frames; 0 for 0."""
-        n = torch.as_tensor(frames)
+    def output_length(self, frames: Tensor) -> Tensor:
+        """Encoder frames of finished utterances of that many mel frames, (B,); 0 for 0."""
         for _ in self.conv:
-            n = self._stage_length(n)
-        return n if isinstance(frames, Tensor) else int(n)
+            frames = self._stage_length(frames)
+        return frames
 
     def start(self, batch: int) -> SubsamplingState:
         """The state of `batch` streams before their first frame: zeros stand to the left."""
         weight = self.out.weight
-        channels = self.conv[0].weight.shape[0]
         caches = [
-            weight.new_zeros(batch, channels if stage else 1, self.left, self.bins[stage])
+            weight.new_zeros(batch, self.channels if stage else 1, self.left, self.bins[stage])
             for stage in range(len(self.conv))
         ]
         return SubsamplingState(caches, [0] * len(caches))
@@ -214,7 +217,7 @@ class Subsampling(nn.Module):
             if valid is not None:
                 valid = self._stage_length(valid)
             if outputs == 0:
-                x = x.new_zeros(x.shape[0], conv.weight.shape[0], 0, self.bins[stage + 1])
+                x = x.new_zeros(x.shape[0], self.channels, 0, self.bins[stage + 1])
                 continue
             x = conv(F.pad(x, (self.left, self.right)))
             if stage:
@@ -226,11 +229,17 @@ class Subsampling(nn.Module):
         return self.out(x.transpose(1, 2).reshape(B, S, channels * bins))
 
     def forward(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, F), (B,) -> (B, S, D), (B,): a batch of finished utterances at once."""
-        out = self.step(mel, self.start(mel.shape[0]), lengths=lengths, final=True)
-        counts = self.output_length(lengths)
-        assert isinstance(counts, Tensor)
-        return out, counts
+        """(B, T, F), (B,) -> (B, S, D), (B,): a batch of finished utterances.
+
+        Goes through time in blocks, for the first stages are wide: their memory does not grow.
+        """
+        state = self.start(mel.shape[0])
+        blocks = mel.split(FRAMES_PER_BLOCK, dim=1)
+        parts = [
+            self.step(block, state, lengths=lengths, final=i == len(blocks) - 1)
+            for i, block in enumerate(blocks)
+        ]
+        return torch.cat(parts, dim=1), self.output_length(lengths)
 
     def _stage_length(self, n: Tensor) -> Tensor:
         return torch.where(n > 0, (n + self.left + self.right - KERNEL) // STRIDE + 1, n)
@@ -254,6 +263,10 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        parts = [self._apply_block(block) for block in x.split(ROWS_PER_BLOCK, dim=1)]
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+    def _apply_block(self, x: Tensor) -> Tensor:
         return self.down(self.dropout(F.silu(self.up(x))))
 
 
@@ -345,7 +358,7 @@ class ConvModule(nn.Module):
 
 
 class ConformerLayer(nn.Module):
-    """Half feed-forward, attention, convolution, half feed-forward, norm: (B, S, D) -> (B, S, D)."""
+    """Half feed-forward, attention, convolution, half feed-forward, norm; (B, S, D) throughout."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -434,7 +447,8 @@ class FastConformerEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.subsampling = Subsampling(config)
-        self.layers = nn.ModuleList([ConformerLayer(config) for _ in range(config.layers)])
+        blocks = [ConformerLayer(config) for _ in range(config.layers)]
+        self.layers = cast("Iterable[ConformerLayer]", nn.ModuleList(blocks))
         self.scale = math.sqrt(config.dim) if config.scale_input else 1.0
 
     # -- whole utterances ------------------------------------------------------------------------
@@ -534,7 +548,6 @@ class FastConformerEncoder(nn.Module):
         counts = None
         if lengths is not None:
             counts = self.subsampling.output_length(lengths)
-            assert isinstance(counts, Tensor)
         whole = ready - ready % plan.chunk
         parts = []
         if whole:
@@ -600,7 +613,7 @@ class FastConformerEncoder(nn.Module):
 def skew(scores: Tensor, keys: int) -> Tensor:
     """Scores by distance -> scores by key: (..., Q, Q + W - 1) -> (..., Q, W).
 
-    Query q reads W entries from Q - 1 - q on. Read flat, in rows one shorter, that is a plain slice.
+    Query q reads W entries from Q - 1 - q on. Read flat, in rows one shorter, that is a slice.
     """
     *lead, Q, R = scores.shape
     if Q == 1:

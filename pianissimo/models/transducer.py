@@ -68,9 +68,7 @@ class Predictor(nn.Module):
 
     def step(self, labels: Tensor, state: PredictorState) -> tuple[Tensor, PredictorState]:
         """Feed one label per row: (B,) -> (B, P) and the state after it."""
-        out, (hidden, cell) = self.lstm(
-            self.embedding(labels)[:, None], (state.hidden, state.cell)
-        )
+        out, (hidden, cell) = self.lstm(self.embedding(labels)[:, None], (state.hidden, state.cell))
         return out[:, 0], PredictorState(hidden, cell)
 
     def forward(self, targets: Tensor) -> Tensor:
@@ -91,7 +89,7 @@ class Joiner(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, encoder: Tensor, predictor: Tensor) -> Tensor:
-        """Projected encoder frames and predictor outputs, broadcast: (..., J) -> (..., V + 1 + durations).
+        """Projected frames and predictor outputs, broadcast: (..., J) -> (..., V + 1 + durations).
 
         Both come through `self.encoder` and `self.predictor` once, not once per pair.
         """

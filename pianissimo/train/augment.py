@@ -70,7 +70,7 @@ def change_level(samples: Samples, gain_db: float) -> Samples:
 
 
 def add_noise(samples: Samples, snr_db: float, tilt: float, rng: random.Random) -> Samples:
-    """Add stationary noise with power falling as 1 / f^(2 * tilt), at `snr_db` over the clip's power."""
+    """Add stationary noise `snr_db` below the clip's power, falling as 1 / f^(2 * tilt)."""
     generator = np.random.default_rng(rng.getrandbits(32))
     noise = generator.standard_normal(len(samples), dtype=np.float32)
     if tilt and len(samples) > 1:
@@ -135,4 +135,3 @@ class SpecAugment:
             mel[start : start + width] = self.fill
             budget -= width
         return mel
-

@@ -1,7 +1,7 @@
 """Saving and resuming a training run: weights, averages, optimiser, position in the data.
 
-A checkpoint is a folder `checkpoint` in the run's folder, replaced as a whole, so that a run killed while
-it saves finds the one before.
+A checkpoint is a folder `checkpoint` in the run's folder, replaced as a whole, so that a run killed
+while it saves finds the one before.
 """
 
 import json
@@ -18,9 +18,10 @@ FOLDER = "checkpoint"
 
 @dataclass
 class Progress:
-    """Where a run stands: optimiser steps done, and the epoch and batch that come next."""
+    """Where a run stands: optimiser steps done; the stage, epoch and batch that come next."""
 
     step: int = 0
+    stage: int = 0
     epoch: int = 0
     batch: int = 0
 

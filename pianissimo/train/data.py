@@ -27,7 +27,7 @@ from pianissimo.train.augment import SpecAugment
 Samples = NDArray[np.float32]
 FAULTS_SHOWN = 20
 DURATION_TOLERANCE = 0.02
-"""A manifest's duration may differ from the audio's by this share, or by 0.1 s."""
+"""Audio may be shorter than its manifest says by this share, or by 0.1 s."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class AudioCache:
     """All audio of a training set decoded once into one 16-bit file, read by memory map.
 
     Made in `folder`, keyed by the utterances, so that another set makes another file. Training
-    reads tens of random clips a second; decoding MP3 or Vorbis each time would cost more than the model.
+    reads tens of random clips a second, and decoding MP3 or Vorbis each time would starve it.
     """
 
     def __init__(self, utterances: Sequence[Utterance], folder: Path) -> None:
@@ -119,18 +119,16 @@ class AudioCache:
 
     def __getitem__(self, i: int) -> Samples:
         part = self._samples[self._offsets[i] : self._offsets[i + 1]]
-        return part.astype(np.float32) / 32768
+        return part.astype(np.float32) / np.float32(32768)
 
 
 def _clip(u: Utterance) -> Samples:
-    samples = load_audio(u.path)
-    if "offset" in u.extra or u.offset:
-        start = round(u.offset * SAMPLE_RATE)
-        samples = samples[start : start + round(u.duration * SAMPLE_RATE)]
-    off = abs(len(samples) / SAMPLE_RATE - u.duration)
-    if off > max(0.1, DURATION_TOLERANCE * u.duration):
+    start = round(u.offset * SAMPLE_RATE)
+    samples = load_audio(u.path)[start : start + round(u.duration * SAMPLE_RATE)]
+    missing = u.duration - len(samples) / SAMPLE_RATE
+    if missing > max(0.1, DURATION_TOLERANCE * u.duration):
         raise ValueError(
-            f"lasts {len(samples) / SAMPLE_RATE:.2f} s, the manifest says {u.duration:.2f} s"
+            f"ends {missing:.2f} s before the {u.duration:.2f} s that the manifest says"
         )
     return samples
 

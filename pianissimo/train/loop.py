@@ -1,7 +1,8 @@
 """The training loop, read from top to bottom: data, step, validate, checkpoint, resume.
 
 One model serves every latency mode because each batch is trained at a lookahead drawn at random
-(Noroozi et al. 2023, section 3.3). The objective is the transducer loss plus a CTC loss on the same encoder.
+(Noroozi et al. 2023, section 3.3). The objective is the transducer loss plus a CTC loss on the same
+encoder.
 """
 
 import math
@@ -28,11 +29,10 @@ Validate = Callable[[AsrModel], dict[str, float]]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The dials of a run. Seconds are of audio; `transducer_from` is the step at which the
-    transducer loss joins the CTC loss, whose weight is then `ctc_weight`."""
+    """The dials of a run. `transducer_from` is the step at which the transducer loss joins the CTC
+    loss, whose weight is then `ctc_weight`."""
 
     steps: int
-    batch_seconds: float = 80.0
     peak_lr: float = 1.5e-3
     final_lr_share: float = 0.02
     warmup_steps: int = 500
@@ -47,6 +47,18 @@ class TrainConfig:
     validate_every: int = 1000
     report_every: int = 50
     workers: int = 1
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run with data of its own: until step `until`, batches of `batch_seconds`.
+
+    `data` makes the training set when the stage begins, from the model as it then is.
+    """
+
+    until: int
+    data: Callable[[AsrModel], TrainingSet]
+    batch_seconds: float = 80.0
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -116,11 +128,32 @@ class MovingAverage:
                 parameter.data, self.weights[name] = average, parameter.data
 
 
+class Meter:
+    """Means of the losses and the speed since the last report."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[float, int]] = {}
+        self._seconds, self._since = 0.0, time.monotonic()
+
+    def add(self, parts: dict[str, Tensor], seconds: float) -> None:
+        for name, value in parts.items():
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = (total + float(value.detach()), count + 1)
+        self._seconds += seconds
+
+    def line(self) -> str:
+        """The means, and seconds of audio trained per second; starts over."""
+        means = " ".join(f"{name} {total / n:.3f}" for name, (total, n) in self._sums.items())
+        speed = self._seconds / max(time.monotonic() - self._since, 1e-9)
+        self.__init__()  # type: ignore[misc]
+        return f"{means} {speed:.0f} s/s"
+
+
 def train(
     config: TrainConfig,
     model_config: AsrConfig,
     tokenizer: Tokenizer,
-    data: TrainingSet,
+    stages: Sequence[Stage],
     run: Path,
     *,
     initialise: Callable[[AsrModel], None] | None = None,
@@ -145,68 +178,63 @@ def train(
     progress = load_training(run, model, average.weights, optimizer) or Progress()
     report(f"{model.parameter_count() / 1e6:.1f} M parameters, from step {progress.step}")
     bf16 = device.startswith("cuda") and torch.cuda.is_bf16_supported()
-    began = time.monotonic()
-    sums: dict[str, float] = {}
-    since, seconds = time.monotonic(), 0.0
-    while progress.step < config.steps:
-        source = _epoch(config, model, tokenizer, data, spec_augment, progress)
-        loader = DataLoader(
-            source,
-            batch_size=None,
-            num_workers=config.workers,
-            prefetch_factor=8 if config.workers else None,
-            pin_memory=device.startswith("cuda"),
-        )
-        for batch in loader:
-            step = progress.step
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, step)
-            lookahead = draw_lookahead(model_config.encoder.lookaheads, config.seed, step)
-            batch = batch.to(torch.device(device))
-            with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bf16):
-                parts = objective(
-                    model, batch, lookahead, config.ctc_weight, step >= config.transducer_from
-                )
-            optimizer.zero_grad(set_to_none=True)
-            parts["loss"].backward()  # type: ignore[no-untyped-call]
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-            if torch.isfinite(norm):
-                optimizer.step()
-                average.update(model, step)
-            else:
-                report(f"step {step}: gradient not finite, batch skipped")
-            progress.step += 1
-            progress.batch += 1
-            seconds += float(batch.feature_lengths.sum()) * model_config.features.hop_seconds
-            for name, value in parts.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach())
-                sums[f"n {name}"] = sums.get(f"n {name}", 0.0) + 1
-            if progress.step % config.report_every == 0:
-                elapsed = time.monotonic() - since
-                means = " ".join(
-                    f"{n} {v / sums[f'n {n}']:.3f}" for n, v in sums.items() if f"n {n}" in sums
-                )
-                report(
-                    f"step {progress.step}/{config.steps} epoch {progress.epoch} {means} "
-                    f"lr {learning_rate(config, step):.2e} {seconds / elapsed:.0f} s/s"
-                )
-                sums, since, seconds = {}, time.monotonic(), 0.0
-            out_of_time = time.monotonic() - began > 60 * minutes
-            if progress.step % config.save_every == 0 or out_of_time:
-                save_training(run, model, average.weights, optimizer, progress)
-            if validate and progress.step % config.validate_every == 0:
-                average.swap(model)
-                model.eval()
-                scores = validate(model)
-                report(" ".join(f"{n} {v:.3f}" for n, v in scores.items()))
-                model.train()
-                average.swap(model)
-            if out_of_time or progress.step >= config.steps:
-                break
-        else:
-            progress.epoch, progress.batch = progress.epoch + 1, 0
+    began, out_of_time = time.monotonic(), False
+    hop_seconds = model_config.features.hop_seconds
+    meter = Meter()
+    for number, stage in enumerate(stages):
+        if progress.step >= stage.until or out_of_time:
             continue
-        break
+        if number != progress.stage:
+            progress.stage, progress.epoch, progress.batch = number, 0, 0
+        data = stage.data(model)
+        while progress.step < stage.until and not out_of_time:
+            source = _epoch(config, model, tokenizer, data, stage, spec_augment, progress)
+            loader = DataLoader(
+                source,
+                batch_size=None,
+                num_workers=config.workers,
+                prefetch_factor=8 if config.workers else None,
+                pin_memory=device.startswith("cuda"),
+            )
+            for batch in loader:
+                step = progress.step
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(config, step)
+                lookahead = draw_lookahead(model_config.encoder.lookaheads, config.seed, step)
+                with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bf16):
+                    parts = objective(
+                        model,
+                        batch.to(torch.device(device)),
+                        lookahead,
+                        config.ctc_weight,
+                        step >= config.transducer_from,
+                    )
+                optimizer.zero_grad(set_to_none=True)
+                parts["loss"].backward()
+                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+                if torch.isfinite(norm):
+                    optimizer.step()
+                    average.update(model, step)
+                else:
+                    report(f"step {step}: gradient not finite, batch skipped")
+                progress.step += 1
+                progress.batch += 1
+                meter.add(parts, float(batch.feature_lengths.sum()) * hop_seconds)
+                if progress.step % config.report_every == 0:
+                    at = f"{progress.step}/{config.steps} stage {number} epoch {progress.epoch}"
+                    report(f"step {at} {meter.line()} lr {learning_rate(config, step):.2e}")
+                out_of_time = time.monotonic() - began > 60 * minutes
+                if progress.step % config.save_every == 0:
+                    save_training(run, model, average.weights, optimizer, progress)
+                if validate and progress.step % config.validate_every == 0:
+                    average.swap(model)
+                    scores = validate(model.eval())
+                    average.swap(model.train())
+                    report(" ".join(f"{n} {v:.3f}" for n, v in scores.items()))
+                if out_of_time or progress.step >= stage.until:
+                    break
+            else:
+                progress.epoch, progress.batch = progress.epoch + 1, 0
     save_training(run, model, average.weights, optimizer, progress)
     average.swap(model)
     return model.eval()
@@ -217,13 +245,14 @@ def _epoch(
     model: AsrModel,
     tokenizer: Tokenizer,
     data: TrainingSet,
+    stage: Stage,
     spec_augment: SpecAugment | None,
     progress: Progress,
 ) -> torch.utils.data.Dataset[Batch]:
     """What is left of the current epoch."""
-    batches = epoch_batches(data.durations(), config.batch_seconds, config.seed, progress.epoch)
+    batches = epoch_batches(data.durations(), stage.batch_seconds, config.seed, progress.epoch)
     features = type(model.features)(model.config.features)
-    seed = f"{config.seed}-{progress.epoch}"
+    seed = f"{config.seed}-{progress.stage}-{progress.epoch}"
     source = BatchSource(batches, data.example, features, tokenizer, spec_augment, seed)
     return torch.utils.data.Subset(source, range(progress.batch, len(source)))
 

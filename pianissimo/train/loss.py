@@ -1,7 +1,8 @@
 """Transducer loss in plain PyTorch, exact and with an analytic gradient.
 
 Shape legend: B batch, S encoder frames, U target tokens, V vocabulary without blank, N lattice
-nodes. Row b of the batch contributes S_b * (U_b + 1) nodes, in the order (s, u), so no memory goes to padding.
+nodes. Row b of the batch contributes S_b * (U_b + 1) nodes, in the order (s, u): no memory goes to
+padding.
 
 Graves 2012 (arXiv 1211.3711), section 2.4. The forward variable obeys
     a(s, u) = logaddexp(a(s-1, u) + blank(s-1, u), a(s, u-1) + label(s, u-1)),
@@ -10,6 +11,7 @@ which along s is a cumulative log-sum: with B(s, u) = sum of blank(0..s-1, u),
 so the lattice takes U + 1 vectorised steps. Both variables run in float64.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,8 +36,8 @@ def transducer_loss(
             f"transducer loss got {len(logits)} lattice nodes for lengths that make "
             f"{int(nodes.sum())}; every row needs at least one frame"
         )
-    losses: Tensor = _TransducerLoss.apply(logits, targets, frame_lengths, target_lengths, blank)
-    return losses
+    apply: Callable[..., Tensor] = _TransducerLoss.apply
+    return apply(logits, targets, frame_lengths, target_lengths, blank)
 
 
 class Lattice:

@@ -32,6 +32,10 @@ SAFE_MARGIN = 2e-3
 """A model whose best label leads by less than this somewhere is drawn again: no ties in tests."""
 
 
+WARM_UP = 12
+"""First encoder frames of an utterance, whose short history makes them unlike all others."""
+
+
 class RetryError(Exception):
     """These random weights make a poor test; the next seed may do better."""
 
@@ -89,6 +93,23 @@ def randomise(model: nn.Module, seed: int) -> None:
         tensor.copy_(rounded(value))
 
 
+def add_toggle(lstm: nn.LSTM) -> None:
+    """Make the first unit of the last layer change its sign with each label.
+
+    A random transducer tells a label that is due from one already said no better than chance: it
+    repeats labels until `max_symbols`, or says nothing. See `spread_joiner` for the other half.
+    """
+    last = lstm.num_layers - 1
+    inner, outer = (getattr(lstm, f"weight_{kind}_l{last}") for kind in ("hh", "ih"))
+    bias = getattr(lstm, f"bias_ih_l{last}")
+    for gate, level in enumerate((5.0, -5.0, 0.25, 5.0)):  # input, forget, cell, output
+        row = gate * lstm.hidden_size
+        inner[row], outer[row], bias[row] = 0.0, 0.0, level
+        getattr(lstm, f"bias_hh_l{last}")[row] = 0.0
+        if gate == 2:
+            inner[row, 0] = -3.0
+
+
 def spread(layer: nn.Module, inputs: Tensor, deviation: float) -> Tensor:
     """Rescale a linear layer (or convolution of width 1) to outputs of mean 0 over `inputs`.
 
@@ -110,10 +131,20 @@ def spread_joiner(
     predictor_layer: nn.Module,
     head: nn.Module,
 ) -> None:
-    """Make the labels depend on the frames (T, D) and on the predictor's outputs (U, P)."""
+    """Make the labels depend on the frames (T, D) and on the predictor's outputs (U, P).
+
+    The first two hidden units measure whether a signal of the frames and the predictor's toggle
+    have the same sign; if they do, the blank gains. So a label is due when the signal turns.
+    """
     left = spread(encoder_layer, encoded, 1.5)
     right = spread(predictor_layer, predicted, 1.0)
     spread(head, (left[:, None] + right[None]).relu(), 2.0)
+    blank = VOCABULARY
+    encoder_layer.weight[1] = -encoder_layer.weight[0]
+    encoder_layer.bias[1] = -encoder_layer.bias[0]
+    predictor_layer.weight[:2], predictor_layer.bias[:2], head.weight[:, :2] = 0.0, 0.0, 0.0
+    predictor_layer.weight[0, 0], predictor_layer.weight[1, 0] = 2.5, -2.5
+    head.weight[blank, :2] = 3.0
 
 
 def calibrate(count: Callable[[], int], bias: Tensor, blank: int) -> None:
@@ -124,7 +155,7 @@ def calibrate(count: Callable[[], int], bias: Tensor, blank: int) -> None:
     for _ in range(12):
         bias[blank] = rounded(torch.tensor((low + high) / 2))
         rate = count() / seconds
-        if abs(rate - wanted) < 0.6:
+        if TOKENS_PER_SECOND[0] < rate < TOKENS_PER_SECOND[1]:
             return
         low, high = (float(bias[blank]), high) if rate > wanted else (low, float(bias[blank]))
     raise RetryError(f"{rate:.1f} tokens per second")
@@ -137,9 +168,12 @@ def check_margin(logits: Tensor, what: str) -> None:
         raise RetryError(f"the race is too close in {what}")
 
 
-def check_variety(tokens: list[int], what: str) -> None:
+def check_variety(tokens: list[int], frames: list[int], what: str) -> None:
+    """Refuse searches that say the same all the time, or all in a few bursts."""
     if len(set(tokens)) < 3:
         raise RetryError(f"only {len(set(tokens))} different tokens in {what}")
+    if len(tokens) > 3 * len(set(frames)):
+        raise RetryError(f"{len(tokens)} tokens in {len(set(frames))} frames of {what}")
 
 
 def clip_waveforms() -> list[Floats]:

@@ -4,61 +4,66 @@ Runs in the oracle environment (`requirements.txt`), never in ours:
 
     python oracle_nemo.py OUT [--plan golden|full] [--only VARIANT ...]
 
-writes for each variant OUT/VARIANT.nemo, OUT/VARIANT.npz and OUT/VARIANT.json. All tensors are
-batch first, time second. Keys of the arrays (T mel frames, R lookahead, N samples):
+writes for each variant OUT/VARIANT.nemo, OUT/VARIANT.npz and OUT/VARIANT.json. All arrays are
+batch first, time second. Keys (T mel frames, R lookahead, or "full" without limit, N samples):
 
-    features/N           (frames, F)     of `waveform(N, seed=N)`, with NeMo's extra last frame
-    features/batch       (B, T, F)       and features/batch_counts (B)
-    subsampling/T        (T', D)         of `mel(T, F, seed=T)`
-    subsampling/batch    (B, T', D)      and .../batch_counts; rows are `mel(T, F, seed=T)`
-    encoder/R/T          (T', D)         R is "full" where attention has no limit
-    encoder/R/batch      (B, T', D)      and .../batch_counts
-    stream/R/T           (T', D)         cache-aware streaming, chunk outputs joined
-    predictor/tokens (B, U), predictor/out (B, U + 1, P), predictor/hidden, predictor/cell (L, B, P)
-    joiner/logits        (T', U + 1, V)  of encoder/R/9 and row 0 of predictor/out
-    greedy/R/C/...       tokens, frames (and durations), score, of clip C: `waveform(n, seed=C)`
-    greedy_max/...       the same with clip 0, first lookahead, and greedy_max/bias as last bias
-    confidence/METHOD    (U) per token, of the same clip and lookahead
-    ctc/R/C/...          log_probs, tokens, frames, score; ctc_confidence/METHOD
+    features/N            (frames, F)   of `waveform(N, seed=N)`, with NeMo's extra last frame
+    features/batch        (B, T, F)     and features/batch_counts (B)
+    subsampling/T         (T', D)       of `mel(T, F, seed=T)`
+    subsampling/batch     (B, T', D)    of `mel_batch`, and subsampling/batch_counts (B)
+    encoder/R/T           (T', D)       and encoder/R/batch, encoder/R/batch_counts
+    prompted/T            (T', D)       the same through prompt 3, first lookahead
+    stream/R/T            (T', D)       cache-aware streaming, the outputs of all chunks joined
+    predictor/tokens      (B, U)        and predictor/out (B, U + 1, P), starting with the blank
+    predictor/hidden      (L, B, P)     and predictor/cell: the state after the last token
+    joiner/encoded        (T', D)       and joiner/logits (T', U + 1, V): with predictor/out[0]
+    greedy/R/C/...        tokens, frames, score (and durations) of clip C of `clip_waveforms`
+    greedy_max/...        clip 0, first lookahead, greedy_max/bias as the joiner's last bias
+    confidence/METHOD     (U)           per token of clip 0, first lookahead
+    ctc/R/C/...           log_probs (T', V), tokens, frames, score; ctc_confidence/METHOD
 """
 
-import argparse
-import json
 import os
+import re
 import tarfile
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from hashlib import md5
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sentencepiece
 import torch
 from nemo.collections.asr import models
+from nemo.collections.asr.models.rnnt_bpe_models_prompt import EncDecRNNTBPEModelWithPrompt
 from nemo.utils import logging
 from omegaconf import OmegaConf
-from oracle_weights import (
+from oracle_common import (
+    WARM_UP,
+    Outputs,
     RetryError,
+    add_toggle,
     calibrate,
     check_margin,
     check_variety,
+    clip_waveforms,
+    first_good,
+    mel_batch,
+    parse_arguments,
     randomise,
     spread,
     spread_joiner,
+    train_tokenizer,
+    write_outputs,
 )
-from parity_inputs import (
-    CLIP_SAMPLES,
-    CORPUS,
-    PLANS,
-    SAMPLE_RATE,
-    SEED,
-    VOCABULARY,
-    Plan,
-    mel,
-    waveform,
-)
+from parity_inputs import SAMPLE_RATE, SEED, VOCABULARY, Floats, Plan, mel, waveform
 from torch import Tensor
+
+BLANK = VOCABULARY
+PROMPT = 3
 
 METHODS: dict[str, dict[str, Any]] = {
     "max_prob_1": {"name": "max_prob", "alpha": 1.0},
@@ -79,7 +84,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Variant:
-    """One checkpoint family: what differs from the Nemotron streaming layout."""
+    """One checkpoint family: how it differs from the Nemotron streaming layout."""
 
     name: str
     target: str = "EncDecRNNTBPEModel"
@@ -93,6 +98,7 @@ class Variant:
     predictor_layers: int = 2
     durations: tuple[int, ...] = ()
     prompts: int = 0
+    light: bool = False
 
     @property
     def streaming(self) -> bool:
@@ -109,10 +115,17 @@ class Variant:
 
 VARIANTS = (
     Variant("streaming"),
-    Variant("streaming56", contexts=((56, 3), (56, 0), (56, 6), (56, 13))),
-    Variant("batchnorm", norm="batch_norm", bias=True, contexts=((70, 6), (70, 1), (70, 0))),
+    Variant("streaming56", contexts=((56, 3), (56, 0), (56, 6), (56, 13)), light=True),
+    Variant(
+        "batchnorm",
+        light=True,
+        bias=True,
+        norm="batch_norm",
+        contexts=((70, 6), (70, 1), (70, 0)),
+    ),
     Variant(
         "hybrid",
+        light=True,
         target="EncDecHybridRNNTCTCBPEModel",
         mels=80,
         bias=True,
@@ -121,6 +134,7 @@ VARIANTS = (
     ),
     Variant(
         "prompt",
+        light=True,
         target="EncDecRNNTBPEModelWithPrompt",
         contexts=((56, 3), (56, 0), (56, 6), (56, 13)),
         prompts=8,
@@ -138,6 +152,7 @@ VARIANTS = (
     ),
     Variant(
         "tdt",
+        light=True,
         normalize="per_feature",
         norm="batch_norm",
         causal=False,
@@ -146,34 +161,8 @@ VARIANTS = (
     ),
 )
 
-Outputs = dict[str, np.ndarray]
-
 
 # --------------------------------------------------------------------------------------- building
-
-
-def train_tokenizer(folder: Path) -> None:
-    """A SentencePiece BPE model laid out as NeMo wants it: no bos, eos or pad, id 0 is <unk>."""
-    folder.mkdir()
-    corpus = folder / "corpus.txt"
-    corpus.write_text("\n".join(CORPUS) + "\n", encoding="utf-8")
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus),
-        model_prefix=str(folder / "tokenizer"),
-        vocab_size=VOCABULARY,
-        model_type="bpe",
-        character_coverage=1.0,
-        bos_id=-1,
-        eos_id=-1,
-        pad_id=-1,
-        unk_id=0,
-        normalization_rule_name="identity",
-        num_threads=1,
-        minloglevel=2,
-    )
-    pieces = (folder / "tokenizer.vocab").read_text(encoding="utf-8").splitlines()
-    plain = [piece.split("\t")[0].removeprefix("▁") for piece in pieces]
-    (folder / "vocab.txt").write_text("\n".join(plain) + "\n", encoding="utf-8")
 
 
 def config(variant: Variant, plan: Plan) -> dict[str, Any]:
@@ -301,46 +290,57 @@ def config(variant: Variant, plan: Plan) -> dict[str, Any]:
 
 
 def build(variant: Variant, plan: Plan, seed: int) -> Any:
-    """The model in evaluation mode, random, with output biases that yield a plausible rate."""
-    model = getattr(models, variant.target, None) or _prompt_class()
-    model = model(OmegaConf.create(config(variant, plan))).eval()
+    """The model in evaluation mode, random, its heads fitted to clip 0."""
+    model = create(variant, plan)
     randomise(model, seed)
+    set_lookahead(model, variant, variant.contexts[0])
+    encoded, counts = encode(model, variant, *features(model, clip_waveforms()[:1]))
+    frames = encoded[0].T[WARM_UP:]
     if variant.transducer:
-        calibrate(variant, lambda: token_count(model, variant), model.joint.joint_net[2].bias)
+        add_toggle(model.decoder.prediction.dec_rnn.lstm)
+        joint = model.joint
+        random = torch.Generator().manual_seed(seed)
+        history = torch.randint(BLANK, (1, 40), generator=random)
+        predicted = model.decoder.predict(history, state=None, add_sos=True)[0][0]
+        spread_joiner(frames, joint.enc, predicted, joint.pred, joint.joint_net[2])
+        joint.joint_net[2].bias[BLANK + 1 :][:1] -= 1.0  # a duration of 0 is rare in practice
+
+        def count() -> int:
+            return len(decode(model, variant, encoded, counts)[0].y_sequence)
+
+        calibrate(count, joint.joint_net[2].bias, BLANK)
     if variant.ctc:
-        bias = _ctc_head(model).decoder_layers[0].bias
-        calibrate(variant, lambda: ctc_count(model, variant), bias)
+        layer = ctc_head(model).decoder_layers[0]
+        spread(layer, frames, 2.0)
+
+        def count_ctc() -> int:
+            labels = ctc_head(model)(encoder_output=encoded)[0].argmax(-1)
+            return int((labels.unique_consecutive() != BLANK).sum())
+
+        calibrate(count_ctc, layer.bias, BLANK)
     return model
 
 
-def _prompt_class() -> Any:
-    from nemo.collections.asr.models.rnnt_bpe_models_prompt import EncDecRNNTBPEModelWithPrompt
+def create(variant: Variant, plan: Plan) -> Any:
+    kind = getattr(models, variant.target, EncDecRNNTBPEModelWithPrompt)
+    return kind(OmegaConf.create(config(variant, plan))).eval()
 
-    return EncDecRNNTBPEModelWithPrompt
 
-
-def _ctc_head(model: Any) -> Any:
+def ctc_head(model: Any) -> Any:
     return model.ctc_decoder if hasattr(model, "ctc_decoder") else model.decoder
 
 
 # -------------------------------------------------------------------------------------- computing
 
 
-def features(model: Any, rows: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+def features(model: Any, rows: list[Floats]) -> tuple[Tensor, Tensor]:
     """(B, F, T) and (B) of waveforms, zero-padded to the longest."""
     lengths = torch.tensor([len(row) for row in rows])
     batch = torch.zeros(len(rows), int(lengths.max()))
     for index, row in enumerate(rows):
         batch[index, : len(row)] = torch.from_numpy(row)
-    return model.preprocessor(input_signal=batch, length=lengths)
-
-
-def mel_batch(frames: tuple[int, ...], bins: int) -> tuple[Tensor, Tensor]:
-    """(B, F, T) and (B): rows of random mel frames, the padding set to 7 so that leaks show."""
-    batch = torch.full((len(frames), bins, max(frames)), 7.0)
-    for row, count in enumerate(frames):
-        batch[row, :, :count] = torch.from_numpy(mel(count, bins, seed=count)).T
-    return batch, torch.tensor(frames)
+    signal, counts = model.preprocessor(input_signal=batch, length=lengths)
+    return signal, counts
 
 
 def set_lookahead(model: Any, variant: Variant, context: tuple[int, int]) -> str:
@@ -352,18 +352,14 @@ def set_lookahead(model: Any, variant: Variant, context: tuple[int, int]) -> str
 
 
 def encode(model: Any, variant: Variant, signal: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, F, T) -> (B, D, T'), after the prompt if the model has one (always prompt 3)."""
+    """(B, F, T) -> (B, D, T'), through the prompt if the model has one."""
     encoded, counts = model.encoder(audio_signal=signal, length=lengths)
-    return prompt(model, variant, encoded), counts
-
-
-def prompt(model: Any, variant: Variant, encoded: Tensor) -> Tensor:
-    if not variant.prompts:
-        return encoded
-    one_hot = torch.zeros(len(encoded), encoded.shape[2], variant.prompts)
-    one_hot[:, :, 3] = 1
-    joined = torch.cat([encoded.transpose(1, 2), one_hot], dim=-1)
-    return model.prompt_kernel(joined).transpose(1, 2)
+    if variant.prompts:
+        one_hot = torch.zeros(len(encoded), encoded.shape[2], variant.prompts)
+        one_hot[:, :, PROMPT] = 1
+        joined = torch.cat([encoded.transpose(1, 2), one_hot], dim=-1)
+        encoded = model.prompt_kernel(joined).transpose(1, 2)
+    return encoded, counts
 
 
 def stream(model: Any, frames: Tensor) -> Iterator[Tensor]:
@@ -391,193 +387,188 @@ def stream(model: Any, frames: Tensor) -> Iterator[Tensor]:
         start = end
 
 
-def decode(model: Any, variant: Variant, encoded: Tensor, counts: Tensor, **options: Any) -> Any:
-    """Greedy transducer search with the options of NeMo's decoding section."""
-    section = OmegaConf.create(config(variant, PLANS["golden"])["decoding"])
-    section.compute_timestamps = options.pop("timestamps", False)
-    section.greedy.max_symbols = options.pop("max_symbols", 10)
+def decode(
+    model: Any,
+    variant: Variant,
+    encoded: Tensor,
+    counts: Tensor,
+    max_symbols: int = 10,
+    **options: Any,
+) -> list[Any]:
+    """Greedy transducer search, with entries of NeMo's decoding section as options."""
+    section = {"strategy": "greedy_batch", "greedy": {"max_symbols": max_symbols}} | options
     if variant.durations:
-        section.tdt_include_token_duration = True
-    for key, value in options.items():
-        section[key] = value
-    logging.setLevel(logging.ERROR)
-    if variant.target.startswith("EncDecHybrid"):
-        model.change_decoding_strategy(section, decoder_type="rnnt", verbose=False)
-    else:
-        model.change_decoding_strategy(section, verbose=False)
-    return model.decoding.rnnt_decoder_predictions_tensor(
+        section |= {"model_type": "tdt", "durations": list(variant.durations)}
+        section |= {"tdt_include_token_duration": True}
+    chosen = {"decoder_type": "rnnt"} if variant.ctc else {}
+    model.change_decoding_strategy(OmegaConf.create(section), verbose=False, **chosen)
+    hypotheses: list[Any] = model.decoding.rnnt_decoder_predictions_tensor(
         encoder_output=encoded, encoded_lengths=counts, return_hypotheses=True
     )
+    return hypotheses
 
 
-def decode_ctc(model: Any, variant: Variant, log_probs: Tensor, counts: Tensor, **options: Any) -> Any:
-    section = OmegaConf.create({"strategy": "greedy_batch", "compute_timestamps": True, **options})
-    if variant.transducer:
-        model.change_decoding_strategy(section, decoder_type="ctc", verbose=False)
-        decoding = model.ctc_decoding
-    else:
-        model.change_decoding_strategy(section, verbose=False)
-        decoding = model.decoding
-    return decoding.ctc_decoder_predictions_tensor(log_probs, counts, return_hypotheses=True)
-
-
-def clips(model: Any) -> list[tuple[Tensor, Tensor]]:
-    return [features(model, [waveform(n, seed=c)]) for c, n in enumerate(CLIP_SAMPLES)]
-
-
-def token_count(model: Any, variant: Variant) -> int:
-    set_lookahead(model, variant, variant.contexts[0])
-    encoded, counts = encode(model, variant, *clips(model)[0])
-    return len(decode(model, variant, encoded, counts)[0].y_sequence)
-
-
-def ctc_count(model: Any, variant: Variant) -> int:
-    set_lookahead(model, variant, variant.contexts[0])
-    encoded, _ = encode(model, variant, *clips(model)[0])
-    labels = _ctc_head(model)(encoder_output=encoded)[0].argmax(-1)
-    return len([a for a in labels.unique_consecutive().tolist() if a != VOCABULARY])
-
-
-def steps_of(timestamp: Any) -> Any:
-    return timestamp["timestep"] if isinstance(timestamp, dict) else timestamp
-
-
-def hypothesis_arrays(hypothesis: Any) -> Outputs:
-    out = {
-        "tokens": np.asarray(hypothesis.y_sequence, dtype=np.int64),
-        "frames": np.asarray(steps_of(hypothesis.timestamp), dtype=np.int64),
-        "score": np.asarray(float(hypothesis.score), dtype=np.float32),
-    }
-    if hypothesis.token_duration is not None and len(hypothesis.token_duration):
-        out["durations"] = np.asarray(hypothesis.token_duration, dtype=np.int64)
-    return out
-
-
-def margin(hypothesis: Any, labels: int) -> float:
-    """How far the best label leads the second, at its closest, over a hypothesis."""
-    rows = [step[0] for frame in hypothesis.alignments for step in frame]
-    groups = [torch.stack(rows)[:, :labels], torch.stack(rows)[:, labels:]]
-    tops = [group.topk(2).values for group in groups if group.shape[1] > 1]
-    return min(float((top[:, 0] - top[:, 1]).min()) for top in tops)
+def decode_ctc(model: Any, variant: Variant, log_probs: Tensor, **options: Any) -> Any:
+    """Greedy CTC search of one utterance (1, T', V)."""
+    section = {"strategy": "greedy_batch", "compute_timestamps": True} | options
+    chosen = {"decoder_type": "ctc"} if variant.transducer else {}
+    model.change_decoding_strategy(OmegaConf.create(section), verbose=False, **chosen)
+    decoding = model.ctc_decoding if variant.transducer else model.decoding
+    counts = torch.tensor([log_probs.shape[1]])
+    return decoding.ctc_decoder_predictions_tensor(log_probs, counts, return_hypotheses=True)[0]
 
 
 # ------------------------------------------------------------------------------------ the outputs
 
 
 def feature_outputs(model: Any, plan: Plan) -> Outputs:
-    out = {}
+    out: Outputs = {}
     for samples in plan.feature_samples:
         frames, count = features(model, [waveform(samples, seed=samples)])
         assert int(count[0]) == samples // 160
         out[f"features/{samples}"] = frames[0].T
-    rows = [waveform(samples, seed=samples) for samples in plan.feature_batch]
-    batch, counts = features(model, rows)
-    return out | {"features/batch": batch.transpose(1, 2), "features/batch_counts": counts}
+    if plan.feature_batch:
+        rows = [waveform(samples, seed=samples) for samples in plan.feature_batch]
+        batch, counts = features(model, rows)
+        out |= {"features/batch": batch.transpose(1, 2), "features/batch_counts": counts}
+    return out
 
 
 def encoder_outputs(model: Any, variant: Variant, plan: Plan) -> Outputs:
-    out: dict[str, Any] = {}
-    subsample = model.encoder.pre_encode
+    out: Outputs = {}
+    encoder = model.encoder
     for count in plan.subsampling_frames:
         frames = torch.from_numpy(mel(count, variant.mels, seed=count))
-        out[f"subsampling/{count}"] = subsample(x=frames[None], lengths=torch.tensor([count]))[0][0]
+        result = encoder.pre_encode(x=frames[None], lengths=torch.tensor([count]))
+        out[f"subsampling/{count}"] = result[0][0]
     batch, lengths = mel_batch(plan.encoder_batch, variant.mels)
-    rows, counts = subsample(x=batch.transpose(1, 2), lengths=lengths)
+    rows, counts = encoder.pre_encode(x=batch, lengths=lengths)
     out |= {"subsampling/batch": rows, "subsampling/batch_counts": counts}
     for context in variant.contexts:
         name = set_lookahead(model, variant, context)
         for count in plan.encoder_frames:
-            encoded, counts = model.encoder(
-                audio_signal=torch.from_numpy(mel(count, variant.mels, seed=count)).T[None],
-                length=torch.tensor([count]),
-            )
-            out[f"encoder/{name}/{count}"] = encoded[0].T
-        encoded, counts = model.encoder(audio_signal=batch, length=lengths)
-        out |= {f"encoder/{name}/batch": encoded.transpose(1, 2)}
-        out |= {f"encoder/{name}/batch_counts": counts}
+            frames = torch.from_numpy(mel(count, variant.mels, seed=count)).T[None]
+            length = torch.tensor([count])
+            out[f"encoder/{name}/{count}"] = encoder(audio_signal=frames, length=length)[0][0].T
+            if variant.prompts and context == variant.contexts[0]:
+                out[f"prompted/{count}"] = encode(model, variant, frames, length)[0][0].T
+        encoded, counts = encoder(audio_signal=batch.transpose(1, 2), length=lengths)
+        out[f"encoder/{name}/batch"] = encoded.transpose(1, 2)
+        out[f"encoder/{name}/batch_counts"] = counts
         for count in plan.stream_frames if variant.streaming else ():
             frames = torch.from_numpy(mel(count, variant.mels, seed=count)).T
             out[f"stream/{name}/{count}"] = torch.cat(list(stream(model, frames)), dim=1).T
     return out
 
 
-def predictor_outputs(model: Any, variant: Variant, first: str, encoded: Tensor) -> Outputs:
-    tokens = torch.from_numpy(np.array([[3, 17, 3, 39, 0, 5], [21, 8, 8, 1, 30, 12]]))
-    out, (hidden, cell) = model.decoder.predict(tokens, state=None, add_sos=True)
-    result = {
+def predictor_outputs(model: Any, plan: Plan) -> Outputs:
+    tokens = torch.tensor([[3, 17, 3, 39, 0, 5], [21, 8, 8, 1, 30, 12]])
+    predicted, (hidden, cell) = model.decoder.predict(tokens, state=None, add_sos=True)
+    encoded = torch.from_numpy(mel(4, plan.width, seed=4))
+    automatic, model.joint.log_softmax = model.joint.log_softmax, False
+    logits = model.joint.joint(encoded[None], predicted[:1])[0]
+    model.joint.log_softmax = automatic
+    return {
         "predictor/tokens": tokens,
-        "predictor/out": out,
+        "predictor/out": predicted,
         "predictor/hidden": hidden,
         "predictor/cell": cell,
+        "joiner/encoded": encoded,
+        "joiner/logits": logits,
     }
-    joiner = model.joint
-    automatic, joiner.log_softmax = joiner.log_softmax, False
-    result["joiner/logits"] = joiner.joint(encoded[None], out[:1])[0]
-    joiner.log_softmax = automatic
-    return result
+
+
+def hypothesis_arrays(hypothesis: Any) -> Outputs:
+    out = {
+        "tokens": np.asarray(hypothesis.y_sequence, dtype=np.int64),
+        "frames": np.asarray(hypothesis.timestamp, dtype=np.int64),
+        "score": np.asarray(float(hypothesis.score), dtype=np.float32),
+    }
+    if hypothesis.token_duration is not None:
+        out["durations"] = np.asarray(hypothesis.token_duration, dtype=np.int64)
+    return out
+
+
+def words_of(hypothesis: Any) -> list[list[Any]]:
+    """[text, first frame, end frame] of each word."""
+    return [
+        [word["word"], int(word["start_offset"]), int(word["end_offset"])]
+        for word in hypothesis.timestamp["word"]
+    ]
+
+
+def check_steps(hypothesis: Any, what: str) -> None:
+    """No close race on the path of a search that kept its alignment."""
+    logits = torch.stack([step[0] for frame in hypothesis.alignments for step in frame])
+    check_margin(logits[:, : BLANK + 1], what)
+    if logits.shape[1] > BLANK + 1:
+        check_margin(logits[:, BLANK + 1 :], what)
 
 
 def greedy_outputs(model: Any, variant: Variant) -> tuple[Outputs, dict[str, Any]]:
-    """Tokens of the three clips for each lookahead: one by one, batched, sequentially."""
+    """Tokens of the three clips for each lookahead; NeMo must agree with itself in each way."""
     out: Outputs = {}
     notes: dict[str, Any] = {}
-    rows = [waveform(n, seed=c) for c, n in enumerate(CLIP_SAMPLES)]
     for context in variant.contexts:
         name = set_lookahead(model, variant, context)
-        together = decode(model, variant, *encode(model, variant, *features(model, rows)))
-        for clip, signal in enumerate(clips(model)):
-            encoded, counts = encode(model, variant, *signal)
-            alone = decode(model, variant, encoded, counts, preserve_alignments=True)[0]
-            if margin(alone, VOCABULARY + 1) < SAFE_MARGIN:
-                raise RetryError(f"{variant.name}: the race is too close at lookahead {name}")
+        batch = encode(model, variant, *features(model, clip_waveforms()))
+        together = decode(model, variant, *batch)
+        for clip, samples in enumerate(clip_waveforms()):
+            signal = encode(model, variant, *features(model, [samples]))
+            alone = decode(model, variant, *signal, preserve_alignments=True)[0]
+            check_steps(alone, f"clip {clip} at lookahead {name}")
             arrays = hypothesis_arrays(alone)
-            single = decode(model, variant, encoded, counts, strategy="greedy")[0]
-            for other in (together[clip], single):
+            tokens, frames = arrays["tokens"].tolist(), arrays["frames"].tolist()
+            check_variety(tokens, frames, f"clip {clip} at lookahead {name}")
+            sequential = decode(model, variant, *signal, strategy="greedy")[0]
+            for other in (together[clip], sequential):
                 for key, value in hypothesis_arrays(other).items():
                     np.testing.assert_allclose(value, arrays[key], atol=1e-3, err_msg=key)
-            out |= {f"greedy/{name}/{clip}/{key}": value for key, value in arrays.items()}
-            timed = decode(model, variant, encoded, counts, timestamps=True)[0]
-            notes[f"greedy/{name}/{clip}"] = {
+            key = f"greedy/{name}/{clip}"
+            out |= {f"{key}/{part}": value for part, value in arrays.items()}
+            timed = decode(model, variant, *signal, compute_timestamps=True)[0]
+            notes[key] = {
                 "text": alone.text,
                 "pieces": model.tokenizer.ids_to_tokens(arrays["tokens"].tolist()),
-                "words": [
-                    [word["word"], int(word["start_offset"]), int(word["end_offset"])]
-                    for word in timed.timestamp["word"]
-                ],
+                "words": words_of(timed),
             }
     return out, notes
 
 
-def crowded_outputs(model: Any, variant: Variant) -> Outputs:
+def crowded_outputs(model: Any, variant: Variant, max_symbols: int = 4) -> Outputs:
     """Clip 0 with a blank so unlikely that many frames end by `max_symbols`."""
-    context = variant.contexts[0]
-    set_lookahead(model, variant, context)
-    encoded, counts = encode(model, variant, *clips(model)[0])
+    set_lookahead(model, variant, variant.contexts[0])
+    signal = encode(model, variant, *features(model, clip_waveforms()[:1]))
     bias = model.joint.joint_net[2].bias
     saved = bias.clone()
     for lower in (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0):
-        bias.copy_(saved)
-        bias[VOCABULARY] -= lower
-        alone = decode(model, variant, encoded, counts, preserve_alignments=True, max_symbols=4)[0]
-        frames = np.asarray(steps_of(alone.timestamp))
-        full = np.bincount(frames, minlength=int(counts[0])) == 4
-        if full.mean() > 0.3 and margin(alone, VOCABULARY + 1) > SAFE_MARGIN / 4:
+        bias[BLANK] = saved[BLANK] - lower
+        alone = decode(
+            model, variant, *signal, max_symbols=max_symbols, preserve_alignments=True
+        )[0]
+        symbols = np.bincount(np.asarray(alone.timestamp), minlength=int(signal[1][0]))
+        if (symbols == max_symbols).mean() > 0.3:
             break
     else:
-        raise RetryError(f"{variant.name}: max_symbols not reached")
+        raise RetryError("max_symbols not reached")
+    check_steps(alone, "the search that reaches max_symbols")
     out = {f"greedy_max/{key}": value for key, value in hypothesis_arrays(alone).items()}
-    out |= {"greedy_max/bias": bias.numpy().copy(), "greedy_max/max_symbols": np.asarray(4)}
+    out |= {"greedy_max/bias": bias.clone(), "greedy_max/max_symbols": np.asarray(max_symbols)}
     bias.copy_(saved)
     return out
 
 
+def confidence_section(method: dict[str, Any]) -> dict[str, Any]:
+    return {"preserve_token_confidence": True, "exclude_blank": True, "method_cfg": method}
+
+
 def confidence_outputs(model: Any, variant: Variant) -> Outputs:
     set_lookahead(model, variant, variant.contexts[0])
-    encoded, counts = encode(model, variant, *clips(model)[0])
-    out = {}
+    signal = encode(model, variant, *features(model, clip_waveforms()[:1]))
+    out: Outputs = {}
     for name, method in METHODS.items():
-        section = {"preserve_token_confidence": True, "exclude_blank": True, "method_cfg": method}
-        hypothesis = decode(model, variant, encoded, counts, confidence_cfg=section)[0]
+        section = confidence_section(method)
+        hypothesis = decode(model, variant, *signal, confidence_cfg=section)[0]
         out[f"confidence/{name}"] = np.asarray(hypothesis.token_confidence, dtype=np.float32)
     return out
 
@@ -587,122 +578,114 @@ def ctc_outputs(model: Any, variant: Variant) -> tuple[Outputs, dict[str, Any]]:
     notes: dict[str, Any] = {}
     for context in variant.contexts:
         name = set_lookahead(model, variant, context)
-        for clip, signal in enumerate(clips(model)):
-            encoded, counts = encode(model, variant, *signal)
-            log_probs = _ctc_head(model)(encoder_output=encoded)
-            top = log_probs[0].topk(2).values
-            if float((top[:, 0] - top[:, 1]).min()) < SAFE_MARGIN:
-                raise RetryError(f"{variant.name}: CTC labels are too close at lookahead {name}")
-            hypothesis = decode_ctc(model, variant, log_probs, counts)[0]
-            out[f"ctc/{name}/{clip}/log_probs"] = log_probs[0]
-            out[f"ctc/{name}/{clip}/tokens"] = np.asarray(hypothesis.y_sequence)
-            out[f"ctc/{name}/{clip}/score"] = np.asarray(float(hypothesis.score), np.float32)
-            chars = hypothesis.timestamp["char"]
-            out[f"ctc/{name}/{clip}/frames"] = np.asarray([c["start_offset"] for c in chars])
-            notes[f"ctc/{name}/{clip}"] = {
-                "text": hypothesis.text,
-                "words": [
-                    [word["word"], int(word["start_offset"]), int(word["end_offset"])]
-                    for word in hypothesis.timestamp["word"]
-                ],
-            }
+        for clip, samples in enumerate(clip_waveforms()):
+            encoded, _ = encode(model, variant, *features(model, [samples]))
+            log_probs = ctc_head(model)(encoder_output=encoded)
+            check_margin(log_probs[0], f"CTC of clip {clip} at lookahead {name}")
+            found = decode_ctc(model, variant, log_probs)
+            tokens = [int(token) for token in found.y_sequence]
+            frames = [int(char["start_offset"]) for char in found.timestamp["char"]]
+            check_variety(tokens, frames, f"CTC of clip {clip} at lookahead {name}")
+            key = f"ctc/{name}/{clip}"
+            out[f"{key}/log_probs"] = log_probs[0]
+            out[f"{key}/tokens"] = np.asarray(tokens)
+            out[f"{key}/frames"] = np.asarray(frames)
+            out[f"{key}/score"] = np.asarray(float(found.score), dtype=np.float32)
+            notes[key] = {"text": found.text, "words": words_of(found)}
     set_lookahead(model, variant, variant.contexts[0])
-    encoded, counts = encode(model, variant, *clips(model)[0])
-    log_probs = _ctc_head(model)(encoder_output=encoded)
+    encoded, _ = encode(model, variant, *features(model, clip_waveforms()[:1]))
+    log_probs = ctc_head(model)(encoder_output=encoded)
     for name, method in METHODS.items():
-        section = {"preserve_token_confidence": True, "exclude_blank": True, "method_cfg": method}
-        hypothesis = decode_ctc(model, variant, log_probs, counts, confidence_cfg=section)[0]
-        out[f"ctc_confidence/{name}"] = np.asarray(hypothesis.token_confidence, np.float32)
+        section = confidence_section(method)
+        found = decode_ctc(model, variant, log_probs, confidence_cfg=section)
+        out[f"ctc_confidence/{name}"] = np.asarray(found.token_confidence, dtype=np.float32)
     return out, notes
 
 
-def outputs(model: Any, variant: Variant, plan: Plan) -> tuple[Outputs, dict[str, Any]]:
-    out = feature_outputs(model, plan) | encoder_outputs(model, variant, plan)
+def attempt(variant: Variant, plan: Plan, seed: int) -> tuple[Any, Outputs, dict[str, Any]]:
+    """The model, all its outputs, and what does not fit into arrays."""
+    model = build(variant, plan, seed)
+    out: Outputs = {}
     notes: dict[str, Any] = {}
     if variant.transducer:
-        first = "full" if not variant.streaming else str(variant.contexts[0][1])
-        out |= predictor_outputs(model, variant, first, out[f"encoder/{first}/9"])
         greedy, notes = greedy_outputs(model, variant)
-        out |= greedy | confidence_outputs(model, variant)
+        out |= greedy | confidence_outputs(model, variant) | predictor_outputs(model, plan)
         if not variant.durations:
             out |= crowded_outputs(model, variant)
     if variant.ctc:
         ctc, more = ctc_outputs(model, variant)
         out, notes = out | ctc, notes | more
-    return {key: np.asarray(value) for key, value in out.items()}, notes
+    return model, out | feature_outputs(model, plan) | encoder_outputs(model, variant, plan), notes
 
 
 # ---------------------------------------------------------------------------------------- writing
 
 
 def save(model: Any, path: Path, compress: bool) -> None:
-    """Write with NeMo, then repack the same members without dates, owners or chance."""
+    """Write with NeMo, then repack the same members in the same order without dates or owners.
+
+    NeMo puts random digits before the names of the tokenizer's files; here they depend on the
+    content, so that the same seed gives the same archive.
+    """
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "model.nemo"
         model.save_to(str(written))
-        with (
-            tarfile.open(written) as source,
-            open(path, "wb") as raw,
-            tarfile.open(fileobj=raw, mode="w:gz" if compress else "w", format=tarfile.GNU_FORMAT)
-            as target,
-        ):
-            for member in source:
-                member.mtime = 0
-                member.uid = member.gid = 0
-                member.uname = member.gname = ""
-                target.addfile(member, source.extractfile(member) if member.isfile() else None)
-    if compress:
-        data = bytearray(path.read_bytes())
-        data[4:8] = bytes(4)
-        path.write_bytes(data)
+        with tarfile.open(written) as source:
+            members = [(m, source.extractfile(m).read() if m.isfile() else b"") for m in source]
+    names = {}
+    for member, content in members:
+        if found := re.search("[0-9a-f]{32}(?=_)", member.name):
+            names[found[0]] = md5(content).hexdigest()
+
+    def renamed(text: str) -> str:
+        for old, new in names.items():
+            text = text.replace(old, new)
+        return text
+
+    mode = "w:gz" if compress else "w"
+    with tarfile.open(path, mode, format=tarfile.GNU_FORMAT) as target:
+        for member, content in members:
+            if member.name.endswith(".yaml"):
+                content = renamed(content.decode()).encode()
+            member.name, member.size, member.mtime = renamed(member.name), len(content), 0
+            member.uid = member.gid = 0
+            member.uname = member.gname = ""
+            target.addfile(member, BytesIO(content))
 
 
 def run(variant: Variant, plan: Plan, out: Path) -> None:
-    for attempt in range(40):
-        seed = SEED + 1000 * VARIANTS.index(variant) + attempt
-        try:
-            model = build(variant, plan, seed)
-            arrays, notes = outputs(model, variant, plan)
-            break
-        except RetryError as reason:
-            print(f"seed {seed}: {reason}")
-    else:
-        raise SystemExit(f"{variant.name}: no usable seed")
-    save(model, out / f"{variant.name}.nemo", compress=variant.name != "streaming")
-    np.savez_compressed(out / f"{variant.name}.npz", **arrays)
+    if variant.light:
+        plan = plan.lighter()
+    start = SEED + 1000 * VARIANTS.index(variant)
+    seed, (model, arrays, notes) = first_good(
+        range(start, start + 200), partial(attempt, variant, plan)
+    )
+    clean = create(variant, plan)  # decoding has changed the configuration of the other
+    clean.load_state_dict(model.state_dict())
+    save(clean, out / f"{variant.name}.nemo", compress=variant.name != "streaming")
     facts = {
         "seed": seed,
-        "plan": plan.name,
-        "lookaheads": [pair[1] if variant.streaming else "full" for pair in variant.contexts],
+        "lookaheads": [pair[1] for pair in variant.contexts] if variant.streaming else ["full"],
         "left_context": variant.contexts[0][0],
         "mels": variant.mels,
-        "transducer": variant.transducer,
-        "ctc": variant.ctc,
-        "prompt": 3 if variant.prompts else None,
+        "prompt": PROMPT if variant.prompts else None,
         "notes": notes,
     }
-    text = json.dumps(facts, ensure_ascii=False, indent=1) + "\n"
-    (out / f"{variant.name}.json").write_text(text, encoding="utf-8")
-    print(f"{variant.name}: seed {seed}, {len(arrays)} arrays")
+    write_outputs(out, variant.name, arrays, facts)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--plan", choices=PLANS, default="full")
-    parser.add_argument("--only", nargs="*", default=[variant.name for variant in VARIANTS])
-    arguments = parser.parse_args()
-    out = arguments.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
+    out, plan, only = parse_arguments(
+        "Write NeMo's reference outputs.", [variant.name for variant in VARIANTS]
+    )
     logging.setLevel(logging.ERROR)
-    torch.set_num_threads(1)
-    torch.set_grad_enabled(False)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         train_tokenizer(Path("tokenizer"))
         for variant in VARIANTS:
-            if variant.name in arguments.only:
-                run(variant, PLANS[arguments.plan], out)
+            if variant.name in only:
+                run(variant, plan, out)
+        os.chdir(out)
 
 
 if __name__ == "__main__":

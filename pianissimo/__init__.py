@@ -1,0 +1,55 @@
+"""Pianissimo: speech recognition that is live and hears quiet speech.
+
+    import pianissimo
+    recognizer = pianissimo.load()
+    print(recognizer.transcribe("meeting.mp3").text)
+
+The names below load on first use, so that importing the package costs no PyTorch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from pianissimo.errors import PianissimoError
+    from pianissimo.load import load
+    from pianissimo.recognizer import Recognizer, Stream, StreamRecognizer
+    from pianissimo.transcript import Segment, StreamEvent, Transcript, Word
+
+_HOMES = {
+    "PianissimoError": "errors",
+    "Recognizer": "recognizer",
+    "Segment": "transcript",
+    "Stream": "recognizer",
+    "StreamEvent": "transcript",
+    "StreamRecognizer": "recognizer",
+    "Transcript": "transcript",
+    "Word": "transcript",
+    "load": "load",
+}
+
+__all__ = [
+    "PianissimoError",
+    "Recognizer",
+    "Segment",
+    "Stream",
+    "StreamEvent",
+    "StreamRecognizer",
+    "Transcript",
+    "Word",
+    "load",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

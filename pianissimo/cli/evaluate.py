@@ -1,0 +1,171 @@
+"""`pianissimo evaluate`: word error rates over a manifest, per subset and latency mode."""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pianissimo.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    HeadOption,
+    JsonOption,
+    ModelOption,
+    QuietOption,
+)
+from pianissimo.cli.output import SOME_FAILED, complain, emit
+
+if TYPE_CHECKING:
+    from pianissimo.evaluate.run import Pass, Score
+
+
+def evaluate(
+    manifest: Annotated[
+        Path, typer.Argument(metavar="MANIFEST", help="JSON lines with audio_filepath and text.")
+    ],
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    head: HeadOption = None,
+    latency: Annotated[
+        list[int] | None,
+        typer.Option(
+            envvar="PIANISSIMO_LATENCY",
+            metavar="MS",
+            help="A latency mode; may be repeated [default: all the model has].",
+        ),
+    ] = None,
+    subset: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="PIANISSIMO_SUBSET",
+            metavar="NAME",
+            help="Only recordings of this `subset`; may be repeated.",
+        ),
+    ] = None,
+    batch_seconds: Annotated[
+        float,
+        typer.Option(
+            envvar="PIANISSIMO_BATCH_SECONDS", min=1.0, help="Most audio transcribed at once."
+        ),
+    ] = 600.0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Count word errors of a model over a manifest, and how fast it is.
+
+    Texts are compared in lower case without punctuation; `text_norm` goes before `text`.
+    Recordings that cannot be read are named, left out of all numbers, and make the exit code 3.
+    """
+    from pianissimo.evaluate.run import evaluate as run
+    from pianissimo.evaluate.run import read_references
+
+    references = read_references(manifest, subset or [])
+    from pianissimo.load import load
+
+    recognizer = load(model, device=device, dtype=dtype, head=head)
+    modes: list[int | None] = [*(latency or recognizer.latencies_ms)] or [None]
+    count = len(references) * len(modes)
+    with _Progress(count, shown=not quiet and sys.stderr.isatty()) as progress:
+        passes = run(
+            recognizer,
+            references,
+            latencies_ms=modes,
+            batch_seconds=batch_seconds,
+            advance=progress.advance,
+        )
+    for fault in dict.fromkeys(fault for one in passes for fault in one.faults):
+        complain(fault)
+    if as_json:
+        emit(json.dumps(_as_json(recognizer.name, passes), indent=2) + "\n")
+    else:
+        _print_table(recognizer.name, passes)
+    if any(one.total.failed for one in passes):
+        raise typer.Exit(SOME_FAILED)
+
+
+class _Progress:
+    """A bar on a terminal, nothing elsewhere."""
+
+    def __init__(self, count: int, *, shown: bool) -> None:
+        self._bar: Any = None
+        if shown:
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self._bar = Progress(console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task("evaluating", total=count)
+
+    def __enter__(self) -> "_Progress":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self) -> None:
+        if self._bar is not None:
+            self._bar.advance(self._task)
+
+
+def _as_json(name: str, passes: "list[Pass]") -> dict[str, Any]:
+    return {
+        "model": name,
+        "passes": [
+            {
+                "latency_ms": one.latency_ms,
+                "seconds": one.seconds,
+                "times_realtime": one.times_realtime,
+                "total": _score(one.total),
+                "subsets": [_score(score) for score in one.scores],
+            }
+            for one in passes
+        ],
+    }
+
+
+def _score(score: "Score") -> dict[str, Any]:
+    errors = score.errors
+    return {
+        "subset": score.subset,
+        "recordings": score.recordings,
+        "failed": score.failed,
+        "audio_seconds": score.audio_seconds,
+        # JSON has no infinity: errors against no words at all have no rate.
+        "wer": errors.rate if math.isfinite(errors.rate) else None,
+        "words": errors.words,
+        "substitutions": errors.substitutions,
+        "deletions": errors.deletions,
+        "insertions": errors.insertions,
+    }
+
+
+def _print_table(name: str, passes: "list[Pass]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    modes = ["WER" if one.latency_ms is None else f"{one.latency_ms} ms" for one in passes]
+    table = Table(title=f"{name}: word error rate in percent")
+    table.add_column("subset")
+    for heading in ("recordings", "minutes", "words", *modes):
+        table.add_column(heading, justify="right")
+    rows = list(zip(*(one.scores for one in passes), strict=True))
+    if len(rows) > 1:
+        rows.append(tuple(one.total for one in passes))
+    for row in rows:
+        first = row[0]
+        counts = (str(first.recordings - first.failed), f"{first.audio_seconds / 60:.1f}")
+        rates = (f"{100 * score.errors.rate:.2f}" for score in row)
+        table.add_row(first.subset, *counts, str(first.errors.words), *rates)
+    speeds = (f"{one.times_realtime:.0f}" for one in passes)
+    table.add_section()
+    table.add_row("times real time", "", "", "", *speeds)
+    console = Console(file=sys.stdout)
+    with console.capture() as captured:
+        console.print(table)
+    emit(captured.get())

@@ -1,0 +1,98 @@
+"""From what was typed to a list of recordings, each with the place of its output."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pianissimo.errors import AudioNotFoundError, OptionError
+
+AUDIO_SUFFIXES = frozenset(
+    ".3gp .aac .aif .aifc .aiff .amr .au .avi .caf .flac .m4a .m4b .m4v .mka .mkv .mov .mp2 .mp3 "
+    ".mp4 .mpeg .mpg .oga .ogg .opus .snd .ts .w64 .wav .webm .wma .wmv .wv".split()
+)
+"""What is taken from a directory. A file named on the command line may be called anything."""
+STANDARD_INPUT = "-"
+
+
+@dataclass(frozen=True)
+class Input:
+    """One recording: its name as typed or found, and its output's path without a suffix."""
+
+    name: str
+    output: Path
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return "standard input" if self.name == STANDARD_INPUT else self.name
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An argument that gives no recordings, and why."""
+
+    name: str
+    error: AudioNotFoundError
+
+
+def collect(
+    sources: Sequence[str], *, recursive: bool = False, output: Path | None = None
+) -> tuple[list[Input], list[Fault]]:
+    """All recordings in the order given, directories in the order of their names.
+
+    Below `output` the files of a directory keep their place. Two recordings whose outputs would
+    have one name ("a.wav", "a.mp3") keep their suffixes; OptionError if that does not help.
+    """
+    found: list[tuple[str, Path]] = []
+    faults: list[Fault] = []
+    for source in sources:
+        if source == STANDARD_INPUT:
+            found.append((source, Path("stdin")))
+        elif os.path.isdir(source):
+            try:
+                inside = list(_audio_files(Path(source), recursive))
+            except OSError as error:
+                reason = AudioNotFoundError(f"{source} cannot be listed: {error.strerror}")
+                faults.append(Fault(source, reason))
+                continue
+            if not inside:
+                reason = AudioNotFoundError(
+                    f"{source} has no audio files in it"
+                    + ("" if recursive else "; --recursive looks in its folders too")
+                )
+                faults.append(Fault(source, reason))
+            found += [(str(path), path.relative_to(source)) for path in inside]
+        else:
+            found.append((source, Path(Path(source).name)))
+    return _with_outputs(found, output), faults
+
+
+def _audio_files(folder: Path, recursive: bool) -> Iterator[Path]:
+    """Files that look like audio, hidden ones left out; raises OSError."""
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            if recursive and not path.is_symlink():  # a link may lead back up
+                yield from _audio_files(path, recursive)
+        elif path.suffix.lower() in AUDIO_SUFFIXES:
+            yield path
+
+
+def _with_outputs(found: list[tuple[str, Path]], folder: Path | None) -> list[Input]:
+    stems = Counter(place.parent / place.stem for _, place in found)
+    inputs = []
+    taken: dict[Path, str] = {}
+    for name, place in found:
+        stem = place.parent / place.stem
+        target = place if stems[stem] > 1 else stem
+        if folder is not None and target in taken:
+            raise OptionError(
+                f"{taken[target]} and {name} would be written to the same place "
+                f"{folder / target}.*; run them with different --output folders"
+            )
+        taken[target] = name
+        inputs.append(Input(name, (folder or Path()) / target))
+    return inputs

@@ -1,0 +1,156 @@
+"""A recording through a live stream, its words shown as they arrive."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from pianissimo.cli.inputs import Input
+from pianissimo.cli.output import emit, say
+from pianissimo.transcript import StreamEvent, Transcript, Word
+
+if TYPE_CHECKING:
+    from pianissimo.native import NativeRecognizer
+
+BLOCK_SECONDS = 0.08
+"""Audio that is pushed at once: one frame of the encoder, as a microphone would deliver it."""
+LINES_SHOWN = 4
+
+
+class Show(Protocol):
+    """Shows one event; `at` is the audio heard until then, in seconds."""
+
+    def __call__(self, event: StreamEvent, at: float) -> None: ...
+
+
+@dataclass(frozen=True)
+class LiveOptions:
+    """How to stream and what to show.
+
+    `latency_ms` None is the recogniser's own choice; with `realtime` a block is pushed when its
+    last sample would have been spoken.
+    """
+
+    latency_ms: int | None = None
+    word_timestamps: bool = True
+    realtime: bool = False
+    as_json: bool = False
+    quiet: bool = False
+
+
+def transcribe_live(
+    recognizer: "NativeRecognizer", input: Input, options: LiveOptions
+) -> Transcript:
+    """Feed a recording block by block to a stream; show every event, return the whole.
+
+    On an interrupt, what was said so far is shown as final before KeyboardInterrupt goes on.
+    """
+    from pianissimo.audio.io import SAMPLE_RATE, stream_audio
+
+    finals: list[StreamEvent] = []
+    samples, seconds = 0, 0.0
+    stream = recognizer.stream(latency_ms=options.latency_ms)
+    with _shown(input, options) as show:
+
+        def take(events: list[StreamEvent]) -> None:
+            finals.extend(event for event in events if event.type == "final")
+            for event in events:
+                show(event, seconds)
+
+        began = time.monotonic()
+        try:
+            for block in stream_audio(input.name, block_seconds=BLOCK_SECONDS):
+                samples += len(block)
+                seconds = samples / SAMPLE_RATE
+                if options.realtime:
+                    time.sleep(max(0.0, began + seconds - time.monotonic()))
+                take(stream.push(block))
+        except KeyboardInterrupt:
+            # The interrupt may have hit the middle of a step: what can still be had, or nothing.
+            with suppress(Exception):
+                take(stream.finish())
+            raise
+        take(stream.finish())
+    return _joined(finals, seconds, recognizer, options.word_timestamps)
+
+
+def _joined(
+    finals: list[StreamEvent], seconds: float, recognizer: "NativeRecognizer", with_words: bool
+) -> Transcript:
+    """The transcript that the utterances of a stream make together."""
+    from pianissimo.text.words import segments_from_words
+
+    words: tuple[Word, ...] = tuple(word for event in finals for word in event.words)
+    segments = segments_from_words(words)
+    if not with_words:
+        segments = tuple(replace(segment, words=()) for segment in segments)
+    return Transcript(
+        text=" ".join(event.text for event in finals),
+        segments=segments,
+        words=words if with_words else (),
+        language=recognizer.model.config.language,
+        duration=seconds,
+        model=recognizer.name,
+    )
+
+
+@contextmanager
+def _shown(input: Input, options: LiveOptions) -> Iterator[Show]:
+    """How events are shown: as JSON lines, on a terminal's last lines, or line by line."""
+    if options.as_json:
+        yield lambda event, at: emit(_json_line(input, event, at))
+    elif options.quiet:
+        yield lambda event, at: None
+    elif sys.stderr.isatty():
+        with _live_line() as show:
+            yield show
+    else:
+        yield _plain_line
+
+
+def _json_line(input: Input, event: StreamEvent, at: float) -> str:
+    record = {"file": input.name, "at": round(at, 3), **asdict(event)}
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def _plain_line(event: StreamEvent, at: float) -> None:
+    if event.type == "partial":
+        say(f"[{at:6.2f} s] {event.text}")
+
+
+@contextmanager
+def _live_line() -> Iterator[Show]:
+    """The newest words at the bottom of a terminal, partial text dim, final text bold."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    said: list[str] = []
+    # It is wiped where the text is about to follow on the same screen, and stays otherwise.
+    live = Live(
+        console=console,
+        transient=sys.stdout.isatty(),
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+
+    def show(event: StreamEvent, at: float) -> None:
+        if event.type == "final":
+            said.append(event.text)
+        final = " ".join(said)
+        partial = event.text if event.type == "partial" else ""
+        text = Text.assemble((final, "bold"), " " if final and partial else "", (partial, "dim"))
+        # What does not fit on a screen would be cut at the end, where the news are.
+        most = LINES_SHOWN * console.width
+        live.update(text[-most:] if len(text) > most else text, refresh=True)
+
+    with live:
+        try:
+            yield show
+        except KeyboardInterrupt:
+            live.transient = False
+            raise

@@ -1,0 +1,78 @@
+"""`pianissimo train`: run a recipe, a Python file that trains one model."""
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+from typing import Annotated, Protocol
+
+import typer
+
+from pianissimo.cli.options import DeviceOption
+from pianissimo.errors import OptionError
+
+
+class RecipeMain(Protocol):
+    """The contract of a recipe: a function `main` that trains from `data` into `run`.
+
+    It goes on from the checkpoint in `run` if there is one, and stops with a checkpoint after
+    `minutes`, which is infinite by default. `device` is "cpu", "cuda" or "cuda:N".
+    """
+
+    def __call__(self, data: Path, run: Path, *, device: str, minutes: float) -> None: ...
+
+
+def train(
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE.py", help="Such as recipes/embedded_en.py.")
+    ],
+    data: Annotated[
+        Path, typer.Option(envvar="PIANISSIMO_DATA", help="Folder with the training manifest.")
+    ],
+    run: Annotated[
+        Path,
+        typer.Option(envvar="PIANISSIMO_RUN", help="Folder of the run; continued if it exists."),
+    ],
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            envvar="PIANISSIMO_MINUTES",
+            help="Stop after that time, with a checkpoint [default: never].",
+        ),
+    ] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train a model by a recipe. The same command again goes on where it stopped.
+
+    A recipe is Python code and may do anything: run only those you trust.
+    """
+    if minutes is not None and not minutes > 0:
+        raise OptionError(f"--minutes must be above 0, but is {minutes:g}")
+    if not data.is_dir():
+        raise OptionError(f"--data {data} is not a folder; it holds the training manifest")
+    if run.exists() and not run.is_dir():
+        raise OptionError(f"--run {run} is not a folder")
+    from pianissimo.load import choose_device
+
+    chosen = str(choose_device(device))
+    main = load_recipe(recipe)
+    main(data, run, device=chosen, minutes=math.inf if minutes is None else minutes)
+
+
+def load_recipe(path: Path) -> RecipeMain:
+    """The `main` of a recipe file; OptionError if there is no such file or function."""
+    if not path.is_file() or path.suffix != ".py":
+        raise OptionError(f"{path} is not a recipe: expected a Python file with a function main")
+    name = f"pianissimo_recipe_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickled workers look their module up
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise OptionError(f"{path} is not valid Python: {error}") from error
+    main: RecipeMain | None = getattr(module, "main", None)
+    if not callable(main):
+        raise OptionError(f"{path} has no main(data, run, *, device, minutes): not a recipe")
+    return main

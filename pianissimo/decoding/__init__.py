@@ -1,0 +1,1 @@
+"""Search: from encoder frames to tokens with times and confidences."""

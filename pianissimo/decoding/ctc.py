@@ -1,0 +1,69 @@
+"""Greedy CTC search: the best symbol of each frame, repeats and blanks dropped."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pianissimo.decoding.confidence import Confidence
+from pianissimo.decoding.hypothesis import Hypothesis
+from pianissimo.errors import OptionError
+from pianissimo.models.asr import AsrModel
+
+
+@dataclass
+class CtcState:
+    """What the search remembers of B streams: the last symbol and the frames of earlier chunks."""
+
+    last: Tensor
+    frames: Tensor
+
+
+class CtcGreedySearch:
+    """Greedy search with a model's CTC head, whole or chunk by chunk."""
+
+    def __init__(self, model: AsrModel, confidence: Confidence | None = None) -> None:
+        if model.ctc is None:
+            raise OptionError("this model has no CTC head; decode it with its transducer")
+        self.head = model.ctc
+        self.blank = model.config.vocab_size
+        self.confidence = confidence or Confidence()
+
+    def start(self, batch: int = 1) -> CtcState:
+        device = self.head.out.weight.device
+        return CtcState(
+            torch.full((batch,), self.blank, device=device),
+            torch.zeros(batch, dtype=torch.long, device=device),
+        )
+
+    def decode(self, encoded: Tensor, lengths: Tensor | None, state: CtcState) -> list[Hypothesis]:
+        """Search (B, S, D) further encoder frames; returns the new tokens of each row.
+
+        `lengths` (B,) are the rows' valid frames, all by default. Advances `state` in place.
+        """
+        B, S, _ = encoded.shape
+        found = [Hypothesis() for _ in range(B)]
+        if S == 0:
+            return found
+        if lengths is None:
+            lengths = torch.full((B,), S, device=encoded.device)
+        log_probs = self.head(encoded).float()
+        best = log_probs.argmax(-1)
+        before = torch.cat([state.last[:, None], best[:, :-1]], dim=1)
+        inside = torch.arange(S, device=encoded.device) < lengths[:, None]
+        rows, at = ((best != self.blank) & (best != before) & inside).nonzero(as_tuple=True)
+        picked = log_probs[rows, at]
+        table = zip(
+            rows.tolist(),
+            best[rows, at].tolist(),
+            (at + state.frames[rows]).tolist(),
+            picked.amax(-1).tolist(),
+            self.confidence(picked).tolist(),
+            strict=True,
+        )
+        for row, label, frame, log_prob, sure in table:
+            found[row].append(label, frame, log_prob, min(max(sure, 0.0), 1.0))
+        last = best.gather(1, (lengths - 1).clamp(min=0)[:, None])[:, 0]
+        state.last = torch.where(lengths > 0, last, state.last)
+        state.frames = state.frames + lengths
+        return found

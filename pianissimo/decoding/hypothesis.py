@@ -1,0 +1,35 @@
+"""What a search found: tokens, when, and how sure it was."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Hypothesis:
+    """Tokens of one stream or recording, in order.
+
+    `frames` are encoder frames counted from the start of the stream, `log_probs` natural logarithms
+    of each token's probability where it was emitted, `confidences` lie in [0, 1].
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    frames: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    confidences: list[float] = field(default_factory=list)
+
+    @property
+    def score(self) -> float:
+        """Log-probability of the tokens, blanks not counted."""
+        return sum(self.log_probs)
+
+    def append(self, token: int, frame: int, log_prob: float, confidence: float) -> None:
+        self.tokens.append(token)
+        self.frames.append(frame)
+        self.log_probs.append(log_prob)
+        self.confidences.append(confidence)
+
+    def extend(self, other: "Hypothesis") -> None:
+        """Append what a later chunk of the same stream found."""
+        self.tokens += other.tokens
+        self.frames += other.frames
+        self.log_probs += other.log_probs
+        self.confidences += other.confidences

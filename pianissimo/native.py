@@ -1,0 +1,302 @@
+"""Our own models behind the recogniser protocols: recordings whole, in batches, and live.
+
+Models that stream are fed block by block, so memory does not grow with the recording and a block
+more or less changes nothing. Models with unlimited context get each recording whole.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pianissimo.audio.io import (
+    SAMPLE_RATE,
+    AudioSource,
+    Samples,
+    describe,
+    from_array,
+    load_audio,
+    stream_audio,
+)
+from pianissimo.decoding.hypothesis import Hypothesis
+from pianissimo.decoding.search import Head, make_search
+from pianissimo.errors import OptionError, PianissimoError
+from pianissimo.models.asr import AsrModel
+from pianissimo.models.fastconformer import ChunkPlan
+from pianissimo.recognizer import Outcome
+from pianissimo.streaming.session import Session
+from pianissimo.text.tokenizer import Tokenizer
+from pianissimo.text.words import WordOptions, segments_from_words, words_from_tokens
+from pianissimo.transcript import Transcript
+
+BLOCK_SECONDS = 20.0
+"""Audio that goes through the encoder at once when a recording is transcribed."""
+LIVE_LATENCY_MS = 160
+"""The latency mode of a stream that does not ask for one, or the model's next longer mode."""
+
+
+class NativeRecognizer:
+    """A model of ours with its tokenizer.
+
+    `head` chooses between the heads of a hybrid model ("transducer" or "ctc").
+    """
+
+    def __init__(self, model: AsrModel, tokenizer: Tokenizer, *, head: Head | None = None) -> None:
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self.search = make_search(model, head)
+        self._plans: dict[int, ChunkPlan] = {}
+
+    @property
+    def name(self) -> str:
+        return self.model.config.name
+
+    @property
+    def latencies_ms(self) -> tuple[int, ...]:
+        """The latency modes in milliseconds of audio per chunk; none if it cannot stream."""
+        config = self.model.config
+        return tuple(config.latencies_ms) if config.encoder.streams else ()
+
+    def transcribe(
+        self,
+        source: AudioSource | Any,
+        *,
+        sample_rate: int | None = None,
+        latency_ms: int | None = None,
+        word_timestamps: bool = True,
+    ) -> Transcript:
+        """Transcribe one recording of any length.
+
+        `source` is a path, bytes, a binary file object or "-" for standard input; or, with its
+        `sample_rate` in Hz, an array of samples. `latency_ms` chooses the lookahead, the longest by
+        default. Raises AudioError for unreadable audio, OptionError for an unknown latency.
+        """
+        lookahead = self._lookahead(latency_ms)
+        if sample_rate is not None:
+            blocks: Iterable[Samples] = [from_array(source, sample_rate)]
+        elif isinstance(source, (np.ndarray, Tensor, list)):
+            raise OptionError("samples need their rate: transcribe(array, sample_rate=16000)")
+        else:
+            blocks = stream_audio(source, block_seconds=BLOCK_SECONDS)
+        if lookahead is None:
+            samples = np.concatenate([np.zeros(0, np.float32), *blocks])
+            return self._whole([samples], word_timestamps)[0]
+        found, seconds = self._blockwise(blocks, lookahead)
+        return self._transcript(found, seconds, word_timestamps)
+
+    def transcribe_many(
+        self,
+        sources: Iterable[AudioSource],
+        *,
+        batch_seconds: float = 600.0,
+        latency_ms: int | None = None,
+        word_timestamps: bool = True,
+    ) -> Iterator[Transcript]:
+        """Transcribe recordings in batches of about equal length; results in the order given.
+
+        `batch_seconds` bounds the audio, padding included, that is held at once. Raises the error
+        of the first recording that cannot be read when its turn comes; see `outcomes` for going on.
+        """
+        waiting: dict[int, Outcome] = {}
+        due = 0
+        options = {"batch_seconds": batch_seconds, "latency_ms": latency_ms}
+        for outcome in self.outcomes(sources, word_timestamps=word_timestamps, **options):  # type: ignore[arg-type]
+            waiting[outcome.index] = outcome
+            while due in waiting:
+                ready = waiting.pop(due)
+                due += 1
+                if ready.error is not None:
+                    raise ready.error
+                assert ready.transcript is not None
+                yield ready.transcript
+
+    def outcomes(
+        self,
+        sources: Iterable[AudioSource],
+        *,
+        batch_seconds: float = 600.0,
+        latency_ms: int | None = None,
+        word_timestamps: bool = True,
+    ) -> Iterator[Outcome]:
+        """As `transcribe_many`, but in the order of completion and with errors as results."""
+        sources = list(sources)
+        lookahead = self._lookahead(latency_ms)
+        lengths: dict[int, float] = {}
+        for i, source in enumerate(sources):
+            try:
+                info = describe(source) if isinstance(source, str) and source != "-" else None
+                info = describe(source) if hasattr(source, "__fspath__") else info
+            except PianissimoError as error:
+                yield Outcome(i, error=error)
+                continue
+            seconds = info.duration_seconds if info else None
+            # A recording of unknown length cannot share a batch.
+            lengths[i] = batch_seconds if seconds is None else seconds
+        for batch in _batches(lengths, batch_seconds):
+            yield from self._batch(sources, batch, lookahead, latency_ms, word_timestamps)
+
+    def stream(self, *, latency_ms: int | None = None, sample_rate: int = SAMPLE_RATE) -> Session:
+        """Open a live stream of samples at `sample_rate` Hz.
+
+        `latency_ms` is one of `latencies_ms`, by default the shortest from 160 ms on. Raises
+        OptionError if there is no such mode or the model cannot stream.
+        """
+        modes = self.latencies_ms
+        if latency_ms is None and modes:
+            latency_ms = min((m for m in modes if m >= LIVE_LATENCY_MS), default=modes[-1])
+        plan = self._plan(self.model.config.lookahead(latency_ms) or 0)
+        return Session(self.model, self.tokenizer, self.search, plan, sample_rate=sample_rate)
+
+    # -- how ---------------------------------------------------------------------------------------
+
+    def _lookahead(self, latency_ms: int | None) -> int | None:
+        """The lookahead to transcribe with; None for a model that sees recordings whole."""
+        lookahead = self.model.config.lookahead(latency_ms)
+        return lookahead if self.model.config.encoder.streams else None
+
+    def _plan(self, lookahead: int) -> ChunkPlan:
+        if lookahead not in self._plans:
+            with torch.inference_mode():
+                self._plans[lookahead] = self.model.encoder.plan(lookahead)
+        return self._plans[lookahead]
+
+    def _batch(
+        self,
+        sources: Sequence[AudioSource],
+        batch: list[int],
+        lookahead: int | None,
+        latency_ms: int | None,
+        words: bool,
+    ) -> Iterator[Outcome]:
+        """One batch: a lone recording block by block, several in lockstep."""
+        if len(batch) == 1:
+            i = batch[0]
+            try:
+                transcript = self.transcribe(
+                    sources[i], latency_ms=latency_ms, word_timestamps=words
+                )
+                yield Outcome(i, transcript)
+            except PianissimoError as error:
+                yield Outcome(i, error=error)
+            return
+        loaded: dict[int, Samples] = {}
+        for i in batch:
+            try:
+                loaded[i] = load_audio(sources[i])
+            except PianissimoError as error:
+                yield Outcome(i, error=error)
+        if not loaded:
+            return
+        if lookahead is None:
+            transcripts = self._whole(list(loaded.values()), words)
+        else:
+            transcripts = self._lockstep(list(loaded.values()), lookahead, words)
+        for i, transcript in zip(loaded, transcripts, strict=True):
+            yield Outcome(i, transcript)
+
+    @torch.inference_mode()
+    def _blockwise(self, blocks: Iterable[Samples], lookahead: int) -> tuple[Hypothesis, float]:
+        """One recording through the streaming encoder: its tokens and its seconds."""
+        model, plan = self.model, self._plan(lookahead)
+        features, encoder = model.features.start(), model.encoder.start()
+        search, found, samples = self.search.start(), Hypothesis(), 0
+        for block in blocks:
+            samples += len(block)
+            mel = model.features.push(torch.from_numpy(block).to(model.device), features)
+            encoded = self._prompted(model.encoder.step(self._cast(mel[None]), encoder, plan))
+            found.extend(self.search.decode(encoded, None, search)[0])
+        mel = model.features.finish(features)
+        encoded = model.encoder.step(self._cast(mel[None]), encoder, plan, final=True)
+        found.extend(self.search.decode(self._prompted(encoded), None, search)[0])
+        return found, samples / SAMPLE_RATE
+
+    @torch.inference_mode()
+    def _lockstep(
+        self, recordings: Sequence[Samples], lookahead: int, words: bool
+    ) -> list[Transcript]:
+        """Several recordings as one padded batch through the streaming encoder."""
+        model, plan = self.model, self._plan(lookahead)
+        mel, lengths = self._padded(recordings)
+        state, search = model.encoder.start(len(recordings)), self.search.start(len(recordings))
+        found = [Hypothesis() for _ in recordings]
+        counts = model.encoder.subsampling.output_length(lengths)
+        block = round(BLOCK_SECONDS / len(recordings) / model.config.features.hop_seconds)
+        parts = mel.split(max(block, 1), dim=1)
+        for i, part in enumerate(parts):
+            done = state.frames
+            final = i == len(parts) - 1
+            encoded = model.encoder.step(part, state, plan, lengths=lengths, final=final)
+            valid = (counts - done).clamp(0, encoded.shape[1])
+            for row, new in enumerate(self.search.decode(self._prompted(encoded), valid, search)):
+                found[row].extend(new)
+        return self._transcripts(found, recordings, words)
+
+    @torch.inference_mode()
+    def _whole(self, recordings: Sequence[Samples], words: bool) -> list[Transcript]:
+        """Recordings through an encoder of unlimited context, as one padded batch."""
+        mel, lengths = self._padded(recordings)
+        encoded, counts = self.model.encoder(mel, lengths)
+        search = self.search.start(len(recordings))
+        found = self.search.decode(self._prompted(encoded), counts, search)
+        return self._transcripts(found, recordings, words)
+
+    def _padded(self, recordings: Sequence[Samples]) -> tuple[Tensor, Tensor]:
+        mels = [
+            self.model.features.whole(torch.from_numpy(samples).to(self.model.device))
+            for samples in recordings
+        ]
+        mel = torch.nn.utils.rnn.pad_sequence(mels, batch_first=True)
+        lengths = torch.tensor([len(m) for m in mels], device=self.model.device)
+        return self._cast(mel), lengths
+
+    def _cast(self, mel: Tensor) -> Tensor:
+        return mel.to(self.model.dtype)
+
+    def _prompted(self, encoded: Tensor) -> Tensor:
+        return encoded if self.model.prompt is None else self.model.prompt(encoded)
+
+    def _transcripts(
+        self, found: Sequence[Hypothesis], recordings: Sequence[Samples], words: bool
+    ) -> list[Transcript]:
+        pairs = zip(found, recordings, strict=True)
+        return [self._transcript(h, len(r) / SAMPLE_RATE, words) for h, r in pairs]
+
+    def _transcript(self, found: Hypothesis, seconds: float, with_words: bool) -> Transcript:
+        words = words_from_tokens(
+            self.tokenizer,
+            found.tokens,
+            found.frames,
+            found.confidences,
+            options=WordOptions(self.model.config.frame_seconds),
+            duration=seconds,
+        )
+        segments = segments_from_words(words)
+        if not with_words:
+            segments = tuple(_without_words(s) for s in segments)
+        return Transcript(
+            text=self.tokenizer.decode(found.tokens).strip(),
+            segments=segments,
+            words=words if with_words else (),
+            language=self.model.config.language,
+            duration=seconds,
+            model=self.name,
+        )
+
+
+def _without_words(segment: Any) -> Any:
+    from dataclasses import replace
+
+    return replace(segment, words=())
+
+
+def _batches(lengths: dict[int, float], batch_seconds: float) -> Iterator[list[int]]:
+    """Indices grouped by about equal length, at most `batch_seconds` with padding."""
+    batch: list[int] = []
+    for i in sorted(lengths, key=lambda i: lengths[i]):
+        if batch and lengths[i] * (len(batch) + 1) > batch_seconds:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
