@@ -56,7 +56,7 @@ $(READY): pyproject.toml constraints.txt
 
 # The reference implementations pin other versions than ours, hence an environment of their own.
 $(PARITY_READY): $(PARITY_REQUIREMENTS) pyproject.toml constraints.txt
-	test -n "$(PARITY_REQUIREMENTS)"
+	@test -n "$(PARITY_REQUIREMENTS)" || { echo "no tests/parity/requirements*.txt" >&2; exit 1; }
 	test -x $(PARITY_BIN)/python || $(PYTHON) -m venv .venv-parity
 	$(PARITY_BIN)/python -m pip install -q -c constraints.txt torch
 	$(PARITY_BIN)/python -m pip install -q $(addprefix -r ,$(PARITY_REQUIREMENTS))

@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from pianissimo.errors import PianissimoError
-    from pianissimo.load import load
+    from pianissimo.loading import load
     from pianissimo.recognizer import Recognizer, Stream, StreamRecognizer
     from pianissimo.transcript import Segment, StreamEvent, Transcript, Word
 
@@ -27,7 +27,7 @@ _HOMES = {
     "StreamRecognizer": "recognizer",
     "Transcript": "transcript",
     "Word": "transcript",
-    "load": "load",
+    "load": "loading",
 }
 
 __all__ = [

@@ -1,26 +1,40 @@
 """The embedded English model: 6 M parameters, four latency modes, from 6.6 hours of recordings.
 
+    python recipes/find_words.py --data DIR --run runs/embedded_en
     pianissimo train recipes/embedded_en.py --data DIR --run runs/embedded_en
 
-`DIR` holds `manifest.jsonl` (see docs/training.md). Two stages: CTC alone until the encoder listens, then
-transducer and CTC together on the same recordings plus single words cut out of the short-command
-corpus by the first stage's own alignment, since a person may well say one word and stop.
+`DIR` holds `manifest.jsonl` (see docs/training.md). The first command finds where each word lies.
+With so little data a transducer learns the texts before it listens, and CTC stays on blanks; so
+the first stage is frequent single words, where there is nothing to align, the second short runs of
+words, and the third whole recordings with everything that can happen to them.
 """
 
 import io
+import json
+import math
+import random
+from collections import Counter
 from pathlib import Path
 
 import sentencepiece
 import torch
 
 from pianissimo.audio.features import FeatureConfig
-from pianissimo.models.asr import AsrConfig, AsrModel
+from pianissimo.models.asr import AsrConfig, AsrModel, save_model
 from pianissimo.models.fastconformer import EncoderConfig
 from pianissimo.models.transducer import TransducerConfig
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train.augment import Augmenter, SpecAugment
-from pianissimo.train.data import AudioCache, TrainingSet, Utterance, read_manifest
-from pianissimo.train.loop import TrainConfig
+from pianissimo.train.data import (
+    AudioCache,
+    Clip,
+    TrainingSet,
+    Utterance,
+    read_manifest,
+    span_clips,
+)
+from pianissimo.train.loop import Stage, TrainConfig, train
+from pianissimo.train.validate import streaming_errors
 
 VOCABULARY = 256
 TIMES = {"an4": 2, "librispeech-dev-clean": 1, "speechocean762": 1, "ljspeech": 1}
@@ -42,10 +56,14 @@ MODEL = AsrConfig(
     ctc=True,
 )
 TRAIN = TrainConfig(
-    steps=5800, peak_lr=2.5e-3, warmup_steps=300, clip_norm=2.0, ctc_weight=0.4, save_every=100
+    steps=4800, peak_lr=1.5e-3, warmup_steps=200, clip_norm=2.0, ctc_weight=0.4, save_every=100
 )
-FIRST_WORDS, ALL_SPEECH = 800, 4400
-SHORT_SECONDS = 5.0
+SINGLE_WORDS_UNTIL, SHORT_RUNS_UNTIL = 1000, 2000
+FREQUENT_WORDS = 120
+SHORT_SECONDS = 4.0
+LIGHT = Augmenter(
+    noise_probability=0.1, snr_db=(15.0, 35.0), room_probability=0.0, telephone_probability=0.1
+)
 AUGMENT = Augmenter()
 SPEC_AUGMENT = SpecAugment(
     frequency_masks=2, frequency_width=14, time_masks=4, time_share=0.05, fill=CELL_MEAN
@@ -78,21 +96,95 @@ def make_tokenizer(utterances: list[Utterance]) -> Tokenizer:
     return Tokenizer.from_sentencepiece(model.getvalue())
 
 
-def make_set(
-    utterances: list[Utterance], run: Path, longest: float, augment: Augmenter | None
-) -> TrainingSet:
-    items = [
-        i
-        for i, u in enumerate(utterances)
-        for _ in range(TIMES[u.extra["subset"]])
-        if u.duration <= longest
+def read_words(run: Path) -> dict[int, list[tuple[str, float, float]]]:
+    """Word times per recording, as `find_words.py` wrote them."""
+    rows = map(json.loads, (run / "words.jsonl").read_text(encoding="utf-8").splitlines())
+    return {row["recording"]: [tuple(word) for word in row["words"]] for row in rows}
+
+
+def make_stages(utterances: list[Utterance], run: Path) -> list[Stage]:
+    """The three stages; the later ones keep some of what the earlier ones taught."""
+    audio, words = AudioCache(utterances, run / "cache"), read_words(run)
+    times = [TIMES[u.extra["subset"]] for u in utterances]
+    rng = random.Random(TRAIN.seed)
+
+    def runs(longest: int) -> list[Clip]:
+        return [
+            clip
+            for i, found in words.items()
+            for _ in range(times[i])
+            for clip in span_clips(i, found, longest, rng)
+        ]
+
+    whole = [
+        Clip(i, 0.0, u.duration, u.text) for i, u in enumerate(utterances) for _ in range(times[i])
     ]
-    return TrainingSet(utterances, AudioCache(utterances, run / "cache"), items, augment)
+    single, short = runs(1), runs(5)
+    counts = Counter(clip.text.lower() for clip in single)
+    frequent = {word for word, _ in counts.most_common(FREQUENT_WORDS)}
+    single = [clip for clip in single if clip.text.lower() in frequent]
+    commands = [c for c in single if utterances[c.recording].extra["subset"] == "an4"]
+    brief = [c for c in whole if c.end < SHORT_SECONDS]
+    first = TrainingSet(audio, single, LIGHT)
+    second = TrainingSet(audio, [*short, *brief], LIGHT)
+    third = TrainingSet(audio, [*whole, *commands], AUGMENT)
+    return [
+        Stage(SINGLE_WORDS_UNTIL, first, batch_seconds=30.0),
+        Stage(SHORT_RUNS_UNTIL, second, batch_seconds=40.0),
+        Stage(TRAIN.steps, third, batch_seconds=60.0),
+    ]
 
 
 def initialise(model: AsrModel) -> None:
-    """Let the first convolution see cells of zero mean and unit deviation."""
-    first = model.encoder.subsampling.conv[0]
+    """Let the subsampling keep the scale of its input.
+
+    The usual small weights and random biases leave a signal a hundred times smaller than the
+    biases, which the norms then amplify, and training starts almost deaf.
+    """
+    subsampling = model.encoder.subsampling
     with torch.no_grad():
+        for conv in [*subsampling.conv, *subsampling.pointwise]:
+            nonlinearity = "relu" if conv.groups == 1 else "linear"
+            torch.nn.init.kaiming_normal_(conv.weight, nonlinearity=nonlinearity)
+            torch.nn.init.zeros_(conv.bias)
+        torch.nn.init.xavier_normal_(subsampling.out.weight)
+        torch.nn.init.zeros_(subsampling.out.bias)
+        first = subsampling.conv[0]
         first.weight /= CELL_DEVIATION
         first.bias -= CELL_MEAN * first.weight.sum(dim=(1, 2, 3))
+
+
+def main(
+    data: Path,
+    run: Path,
+    *,
+    dev: Path | None = None,
+    device: str = "cpu",
+    minutes: float = math.inf,
+    tensorboard: bool = False,
+) -> None:
+    """Train, or go on training, and write the model folder `run/model` when all steps are done.
+
+    `dev` is a manifest whose word errors are reported as training goes on.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    utterances = read_data(data)
+    saved = run / "tokenizer.model"
+    if not saved.exists():
+        saved.write_bytes(make_tokenizer(utterances).to_bytes())
+    tokenizer = Tokenizer.from_sentencepiece(saved.read_bytes())
+    model, finished = train(
+        TRAIN,
+        MODEL,
+        tokenizer,
+        make_stages(utterances, run),
+        run,
+        initialise=initialise,
+        spec_augment=SPEC_AUGMENT,
+        validate=streaming_errors(dev, tokenizer) if dev else None,
+        device=device,
+        minutes=minutes,
+        tensorboard=tensorboard,
+    )
+    if finished:
+        save_model(run / "model", model.cpu(), tokenizer, dtype=torch.float16)

@@ -64,7 +64,7 @@ def evaluate(
     from pianissimo.evaluate.run import read_references
 
     references = read_references(manifest, subset or [])
-    from pianissimo.load import load
+    from pianissimo.loading import load
 
     recognizer = load(model, device=device, dtype=dtype, head=head)
     modes: list[int | None] = [*(latency or recognizer.latencies_ms)] or [None]

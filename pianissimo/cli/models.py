@@ -68,7 +68,7 @@ def pull(name: NameArgument, quiet: QuietOption = False) -> None:
     """
     if quiet or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from pianissimo.load import pull as fetch
+    from pianissimo.loading import pull as fetch
 
     emit(f"{fetch(name)}\n")
 
@@ -89,7 +89,7 @@ def _facts(entry: CatalogEntry) -> dict[str, Any]:
 
 def _place(entry: CatalogEntry) -> str | None:
     """Where the model is on this machine; None if it is not."""
-    from pianissimo.load import locate
+    from pianissimo.loading import locate
 
     try:
         path = locate(None if entry.name == EMBEDDED else entry.name)

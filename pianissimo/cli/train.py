@@ -16,10 +16,20 @@ class RecipeMain(Protocol):
     """The contract of a recipe: a function `main` that trains from `data` into `run`.
 
     It goes on from the checkpoint in `run` if there is one, and stops with a checkpoint after
-    `minutes`, which is infinite by default. `device` is "cpu", "cuda" or "cuda:N".
+    `minutes`, which is infinite by default. `dev` is a manifest to report word errors on,
+    `device` "cpu", "cuda" or "cuda:N".
     """
 
-    def __call__(self, data: Path, run: Path, *, device: str, minutes: float) -> None: ...
+    def __call__(
+        self,
+        data: Path,
+        run: Path,
+        *,
+        dev: Path | None,
+        device: str,
+        minutes: float,
+        tensorboard: bool,
+    ) -> None: ...
 
 
 def train(
@@ -40,6 +50,14 @@ def train(
             help="Stop after that time, with a checkpoint [default: never].",
         ),
     ] = None,
+    dev: Annotated[
+        Path | None,
+        typer.Option(envvar="PIANISSIMO_DEV", help="Manifest whose word errors to report."),
+    ] = None,
+    tensorboard: Annotated[
+        bool,
+        typer.Option(envvar="PIANISSIMO_TENSORBOARD", help="Also write TensorBoard files."),
+    ] = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Train a model by a recipe. The same command again goes on where it stopped.
@@ -52,11 +70,20 @@ def train(
         raise OptionError(f"--data {data} is not a folder; it holds the training manifest")
     if run.exists() and not run.is_dir():
         raise OptionError(f"--run {run} is not a folder")
-    from pianissimo.load import choose_device
+    from pianissimo.loading import choose_device
 
+    if dev is not None and not dev.is_file():
+        raise OptionError(f"--dev {dev} is not a file; it is a manifest to report word errors on")
     chosen = str(choose_device(device))
     main = load_recipe(recipe)
-    main(data, run, device=chosen, minutes=math.inf if minutes is None else minutes)
+    main(
+        data,
+        run,
+        dev=dev,
+        device=chosen,
+        minutes=math.inf if minutes is None else minutes,
+        tensorboard=tensorboard,
+    )
 
 
 def load_recipe(path: Path) -> RecipeMain:
@@ -74,5 +101,7 @@ def load_recipe(path: Path) -> RecipeMain:
         raise OptionError(f"{path} is not valid Python: {error}") from error
     main: RecipeMain | None = getattr(module, "main", None)
     if not callable(main):
-        raise OptionError(f"{path} has no main(data, run, *, device, minutes): not a recipe")
+        raise OptionError(
+            f"{path} has no main(data, run, *, dev, device, minutes, tensorboard): not a recipe"
+        )
     return main

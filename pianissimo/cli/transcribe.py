@@ -337,7 +337,7 @@ def _progress(report: Report, files: int) -> Iterator[None]:
 
 
 def _load(model: str | None, device: str, dtype: str, head: Any) -> "NativeRecognizer":
-    from pianissimo.load import load
+    from pianissimo.loading import load
 
     return load(model, device=device, dtype=dtype, head=head)
 

@@ -224,22 +224,53 @@ def collate(mels: Sequence[Tensor], targets: Sequence[Tensor]) -> Batch:
 
 
 @dataclass(frozen=True)
-class TrainingSet:
-    """Cached audio with transcripts; `items` lists utterances by index, repeated to oversample."""
+class Clip:
+    """A training item: part of a cached recording, in seconds, and what is said in it."""
 
-    utterances: Sequence[Utterance]
+    recording: int
+    start: float
+    end: float
+    text: str
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Clips of cached recordings; one that is listed twice is drawn twice an epoch."""
+
     audio: AudioCache
-    items: Sequence[int]
+    clips: Sequence[Clip]
     augment: Callable[[Samples, random.Random], Samples] | None = None
 
     def durations(self) -> list[float]:
-        """Seconds of each item, before augmentation."""
-        return [self.utterances[i].duration for i in self.items]
+        """Seconds of each clip, before augmentation."""
+        return [clip.end - clip.start for clip in self.clips]
 
     def example(self, item: int, rng: random.Random) -> Example:
-        """Samples and transcript of one item, freshly augmented."""
-        i = self.items[item]
-        samples = self.audio[i]
+        """Samples and transcript of one clip, freshly augmented."""
+        clip = self.clips[item]
+        samples = self.audio[clip.recording]
+        samples = samples[round(clip.start * SAMPLE_RATE) : round(clip.end * SAMPLE_RATE)]
         if self.augment is not None:
             samples = self.augment(samples, rng)
-        return samples, self.utterances[i].text
+        return samples, clip.text
+
+
+def span_clips(
+    recording: int,
+    words: Sequence[tuple[str, float, float]],
+    longest: int,
+    rng: random.Random,
+    margin_seconds: float = 0.04,
+) -> list[Clip]:
+    """Cut an aligned recording into runs of 1 to `longest` words, in order, none left out.
+
+    `words` are (text, start, end) in seconds. A little of what stands around a run stays with it.
+    """
+    clips, at = [], 0
+    while at < len(words):
+        run = words[at : at + rng.randint(1, longest)]
+        at += len(run)
+        start = max(0.0, run[0][1] - margin_seconds)
+        text = " ".join(word for word, _, _ in run)
+        clips.append(Clip(recording, start, run[-1][2] + margin_seconds, text))
+    return clips

@@ -14,16 +14,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from pianissimo.models.asr import AsrConfig, AsrModel
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train.augment import SpecAugment
 from pianissimo.train.checkpoint import Progress, load_training, save_training
 from pianissimo.train.data import Batch, BatchSource, TrainingSet, epoch_batches
+from pianissimo.train.log import RunLog
 from pianissimo.train.loss import Lattice, transducer_loss
 
-Report = Callable[[str], None]
 Validate = Callable[[AsrModel], dict[str, float]]
 
 
@@ -44,20 +44,17 @@ class TrainConfig:
     ema_decay: float = 0.999
     seed: int = 1
     save_every: int = 200
-    validate_every: int = 1000
+    validate_every: int = 500
     report_every: int = 50
     workers: int = 1
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a run with data of its own: until step `until`, batches of `batch_seconds`.
-
-    `data` makes the training set when the stage begins, from the model as it then is.
-    """
+    """A part of a run with data of its own: until step `until`, batches of `batch_seconds`."""
 
     until: int
-    data: Callable[[AsrModel], TrainingSet]
+    data: TrainingSet
     batch_seconds: float = 80.0
 
 
@@ -128,27 +125,6 @@ class MovingAverage:
                 parameter.data, self.weights[name] = average, parameter.data
 
 
-class Meter:
-    """Means of the losses and the speed since the last report."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, tuple[float, int]] = {}
-        self._seconds, self._since = 0.0, time.monotonic()
-
-    def add(self, parts: dict[str, Tensor], seconds: float) -> None:
-        for name, value in parts.items():
-            total, count = self._sums.get(name, (0.0, 0))
-            self._sums[name] = (total + float(value.detach()), count + 1)
-        self._seconds += seconds
-
-    def line(self) -> str:
-        """The means, and seconds of audio trained per second; starts over."""
-        means = " ".join(f"{name} {total / n:.3f}" for name, (total, n) in self._sums.items())
-        speed = self._seconds / max(time.monotonic() - self._since, 1e-9)
-        self.__init__()  # type: ignore[misc]
-        return f"{means} {speed:.0f} s/s"
-
-
 def train(
     config: TrainConfig,
     model_config: AsrConfig,
@@ -160,13 +136,14 @@ def train(
     spec_augment: SpecAugment | None = None,
     validate: Validate | None = None,
     device: str = "cpu",
-    report: Report = print,
     minutes: float = math.inf,
-) -> AsrModel:
-    """Train from the newest checkpoint in `run`, or from scratch; returns the averaged model.
+    tensorboard: bool = False,
+) -> tuple[AsrModel, bool]:
+    """Train from the newest checkpoint in `run`, or from scratch.
 
-    Stops early after `minutes` of wall time, with a checkpoint to go on from. The same seed on the
-    same machine gives the same weights, interrupted or not.
+    Returns the model with averaged weights, and whether all stages are done. Stops early after
+    `minutes` of wall time, with a checkpoint to go on from. The same seed on the same machine gives
+    the same weights, interrupted or not.
     """
     torch.manual_seed(config.seed)
     model = AsrModel(model_config)
@@ -176,85 +153,89 @@ def train(
     average = MovingAverage(model, config.ema_decay)
     optimizer = make_optimizer(model, config)
     progress = load_training(run, model, average.weights, optimizer) or Progress()
-    report(f"{model.parameter_count() / 1e6:.1f} M parameters, from step {progress.step}")
     bf16 = device.startswith("cuda") and torch.cuda.is_bf16_supported()
     began, out_of_time = time.monotonic(), False
     hop_seconds = model_config.features.hop_seconds
-    meter = Meter()
-    for number, stage in enumerate(stages):
-        if progress.step >= stage.until or out_of_time:
-            continue
-        if number != progress.stage:
-            progress.stage, progress.epoch, progress.batch = number, 0, 0
-        data = stage.data(model)
-        while progress.step < stage.until and not out_of_time:
-            source = _epoch(config, model, tokenizer, data, stage, spec_augment, progress)
-            loader = DataLoader(
-                source,
-                batch_size=None,
-                num_workers=config.workers,
-                prefetch_factor=8 if config.workers else None,
-                pin_memory=device.startswith("cuda"),
-            )
-            for batch in loader:
-                step = progress.step
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(config, step)
-                lookahead = draw_lookahead(model_config.encoder.lookaheads, config.seed, step)
-                with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bf16):
-                    parts = objective(
-                        model,
-                        batch.to(torch.device(device)),
-                        lookahead,
-                        config.ctc_weight,
-                        step >= config.transducer_from,
-                    )
-                optimizer.zero_grad(set_to_none=True)
-                parts["loss"].backward()
-                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-                if torch.isfinite(norm):
-                    optimizer.step()
-                    average.update(model, step)
+    with RunLog(run, config.steps, tensorboard=tensorboard) as log:
+        log.say(f"{model.parameter_count() / 1e6:.1f} M parameters, from step {progress.step}")
+        for number, stage in enumerate(stages):
+            if progress.step >= stage.until:
+                continue
+            if number != progress.stage:
+                progress.stage, progress.epoch, progress.batch = number, 0, 0
+            while progress.step < stage.until and not out_of_time:
+                source = _epoch(config, model, tokenizer, stage, spec_augment, progress)
+                for batch in _loader(source, config.workers, device):
+                    step = progress.step
+                    for group in optimizer.param_groups:
+                        group["lr"] = learning_rate(config, step)
+                    lookahead = draw_lookahead(model_config.encoder.lookaheads, config.seed, step)
+                    with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bf16):
+                        parts = objective(
+                            model,
+                            batch.to(torch.device(device)),
+                            lookahead,
+                            config.ctc_weight,
+                            step >= config.transducer_from,
+                        )
+                    optimizer.zero_grad(set_to_none=True)
+                    parts["loss"].backward()
+                    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+                    if torch.isfinite(norm):
+                        optimizer.step()
+                        average.update(model, step)
+                    else:
+                        log.say(f"step {step}: gradient not finite, batch skipped")
+                    progress.step += 1
+                    progress.batch += 1
+                    heard = float(batch.feature_lengths.sum()) * hop_seconds
+                    log.step(progress.step, parts, heard)
+                    if progress.step % config.report_every == 0:
+                        where = f"stage {number} epoch {progress.epoch}"
+                        log.report(progress.step, where, learning_rate(config, step))
+                    if progress.step % config.save_every == 0:
+                        save_training(run, model, average.weights, optimizer, progress)
+                    if validate and progress.step % config.validate_every == 0:
+                        average.swap(model)
+                        log.scores(progress.step, validate(model.eval()))
+                        average.swap(model.train())
+                    out_of_time = time.monotonic() - began > 60 * minutes
+                    if out_of_time or progress.step >= stage.until:
+                        break
                 else:
-                    report(f"step {step}: gradient not finite, batch skipped")
-                progress.step += 1
-                progress.batch += 1
-                meter.add(parts, float(batch.feature_lengths.sum()) * hop_seconds)
-                if progress.step % config.report_every == 0:
-                    at = f"{progress.step}/{config.steps} stage {number} epoch {progress.epoch}"
-                    report(f"step {at} {meter.line()} lr {learning_rate(config, step):.2e}")
-                out_of_time = time.monotonic() - began > 60 * minutes
-                if progress.step % config.save_every == 0:
-                    save_training(run, model, average.weights, optimizer, progress)
-                if validate and progress.step % config.validate_every == 0:
-                    average.swap(model)
-                    scores = validate(model.eval())
-                    average.swap(model.train())
-                    report(" ".join(f"{n} {v:.3f}" for n, v in scores.items()))
-                if out_of_time or progress.step >= stage.until:
-                    break
-            else:
-                progress.epoch, progress.batch = progress.epoch + 1, 0
+                    progress.epoch, progress.batch = progress.epoch + 1, 0
     save_training(run, model, average.weights, optimizer, progress)
     average.swap(model)
-    return model.eval()
+    return model.eval(), all(progress.step >= stage.until for stage in stages)
+
+
+def _loader(source: Dataset[Batch], workers: int, device: str) -> DataLoader[Batch]:
+    """Batches made ahead by `workers` processes, in order."""
+    return DataLoader(
+        source,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=8 if workers else None,
+        pin_memory=device.startswith("cuda"),
+    )
 
 
 def _epoch(
     config: TrainConfig,
     model: AsrModel,
     tokenizer: Tokenizer,
-    data: TrainingSet,
     stage: Stage,
     spec_augment: SpecAugment | None,
     progress: Progress,
-) -> torch.utils.data.Dataset[Batch]:
+) -> Dataset[Batch]:
     """What is left of the current epoch."""
-    batches = epoch_batches(data.durations(), stage.batch_seconds, config.seed, progress.epoch)
+    batches = epoch_batches(
+        stage.data.durations(), stage.batch_seconds, config.seed, progress.epoch
+    )
     features = type(model.features)(model.config.features)
     seed = f"{config.seed}-{progress.stage}-{progress.epoch}"
-    source = BatchSource(batches, data.example, features, tokenizer, spec_augment, seed)
-    return torch.utils.data.Subset(source, range(progress.batch, len(source)))
+    source = BatchSource(batches, stage.data.example, features, tokenizer, spec_augment, seed)
+    return Subset(source, range(progress.batch, len(source)))
 
 
 def draw_lookahead(lookaheads: Sequence[int], seed: int, step: int) -> int | None:

@@ -23,6 +23,7 @@ batch first, time second. Keys (T mel frames, R lookahead, or "full" without lim
     ctc/R/C/...           log_probs (T', V), tokens, frames, score; ctc_confidence/METHOD
 """
 
+import gzip
 import os
 import re
 import tarfile
@@ -54,12 +55,13 @@ from oracle_common import (
     mel_batch,
     parse_arguments,
     randomise,
+    seeds_of,
     spread,
     spread_joiner,
     train_tokenizer,
     write_outputs,
 )
-from parity_inputs import SAMPLE_RATE, SEED, VOCABULARY, Floats, Plan, mel, waveform
+from parity_inputs import SAMPLE_RATE, VOCABULARY, Floats, Plan, mel, waveform
 from torch import Tensor
 
 BLANK = VOCABULARY
@@ -141,6 +143,7 @@ VARIANTS = (
     ),
     Variant(
         "ctc",
+        light=True,
         target="EncDecCTCModelBPE",
         mels=80,
         normalize="per_feature",
@@ -202,7 +205,7 @@ def config(variant: Variant, plan: Plan) -> dict[str, Any]:
             "subsampling_factor": 8,
             "subsampling_conv_channels": plan.channels,
             "causal_downsampling": variant.causal,
-            "ff_expansion_factor": 4,
+            "ff_expansion_factor": plan.expansion,
             "self_attention_model": "rel_pos",
             "n_heads": plan.heads,
             "att_context_size": [list(pair) for pair in variant.contexts],
@@ -444,13 +447,13 @@ def encoder_outputs(model: Any, variant: Variant, plan: Plan) -> Outputs:
     batch, lengths = mel_batch(plan.encoder_batch, variant.mels)
     rows, counts = encoder.pre_encode(x=batch, lengths=lengths)
     out |= {"subsampling/batch": rows, "subsampling/batch_counts": counts}
-    for context in variant.contexts:
+    for context in variant.contexts[:1] if variant.prompts else variant.contexts:
         name = set_lookahead(model, variant, context)
         for count in plan.encoder_frames:
             frames = torch.from_numpy(mel(count, variant.mels, seed=count)).T[None]
             length = torch.tensor([count])
             out[f"encoder/{name}/{count}"] = encoder(audio_signal=frames, length=length)[0][0].T
-            if variant.prompts and context == variant.contexts[0]:
+            if variant.prompts:
                 out[f"prompted/{count}"] = encode(model, variant, frames, length)[0][0].T
         encoded, counts = encoder(audio_signal=batch.transpose(1, 2), length=lengths)
         out[f"encoder/{name}/batch"] = encoded.transpose(1, 2)
@@ -520,10 +523,11 @@ def greedy_outputs(model: Any, variant: Variant) -> tuple[Outputs, dict[str, Any
             arrays = hypothesis_arrays(alone)
             tokens, frames = arrays["tokens"].tolist(), arrays["frames"].tolist()
             check_variety(tokens, frames, f"clip {clip} at lookahead {name}")
-            sequential = decode(model, variant, *signal, strategy="greedy")[0]
-            for other in (together[clip], sequential):
-                for key, value in hypothesis_arrays(other).items():
-                    np.testing.assert_allclose(value, arrays[key], atol=1e-3, err_msg=key)
+            same = hypothesis_arrays(decode(model, variant, *signal, strategy="greedy")[0])
+            batched = hypothesis_arrays(together[clip])
+            batched.pop("durations", None)  # NeMo overwrites them while other rows search on
+            for part, value in [*same.items(), *batched.items()]:
+                np.testing.assert_allclose(value, arrays[part], atol=1e-3, err_msg=part)
             key = f"greedy/{name}/{clip}"
             out |= {f"{key}/{part}": value for part, value in arrays.items()}
             timed = decode(model, variant, *signal, compute_timestamps=True)[0]
@@ -573,6 +577,16 @@ def confidence_outputs(model: Any, variant: Variant) -> Outputs:
     return out
 
 
+def collapse(labels: list[int]) -> tuple[list[int], list[int]]:
+    """The tokens of a CTC path and the first frame of each.
+
+    Not NeMo's own offsets: there a token begins where the one before began.
+    """
+    before = [BLANK, *labels]
+    starts = [t for t, label in enumerate(labels) if label not in (BLANK, before[t])]
+    return [int(labels[t]) for t in starts], starts
+
+
 def ctc_outputs(model: Any, variant: Variant) -> tuple[Outputs, dict[str, Any]]:
     out: Outputs = {}
     notes: dict[str, Any] = {}
@@ -583,15 +597,15 @@ def ctc_outputs(model: Any, variant: Variant) -> tuple[Outputs, dict[str, Any]]:
             log_probs = ctc_head(model)(encoder_output=encoded)
             check_margin(log_probs[0], f"CTC of clip {clip} at lookahead {name}")
             found = decode_ctc(model, variant, log_probs)
-            tokens = [int(token) for token in found.y_sequence]
-            frames = [int(char["start_offset"]) for char in found.timestamp["char"]]
+            tokens, frames = collapse(list(found.y_sequence))
+            assert model.tokenizer.ids_to_text(tokens) == found.text
             check_variety(tokens, frames, f"CTC of clip {clip} at lookahead {name}")
             key = f"ctc/{name}/{clip}"
             out[f"{key}/log_probs"] = log_probs[0]
             out[f"{key}/tokens"] = np.asarray(tokens)
             out[f"{key}/frames"] = np.asarray(frames)
             out[f"{key}/score"] = np.asarray(float(found.score), dtype=np.float32)
-            notes[key] = {"text": found.text, "words": words_of(found)}
+            notes[key] = {"text": found.text}
     set_lookahead(model, variant, variant.contexts[0])
     encoded, _ = encode(model, variant, *features(model, clip_waveforms()[:1]))
     log_probs = ctc_head(model)(encoder_output=encoded)
@@ -642,8 +656,8 @@ def save(model: Any, path: Path, compress: bool) -> None:
             text = text.replace(old, new)
         return text
 
-    mode = "w:gz" if compress else "w"
-    with tarfile.open(path, mode, format=tarfile.GNU_FORMAT) as target:
+    packed = BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as target:
         for member, content in members:
             if member.name.endswith(".yaml"):
                 content = renamed(content.decode()).encode()
@@ -651,18 +665,18 @@ def save(model: Any, path: Path, compress: bool) -> None:
             member.uid = member.gid = 0
             member.uname = member.gname = ""
             target.addfile(member, BytesIO(content))
+    data = packed.getvalue()
+    path.write_bytes(gzip.compress(data, mtime=0) if compress else data)
 
 
 def run(variant: Variant, plan: Plan, out: Path) -> None:
     if variant.light:
-        plan = plan.lighter()
-    start = SEED + 1000 * VARIANTS.index(variant)
-    seed, (model, arrays, notes) = first_good(
-        range(start, start + 200), partial(attempt, variant, plan)
-    )
+        plan = plan.lighter(batch=variant.normalize != "NA")
+    seeds = seeds_of(variant.name, VARIANTS.index(variant), plan)
+    seed, (model, arrays, notes) = first_good(seeds, partial(attempt, variant, plan))
     clean = create(variant, plan)  # decoding has changed the configuration of the other
     clean.load_state_dict(model.state_dict())
-    save(clean, out / f"{variant.name}.nemo", compress=variant.name != "streaming")
+    save(clean, out / f"{variant.name}.nemo", compress=variant.name != "ctc")
     facts = {
         "seed": seed,
         "lookaheads": [pair[1] for pair in variant.contexts] if variant.streaming else ["full"],

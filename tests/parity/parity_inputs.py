@@ -44,19 +44,20 @@ class Plan:
     encoder_frames: tuple[int, ...]
     encoder_batch: tuple[int, ...]
     stream_frames: tuple[int, ...]
+    expansion: int
     layers: int = 2
     heads: int = 4
 
-    def lighter(self) -> "Plan":
+    def lighter(self, batch: bool = False) -> "Plan":
         """The same plan where it only repeats what another variant has shown: stored cases cost."""
         if self is not GOLDEN:
             return self
         return replace(
             self,
-            feature_samples=(161, 2_345),
-            feature_batch=(),
+            feature_samples=(161, 399, 2_345),
+            feature_batch=(1_777, 160, 2_345) if batch else (),
             subsampling_frames=(1, 8, 9, 33),
-            encoder_frames=(9, 57, 905),
+            encoder_frames=(9, 57, 761),
             stream_frames=(340,),
         )
 
@@ -67,8 +68,9 @@ GOLDEN = Plan(
     channels=8,
     predictor=12,
     joiner=20,
-    feature_samples=(1, 159, 160, 161, 399, 400, 4_001, 16_000),
-    feature_batch=(4_001, 1_600, 2_777, 159),
+    expansion=2,
+    feature_samples=(1, 159, 160, 161, 399, 400, 2_345, 16_000),
+    feature_batch=(2_345, 1_600, 2_777, 159),
     subsampling_frames=tuple(range(1, 41)),
     encoder_frames=(1, 8, 9, 57, 905),
     encoder_batch=(100, 8, 77),
@@ -81,6 +83,7 @@ FULL = Plan(
     channels=16,
     predictor=32,
     joiner=48,
+    expansion=4,
     feature_samples=(1, 159, 160, 161, 399, 400, 12_345, 16_000, 33_333),
     feature_batch=(16_000, 1_600, 12_345, 159, 8_001),
     subsampling_frames=tuple(range(1, 41)),

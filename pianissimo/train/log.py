@@ -1,0 +1,92 @@
+"""What a run says about itself: lines, a bar on a terminal, a log file, TensorBoard if wanted."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from pianissimo.errors import MissingExtraError
+
+LOG_FILE = "log.jsonl"
+
+
+class RunLog:
+    """The diary of a run in `run/log.jsonl`, one object a line, and its face on the console.
+
+    Losses are averaged between two reports. `tensorboard` also writes event files into the run's
+    folder; raises MissingExtraError if that package is not installed.
+    """
+
+    def __init__(self, run: Path, steps: int, *, tensorboard: bool = False) -> None:
+        run.mkdir(parents=True, exist_ok=True)
+        self._file = (run / LOG_FILE).open("a", encoding="utf-8")
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        columns = (TextColumn("training"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+        self._bar = Progress(
+            *columns, TimeRemainingColumn(), console=self._console, disable=not sys.stderr.isatty()
+        )
+        self._task = self._bar.add_task("training", total=steps)
+        self._board = _summary_writer(run) if tensorboard else None
+        self._sums: dict[str, tuple[float, int]] = {}
+        self._seconds, self._since = 0.0, time.monotonic()
+
+    def say(self, text: str) -> None:
+        """One line for the reader."""
+        self._console.print(f"{time.strftime('%H:%M:%S')} {text}")
+
+    def step(self, step: int, losses: dict[str, Tensor], seconds: float) -> None:
+        """Note the losses of one step over `seconds` of audio."""
+        for name, value in losses.items():
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = (total + float(value.detach()), count + 1)
+        self._seconds += seconds
+        self._bar.update(self._task, completed=step)
+
+    def report(self, step: int, where: str, lr: float) -> None:
+        """Write the mean losses and the speed since the last report."""
+        means = {name: total / count for name, (total, count) in self._sums.items()}
+        speed = self._seconds / max(time.monotonic() - self._since, 1e-9)
+        self.scores(step, {**means, "lr": lr, "audio_seconds_per_second": speed}, shown=False)
+        text = " ".join(f"{name} {value:.3f}" for name, value in means.items())
+        self.say(f"step {step} {where} {text} lr {lr:.2e} {speed:.0f} s/s")
+        self._sums, self._seconds, self._since = {}, 0.0, time.monotonic()
+
+    def scores(self, step: int, values: dict[str, float], *, shown: bool = True) -> None:
+        """Write named numbers, such as word error rates."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        if shown:
+            self.say(" ".join(f"{name} {value:.3f}" for name, value in values.items()))
+
+    def __enter__(self) -> "RunLog":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _summary_writer(run: Path):  # type: ignore[no-untyped-def]
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingExtraError(
+            "writing TensorBoard files needs it: pip install 'pianissimo[train]'"
+        ) from error
+    return SummaryWriter(run)
