@@ -56,6 +56,7 @@ class Stage:
     until: int
     data: TrainingSet
     batch_seconds: float = 80.0
+    spec_augment: SpecAugment | None = None
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -133,7 +134,6 @@ def train(
     run: Path,
     *,
     initialise: Callable[[AsrModel], None] | None = None,
-    spec_augment: SpecAugment | None = None,
     validate: Validate | None = None,
     device: str = "cpu",
     minutes: float = math.inf,
@@ -164,7 +164,7 @@ def train(
             if number != progress.stage:
                 progress.stage, progress.epoch, progress.batch = number, 0, 0
             while progress.step < stage.until and not out_of_time:
-                source = _epoch(config, model, tokenizer, stage, spec_augment, progress)
+                source = _epoch(config, model, tokenizer, stage, progress)
                 for batch in _loader(source, config.workers, device):
                     step = progress.step
                     for group in optimizer.param_groups:
@@ -225,7 +225,6 @@ def _epoch(
     model: AsrModel,
     tokenizer: Tokenizer,
     stage: Stage,
-    spec_augment: SpecAugment | None,
     progress: Progress,
 ) -> Dataset[Batch]:
     """What is left of the current epoch."""
@@ -234,7 +233,7 @@ def _epoch(
     )
     features = type(model.features)(model.config.features)
     seed = f"{config.seed}-{progress.stage}-{progress.epoch}"
-    source = BatchSource(batches, stage.data.example, features, tokenizer, spec_augment, seed)
+    source = BatchSource(batches, stage.data.example, features, tokenizer, stage.spec_augment, seed)
     return Subset(source, range(progress.batch, len(source)))
 
 

@@ -156,7 +156,10 @@ def build(variant: Variant, plan: Plan, extractor: Any, seed: int) -> Any:
     model = create(variant, plan)
     randomise(model, seed)
     signal = features(extractor, clip_waveforms()[:1])
-    frames = encode(model, variant, variant.names[0], *signal)[0][0, WARM_UP:]
+    encoded, counts = encode(model, variant, variant.names[0], *signal)
+    if variant.prompts:
+        encoded = prompted(model, encoded, variant.prompts)
+    frames = encoded[0, WARM_UP : int(counts[0])]
     if variant.head == "CTC":
         spread(model.ctc_head, frames, 2.0)
 
@@ -170,9 +173,7 @@ def build(variant: Variant, plan: Plan, extractor: Any, seed: int) -> Any:
     add_toggle(decoder.lstm)
     history = torch.randint(BLANK, (1, 40), generator=torch.Generator().manual_seed(seed))
     predicted, _ = decoder.lstm(decoder.embedding(torch.cat([history * 0 + BLANK, history], 1)))
-    spread_joiner(
-        frames, model.encoder_projector, predicted[0], decoder.decoder_projector, head
-    )
+    spread_joiner(frames, model.encoder_projector, predicted[0], decoder.decoder_projector, head)
     head.bias[BLANK + 1 :][:1] -= 1.0  # a duration of 0 is rare in practice
 
     def count() -> int:
@@ -229,9 +230,7 @@ def encode(
     model: Any, variant: Variant, name: str, frames: Tensor, mask: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(B, T, F) -> (B, T', D) and valid lengths (B)."""
-    out = model.encoder(
-        input_features=frames, attention_mask=mask, **lookahead(variant, name)
-    )
+    out = model.encoder(input_features=frames, attention_mask=mask, **lookahead(variant, name))
     return out.last_hidden_state, out.attention_mask.sum(-1)
 
 
@@ -289,7 +288,8 @@ def encoder_outputs(model: Any, variant: Variant, plan: Plan) -> Outputs:
     for count in plan.subsampling_frames:
         frames = torch.from_numpy(mel(count, variant.mels, seed=count))[None]
         out[f"subsampling/{count}"] = encoder.subsampling(frames, full_mask(frames))[0]
-    batch, lengths = mel_batch(plan.encoder_batch, variant.mels)
+    # The padding must be zeros here: what reaches the first convolution is not masked.
+    batch, lengths = mel_batch(plan.encoder_batch, variant.mels, padding=0.0)
     mask = torch.arange(batch.shape[1]) < lengths[:, None]
     for name in variant.names[:1] if variant.prompts else variant.names:
         for count in plan.encoder_frames:
@@ -348,9 +348,7 @@ def check_path(model: Any, variant: Variant, encoded: Tensor, found: Outputs, wh
         check_margin(logits[:, BLANK + 1 :], what)
 
 
-def greedy_outputs(
-    model: Any, variant: Variant, reader: Any
-) -> tuple[Outputs, dict[str, Any]]:
+def greedy_outputs(model: Any, variant: Variant, reader: Any) -> tuple[Outputs, dict[str, Any]]:
     out: Outputs = {}
     notes: dict[str, Any] = {}
     for name in variant.names:
@@ -416,6 +414,8 @@ def run(variant: Variant, plan: Plan, out: Path, folder: Path) -> None:
         "lookaheads": list(variant.lookaheads) if variant.streaming else ["full"],
         "left_context": variant.left if variant.streaming else -1,
         "mels": variant.mels,
+        "feature_batch": plan.feature_batch,
+        "encoder_batch": plan.encoder_batch,
         "prompt": PROMPT if variant.prompts else None,
         "notes": notes,
     }

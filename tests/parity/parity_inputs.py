@@ -54,7 +54,7 @@ class Plan:
             return self
         return replace(
             self,
-            feature_samples=(161, 399, 2_345),
+            feature_samples=(161, 2_345),
             feature_batch=(1_777, 160, 2_345) if batch else (),
             subsampling_frames=(1, 8, 9, 33),
             encoder_frames=(9, 57, 761),

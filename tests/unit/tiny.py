@@ -92,7 +92,7 @@ def make_talker(
 
     Plain random weights say one label for ever. Here the predictor remembers which labels came
     last, the newest best; the joiner adds what may follow them to what the frame sounds like, and
-    never repeats a label at once. `hears` (S, D) are typical encoder frames, normal ones by default.
+    never repeats a label at once. `hears` (S, D) are typical encoder frames, by default normal.
     """
     V, J = vocab_size, vocab_size + DIM
     config = TransducerConfig(
@@ -108,8 +108,9 @@ def make_talker(
         for parameter in (*lstm.parameters(), *joiner.parameters()):
             parameter.zero_()
         predictor.embedding.weight.copy_(3 * torch.eye(V + 1, V))
-        lstm.weight_ih_l0[2 * V : 3 * V] = torch.eye(V)
-        lstm.bias_ih_l0[:V] = lstm.bias_ih_l0[3 * V :] = 4.0  # input and output gates are open
+        weight, bias = lstm.get_parameter("weight_ih_l0"), lstm.get_parameter("bias_ih_l0")
+        weight[2 * V : 3 * V] = torch.eye(V)
+        bias[:V] = bias[3 * V :] = 4.0  # input and output gates are open
         joiner.predictor.weight[:V] = torch.eye(V)
         sound = torch.randn(DIM, DIM, generator=generator) / math.sqrt(DIM)
         if hears is not None:

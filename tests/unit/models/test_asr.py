@@ -67,8 +67,10 @@ def test_a_saved_model_comes_back_exactly(
     for name, weight in before.items():
         assert torch.equal(after[name], weight), name
     assert not loaded.training
-    assert loaded.parameter_count() == model.parameter_count() == sum(
-        p.numel() for p in model.parameters()
+    assert (
+        loaded.parameter_count()
+        == model.parameter_count()
+        == sum(p.numel() for p in model.parameters())
     )
     samples = tensor(1, 3000)
     with torch.no_grad():
@@ -241,6 +243,8 @@ def test_a_model_that_sees_everything_has_no_latencies() -> None:
         ({"transducer": None, "ctc": False}, "transducer, a CTC head or both"),
         ({"transducer": TransducerConfig(VOCABULARY + 1)}, "vocabulary"),
         ({"features": FeatureConfig(n_mels=MELS + 1)}, "mel bins"),
+        # Statistics over the whole recording cannot be known in a stream.
+        ({"features": FeatureConfig(n_mels=MELS, normalize="per_feature")}, "per_feature"),
     ],
 )
 def test_parts_that_do_not_fit_together_are_refused(changes: Any, message: str) -> None:

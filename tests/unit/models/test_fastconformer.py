@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from tiny import DIM, ENCODER, MELS, WHOLE_CONTEXT, cut, make_encoder, tensor
 from torch import Tensor
 
@@ -22,7 +23,6 @@ SEVENTY, FIFTY_SIX = (13, 6, 1, 0), (0, 3, 6, 13)
 MODES = [(70, r) for r in SEVENTY] + [(56, r) for r in FIFTY_SIX]
 LENGTHS = [0, 1, 5, 8, 9, 104, 113, 114, 331, 778, 1003]
 """Mel frames: every remainder of 8, less than a chunk, more than the left context."""
-CLOSE = {"rtol": 0.0, "atol": 1e-5}
 VARIANTS = {
     "plain": {},
     "bias": {"attention_bias": True, "conv_bias": True},
@@ -59,7 +59,12 @@ def stream(
 
 @torch.no_grad()
 def offline(encoder: FastConformerEncoder, mel: Tensor, lookahead: int | None = None) -> Tensor:
-    return encoder(mel, torch.full((len(mel),), mel.shape[1]), lookahead)[0]
+    found: Tensor = encoder(mel, torch.full((len(mel),), mel.shape[1]), lookahead)[0]
+    return found
+
+
+def assert_close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def frames_of(encoder: FastConformerEncoder, mel_frames: int) -> int:
@@ -86,7 +91,7 @@ def test_a_stream_equals_the_whole(left: int, lookahead: int, frames: int) -> No
     for seed in (frames, frames + 1):
         found = stream(encoder, mel, lookahead, sizes, seed=seed)
         assert found.shape == whole.shape
-        torch.testing.assert_close(found, whole, **CLOSE)
+        assert_close(found, whole)
 
 
 @pytest.mark.parametrize("lookahead", SEVENTY)
@@ -104,7 +109,7 @@ def test_a_stream_in_regular_chunks_gives_each_chunk_at_once(lookahead: int) -> 
             assert found[-1].shape[1] == chunk
     assert found[0].shape[1] == chunk
     whole = offline(encoder, mel, lookahead)
-    torch.testing.assert_close(torch.cat(found, dim=1), whole, **CLOSE)
+    assert_close(torch.cat(found, dim=1), whole)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -114,7 +119,7 @@ def test_each_variant_streams_as_it_runs_whole(variant: str) -> None:
     for lookahead in (encoder.config.lookaheads[0], encoder.config.lookaheads[-1]):
         whole = offline(encoder, mel, lookahead)
         found = stream(encoder, mel, lookahead, [0, 5, 40, 130])
-        torch.testing.assert_close(found, whole, **CLOSE)
+        assert_close(found, whole)
 
 
 def test_the_variants_differ() -> None:
@@ -143,13 +148,24 @@ def test_a_long_stream_keeps_its_size_and_its_numbers() -> None:
     recent = stream(encoder, mel[:, -8 * 200 :], 0, [8])
     together = torch.cat(found, dim=1)
     assert together.shape[1] == 3000
-    torch.testing.assert_close(together[:, -100:], recent[:, 100:200], **CLOSE)
+    assert_close(together[:, -100:], recent[:, 100:200])
 
 
 def state_sizes(state: EncoderState) -> tuple[int, ...]:
     tensors = [state.key, state.value, state.conv, state.pending, *state.subsampling.caches]
     # What counts is the memory behind a tensor: a slice may keep all of its past alive.
     return tuple(t.untyped_storage().nbytes() for t in tensors)
+
+
+def test_a_long_push_leaves_no_more_behind_than_short_ones() -> None:
+    encoder, mel = encoder_for(70), tensor(1, 2005, MELS)
+    plan, long, short = encoder.plan(13), encoder.start(), encoder.start()
+    with torch.no_grad():
+        encoder.step(mel, long, plan)
+        for part in mel.split(20, dim=1):
+            encoder.step(part, short, plan)
+    assert long.pending.shape[1] == short.pending.shape[1] > 0
+    assert state_sizes(long) == state_sizes(short)
 
 
 @pytest.mark.parametrize("lookahead", SEVENTY)
@@ -165,7 +181,7 @@ def test_flushing_a_copy_leaves_the_live_stream_unchanged(lookahead: int) -> Non
         after = [encoder.step(mel[:, 437:], s, plan, final=True) for s in (state, untouched)]
     assert torch.equal(after[0], after[1])
     whole = offline(encoder, mel[:, :437], lookahead)
-    torch.testing.assert_close(flushed, whole[:, -flushed.shape[1] :], **CLOSE)
+    assert_close(flushed, whole[:, -flushed.shape[1] :])
 
 
 @pytest.mark.parametrize("lookahead", SEVENTY)
@@ -180,9 +196,9 @@ def test_sharing_windows_between_short_chunks_changes_nothing(
     monkeypatch.setattr(fastconformer, "QUERIES_PER_WINDOW", queries)
     assert encoder.plan(lookahead).queries == (lookahead + 1) * max(1, queries // (lookahead + 1))
     found = stream(encoder, mel, lookahead, [1003], lengths=lengths)
-    torch.testing.assert_close(found[0], usual[0], **CLOSE)
+    assert_close(found[0], usual[0])
     valid = frames_of(encoder, 555)
-    torch.testing.assert_close(found[1, :valid], usual[1, :valid], **CLOSE)
+    assert_close(found[1, :valid], usual[1, :valid])
 
 
 # -- batched equals alone --------------------------------------------------------------------------
@@ -200,7 +216,7 @@ def test_rows_of_an_offline_batch_equal_each_alone(lookahead: int) -> None:
         assert int(counts[row]) == frames_of(encoder, n)
         if n:
             alone = offline(encoder, mel[row : row + 1, :n], lookahead)[0]
-            torch.testing.assert_close(found[row, : len(alone)], alone, **CLOSE)
+            assert_close(found[row, : len(alone)], alone)
 
 
 @pytest.mark.parametrize("lookahead", SEVENTY)
@@ -213,7 +229,7 @@ def test_rows_of_a_streamed_batch_equal_each_alone(lookahead: int) -> None:
     for row, n in enumerate(lengths):
         if n:
             alone = offline(encoder, mel[row : row + 1, :n], lookahead)[0]
-            torch.testing.assert_close(found[row, : len(alone)], alone, **CLOSE)
+            assert_close(found[row, : len(alone)], alone)
 
 
 def test_what_stands_in_the_padding_does_not_matter() -> None:
@@ -249,7 +265,7 @@ def test_unlimited_context_batched_equals_alone() -> None:
         if n:
             alone = offline(encoder, mel[row : row + 1, :n])[0]
             assert len(alone) == int(counts[row])
-            torch.testing.assert_close(found[row, : len(alone)], alone, **CLOSE)
+            assert_close(found[row, : len(alone)], alone)
 
 
 def test_unlimited_context_sees_everything() -> None:
@@ -272,8 +288,8 @@ def test_queries_in_blocks_equal_one_block(
         blocks, _ = encoder(mel, lengths)
         monkeypatch.setattr(fastconformer, "ATTENTION_CELLS", 1)
         singles, _ = encoder(mel, lengths)
-    torch.testing.assert_close(blocks, whole, **CLOSE)
-    torch.testing.assert_close(singles, whole, **CLOSE)
+    assert_close(blocks, whole)
+    assert_close(singles, whole)
 
 
 @pytest.mark.parametrize("config", [WHOLE_CONTEXT, ENCODER])
@@ -288,7 +304,7 @@ def test_work_in_blocks_equals_work_at_once(
             monkeypatch.setattr(fastconformer, "FRAMES_PER_BLOCK", frames)
             monkeypatch.setattr(fastconformer, "ROWS_PER_BLOCK", rows)
             blocks, _ = encoder(mel, lengths)
-            torch.testing.assert_close(blocks, whole, **CLOSE)
+            assert_close(blocks, whole)
 
 
 @pytest.mark.parametrize("config", [WHOLE_CONTEXT, ENCODER])
@@ -301,6 +317,10 @@ def test_an_utterance_without_a_frame_gives_none(config: EncoderConfig) -> None:
 
 
 # -- attention -------------------------------------------------------------------------------------
+
+
+def first_attention(encoder: FastConformerEncoder) -> RelativeAttention:
+    return next(iter(encoder.layers)).attention
 
 
 def sinusoid(distance: int) -> list[float]:
@@ -323,7 +343,7 @@ def test_relative_keys_are_projected_sinusoids_from_far_to_near() -> None:
 @pytest.mark.parametrize("Q, W", [(1, 1), (4, 4), (3, 9), (1, 7)])
 def test_attention_follows_its_formula(Q: int, W: int, bias: bool) -> None:
     config = dataclasses.replace(ENCODER, attention_bias=bias)
-    attention = make_encoder(config).layers[0].attention
+    attention = first_attention(make_encoder(config))
     x, mask = tensor(1, W, DIM), tensor(Q, W, seed=1) > -0.5
     mask[0] = False
     with torch.no_grad():
@@ -340,7 +360,7 @@ def test_attention_follows_its_formula(Q: int, W: int, bias: bool) -> None:
 
 def naive_attention(
     attention: RelativeAttention, x: Tensor, Q: int, mask: Tensor | None
-) -> np.ndarray:
+) -> NDArray[np.float64]:
     """The last Q frames of (W, D) attend to all W, one score at a time in float64."""
     weights = {n: p.detach().double().numpy() for n, p in attention.named_parameters()}
     project = weights["qkv.weight"] @ x.double().numpy().T
@@ -348,7 +368,7 @@ def naive_attention(
         project = project + weights["qkv.bias"][:, None]
     query, key, value = project[:DIM], project[DIM : 2 * DIM], project[2 * DIM :]
     W, K = len(x), attention.head_dim
-    out = np.zeros((Q, DIM))
+    out: NDArray[np.float64] = np.zeros((Q, DIM))
     for h in range(attention.heads):
         rows = slice(h * K, (h + 1) * K)
         u, w = weights["bias_u"][h], weights["bias_v"][h]
@@ -367,11 +387,13 @@ def naive_attention(
                 chances[~mask[i].numpy()] = 0
             out[i, rows] = sum(chances[j] * value[rows, j] for j in range(W))
     out = out @ weights["out.weight"].T
-    return out + weights["out.bias"] if "out.bias" in weights else out
+    if "out.bias" in weights:
+        out += weights["out.bias"]
+    return out
 
 
 def test_a_query_that_may_see_nothing_gets_zeros() -> None:
-    attention = encoder_for(70).layers[0].attention
+    attention = first_attention(encoder_for(70))
     q, k, v = (100 * tensor(2, 2, 1, 5, DIM // 2, seed=s) for s in range(3))
     nothing = torch.zeros(1, 1, 1, 5, 5, dtype=torch.bool)
     found = attention.attend(q, k, v, tensor(2, DIM // 2, 9), nothing)
@@ -456,7 +478,7 @@ def test_the_output_length_is_what_comes_out(config: EncoderConfig) -> None:
 
 def test_lookaheads_the_model_does_not_have_are_refused() -> None:
     encoder, mel = encoder_for(70), tensor(1, 20, MELS)
-    with pytest.raises(OptionError, match="lookahead 3 .*13, 6, 1, 0"):
+    with pytest.raises(OptionError, match=r"lookahead 3 .*13, 6, 1, 0"):
         encoder.plan(3)
     with pytest.raises(OptionError, match="lookahead 3"):
         encoder(mel, torch.tensor([20]), 3)
@@ -466,8 +488,11 @@ def test_lookaheads_the_model_does_not_have_are_refused() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"left_context": None, "lookaheads": ()}, {"causal_conv": False}]
-    + [{"causal_subsampling": False}],
+    [
+        {"left_context": None, "lookaheads": ()},
+        {"causal_conv": False},
+        {"causal_subsampling": False},
+    ],
 )
 def test_an_encoder_that_is_not_causal_has_no_plan(changes: dict[str, object]) -> None:
     config = dataclasses.replace(ENCODER, **changes)  # type: ignore[arg-type]

@@ -1,0 +1,220 @@
+import dataclasses
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from tiny import noise, tensor
+
+from pianissimo.train.augment import (
+    Augmenter,
+    SpecAugment,
+    add_noise,
+    change_level,
+    change_speed,
+    reverberate,
+    telephone_band,
+)
+
+RATE = 16_000
+Samples = NDArray[np.float32]
+
+
+def tone(hertz: float, seconds: float = 1.0, level: float = 0.3) -> Samples:
+    time = np.arange(round(seconds * RATE)) / RATE
+    return (level * np.sin(2 * np.pi * hertz * time)).astype(np.float32)
+
+
+def power(samples: Samples) -> float:
+    return float(np.mean(samples.astype(np.float64) ** 2))
+
+
+def loudest_hertz(samples: Samples) -> float:
+    spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples))))
+    return int(spectrum.argmax()) * RATE / len(samples)
+
+
+# -- speed and level -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.0, 1.1, 2.0])
+def test_speed_changes_length_and_pitch(factor: float) -> None:
+    samples = tone(1000)
+    found = change_speed(samples, factor)
+    assert found.dtype == np.float32
+    assert abs(len(found) - len(samples) / factor) <= 1
+    assert loudest_hertz(found) == pytest.approx(1000 * factor, abs=3)
+    assert power(found) == pytest.approx(power(samples), rel=0.02)
+
+
+@pytest.mark.parametrize("gain", [-25.0, -6.0, 0.0, 6.0])
+def test_gain_is_in_decibel(gain: float) -> None:
+    samples = tone(440, level=0.4)
+    found = change_level(samples, gain)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, samples * 10 ** (gain / 20), rtol=1e-6)
+
+
+def test_what_passes_full_scale_is_clipped() -> None:
+    found = change_level(tone(440, level=0.9), 6.0)
+    assert float(found.max()) == 1.0
+    assert float(found.min()) == -1.0
+
+
+# -- noise, room, telephone ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tilt", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("snr", [0.0, 5.0, 20.0, 35.0])
+def test_noise_has_the_power_asked_for(snr: float, tilt: float) -> None:
+    samples = tone(440)
+    found = add_noise(samples, snr, tilt, random.Random(1))
+    assert found.dtype == np.float32
+    assert len(found) == len(samples)
+    measured = 10 * np.log10(power(samples) / power(found - samples))
+    assert measured == pytest.approx(snr, abs=0.5)
+
+
+def test_noise_falls_with_frequency_by_its_tilt() -> None:
+    """By 6 dB an octave for a tilt of 1, 3 dB for a half, not at all for none."""
+    for tilt in (0.0, 0.5, 1.0):
+        samples = tone(440, seconds=20.0)
+        added = add_noise(samples, 0.0, tilt, random.Random(0)) - samples
+        spectrum = np.abs(np.fft.rfft(added)) ** 2
+        hertz = np.fft.rfftfreq(len(added), 1 / RATE)
+        low, high = (float(spectrum[(hertz >= a) & (hertz < 2 * a)].mean()) for a in (1000, 2000))
+        assert 10 * np.log10(low / high) == pytest.approx(tilt * 6.02, abs=0.5)
+
+
+def test_noise_over_silence_is_next_to_nothing() -> None:
+    found = add_noise(np.zeros(RATE, np.float32), 20.0, 0.5, random.Random(0))
+    assert bool(np.isfinite(found).all())
+    assert float(np.abs(found).max()) < 1e-4
+
+
+def test_a_telephone_passes_its_band_only() -> None:
+    for hertz, passes in ((100, False), (150, False), (1000, True), (3500, True), (5000, False)):
+        found = telephone_band(tone(hertz, seconds=2.0))
+        assert found.dtype == np.float32
+        assert len(found) == 2 * RATE
+        inner = slice(2000, -2000)
+        share = power(found[inner]) / power(tone(hertz, seconds=2.0)[inner])
+        assert share == pytest.approx(1, abs=0.01) if passes else share < 1e-3
+
+
+@pytest.mark.parametrize("rt60", [0.1, 0.6])
+def test_a_room_keeps_length_and_level_and_dies_away(rt60: float) -> None:
+    impulse = np.zeros(RATE, np.float32)
+    impulse[0] = 1.0
+    found = reverberate(impulse, rt60, random.Random(2))
+    assert found.dtype == np.float32
+    assert len(found) == RATE
+    assert power(found) * RATE == pytest.approx(1, rel=1e-3)
+    assert float(np.abs(found).max()) == float(found[0])
+    early = power(found[32 : int(rt60 * 0.25 * RATE)])
+    late = power(found[int(rt60 * 0.75 * RATE) : int(rt60 * RATE)])
+    assert 10 * np.log10(early / late) > 20
+    silent = reverberate(np.zeros(100, np.float32), rt60, random.Random(0))
+    assert not silent.any()
+
+
+# -- all of it -------------------------------------------------------------------------------------
+
+TRANSFORMS: dict[str, Callable[[Samples, random.Random], Samples]] = {
+    "noise": lambda x, rng: add_noise(x, 10.0, 0.5, rng),
+    "room": lambda x, rng: reverberate(x, 0.3, rng),
+    "all": Augmenter(),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_seed_fixes_the_outcome(name: str) -> None:
+    transform, samples = TRANSFORMS[name], noise(8000)
+    before = samples.copy()
+    first = [transform(samples, random.Random(seed)) for seed in range(10)]
+    second = [transform(samples, random.Random(seed)) for seed in range(10)]
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert len({a.tobytes() for a in first}) > 8
+    np.testing.assert_array_equal(samples, before)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 50, 8000])
+def test_any_length_comes_out_usable(samples: int) -> None:
+    everything = Augmenter(
+        noise_probability=1.0, room_probability=1.0, telephone_probability=1.0, pad_probability=1.0
+    )
+    for seed in range(20):
+        found = everything(noise(samples), random.Random(seed))
+        assert found.dtype == np.float32
+        assert found.ndim == 1
+        assert len(found) >= samples * 0.9 - 1
+        assert bool(np.isfinite(found).all())
+        assert float(np.abs(found).max(initial=0.0)) <= 1.0
+
+
+def test_an_augmenter_told_to_do_nothing_does_nothing() -> None:
+    pads = Augmenter((1.0,), (0.0, 0.0), 0.0, room_probability=0.0, telephone_probability=0.0)
+    nothing = dataclasses.replace(pads, pad_probability=0.0)
+    samples = noise(1000)
+    np.testing.assert_array_equal(nothing(samples, random.Random(0)), samples)
+    padded = [pads(samples, random.Random(seed)) for seed in range(20)]
+    lengths = [len(found) for found in padded]
+    assert min(lengths) == 1000 < max(lengths) <= 1000 + 2 * 0.4 * RATE
+    energies = [power(found) * len(found) for found in padded]
+    assert energies == pytest.approx([power(samples) * 1000] * 20)
+
+
+# -- spectrograms ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frames", [1, 2, 10, 37, 500])
+@pytest.mark.parametrize(
+    "masks",
+    [
+        SpecAugment(frequency_masks=0, time_masks=10, time_share=0.5),
+        SpecAugment(frequency_masks=0, time_masks=3, time_share=1.0),
+        SpecAugment(frequency_masks=0),
+    ],
+)
+def test_masks_never_cover_more_than_half_of_the_frames(masks: SpecAugment, frames: int) -> None:
+    mel = tensor(frames, 80)
+    covered = []
+    for seed in range(60):
+        found = masks(mel, random.Random(seed))
+        assert found.shape == mel.shape
+        masked = (found == masks.fill).all(dim=1)
+        assert bool((found[~masked] == mel[~masked]).all())
+        assert int(masked.sum()) <= frames // 2
+        covered.append(int(masked.sum()))
+    if frames > 30:
+        assert len(set(covered)) > 3
+
+
+def test_frequency_masks_take_whole_bands_of_their_width() -> None:
+    masks = SpecAugment(frequency_masks=2, frequency_width=7, time_masks=0, fill=-3.0)
+    mel, widths = tensor(50, 80), set()
+    for seed in range(60):
+        found = masks(mel, random.Random(seed))
+        bands = (found == -3.0).all(dim=0)
+        assert bool((found[:, ~bands] == mel[:, ~bands]).all())
+        widths.add(int(bands.sum()))
+    assert max(widths) <= 14
+    assert len(widths) > 5
+
+
+def test_masking_is_fixed_by_its_seed_and_leaves_the_original_alone() -> None:
+    mel = tensor(200, 80)
+    before, masks = mel.clone(), SpecAugment()
+    outcomes = []
+    for _ in range(2):
+        outcomes.append([masks(mel, random.Random(seed)) for seed in range(5)])
+    assert all(bool((a == b).all()) for a, b in zip(*outcomes, strict=True))
+    assert bool((outcomes[0][0] != outcomes[0][1]).any())
+    assert bool((mel == before).all())
+
+
+def test_more_bands_than_bins_are_bounded_by_them() -> None:
+    masks = SpecAugment(frequency_width=100)
+    assert masks(tensor(20, 8), random.Random(0)).shape == (20, 8)
