@@ -2,9 +2,9 @@
 
     python bench/offline.py [speed] [memory] [start] [errors --data MANIFEST] [--peers PYTHON]
 
-Without a part named it runs all that it can. `speed` and `memory` use the 0.6B architecture with random
-weights, made on the spot; `--peers` is the Python of an environment with NeMo and Transformers (that of
-`make parity`), which are then timed in turn with us on the same audio and threads.
+Without a part named it runs all that it can. `speed` and `memory` use the 0.6B architecture with
+random weights, made on the spot; `--peers` is the Python of an environment with NeMo and
+Transformers (that of `make parity`), then timed in turn with us on the same audio and threads.
 """
 
 import argparse

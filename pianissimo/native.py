@@ -56,7 +56,7 @@ class NativeRecognizer:
     def latencies_ms(self) -> tuple[int, ...]:
         """The latency modes in milliseconds of audio per chunk; none if it cannot stream."""
         config = self.model.config
-        return tuple(config.latencies_ms) if config.encoder.streams else ()
+        return tuple(config.latencies_ms) if config.streams else ()
 
     def transcribe(
         self,
@@ -143,7 +143,11 @@ class NativeRecognizer:
         OptionError if there is no such mode or the model cannot stream.
         """
         modes = self.latencies_ms
-        if latency_ms is None and modes:
+        if not modes:
+            raise OptionError(
+                f"{self.name} hears recordings whole and cannot stream; choose a streaming model"
+            )
+        if latency_ms is None:
             latency_ms = min((m for m in modes if m >= LIVE_LATENCY_MS), default=modes[-1])
         plan = self._plan(self.model.config.lookahead(latency_ms) or 0)
         return Session(self.model, self.tokenizer, self.search, plan, sample_rate=sample_rate)
@@ -153,7 +157,7 @@ class NativeRecognizer:
     def _lookahead(self, latency_ms: int | None) -> int | None:
         """The lookahead to transcribe with; None for a model that sees recordings whole."""
         lookahead = self.model.config.lookahead(latency_ms)
-        return lookahead if self.model.config.encoder.streams else None
+        return lookahead if self.model.config.streams else None
 
     def _plan(self, lookahead: int) -> ChunkPlan:
         if lookahead not in self._plans:

@@ -2,9 +2,9 @@
 
     python offline_peer.py nemo|transformers SAMPLES.npy THREADS
 
-Runs in the peers' environment. Says "ready" when loaded and warmed up; then, for every line on
-standard input, transcribes the samples once and prints the seconds it took: features, encoder at the
-longest lookahead and greedy search, without reading files or making text.
+Runs in the peers' environment. Says "ready" when loaded and warmed up; then, for every
+line on standard input, transcribes the samples once and prints the seconds it took: features,
+encoder at the longest lookahead and greedy search, without reading files or making text.
 """
 
 import sys

@@ -7,12 +7,13 @@ distribution over all V + 1 symbols, from the maximum or from an entropy of orde
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
 from pianissimo.errors import OptionError
 
+Norm = Literal["lin", "exp"]
 Measure = Literal["probability", "max_prob", "gibbs", "tsallis", "renyi"]
 
 
@@ -21,10 +22,16 @@ class Confidence:
     """A confidence measure; `norm` maps an entropy to [0, 1] linearly or by its exponential."""
 
     measure: Measure = "probability"
-    norm: Literal["lin", "exp"] = "exp"
+    norm: Norm = "exp"
     alpha: float = 0.33
 
     def __post_init__(self) -> None:
+        measures, norms = get_args(Measure), get_args(Norm)
+        if self.measure not in measures or self.norm not in norms:
+            raise OptionError(
+                f"unknown confidence {self.measure!r} with norm {self.norm!r}; choose one of "
+                f"{', '.join(measures)} with {' or '.join(norms)}"
+            )
         if not 0 < self.alpha < math.inf:
             raise OptionError(f"confidence alpha must be positive, not {self.alpha}")
 

@@ -68,7 +68,7 @@ def read_references(manifest: Path, subsets: Sequence[str] = ()) -> list[Referen
     faulty lines, and OptionError for a subset it does not have.
     """
     try:
-        lines = manifest.read_text(encoding="utf-8").splitlines()
+        lines = manifest.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"manifest {manifest} cannot be read: {error}") from error
     references, faults = [], []

@@ -67,6 +67,11 @@ class AsrConfig:
             )
 
     @property
+    def streams(self) -> bool:
+        """Whether the model can listen live: features normalised over a recording need it whole."""
+        return self.encoder.streams and self.features.normalize == "none"
+
+    @property
     def frame_seconds(self) -> float:
         """Seconds of audio per encoder frame."""
         return self.encoder.subsampling_factor * self.features.hop_seconds

@@ -64,6 +64,14 @@ class EncoderConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        sizes = ("n_mels", "dim", "layers", "heads", "ff_dim", "conv_kernel")
+        for name in (*sizes, "subsampling_channels"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"encoder {name} is {getattr(self, name)}, expected 1 or more")
+        if not 0 <= self.dropout < 1 or min(self.lookaheads, default=0) < 0:
+            raise OptionError(
+                f"encoder dropout {self.dropout} or lookaheads {self.lookaheads} are out of range"
+            )
         if self.dim % self.heads:
             raise OptionError(f"encoder width {self.dim} is not divisible by {self.heads} heads")
         if self.subsampling_factor & (self.subsampling_factor - 1) or self.subsampling_factor < 2:
@@ -459,11 +467,13 @@ class FastConformerEncoder(nn.Module):
         """A padded batch of finished utterances, attention by mask: for training and short clips.
 
         mel (B, T, F), lengths (B,) -> (B, S, D), (B,). `lookahead` defaults to the model's first;
-        memory grows with S squared, see `encode` for long recordings.
+        memory grows with S squared.
         """
         x, counts = self.subsampling(mel, lengths)
         x = x * self.scale
         S = x.shape[1]
+        if S == 0:
+            return x, counts
         valid: Tensor | None = torch.arange(S, device=x.device) < counts[:, None]
         if bool((counts == S).all()):
             valid = None

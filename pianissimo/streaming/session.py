@@ -12,7 +12,7 @@ from pianissimo.errors import StreamError
 from pianissimo.models.asr import AsrModel
 from pianissimo.models.fastconformer import ChunkPlan
 from pianissimo.text.tokenizer import IncrementalDetokenizer, Tokenizer
-from pianissimo.text.words import WordAssembler, WordOptions
+from pianissimo.text.words import WordAssembler, WordOptions, clamped
 from pianissimo.transcript import StreamEvent, Word
 
 
@@ -45,7 +45,7 @@ class Session:
         self._words: list[Word] = []
         self._first_frame: int | None = None
         self._last_frame = 0
-        self._seconds = 0.0
+        self._samples = 0
         self._open = True
 
     def push(self, samples: Any) -> list[StreamEvent]:
@@ -55,7 +55,7 @@ class Session:
         """
         self._check_open("push")
         block = from_array(samples, self._sample_rate, target_rate=self._sample_rate)
-        self._seconds += len(block) / self._sample_rate
+        self._samples += len(block)
         return self._advance(torch.from_numpy(self._resampler.push(block)), final=False)
 
     def finish(self) -> list[StreamEvent]:
@@ -67,7 +67,9 @@ class Session:
         self._open = False
         self._advance(torch.from_numpy(self._resampler.finish()), final=True)
         self._text += self._detokenizer.finish()
-        self._words += self._assembler.finish(self._seconds)
+        seconds = self._samples / self._sample_rate
+        words = [*self._words, *self._assembler.finish()]
+        self._words = [clamped(word, seconds) for word in words]
         return [self._event("final", self._text)] if self._text.strip() else []
 
     @torch.inference_mode()

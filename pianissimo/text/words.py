@@ -108,7 +108,7 @@ class WordAssembler:
         self._close_open()
         words = () if self._held is None else (self._word(self._held, None),)
         self._reset()
-        return tuple(_clamped(word, duration) for word in words)
+        return tuple(clamped(word, duration) for word in words)
 
     def _take(self, id: int, frame: int, score: float | None) -> Word | None:
         """Take one token; return the word before, once this token shows that it is complete."""
@@ -198,7 +198,7 @@ def words_from_tokens(
     """
     assembler = WordAssembler(tokenizer, options)
     words = assembler.push(ids, frames, confidences) + assembler.finish()
-    return tuple(_clamped(word, duration) for word in words)
+    return tuple(clamped(word, duration) for word in words)
 
 
 def ends_sentence(word: str, following: str | None = None) -> bool:
@@ -254,7 +254,8 @@ def _segment(words: list[Word]) -> Segment:
     )
 
 
-def _clamped(word: Word, duration: float | None) -> Word:
+def clamped(word: Word, duration: float | None) -> Word:
+    """The word with times no later than `duration` seconds, if that is known."""
     if duration is None or word.end <= duration:
         return word
     return Word(word.text, min(word.start, duration), duration, word.confidence)

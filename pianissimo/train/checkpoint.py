@@ -35,8 +35,7 @@ def save_training(
 ) -> None:
     """Write the whole state of training into `run`, atomically."""
     new, old = run / f"{FOLDER}.new", run / f"{FOLDER}.old"
-    for folder in (new, old):
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     save_file({n: t.contiguous() for n, t in model.state_dict().items()}, new / "model.safetensors")
     save_file({n: t.contiguous() for n, t in average.items()}, new / "average.safetensors")
@@ -45,6 +44,7 @@ def save_training(
     torch.save({"optimizer": optimizer.state_dict(), "rng": rng}, new / "optimizer.pt")
     (new / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
     if (run / FOLDER).exists():
+        shutil.rmtree(old, ignore_errors=True)
         (run / FOLDER).rename(old)
     new.rename(run / FOLDER)
     shutil.rmtree(old, ignore_errors=True)

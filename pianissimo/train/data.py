@@ -44,7 +44,7 @@ class Utterance:
 def read_manifest(path: Path) -> list[Utterance]:
     """All utterances of a manifest; ManifestError lists every faulty line by number."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"manifest {path} cannot be read: {error}") from error
     utterances, faults = [], []
@@ -109,7 +109,8 @@ class AudioCache:
                 except (AudioError, ValueError) as error:
                     faults.append(f"{u.path}: {error}")
                     continue
-                out.write(np.clip(samples * 32768, -32768, 32767).astype(np.int16).tobytes())
+                pcm = np.rint(np.clip(samples * 32768, -32768, 32767))
+                out.write(pcm.astype(np.int16).tobytes())
                 offsets.append(offsets[-1] + len(samples))
         if faults:
             partial.unlink()

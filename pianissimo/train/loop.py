@@ -159,7 +159,7 @@ def train(
     with RunLog(run, config.steps, tensorboard=tensorboard) as log:
         log.say(f"{model.parameter_count() / 1e6:.1f} M parameters, from step {progress.step}")
         for number, stage in enumerate(stages):
-            if progress.step >= stage.until:
+            if progress.step >= stage.until or out_of_time:
                 continue
             if number != progress.stage:
                 progress.stage, progress.epoch, progress.batch = number, 0, 0
@@ -213,6 +213,8 @@ def _loader(source: Dataset[Batch], workers: int, device: str) -> DataLoader[Bat
     """Batches made ahead by `workers` processes, in order."""
     return DataLoader(
         source,
+        # Without one of its own, the loader draws from the generator that dropout uses.
+        generator=torch.Generator(),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=8 if workers else None,
@@ -243,7 +245,7 @@ def draw_lookahead(lookaheads: Sequence[int], seed: int, step: int) -> int | Non
 
 
 def make_optimizer(model: AsrModel, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW that decays matrices only, not biases, norms or embeddings."""
+    """AdamW that decays all parameters but vectors: those of norms and the biases of layers."""
     decayed = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
     groups = [

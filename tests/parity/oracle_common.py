@@ -44,7 +44,19 @@ GOOD_SEEDS: dict[str, dict[str, int]] = {
         "nemotron_bias": 66,
         "parakeet_rnnt": 5,
     },
-    "full": {},
+    "full": {
+        "streaming": 39,
+        "streaming56": 8,
+        "batchnorm": 2,
+        "hybrid": 37,
+        "prompt": 3,
+        "tdt": 1,
+        "nemotron": 8,
+        "nemotron_bias": 7,
+        "nemotron35": 17,
+        "parakeet_ctc": 1,
+        "parakeet_rnnt": 4,
+    },
 }
 """Where the search for a seed starts, to save time; without an entry it starts at 0."""
 

@@ -243,13 +243,16 @@ def test_a_model_that_sees_everything_has_no_latencies() -> None:
         ({"transducer": None, "ctc": False}, "transducer, a CTC head or both"),
         ({"transducer": TransducerConfig(VOCABULARY + 1)}, "vocabulary"),
         ({"features": FeatureConfig(n_mels=MELS + 1)}, "mel bins"),
-        # Statistics over the whole recording cannot be known in a stream.
-        ({"features": FeatureConfig(n_mels=MELS, normalize="per_feature")}, "per_feature"),
     ],
 )
 def test_parts_that_do_not_fit_together_are_refused(changes: Any, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         config(**changes)
+
+
+def test_features_normalised_over_a_recording_rule_out_streaming() -> None:
+    assert config().streams
+    assert not config(features=FeatureConfig(n_mels=MELS, normalize="per_feature")).streams
 
 
 def test_a_model_has_the_parts_of_its_configuration() -> None:

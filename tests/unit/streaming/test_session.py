@@ -268,7 +268,7 @@ def test_a_model_that_sees_whole_recordings_does_not_stream(tiny_tokenizer: Toke
     assert recognizer.latencies_ms == ()
     with pytest.raises(OptionError, match="cannot stream"):
         recognizer.stream()
-    with pytest.raises(OptionError, match="does not stream"):
+    with pytest.raises(OptionError, match="cannot stream"):
         recognizer.stream(latency_ms=160)
 
 
