@@ -38,8 +38,8 @@ CATALOG = (
         summary="small English model inside the package: spelled letters, digits, short commands",
         languages=("en",),
         licence="Apache-2.0",
-        parameters_millions=5.9,
-        megabytes=12,
+        parameters_millions=6.3,
+        megabytes=13,
     ),
     CatalogEntry(
         name="nvidia/nemotron-speech-streaming-en-0.6b",

@@ -57,7 +57,7 @@ def nemo(samples: np.ndarray) -> Callable[[], None]:
         "pred_hidden": 640,
     }
     joint = RNNTJoint(jointnet=net, num_classes=1024).eval()
-    joint.joint_net[2].bias.data[-1] = BLANK_BIAS
+    joint.joint_net[-1].bias.data[-1] = BLANK_BIAS
     greedy = GreedyBatchedRNNTInfer(decoder, joint, blank_index=1024, max_symbols_per_step=10)
     signal, length = torch.from_numpy(samples)[None], torch.tensor([len(samples)])
 

@@ -42,6 +42,7 @@ GOOD_SEEDS: dict[str, dict[str, int]] = {
         "tdt": 1,
         "nemotron": 33,
         "nemotron_bias": 66,
+        "nemotron35": 9,
         "parakeet_rnnt": 5,
     },
     "full": {

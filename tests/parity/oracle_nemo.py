@@ -635,10 +635,10 @@ def attempt(variant: Variant, plan: Plan, seed: int) -> tuple[Any, Outputs, dict
 
 
 def save(model: Any, path: Path, compress: bool) -> None:
-    """Write with NeMo, then repack the same members in the same order without dates or owners.
+    """Write with NeMo, then repack the same members without dates, owners or chance.
 
     NeMo puts random digits before the names of the tokenizer's files; here they depend on the
-    content, so that the same seed gives the same archive.
+    content, so that the same seed gives the same archive. Both sort the members by name.
     """
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "model.nemo"
@@ -655,12 +655,14 @@ def save(model: Any, path: Path, compress: bool) -> None:
             text = text.replace(old, new)
         return text
 
+    for member, _ in members:
+        member.name = renamed(member.name)
     packed = BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as target:
-        for member, content in members:
+        for member, content in sorted(members, key=lambda pair: pair[0].name):
             if member.name.endswith(".yaml"):
                 content = renamed(content.decode()).encode()
-            member.name, member.size, member.mtime = renamed(member.name), len(content), 0
+            member.size, member.mtime = len(content), 0
             member.uid = member.gid = 0
             member.uname = member.gname = ""
             target.addfile(member, BytesIO(content))

@@ -1,0 +1,75 @@
+"""The model inside the package, on the bundled clips and on recordings of people."""
+
+import json
+import os
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+import pianissimo
+from pianissimo.audio.io import load_audio
+from pianissimo.catalog import ASSETS, EMBEDDED
+from pianissimo.evaluate.run import evaluate, read_references
+from pianissimo.native import NativeRecognizer
+
+ROOT = Path(__file__).resolve().parents[2]
+SPEECH = Path(os.environ.get("PIANISSIMO_SPEECH", ROOT / "../shared/data/speech"))
+MOST_AN4_ERRORS = 0.32  # measured: see bench/RESULTS.md
+needs_speech = pytest.mark.skipif(
+    not (SPEECH / "manifest.jsonl").is_file(),
+    reason="no recorded speech: set PIANISSIMO_SPEECH to a folder with manifest.jsonl",
+)
+
+
+@pytest.fixture(scope="module")
+def embedded() -> NativeRecognizer:
+    return pianissimo.load()
+
+
+def test_it_is_small_and_serves_every_latency(embedded: NativeRecognizer) -> None:
+    size = sum(f.stat().st_size for f in (ASSETS / EMBEDDED).iterdir())
+    assert size <= 25e6
+    assert embedded.model.parameter_count() <= 12e6
+    assert embedded.latencies_ms == (80, 160, 560, 1120)
+
+
+@needs_speech
+def test_it_understands_people_it_never_heard(embedded: NativeRecognizer) -> None:
+    references = read_references(SPEECH / "manifest.jsonl", ["an4"])
+    longest, shortest = evaluate(embedded, references, latencies_ms=[1120, 80])
+    assert longest.total.failed == 0
+    assert longest.total.errors.rate < MOST_AN4_ERRORS
+    assert shortest.total.errors.rate < 1.3 * longest.total.errors.rate
+
+
+@needs_speech
+@pytest.mark.parametrize("latency_ms", [80, 160, 560, 1120])
+def test_a_live_stream_finds_what_the_file_gives(
+    embedded: NativeRecognizer, latency_ms: int
+) -> None:
+    lines = (SPEECH / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    paths = [SPEECH / row["audio_filepath"] for row in rows if row["subset"] == "an4"][:6]
+    for path in paths:
+        whole = embedded.transcribe(path, latency_ms=latency_ms)
+        samples = load_audio(path)
+        with embedded.stream(latency_ms=latency_ms) as stream:
+            partials = [
+                event.text
+                for start in range(0, len(samples), 1111)
+                for event in stream.push(samples[start : start + 1111])
+            ]
+            finals = stream.finish()
+        assert [event.text for event in finals] == ([whole.text] if whole.text else [])
+        live = [word for event in finals for word in event.words]
+        assert [(w.text, w.start, w.end) for w in live] == [
+            (w.text, w.start, w.end) for w in whole.words
+        ]
+        for word, same in zip(live, whole.words, strict=True):
+            assert word.confidence == pytest.approx(same.confidence, abs=1e-4)
+        for before, after in pairwise(partials):
+            assert after.startswith(before)
+        times = [t for word in whole.words for t in (word.start, word.end)]
+        assert times == sorted(times)
+        assert not times or times[-1] <= whole.duration
