@@ -515,16 +515,20 @@ def test_evaluate_refuses_what_it_cannot_score(cli: Cli, manifest: Path) -> None
 def test_train_runs_the_main_of_a_recipe(cli: Cli, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.py"
     recipe.write_text(
-        "def main(data, run, *, device, minutes):\n"
+        "def main(data, run, *, dev, device, minutes, tensorboard):\n"
         "    run.mkdir()\n"
-        "    (run / 'log').write_text(f'{data.name} {device} {minutes}')\n"
+        "    told = f'{data.name} {dev.name} {device} {minutes} {tensorboard}'\n"
+        "    (run / 'log').write_text(told)\n"
     )
     (tmp_path / "data").mkdir()
+    (tmp_path / "dev.jsonl").touch()
     options = ["--data", tmp_path / "data", "--run", tmp_path / "run"]
-    assert cli("train", recipe, *options, "--minutes", "2").code == 0
-    assert (tmp_path / "run" / "log").read_text() == "data cpu 2.0"
+    more = ["--minutes", "2", "--dev", tmp_path / "dev.jsonl", "--tensorboard"]
+    assert cli("train", recipe, *options, *more).code == 0
+    assert (tmp_path / "run" / "log").read_text() == "data dev.jsonl cpu 2.0 True"
     recipe.write_text("def mian(): ...\n")
-    for faulty in ([recipe], [tmp_path / "none.py"], [recipe, "--minutes", "0"]):
+    nowhere = [recipe, "--dev", tmp_path / "none.jsonl"]
+    for faulty in ([recipe], [tmp_path / "none.py"], [recipe, "--minutes", "0"], nowhere):
         result = cli("train", *faulty, *options)
         assert result.code == 2 and len(result.errors) == 1
     recipe.write_text("def main(:\n")
