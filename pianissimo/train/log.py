@@ -24,6 +24,7 @@ class RunLog:
 
     def __init__(self, run: Path, steps: int, *, tensorboard: bool = False) -> None:
         run.mkdir(parents=True, exist_ok=True)
+        self._board = _summary_writer(run) if tensorboard else None
         self._file = (run / LOG_FILE).open("a", encoding="utf-8")
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         columns = (TextColumn("training"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
@@ -31,7 +32,6 @@ class RunLog:
             *columns, TimeRemainingColumn(), console=self._console, disable=not sys.stderr.isatty()
         )
         self._task = self._bar.add_task("training", total=steps)
-        self._board = _summary_writer(run) if tensorboard else None
         self._sums: dict[str, tuple[float, int]] = {}
         self._seconds, self._since = 0.0, time.monotonic()
 
