@@ -13,7 +13,7 @@ ASSETS = Path(__file__).parent / "assets"
 class CatalogEntry:
     """A named model. `repository` is its place on the Hugging Face hub, None if it is embedded.
 
-    `files` are what `pull` fetches, as patterns; `megabytes` is the size of that download.
+    `files` are what `pull` fetches, as patterns; `megabytes` is about the size of that download.
     """
 
     name: str
@@ -55,8 +55,8 @@ CATALOG = (
         summary="offline English, lower case, whole recordings at once",
         languages=("en",),
         licence="CC-BY-4.0",
-        parameters_millions=609,
-        megabytes=2436,
+        parameters_millions=600,
+        megabytes=2400,
         repository="nvidia/parakeet-ctc-0.6b",
         streams=False,
     ),
@@ -65,8 +65,8 @@ CATALOG = (
         summary="offline English with punctuation and case, whole recordings at once",
         languages=("en",),
         licence="CC-BY-4.0",
-        parameters_millions=618,
-        megabytes=2472,
+        parameters_millions=600,
+        megabytes=2400,
         repository="nvidia/parakeet-tdt-0.6b-v2",
         files=("*.nemo",),
         streams=False,
