@@ -61,7 +61,7 @@ def speech(seconds: float):
 
 
 def recognizer():
-    """Our recogniser on the random model, with the embedded model's tokenizer standing in."""
+    """Our recogniser on the random model, with a tokenizer of 1,024 meaningless pieces."""
     import io
 
     import sentencepiece

@@ -4,7 +4,9 @@ Models that stream are fed block by block, so memory does not grow with the reco
 more or less changes nothing. Models with unlimited context get each recording whole.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -100,8 +102,12 @@ class NativeRecognizer:
         """
         waiting: dict[int, Outcome] = {}
         due = 0
-        options = {"batch_seconds": batch_seconds, "latency_ms": latency_ms}
-        for outcome in self.outcomes(sources, word_timestamps=word_timestamps, **options):  # type: ignore[arg-type]
+        for outcome in self.outcomes(
+            sources,
+            batch_seconds=batch_seconds,
+            latency_ms=latency_ms,
+            word_timestamps=word_timestamps,
+        ):
             waiting[outcome.index] = outcome
             while due in waiting:
                 ready = waiting.pop(due)
@@ -124,13 +130,14 @@ class NativeRecognizer:
         lookahead = self._lookahead(latency_ms)
         lengths: dict[int, float] = {}
         for i, source in enumerate(sources):
-            try:
-                info = describe(source) if isinstance(source, str) and source != "-" else None
-                info = describe(source) if hasattr(source, "__fspath__") else info
-            except PianissimoError as error:
-                yield Outcome(i, error=error)
-                continue
-            seconds = info.duration_seconds if info else None
+            seconds = None
+            # Standard input and file objects are read once, so they are not asked beforehand.
+            if isinstance(source, (str, os.PathLike)) and source != "-":
+                try:
+                    seconds = describe(source).duration_seconds
+                except PianissimoError as error:
+                    yield Outcome(i, error=error)
+                    continue
             # A recording of unknown length cannot share a batch.
             lengths[i] = batch_seconds if seconds is None else seconds
         for batch in _batches(lengths, batch_seconds):
@@ -277,7 +284,7 @@ class NativeRecognizer:
         )
         segments = segments_from_words(words)
         if not with_words:
-            segments = tuple(_without_words(s) for s in segments)
+            segments = tuple(replace(segment, words=()) for segment in segments)
         return Transcript(
             text=self.tokenizer.decode(found.tokens).strip(),
             segments=segments,
@@ -286,12 +293,6 @@ class NativeRecognizer:
             duration=seconds,
             model=self.name,
         )
-
-
-def _without_words(segment: Any) -> Any:
-    from dataclasses import replace
-
-    return replace(segment, words=())
 
 
 def _batches(lengths: dict[int, float], batch_seconds: float) -> Iterator[list[int]]:
