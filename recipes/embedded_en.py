@@ -20,6 +20,7 @@ import sentencepiece
 import torch
 
 from pianissimo.audio.features import FeatureConfig
+from pianissimo.errors import ManifestError
 from pianissimo.models.asr import AsrConfig, AsrModel, save_model
 from pianissimo.models.fastconformer import EncoderConfig
 from pianissimo.models.transducer import TransducerConfig
@@ -130,7 +131,10 @@ def make_tokenizer(utterances: list[Utterance]) -> Tokenizer:
 
 def read_words(run: Path) -> dict[int, list[tuple[str, float, float]]]:
     """Word times per recording, as `find_words.py` wrote them."""
-    rows = map(json.loads, (run / "words.jsonl").read_text(encoding="utf-8").splitlines())
+    path = run / "words.jsonl"
+    if not path.is_file():
+        raise ManifestError(f"{path} is not there: run recipes/find_words.py with the same --run")
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     return {row["recording"]: [tuple(word) for word in row["words"]] for row in rows}
 
 
