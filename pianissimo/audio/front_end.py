@@ -1,0 +1,173 @@
+"""The front end before every recogniser: the right level, for recordings and streams alike.
+
+    front_end = FrontEnd("auto")
+    state = front_end.start(live=True)
+    loud = front_end.push(samples, state).samples
+
+One object serves any number of files, streams and servers at once: it holds options only, and what
+a stream remembers is a `FrontEndState` that the caller owns and may store.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pianissimo.audio.agc import Gained, GainReading, GainState, StreamGain
+from pianissimo.audio.highpass import HighPassState
+from pianissimo.audio.level import GAIN_MODES, GainMode, GainOptions, Samples
+from pianissimo.audio.limiter import LimiterState
+from pianissimo.audio.recording_gain import RecordingGain, RecordingState
+from pianissimo.errors import OptionError
+
+DEFAULT_MODES: Mapping[str, GainMode] = MappingProxyType(
+    {
+        "parakeet": "on",
+        "nemotron": "on",
+        "voxtral": "on",
+        "lasr": "on",
+        "whisper": "on",
+        "paraformer": "on",
+        "glm_asr": "auto",
+        # Their extractors scale every recording to unit variance: a gain changes nothing.
+        "wav2vec2": "off",
+        "hubert": "off",
+    }
+)
+"""What suits a family of models.
+
+A log-mel with a guard term loses quiet bins, so Parakeet, Nemotron and Voxtral gain most; GLM-ASR
+was trained on quiet speech and is left alone unless it is very quiet.
+"""
+
+
+def default_mode(family: str) -> GainMode:
+    """The gain mode for a family of models; "auto" for one that is not listed."""
+    return DEFAULT_MODES.get(family.lower().replace("-", "_"), "auto")
+
+
+@dataclass
+class FrontEndState:
+    """What one stream or recording remembers: exactly one of the two is there."""
+
+    live: GainState | None = None
+    recording: RecordingState | None = None
+
+    @property
+    def gain_db(self) -> float:
+        """The gain at the end of what was pushed: where the next stream of a device may start."""
+        if self.live is not None:
+            return self.live.gain_db
+        assert self.recording is not None
+        return self.recording.gain_db or 0.0
+
+
+class FrontEnd:
+    """Gain in one of three modes: "on", "off", or "auto", which acts only where it is needed.
+
+    Samples are mono floats at 16 kHz. Sample n out is sample n in. Raises OptionError for another
+    mode.
+    """
+
+    def __init__(self, mode: GainMode = "auto", options: GainOptions | None = None) -> None:
+        if mode not in GAIN_MODES:
+            raise OptionError(f"unknown gain mode {mode!r}; choose {', '.join(GAIN_MODES)}")
+        self.mode, self.options = mode, options or GainOptions()
+        self._live = StreamGain(mode, self.options)
+        self._recording = RecordingGain(mode, self.options)
+
+    def start(self, *, live: bool, gain_db: float = 0.0) -> FrontEndState:
+        """The state before the first sample.
+
+        A live stream is answered at once with what is known so far; it may begin with the `gain_db`
+        at which the last one of the same microphone ended. A recording is gathered for up to 30 s
+        and then gets one gain. Raises OptionError for a `gain_db` outside the options' bounds.
+        """
+        if live:
+            return FrontEndState(live=self._live.start(gain_db))
+        return FrontEndState(recording=self._recording.start())
+
+    def push(self, samples: npt.ArrayLike, state: FrontEndState) -> Gained:
+        """Take samples (n,), n >= 0, and return those that are ready.
+
+        Raises AudioValueError for NaN, infinity, integers, more than one channel, or floats that
+        are integers never scaled; the state is then as it was before.
+        """
+        if state.live is not None:
+            return self._live.push(samples, state.live)
+        assert state.recording is not None
+        return self._recording.push(samples, state.recording)
+
+    def finish(self, state: FrontEndState) -> Gained:
+        """The samples that still wait. Altogether as many have left as came."""
+        if state.live is not None:
+            return self._live.finish(state.live)
+        assert state.recording is not None
+        return self._recording.finish(state.recording)
+
+    def whole(self, samples: npt.ArrayLike) -> Gained:
+        """A recording (n,) at once: what `push` and `finish` give for any blocks of it."""
+        state = self.start(live=False)
+        first, rest = self.push(samples, state), self.finish(state)
+        joined = np.concatenate([first.samples, rest.samples])
+        return Gained(joined, first.readings + rest.readings)
+
+    def blocks(self, blocks: Iterable[Samples]) -> Iterator[Samples]:
+        """A recording block by block, empty blocks left out; memory stays at one stretch."""
+        state = self.start(live=False)
+        for block in blocks:
+            ready = self.push(block, state).samples
+            if len(ready):
+                yield ready
+        ready = self.finish(state).samples
+        if len(ready):
+            yield ready
+
+
+def export_state(state: FrontEndState) -> dict[str, Any]:
+    """The state as nested dictionaries of numbers, lists and arrays, to store or send."""
+    return asdict(state)
+
+
+def import_state(data: Mapping[str, Any]) -> FrontEndState:
+    """Read what `export_state` gave; raises OptionError when it is something else."""
+    try:
+        live, recording = data["live"], data["recording"]
+        if (live is None) == (recording is None):
+            raise ValueError("exactly one of live and recording must be there")
+        if live is not None:
+            last = live["highpass"]["last"]
+            highpass = HighPassState(**{**live["highpass"], "last": last and (last[0], last[1])})
+            parts = {"highpass": highpass, "limiter": _limiter(live)}
+            rest = np.array(live["rest"], np.float64)
+            lists = {name: list(live[name]) for name in ("levels", "ranked")}
+            return FrontEndState(live=GainState(**{**live, **parts, **lists, "rest": rest}))
+        waiting = np.array(recording["waiting"], np.float32)
+        parts = {"waiting": waiting, "limiter": _limiter(recording)}
+        return FrontEndState(recording=RecordingState(**{**recording, **parts}))
+    except (KeyError, TypeError, ValueError) as error:
+        raise OptionError(
+            f"this is not the state of a front end ({error}); expected what export_state returns"
+        ) from error
+
+
+def _limiter(data: Mapping[str, Any]) -> LimiterState:
+    limiter = data["limiter"]
+    return LimiterState(np.array(limiter["waiting"], np.float64), float(limiter["reduction"]))
+
+
+__all__ = [
+    "DEFAULT_MODES",
+    "FrontEnd",
+    "FrontEndState",
+    "GainMode",
+    "GainOptions",
+    "GainReading",
+    "Gained",
+    "default_mode",
+    "export_state",
+    "import_state",
+]
