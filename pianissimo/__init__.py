@@ -16,21 +16,30 @@ if TYPE_CHECKING:
     from pianissimo.errors import PianissimoError
     from pianissimo.loading import load
     from pianissimo.recognizer import Recognizer, Stream, StreamRecognizer
+    from pianissimo.streaming.endpoint import EndpointRules, WatchdogRules
+    from pianissimo.streaming.engine import Engine, EngineOptions
     from pianissimo.transcript import Segment, StreamEvent, Transcript, Word
 
 _HOMES = {
+    "EndpointRules": "streaming.endpoint",
+    "Engine": "streaming.engine",
+    "EngineOptions": "streaming.engine",
     "PianissimoError": "errors",
     "Recognizer": "recognizer",
     "Segment": "transcript",
     "Stream": "recognizer",
     "StreamEvent": "transcript",
     "StreamRecognizer": "recognizer",
+    "WatchdogRules": "streaming.endpoint",
     "Transcript": "transcript",
     "Word": "transcript",
     "load": "loading",
 }
 
 __all__ = [
+    "EndpointRules",
+    "Engine",
+    "EngineOptions",
     "PianissimoError",
     "Recognizer",
     "Segment",
@@ -38,6 +47,7 @@ __all__ = [
     "StreamEvent",
     "StreamRecognizer",
     "Transcript",
+    "WatchdogRules",
     "Word",
     "load",
 ]

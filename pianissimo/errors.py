@@ -11,6 +11,10 @@
     │   └── CheckpointError          the checkpoint is damaged, hostile or of an unknown kind
     ├── MissingExtraError        an optional dependency is not installed
     ├── StreamError              a live stream was used in an illegal order
+    │   ├── BacklogError             more audio was pushed than the stream may keep waiting
+    │   └── StateError               a saved stream cannot be taken up again
+    ├── EngineError              the streaming engine cannot serve
+    │   └── EngineFullError          all its streams are in use
     └── ManifestError            a training manifest has unusable lines
 
 A message says what happened, what was expected, and what to do about it. `code` is a stable
@@ -84,6 +88,30 @@ class StreamError(PianissimoError, RuntimeError):
     """A live stream was used in an illegal order, for example pushed after finish."""
 
     code = "stream_state"
+
+
+class BacklogError(StreamError):
+    """More audio was pushed than the stream may keep waiting: push slower, or wait."""
+
+    code = "backlog_full"
+
+
+class StateError(StreamError, ValueError):
+    """A saved stream cannot be taken up again: damaged, or of another model or version."""
+
+    code = "state_invalid"
+
+
+class EngineError(PianissimoError, RuntimeError):
+    """The streaming engine cannot serve: it was closed, or its worker failed."""
+
+    code = "engine_failed"
+
+
+class EngineFullError(EngineError):
+    """All streams of the engine are in use."""
+
+    code = "engine_full"
 
 
 class ManifestError(PianissimoError, ValueError):

@@ -7,12 +7,14 @@ more or less changes nothing. Models with unlimited context get each recording w
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.io import (
     SAMPLE_RATE,
     AudioSource,
@@ -28,7 +30,11 @@ from pianissimo.errors import OptionError, PianissimoError
 from pianissimo.models.asr import AsrModel
 from pianissimo.models.fastconformer import ChunkPlan
 from pianissimo.recognizer import Outcome
-from pianissimo.streaming.session import Session
+from pianissimo.streaming.endpoint import ENDPOINT, WATCHDOG, EndpointRules, WatchdogRules
+from pianissimo.streaming.input import StreamInput
+from pianissimo.streaming.live import LiveOptions, LiveStream
+from pianissimo.streaming.runner import LiveModel, Runner
+from pianissimo.streaming.single import SingleStream
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.text.words import WordOptions, segments_from_words, words_from_tokens
 from pianissimo.transcript import Transcript
@@ -42,11 +48,19 @@ LIVE_LATENCY_MS = 160
 class NativeRecognizer:
     """A model of ours with its tokenizer.
 
-    `head` chooses between the heads of a hybrid model ("transducer" or "ctc").
+    `head` chooses between the heads of a hybrid model ("transducer" or "ctc"). `front_end` brings
+    audio to level before the model hears it.
     """
 
-    def __init__(self, model: AsrModel, tokenizer: Tokenizer, *, head: Head | None = None) -> None:
-        self.model, self.tokenizer = model.eval(), tokenizer
+    def __init__(
+        self,
+        model: AsrModel,
+        tokenizer: Tokenizer,
+        *,
+        head: Head | None = None,
+        front_end: FrontEnd | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.front_end = model.eval(), tokenizer, front_end
         self.search = make_search(model, head)
         self._plans: dict[int, ChunkPlan] = {}
 
@@ -143,12 +157,28 @@ class NativeRecognizer:
         for batch in _batches(lengths, batch_seconds):
             yield from self._batch(sources, batch, lookahead, latency_ms, word_timestamps)
 
-    def stream(self, *, latency_ms: int | None = None, sample_rate: int = SAMPLE_RATE) -> Session:
-        """Open a live stream of samples at `sample_rate` Hz.
+    def stream(
+        self,
+        *,
+        latency_ms: int | None = None,
+        sample_rate: int = SAMPLE_RATE,
+        endpoint: EndpointRules | None = ENDPOINT,
+        watchdog: WatchdogRules | None = WATCHDOG,
+    ) -> SingleStream:
+        """Open a live stream of samples at `sample_rate` Hz; for many at once see `Engine`.
 
-        `latency_ms` is one of `latencies_ms`, by default the shortest from 160 ms on. Raises
-        OptionError if there is no such mode or the model cannot stream.
+        `latency_ms` is one of `latencies_ms`, by default the shortest from 160 ms on. `endpoint`
+        says when an utterance is over and `watchdog` when to hear the last seconds anew; None turns
+        them off. Raises OptionError if there is no such mode or the model cannot stream.
         """
+        lookahead = self.live_lookahead(latency_ms)
+        grid = self.live.grid(lookahead)
+        stream = LiveStream(grid, self.tokenizer, LiveOptions(lookahead, endpoint, watchdog))
+        input = StreamInput(sample_rate, grid.features.sample_rate, self.front_end)
+        return SingleStream(Runner(self.live, 1), stream, input)
+
+    def live_lookahead(self, latency_ms: int | None) -> int:
+        """The lookahead of a stream in that latency mode; see `stream`."""
         modes = self.latencies_ms
         if not modes:
             raise OptionError(
@@ -156,8 +186,12 @@ class NativeRecognizer:
             )
         if latency_ms is None:
             latency_ms = min((m for m in modes if m >= LIVE_LATENCY_MS), default=modes[-1])
-        plan = self._plan(self.model.config.lookahead(latency_ms) or 0)
-        return Session(self.model, self.tokenizer, self.search, plan, sample_rate=sample_rate)
+        return self.model.config.lookahead(latency_ms) or 0
+
+    @cached_property
+    def live(self) -> LiveModel:
+        """The model made ready for live streams, which all share it."""
+        return LiveModel(self.model, self.search)
 
     # -- how ---------------------------------------------------------------------------------------
 

@@ -59,6 +59,10 @@ class Stream(Protocol):
         """Take further samples, any number of them, and return what became known."""
         ...
 
+    def finalise(self) -> list[StreamEvent]:
+        """Lock the text of everything pushed so far and go on; the last event is its final."""
+        ...
+
     def finish(self) -> list[StreamEvent]:
         """End the stream and return what is left; nothing may be pushed afterwards."""
         ...

@@ -37,7 +37,8 @@ class Transcript:
     """What was said in one recording.
 
     `words` is empty when word times were not asked for. `language` is a tag such as "en-US", or
-    None when it is not known. `duration` is the length of the audio in seconds.
+    None when it is not known. `duration` is the length of the audio in seconds. `reasons` name the
+    guards that acted, see `pianissimo.guards`: why a text is empty, or what is doubtful about it.
     """
 
     text: str
@@ -46,6 +47,7 @@ class Transcript:
     language: str | None
     duration: float
     model: str
+    reasons: tuple[str, ...] = ()
 
     def to_txt(self) -> str:
         """Plain text, one segment per line."""
@@ -142,3 +144,6 @@ class StreamEvent:
     end: float
     stable: bool = True
     """False when a later partial or the final may still revise the end of `text`."""
+    reason: Literal["endpoint", "length", "finalise", "finish"] | None = None
+    """Why a final is one: the speaker paused, spoke too long for one utterance, or the text was
+    locked on request, or the stream ended; the last two are answered even if nothing was said."""

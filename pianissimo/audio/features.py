@@ -115,6 +115,20 @@ class MelFeatures(nn.Module):
         """The last frames of the utterance, with zeros on their right: (T, F)."""
         return self._emit(max(state.samples // self.config.hop_samples, state.frames), state)
 
+    def frames(self, windows: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Frames of many streams at once, from samples alone: (B, 1 + N) -> (B, T, F).
+
+        Each row begins one sample before its first frame, for the pre-emphasis, and N is
+        (T - 1) * hop + fft; zeros stand for what was before the stream. `valid` (B,) says how many
+        of the 1 + N samples a finished row has: what follows is silence after the pre-emphasis.
+        """
+        emphasised = windows[:, 1:] - self.config.preemphasis * windows[:, :-1]
+        if valid is not None:
+            index = torch.arange(1, windows.shape[1], device=windows.device)
+            emphasised = emphasised * (index < valid[:, None])
+        frames = emphasised.unfold(1, self.config.fft_samples, self.config.hop_samples)
+        return self._log_mel(frames)
+
     def _emit(self, until: int, state: FeatureState) -> Tensor:
         config, count = self.config, until - state.frames
         if count <= 0:

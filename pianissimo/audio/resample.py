@@ -1,5 +1,6 @@
 """Sample-rate conversion in blocks: pushed piece by piece, the result equals the whole at once."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -43,12 +44,19 @@ class StreamingResampler:
         self._received = 0
         self._emitted = 0
         self._finished = False
+        self._recent = np.zeros(0, np.float32)  # the input that a restored filter must hear again
+        # What a restored filter gave sooner than the one before it, or how much later it is.
+        self._early = np.zeros(0, np.float32)
+        self._late = 0
         if self.source_rate != self.target_rate:
-            import soxr
+            self._filter = self._new_filter()
 
-            self._filter = soxr.ResampleStream(
-                self.source_rate, self.target_rate, 1, dtype="float32", quality="HQ"
-            )
+    def _new_filter(self) -> Any:
+        import soxr
+
+        return soxr.ResampleStream(
+            self.source_rate, self.target_rate, 1, dtype="float32", quality="HQ"
+        )
 
     def push(self, block: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Take float32 samples (n,) and return those that are ready (m,), in a new array.
@@ -64,6 +72,7 @@ class StreamingResampler:
         self._received += len(samples)
         if self._filter is None:
             return samples
+        self._remember(samples)
         return self._emit(self._filter.resample_chunk(samples))
 
     def finish(self) -> npt.NDArray[np.float32]:
@@ -81,7 +90,45 @@ class StreamingResampler:
         missing = doubled // (2 * self.source_rate) - self._emitted
         return self._emit(np.pad(tail[:missing], (0, max(0, missing - len(tail)))))
 
+    def save(self) -> dict[str, Any]:
+        """What `restore` needs to go on with this stream elsewhere."""
+        return {
+            "received": self._received,
+            "emitted": self._emitted,
+            "recent": self._recent,
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go on where `save` was called on a resampler of the same rates.
+
+        The filter hears the last input again, so its output may differ in the last bit. Raises
+        ValueError for counts that cannot be.
+        """
+        received, emitted = int(saved["received"]), int(saved["emitted"])
+        recent = np.asarray(saved["recent"], np.float32)
+        if not 0 <= len(recent) <= received or emitted < 0:
+            raise ValueError("the counts of a saved resampler do not fit together")
+        self._received, self._emitted, self._recent = received, emitted, recent
+        if self._filter is not None:
+            self._filter = self._new_filter()
+            # `recent` begins where an output sample falls onto an input sample.
+            before = (received - len(recent)) * self.target_rate // self.source_rate
+            given = self._filter.resample_chunk(recent)
+            self._early, self._late = given[emitted - before :], emitted - before - len(given)
+
+    def _remember(self, samples: npt.NDArray[np.float32]) -> None:
+        """Keep a quarter of a second, from a sample on that falls onto one of the output."""
+        recent = np.concatenate([self._recent, samples])
+        period = self.source_rate // math.gcd(self.source_rate, self.target_rate)
+        surplus = len(recent) - self.source_rate // 4
+        self._recent = recent[max(0, surplus) // period * period :]
+
     def _emit(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        if len(self._early):
+            samples, self._early = np.concatenate([self._early, samples]), self._early[:0]
+        elif self._late > 0:
+            dropped = min(self._late, len(samples))
+            samples, self._late = samples[dropped:], self._late - dropped
         self._emitted += len(samples)
         return samples
 

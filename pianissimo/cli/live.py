@@ -56,7 +56,7 @@ def transcribe_live(
     with _shown(input, options) as show:
 
         def take(events: list[StreamEvent]) -> None:
-            finals.extend(event for event in events if event.type == "final")
+            finals.extend(event for event in events if event.type == "final" and event.text)
             for event in events:
                 show(event, seconds)
 

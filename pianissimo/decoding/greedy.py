@@ -27,14 +27,41 @@ class GreedyState:
     """What the search remembers of B streams between chunks.
 
     `projected` (B, J) is the joiner's projection of the predictor output after the last label,
-    `frames` (B,) counts the encoder frames of earlier chunks, `ahead` (B,) is how many frames
-    of the next chunk the last duration already skipped (token-and-duration transducers only).
+    `frames` (B,) counts the encoder frames of earlier chunks, `ahead` (B,) is how many frames of
+    the next chunks are not to be searched: a duration skipped them, or an earlier look at them.
     """
 
     predictor: PredictorState
     projected: Tensor
     frames: Tensor
     ahead: Tensor
+
+    def rows(self, index: Tensor) -> "GreedyState":
+        """The state of some of the streams, copied: index (R,)."""
+        return GreedyState(
+            PredictorState(self.predictor.hidden[:, index], self.predictor.cell[:, index]),
+            self.projected[index],
+            self.frames[index],
+            self.ahead[index],
+        )
+
+    def write(self, index: Tensor, rows: "GreedyState") -> None:
+        """Put back what `rows` returned, in place: row r becomes stream index[r]."""
+        self.predictor.hidden[:, index] = rows.predictor.hidden
+        self.predictor.cell[:, index] = rows.predictor.cell
+        self.projected[index] = rows.projected
+        self.frames[index] = rows.frames
+        self.ahead[index] = rows.ahead
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything by name, for saving one stream: of `rows` with a single index."""
+        return {
+            "hidden": self.predictor.hidden,
+            "cell": self.predictor.cell,
+            "projected": self.projected,
+            "frames": self.frames,
+            "ahead": self.ahead,
+        }
 
 
 class GreedySearch:

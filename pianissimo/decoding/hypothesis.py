@@ -33,3 +33,11 @@ class Hypothesis:
         self.frames += other.frames
         self.log_probs += other.log_probs
         self.confidences += other.confidences
+
+    def split(self, at: int) -> tuple["Hypothesis", "Hypothesis"]:
+        """The first `at` tokens, and the others."""
+        lists = (self.tokens, self.frames, self.log_probs, self.confidences)
+        return (
+            Hypothesis(*(values[:at] for values in lists)),  # type: ignore[arg-type]
+            Hypothesis(*(values[at:] for values in lists)),  # type: ignore[arg-type]
+        )

@@ -13,6 +13,19 @@ from pianissimo.models.asr import AsrModel
 Head = Literal["transducer", "ctc"]
 
 
+class SearchState(Protocol):
+    """What a search remembers of a batch of streams; see `GreedyState` and `CtcState`."""
+
+    frames: Tensor
+    ahead: Tensor
+
+    def rows(self, index: Tensor) -> Any: ...
+
+    def write(self, index: Tensor, rows: Any) -> None: ...
+
+    def tensors(self) -> dict[str, Tensor]: ...
+
+
 class Search(Protocol):
     """Encoder frames to tokens, chunk by chunk, with a state that the caller keeps."""
 

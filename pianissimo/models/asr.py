@@ -131,11 +131,11 @@ class AsrModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.encoder.subsampling.out.weight.device
+        return self.encoder.subsampling.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.encoder.subsampling.out.weight.dtype
+        return self.encoder.subsampling.weight.dtype
 
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self.parameters())

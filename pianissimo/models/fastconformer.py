@@ -184,6 +184,11 @@ class Subsampling(nn.Module):
             self.bins.append(bins)
         self.out = nn.Linear(channels * bins, config.dim)
 
+    @property
+    def weight(self) -> Tensor:
+        """A weight that is never packed: it has the device and the dtype of the model."""
+        return cast("nn.Conv2d", self.conv[0]).weight
+
     def output_length(self, frames: Tensor) -> Tensor:
         """Encoder frames of finished utterances of that many mel frames, (B,); 0 for 0."""
         for _ in self.conv:
@@ -192,7 +197,7 @@ class Subsampling(nn.Module):
 
     def start(self, batch: int) -> SubsamplingState:
         """The state of `batch` streams before their first frame: zeros stand to the left."""
-        weight = self.out.weight
+        weight = self.weight
         caches = [
             weight.new_zeros(batch, self.channels if stage else 1, self.left, self.bins[stage])
             for stage in range(len(self.conv))
@@ -500,7 +505,7 @@ class FastConformerEncoder(nn.Module):
 
     def _sinusoids(self, first: int, last: int) -> Tensor:
         """Sinusoids (first - last + 1, D) of the distances first, first - 1, ..., last."""
-        weight = self.subsampling.out.weight
+        weight = self.subsampling.weight
         half = torch.arange(0, self.config.dim, 2, device=weight.device, dtype=torch.float32)
         rates = torch.exp(half * -(math.log(10000.0) / self.config.dim))
         distances = torch.arange(first, last - 1, -1, device=weight.device, dtype=torch.float32)
@@ -519,13 +524,17 @@ class FastConformerEncoder(nn.Module):
             )
         chunk, left = config.chunk(lookahead), config.left_context
         queries = chunk * max(1, QUERIES_PER_WINDOW // chunk)
+        return ChunkPlan(chunk, left, queries, self.relative_keys(left, queries))
+
+    def relative_keys(self, left: int, queries: int) -> Tensor:
+        """Each layer's keys of the distances left + queries - 1, ..., 1 - queries of a window:
+        (layers, H, K, left + 2 * queries - 1)."""
         sinusoids = self._sinusoids(left + queries - 1, -(queries - 1))
-        relative = [layer.attention.relative_keys(sinusoids) for layer in self.layers]
-        return ChunkPlan(chunk, left, queries, torch.stack(relative))
+        return torch.stack([layer.attention.relative_keys(sinusoids) for layer in self.layers])
 
     def start(self, batch: int = 1) -> EncoderState:
         """The state of `batch` streams that have heard nothing."""
-        config, weight = self.config, self.subsampling.out.weight
+        config, weight = self.config, self.subsampling.weight
         left = config.left_context or 0
         keys = (config.layers, batch, config.heads, left, config.head_dim)
         return EncoderState(

@@ -1,108 +1,147 @@
-"""One live stream: samples in, events out, cost per chunk independent of what came before."""
+"""A client's handle on one stream of the engine: push audio from any thread, read events."""
 
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from pianissimo.errors import EngineError, PianissimoError, StreamError
+from pianissimo.streaming.input import StreamInput
+from pianissimo.streaming.live import LiveStream
+from pianissimo.transcript import StreamEvent
 
-from pianissimo.audio.io import SAMPLE_RATE, from_array
-from pianissimo.audio.resample import StreamingResampler
-from pianissimo.decoding.search import Search
-from pianissimo.errors import StreamError
-from pianissimo.models.asr import AsrModel
-from pianissimo.models.fastconformer import ChunkPlan
-from pianissimo.text.tokenizer import IncrementalDetokenizer, Tokenizer
-from pianissimo.text.words import WordAssembler, WordOptions, clamped
-from pianissimo.transcript import StreamEvent, Word
+if TYPE_CHECKING:
+    from pianissimo.streaming.engine import Engine
 
 
 class Session:
-    """A stream of its own on a shared model: features, encoder, search and text, chunk by chunk.
+    """One stream of an `Engine`; made by `Engine.open`.
 
-    Samples are float in [-1, 1] or integers, mono or (samples, channels), at `sample_rate` Hz.
-    Every chunk of the latency mode that is complete is recognised before `push` returns.
+    Every method may be called from any thread. Events come in order from one queue, either by
+    iterating or asynchronously; they end after the final that answers `finish`, or at `close`. A
+    partial that was not read yet gives way to the next one, which holds its text; finals wait, and
+    if too many do, the stream pauses until they are read.
     """
 
-    def __init__(
+    def __init__(self, engine: "Engine", slot: int, live: LiveStream, input: StreamInput) -> None:
+        self._engine, self._live, self._input = engine, live, input
+        self.slot: int | None = slot
+        self._input_lock = threading.Lock()
+        self._news = threading.Condition(engine.lock)
+        self._listeners: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
+        self._events: deque[StreamEvent] = deque()
+        self._error: PianissimoError | None = None
+        self._accepts = True
+        self._ended = False
+
+    # -- in ----------------------------------------------------------------------------------------
+
+    def push(
         self,
-        model: AsrModel,
-        tokenizer: Tokenizer,
-        search: Search,
-        plan: ChunkPlan,
+        samples: Any,
+        sample_rate: int | None = None,
         *,
-        sample_rate: int = SAMPLE_RATE,
+        wait: bool = True,
+        timeout: float | None = None,
     ) -> None:
-        self._model, self._search, self._plan = model, search, plan
-        self._sample_rate = sample_rate
-        self._resampler = StreamingResampler(sample_rate, model.config.features.sample_rate)
-        self._features = model.features.start()
-        self._encoder = model.encoder.start()
-        self._decoder = search.start()
-        self._frame_seconds = model.config.frame_seconds
-        self._assembler = WordAssembler(tokenizer, WordOptions(self._frame_seconds))
-        self._detokenizer = IncrementalDetokenizer(tokenizer)
-        self._text = ""
-        self._words: list[Word] = []
-        self._first_frame: int | None = None
-        self._last_frame = 0
-        self._samples = 0
-        self._open = True
+        """Take further samples: floats in [-1, 1] or integers, mono or (samples, channels).
 
-    def push(self, samples: Any) -> list[StreamEvent]:
-        """Take further samples, any number of them; returns a partial if there are new words.
-
-        Raises StreamError after `finish`, AudioValueError for samples that are not usable.
+        While more audio waits than the engine allows a stream, `push` waits for it to fall, at
+        most `timeout` seconds, or with `wait=False` not at all; then it raises BacklogError and
+        has taken nothing. Raises StreamError after `finish` or `close`, and AudioValueError for
+        samples that are not usable, which does not end the stream.
         """
-        self._check_open("push")
-        block = from_array(samples, self._sample_rate, target_rate=self._sample_rate)
-        self._samples += len(block)
-        return self._advance(torch.from_numpy(self._resampler.push(block)), final=False)
+        with self._input_lock:
+            self._engine.make_room(self, wait=wait, timeout=timeout)
+            self._engine.take_samples(self, self._input.push(samples, sample_rate))
 
-    def finish(self) -> list[StreamEvent]:
-        """End the stream: the final text, with the words that were still waiting for audio.
+    def finalise(self) -> None:
+        """Lock the text of everything pushed so far; the stream goes on.
 
-        Raises StreamError if it ended before.
+        Answered by exactly one final with reason "finalise", empty if nothing was said.
         """
-        self._check_open("finish")
-        self._open = False
-        self._advance(torch.from_numpy(self._resampler.finish()), final=True)
-        self._text += self._detokenizer.finish()
-        seconds = self._samples / self._sample_rate
-        words = [*self._words, *self._assembler.finish()]
-        self._words = [clamped(word, seconds) for word in words]
-        return [self._event("final", self._text)] if self._text.strip() else []
+        with self._input_lock:
+            self._engine.mark(self, "finalise")
 
-    @torch.inference_mode()
-    def _advance(self, samples: torch.Tensor, *, final: bool) -> list[StreamEvent]:
-        features = self._model.features
-        mel = features.push(samples.to(self._model.device), self._features)
-        if final:
-            mel = torch.cat([mel, features.finish(self._features)])
-        encoded = self._model.encoder.step(
-            mel[None].to(self._model.dtype), self._encoder, self._plan, final=final
-        )
-        if self._model.prompt is not None:
-            encoded = self._model.prompt(encoded)
-        found = self._search.decode(encoded, None, self._decoder)[0]
-        if not found.tokens:
-            return []
-        if self._first_frame is None:
-            self._first_frame = found.frames[0]
-        self._last_frame = found.frames[-1]
-        self._words += self._assembler.push(found.tokens, found.frames, found.confidences)
-        self._text += self._detokenizer.push(found.tokens)
-        return [self._event("partial", self._text + self._detokenizer.tail)]
+    def finish(self) -> None:
+        """End the audio. Answered by exactly one final with reason "finish", the last event."""
+        with self._input_lock:
+            self._engine.check_accepts(self, "finish")
+            self._engine.take_samples(self, self._input.finish())
+            self._engine.mark(self, "finish")
 
-    def _event(self, kind: Any, text: str) -> StreamEvent:
-        start = (self._first_frame or 0) * self._frame_seconds
-        end = (self._last_frame + 1) * self._frame_seconds
-        if kind == "final" and self._words:
-            start, end = self._words[0].start, self._words[-1].end
-        return StreamEvent(kind, text.strip(), tuple(self._words), start, end)
+    def close(self) -> None:
+        """Leave at once, without the rest of the text; may be called again."""
+        self._engine.leave(self)
 
-    def _check_open(self, action: str) -> None:
-        if not self._open:
-            raise StreamError(f"cannot {action}: this stream has ended; open a new one")
+    def export(self) -> bytes:
+        """The stream as bytes for `Engine.open(state=...)` here or in another process.
+
+        Whatever was pushed is in it, heard or not; unread events are not. The stream goes on here
+        unless it is closed. Raises StreamError after its end.
+        """
+        with self._input_lock:
+            return self._engine.export(self, self._input.save())
+
+    # -- out ---------------------------------------------------------------------------------------
+
+    def get(self, timeout: float | None = None) -> StreamEvent | None:
+        """The next event, waiting at most `timeout` seconds; None when the stream has ended.
+
+        Raises TimeoutError, and EngineError if the stream failed.
+        """
+        with self._news:
+            if not self._news.wait_for(lambda: self._events or self._ended, timeout):
+                raise TimeoutError(f"no event within {timeout} s")
+            return self._next()
+
+    def get_nowait(self) -> StreamEvent | None:
+        """The next event if there is one."""
+        with self._news:
+            return self._next() if self._events else None
+
+    def __iter__(self) -> Iterator[StreamEvent]:
+        while (event := self.get()) is not None:
+            yield event
+
+    async def __aiter__(self) -> AsyncIterator[StreamEvent]:
+        wake = asyncio.Event()
+        listener = (asyncio.get_running_loop(), wake)
+        with self._news:
+            self._listeners.add(listener)
+        try:
+            while True:
+                wake.clear()
+                with self._news:
+                    waiting = not self._events and not self._ended
+                    event = None if waiting else self._next()
+                if waiting:
+                    await wake.wait()
+                elif event is None:
+                    return
+                else:
+                    yield event
+        finally:
+            with self._news:
+                self._listeners.discard(listener)
+
+    @property
+    def backlog_seconds(self) -> float:
+        """Audio that was pushed and not yet heard."""
+        with self._news:
+            return self._live.backlog_seconds
+
+    @property
+    def replays(self) -> int:
+        """How often the watchdog heard the last seconds anew."""
+        return self._live.replays
+
+    @property
+    def ended(self) -> bool:
+        """Whether no further events will come but those that are unread."""
+        return self._ended
 
     def __enter__(self) -> "Session":
         return self
@@ -113,4 +152,42 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._open = False
+        self.close()
+
+    # -- for the engine, which holds its lock ------------------------------------------------------
+
+    def _next(self) -> StreamEvent | None:
+        if self._events:
+            event = self._events.popleft()
+            self._engine.was_read(self)
+            return event
+        if self._error is not None:
+            raise self._error
+        return None
+
+    def _deliver(self, events: list[StreamEvent]) -> None:
+        for event in events:
+            if event.type == "partial" and self._events and self._events[-1].type == "partial":
+                self._events[-1] = event
+            else:
+                self._events.append(event)
+        if events:
+            self._wake()
+
+    def _end(self, error: PianissimoError | None = None) -> None:
+        self._accepts, self._ended, self._error = False, True, error
+        self._wake()
+
+    def _wake(self) -> None:
+        self._news.notify_all()
+        for loop, wake in list(self._listeners):
+            try:
+                loop.call_soon_threadsafe(wake.set)
+            except RuntimeError:  # that loop is closed: nobody listens there any more
+                self._listeners.discard((loop, wake))
+
+    def _check_accepts(self, action: str) -> None:
+        if self._error is not None:
+            raise EngineError(f"cannot {action}: this stream failed ({self._error})")
+        if not self._accepts:
+            raise StreamError(f"cannot {action}: this stream has ended; open a new one")

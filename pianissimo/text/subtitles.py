@@ -85,7 +85,8 @@ def to_tsv(transcript: Transcript) -> str:
 def to_json(transcript: Transcript) -> str:
     """Everything, as one JSON object in the layout of whisper.
 
-    The key `words` at the top is there only when the segments do not hold just these words.
+    The key `words` at the top is there only when the segments do not hold just these words, the key
+    `reasons` only when a guard acted.
     """
     root: dict[str, Any] = {
         "text": transcript.text,
@@ -106,6 +107,8 @@ def to_json(transcript: Transcript) -> str:
     }
     if transcript.words != _words_of(transcript.segments):
         root["words"] = [_word_object(word) for word in transcript.words]
+    if transcript.reasons:
+        root["reasons"] = list(transcript.reasons)
     return json.dumps(root, ensure_ascii=False, indent=2) + "\n"
 
 
@@ -132,6 +135,7 @@ def from_json(data: str | bytes) -> Transcript:
             None if language is None else str(language),
             float(root["duration"]),
             str(root["model"]),
+            tuple(str(reason) for reason in root.get("reasons") or ()),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise OptionError(

@@ -168,7 +168,7 @@ def test_a_prompt_goes_in_whichever_way_the_recording_does(
         expected = r.transcribe(files[0], latency_ms=160)
         [batched, _] = r.transcribe_many([files[0], files[4]], latency_ms=160)
         assert_same(batched, expected)
-        stream = r.stream(latency_ms=160)
+        stream = r.stream(latency_ms=160, endpoint=None)
         stream.push(noise(LENGTHS[0], 0))
         assert stream.finish()[-1].text == expected.text
         texts.add(expected.text)

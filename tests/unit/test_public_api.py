@@ -8,6 +8,9 @@ import pytest
 import pianissimo
 
 NAMES = [
+    "EndpointRules",
+    "Engine",
+    "EngineOptions",
     "PianissimoError",
     "Recognizer",
     "Segment",
@@ -15,6 +18,7 @@ NAMES = [
     "StreamEvent",
     "StreamRecognizer",
     "Transcript",
+    "WatchdogRules",
     "Word",
     "load",
 ]

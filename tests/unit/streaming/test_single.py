@@ -1,5 +1,6 @@
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from pianissimo.errors import AudioValueError, OptionError, StreamError
 from pianissimo.models.asr import AsrModel
 from pianissimo.native import NativeRecognizer
 from pianissimo.recognizer import Stream, StreamRecognizer
-from pianissimo.streaming.session import Session
+from pianissimo.streaming.single import SingleStream
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.transcript import StreamEvent, Transcript
 
@@ -36,7 +37,12 @@ def sound() -> NDArray[np.float32]:
     return noise(SAMPLES, seed=3)
 
 
-def run(stream: Session, samples: NDArray[np.generic], sizes: list[int]) -> list[StreamEvent]:
+def open_stream(recognizer: NativeRecognizer, **options: Any) -> SingleStream:
+    """A stream without endpoints: one final at its end, to compare with a transcript."""
+    return recognizer.stream(**{"endpoint": None, **options})
+
+
+def run(stream: SingleStream, samples: NDArray[np.generic], sizes: list[int]) -> list[StreamEvent]:
     events = [e for part in cut(len(samples), sizes) for e in stream.push(samples[part])]
     return events + stream.finish()
 
@@ -58,7 +64,7 @@ def assert_final(events: list[StreamEvent], whole: Transcript) -> None:
 def test_pushes_of_any_size_end_in_the_transcript_of_the_whole(
     recognizer: NativeRecognizer, sound: NDArray[np.float32], latency: int, sizes: str
 ) -> None:
-    events = run(recognizer.stream(latency_ms=latency), sound, SIZES[sizes])
+    events = run(open_stream(recognizer, latency_ms=latency), sound, SIZES[sizes])
     whole = recognizer.transcribe(sound, sample_rate=16_000, latency_ms=latency)
     assert_final(events, whole)
     assert [e.type for e in events] == ["partial"] * (len(events) - 1) + ["final"]
@@ -68,17 +74,17 @@ def test_pushes_of_one_sample_end_in_the_transcript_of_the_whole(
     recognizer: NativeRecognizer, sound: NDArray[np.float32]
 ) -> None:
     short = sound[:7001]
-    stream = recognizer.stream(latency_ms=80)
+    stream = open_stream(recognizer, latency_ms=80)
     events = run(stream, short[:1500], [1])[:-1]
     whole = recognizer.transcribe(short[:1500], sample_rate=16_000, latency_ms=80)
-    at_once = run(recognizer.stream(latency_ms=80), short[:1500], [1500])
+    at_once = run(open_stream(recognizer, latency_ms=80), short[:1500], [1500])
     assert at_once[-1].text == whole.text
     assert all(at_once[-1].text.startswith(e.text) for e in events)
 
 
 def test_the_latencies_differ(recognizer: NativeRecognizer, sound: NDArray[np.float32]) -> None:
     """Otherwise the tests above would not see a wrong one."""
-    finals = [run(recognizer.stream(latency_ms=n), sound, [4000])[-1].text for n in LATENCIES]
+    finals = [run(open_stream(recognizer, latency_ms=n), sound, [4000])[-1].text for n in LATENCIES]
     assert len(set(finals)) == len(finals)
 
 
@@ -87,7 +93,7 @@ def test_the_latencies_differ(recognizer: NativeRecognizer, sound: NDArray[np.fl
 def test_what_was_said_is_never_taken_back(
     recognizer: NativeRecognizer, sound: NDArray[np.float32], latency: int, sizes: str
 ) -> None:
-    events = run(recognizer.stream(latency_ms=latency), sound, SIZES[sizes])
+    events = run(open_stream(recognizer, latency_ms=latency), sound, SIZES[sizes])
     assert len(events) >= 3
     for before, after in itertools.pairwise(events):
         assert after.text.startswith(before.text)
@@ -100,7 +106,7 @@ def test_words_come_as_soon_as_their_chunk_is_complete(
     recognizer: NativeRecognizer, sound: NDArray[np.float32], latency: int
 ) -> None:
     """A partial holds all tokens of the complete chunks: nothing waits for further audio."""
-    stream = recognizer.stream(latency_ms=latency)
+    stream = open_stream(recognizer, latency_ms=latency)
     chunk = latency * 16
     heard = ""
     for k in range(1, SAMPLES // chunk):
@@ -127,7 +133,7 @@ def said(recognizer: NativeRecognizer, samples: NDArray[np.float32], latency: in
 def test_events_span_their_words_and_stay_inside_the_audio(
     recognizer: NativeRecognizer, sound: NDArray[np.float32]
 ) -> None:
-    events = run(recognizer.stream(latency_ms=160), sound, [1600])
+    events = run(open_stream(recognizer, latency_ms=160), sound, [1600])
     for event in events:
         assert 0 <= event.start < event.end
     final = events[-1]
@@ -139,7 +145,7 @@ def test_times_of_words_rise_and_stay_inside_the_audio(
     recognizer: NativeRecognizer, sound: NDArray[np.float32]
 ) -> None:
     for latency in LATENCIES:
-        words = run(recognizer.stream(latency_ms=latency), sound, [1600])[-1].words
+        words = run(open_stream(recognizer, latency_ms=latency), sound, [1600])[-1].words
         assert_rising(words_times(words), SAMPLES / 16_000)
 
 
@@ -162,7 +168,7 @@ def test_other_sample_rates_are_converted_as_they_come(
     recognizer: NativeRecognizer, rate: int
 ) -> None:
     samples = noise(2 * rate + 17, seed=1)
-    events = run(recognizer.stream(sample_rate=rate), samples, [0, 50, 441, 3000])
+    events = run(open_stream(recognizer, sample_rate=rate), samples, [0, 50, 441, 3000])
     whole = recognizer.transcribe(samples, sample_rate=rate, latency_ms=160)
     assert_final(events, whole)
 
@@ -172,11 +178,11 @@ def test_integers_lists_and_channels_are_what_their_floats_are(
 ) -> None:
     integers = (sound * 32768).astype(np.int16)
     floats = integers.astype(np.float32) / 32768
-    expected = run(recognizer.stream(), floats, [3000])
-    assert run(recognizer.stream(), integers, [3000]) == expected
+    expected = run(open_stream(recognizer), floats, [3000])
+    assert run(open_stream(recognizer), integers, [3000]) == expected
     stereo = np.stack([floats, floats], axis=1)
-    assert run(recognizer.stream(), stereo, [3000]) == expected
-    stream = recognizer.stream()
+    assert run(open_stream(recognizer), stereo, [3000]) == expected
+    stream = open_stream(recognizer)
     for part in cut(SAMPLES, [3000]):
         stream.push(floats[part].tolist())
     assert stream.finish() == expected[-1:]
@@ -185,7 +191,7 @@ def test_integers_lists_and_channels_are_what_their_floats_are(
 def test_unusable_samples_are_refused_and_the_stream_goes_on(
     recognizer: NativeRecognizer, sound: NDArray[np.float32]
 ) -> None:
-    stream = recognizer.stream()
+    stream = open_stream(recognizer)
     stream.push(sound[:20_000])
     spoiled = sound[20_000:21_000].copy()
     spoiled[7] = np.nan
@@ -194,7 +200,7 @@ def test_unusable_samples_are_refused_and_the_stream_goes_on(
     with pytest.raises(AudioValueError):
         stream.push(np.zeros((2, 500), np.float32))
     stream.push(sound[20_000:])
-    other = recognizer.stream()
+    other = open_stream(recognizer)
     other.push(sound[:20_000])
     other.push(sound[20_000:])
     assert stream.finish() == other.finish()
@@ -206,7 +212,7 @@ def test_unusable_samples_are_refused_and_the_stream_goes_on(
 def test_a_finished_stream_takes_nothing_more(
     recognizer: NativeRecognizer, sound: NDArray[np.float32]
 ) -> None:
-    stream = recognizer.stream()
+    stream = open_stream(recognizer)
     stream.push(sound)
     stream.finish()
     with pytest.raises(StreamError, match="push"):
@@ -218,28 +224,31 @@ def test_a_finished_stream_takes_nothing_more(
 def test_leaving_the_context_ends_the_stream(
     recognizer: NativeRecognizer, sound: NDArray[np.float32]
 ) -> None:
-    with recognizer.stream() as stream:
+    with open_stream(recognizer) as stream:
         stream.push(sound[:100])
     with pytest.raises(StreamError):
         stream.push(sound)
-    with recognizer.stream() as stream:
+    with open_stream(recognizer) as stream:
         stream.finish()
 
 
 @pytest.mark.parametrize("samples", [0, 1, 159])
 def test_a_stream_without_a_frame_says_nothing(recognizer: NativeRecognizer, samples: int) -> None:
-    stream = recognizer.stream()
+    stream = open_stream(recognizer)
     assert stream.push(np.zeros(samples, np.float32)) == []
-    assert stream.finish() == []
-    assert recognizer.stream().finish() == []
+    [final] = stream.finish()
+    assert (final.type, final.text, final.words, final.reason) == ("final", "", (), "finish")
+    assert open_stream(recognizer).finish() == []
 
 
 def test_streams_side_by_side_do_not_mix(
     recognizer: NativeRecognizer, sound: NDArray[np.float32]
 ) -> None:
     sounds = {latency: noise(30_000, seed=latency) for latency in LATENCIES}
-    alone = {n: run(recognizer.stream(latency_ms=n), s, [2000])[-1] for n, s in sounds.items()}
-    streams = {latency: recognizer.stream(latency_ms=latency) for latency in LATENCIES}
+    alone = {
+        n: run(open_stream(recognizer, latency_ms=n), s, [2000])[-1] for n, s in sounds.items()
+    }
+    streams = {latency: open_stream(recognizer, latency_ms=latency) for latency in LATENCIES}
     for part in cut(30_000, [500, 2000]):
         for latency, stream in streams.items():
             stream.push(sounds[latency][part])
@@ -250,16 +259,16 @@ def test_streams_side_by_side_do_not_mix(
 
 def test_the_latency_of_a_stream_is_checked(recognizer: NativeRecognizer) -> None:
     with pytest.raises(OptionError, match=r"100 ms .*80, 160, 560, 1120"):
-        recognizer.stream(latency_ms=100)
+        open_stream(recognizer, latency_ms=100)
     with pytest.raises(AudioValueError, match="sample rate of 0 Hz"):
-        recognizer.stream(sample_rate=0)
+        open_stream(recognizer, sample_rate=0)
 
 
 def test_the_default_latency_is_the_shortest_from_160_ms_on(
     recognizer: NativeRecognizer, sound: NDArray[np.float32]
 ) -> None:
-    usual = run(recognizer.stream(), sound, [SAMPLES])
-    assert usual == run(recognizer.stream(latency_ms=160), sound, [SAMPLES])
+    usual = run(open_stream(recognizer), sound, [SAMPLES])
+    assert usual == run(open_stream(recognizer, latency_ms=160), sound, [SAMPLES])
 
 
 def test_a_model_that_sees_whole_recordings_does_not_stream(tiny_tokenizer: Tokenizer) -> None:
@@ -267,11 +276,11 @@ def test_a_model_that_sees_whole_recordings_does_not_stream(tiny_tokenizer: Toke
     recognizer = NativeRecognizer(model, tiny_tokenizer)
     assert recognizer.latencies_ms == ()
     with pytest.raises(OptionError, match="cannot stream"):
-        recognizer.stream()
+        open_stream(recognizer)
     with pytest.raises(OptionError, match="cannot stream"):
-        recognizer.stream(latency_ms=160)
+        open_stream(recognizer, latency_ms=160)
 
 
 def test_sessions_and_recognizers_keep_their_protocols(recognizer: NativeRecognizer) -> None:
     assert isinstance(recognizer, StreamRecognizer)
-    assert isinstance(recognizer.stream(), Stream)
+    assert isinstance(open_stream(recognizer), Stream)

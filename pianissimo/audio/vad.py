@@ -1,0 +1,361 @@
+"""Where somebody speaks: probabilities of the Silero model, and energy as a second chance.
+
+A gate at probability 0.5 throws quiet speech away before any recogniser hears it. Here the model
+listens to samples that already have the right level, its thresholds are low, and a stretch that the
+model misses still counts when it stands clearly over the noise and most of its energy lies where
+speech has it. Whether a recording is muted or silent is not decided here but on raw samples, see
+`guards`.
+
+Windows are 512 samples (32 ms) on an absolute grid, so blocks of any size give the same spans; the
+model hears eight at a time (256 ms), which takes a third of the time of one by one. It comes with
+the package `silero-vad` (extra `vad`) and runs in onnxruntime; without it only the energy decides.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pianissimo.audio.io import SAMPLE_RATE
+from pianissimo.audio.level import Samples, check_samples
+from pianissimo.errors import MissingExtraError, OptionError
+
+WINDOW_SAMPLES = 512
+WINDOW_SECONDS = WINDOW_SAMPLES / SAMPLE_RATE
+CONTEXT_SAMPLES = 64
+"""What the model also sees of the window before."""
+
+Preset = Literal["normal", "quiet", "strict"]
+
+_GROUP_WINDOWS = 8
+_MODEL_FILE = "silero_vad_16k_sequence.onnx"
+_STATE_SIZE = 128
+_QUIETEST = 1e-12
+_BINS = 160
+_NOISE_RISE_DB = 3.0 * WINDOW_SECONDS
+_NOISE_SHARE = 1 - math.exp(-WINDOW_SECONDS / 0.05)
+_ENERGY_SHARE = 1 - math.exp(-WINDOW_SECONDS / 0.03)
+_RUMBLE_HZ = 80.0
+_SPEECH_BAND_HZ = (150.0, 4000.0)
+
+
+@dataclass(frozen=True)
+class VadOptions:
+    """When a stretch counts as speech.
+
+    A span begins where the probability reaches `onset` and ends where it falls below `offset`; or,
+    as a second chance, where the energy is `energy_db` over the noise with at least `band_share` of
+    it in the speech band (None: no second chance). Gaps below `merge_seconds` are no gaps; spans
+    shorter than `min_speech_seconds` are dropped, the others widened by `pad_seconds` on both sides
+    and joined where they then meet. Raises OptionError for values that make no sense.
+    """
+
+    onset: float = 0.3
+    offset: float = 0.15
+    energy_db: float | None = 9.0
+    band_share: float = 0.6
+    min_speech_seconds: float = 0.1
+    pad_seconds: float = 0.3
+    merge_seconds: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 0 < self.offset <= self.onset < 1 or not 0 <= self.band_share <= 1:
+            raise OptionError(
+                "expected 0 < offset <= onset < 1 and a band_share in 0..1, "
+                f"not {self.offset}, {self.onset} and {self.band_share}"
+            )
+        seconds = (self.min_speech_seconds, self.pad_seconds, self.merge_seconds)
+        if not all(0 <= value < math.inf for value in seconds):
+            raise OptionError(f"seconds must be 0 or more, not {seconds}")
+        if self.energy_db is not None and not 0 < self.energy_db < math.inf:
+            raise OptionError(f"energy_db must be above 0, or None, not {self.energy_db}")
+
+
+PRESETS: Mapping[Preset, VadOptions] = MappingProxyType(
+    {
+        "normal": VadOptions(),
+        "quiet": VadOptions(
+            onset=0.15, offset=0.08, energy_db=6.0, min_speech_seconds=0.06, pad_seconds=0.4
+        ),
+        "strict": VadOptions(
+            onset=0.5, offset=0.35, energy_db=None, min_speech_seconds=0.25, pad_seconds=0.2
+        ),
+    }
+)
+"""All thresholds together: `quiet` keeps more, `strict` keeps only what the model is sure of."""
+
+
+def preset(name: Preset) -> VadOptions:
+    """The options of that name; OptionError for another."""
+    if name not in PRESETS:
+        raise OptionError(f"unknown VAD preset {name!r}; choose {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+@dataclass(frozen=True)
+class SpeechSpan:
+    """A stretch of speech, in seconds, and what speaks for it."""
+
+    start: float
+    end: float
+    probability: float
+    """The highest that the model gave; 0 without a model."""
+    over_noise_db: float
+    """The highest energy over the noise."""
+
+
+class SpeechModel:
+    """The Silero model: weights only, so any number of streams share one.
+
+    Raises MissingExtraError when onnxruntime or the model is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingExtraError(_INSTALL) from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            str(_model_path()), options, providers=["CPUExecutionProvider"]
+        )
+
+    def start(self) -> Samples:
+        """The state of a stream that has heard nothing: (2, 1, 1, 128)."""
+        return np.zeros((2, 1, 1, _STATE_SIZE), np.float32)
+
+    def step(self, windows: Samples, state: Samples) -> tuple[Samples, Samples]:
+        """Consecutive windows (K, 64 + 512), each with its context, and the state (2, 1, 1, 128).
+
+        Returns probabilities (K,) and the new state.
+        """
+        inputs = {"input": windows, "h": state[0], "c": state[1]}
+        output, h, c = self._session.run(None, inputs)
+        return output.reshape(-1), np.stack([h, c])
+
+
+_INSTALL = "voice activity detection needs the extra vad: pip install 'pianissimo[vad]'"
+
+
+def available() -> bool:
+    """Whether the extra `vad` is installed."""
+    return find_spec("onnxruntime") is not None and find_spec("silero_vad") is not None
+
+
+def _model_path() -> Path:
+    # Only found, never imported: the package itself would load torch and set its threads.
+    spec = find_spec("silero_vad")
+    folders = spec.submodule_search_locations if spec is not None else None
+    for folder in folders or ():
+        path = Path(folder) / "data" / _MODEL_FILE
+        if path.is_file():
+            return path
+    raise MissingExtraError(_INSTALL)
+
+
+@dataclass
+class VadState:
+    """What one stream remembers. Numbers, lists and arrays only."""
+
+    rest: Samples = field(default_factory=lambda: np.zeros(0, np.float32))
+    context: Samples = field(default_factory=lambda: np.zeros(CONTEXT_SAMPLES, np.float32))
+    model: Samples | None = None
+    """(2, 1, 1, 128), None without a model."""
+    windows: int = 0
+    started: bool = False
+    energy_db: float = 0.0
+    noise_db: float = 0.0
+    by_model: bool = False
+    start: int | None = None
+    """The window in which the open span began."""
+    end: int = 0
+    """The window behind the last one with speech in it."""
+    probability: float = 0.0
+    over_noise_db: float = 0.0
+    received: int = 0
+    speech_windows: int = 0
+    """Windows with speech so far, spans or not."""
+    max_probability: float = 0.0
+    max_over_noise_db: float = 0.0
+    histogram: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS, np.int64))
+    """How many windows had which energy, in bins of 1 dB from -120 dB on."""
+
+
+class VoiceDetector:
+    """Finds speech in streams of mono floats at 16 kHz; holds options and weights only.
+
+    `model` None means the energy alone decides.
+    """
+
+    def __init__(self, options: VadOptions | None = None, model: SpeechModel | None = None) -> None:
+        self.options, self.model = options or PRESETS["normal"], model
+        hertz = np.fft.rfftfreq(WINDOW_SAMPLES, 1 / SAMPLE_RATE)
+        low, high = _SPEECH_BAND_HZ
+        self._audible = hertz >= _RUMBLE_HZ
+        self._band = (hertz >= low) & (hertz <= high)
+        self._hann = np.hanning(WINDOW_SAMPLES)
+        # A window spreads its power over size / 2 bins, each counted once.
+        self._scale = 2 / (WINDOW_SAMPLES * float(np.sum(self._hann**2)))
+
+    def start(self) -> VadState:
+        """The state before the first sample."""
+        return VadState(model=None if self.model is None else self.model.start())
+
+    def push(self, samples: npt.ArrayLike, state: VadState) -> list[SpeechSpan]:
+        """Take samples (n,), n >= 0, and return the spans that are complete and known to be.
+
+        Raises AudioValueError for samples that are not usable numbers.
+        """
+        block = check_samples(samples)
+        state.received += len(block)
+        x = np.concatenate([state.rest, block])
+        size = _GROUP_WINDOWS * WINDOW_SAMPLES
+        whole = len(x) - len(x) % size
+        state.rest = x[whole:].copy()
+        groups = x[:whole].reshape(-1, _GROUP_WINDOWS, WINDOW_SAMPLES)
+        return [span for group in groups for span in self._take(group, state)]
+
+    def finish(self, state: VadState) -> list[SpeechSpan]:
+        """End the stream: the span that was open, no longer than the audio."""
+        spans = []
+        if len(state.rest):
+            last = np.pad(state.rest, (0, -len(state.rest) % WINDOW_SAMPLES))
+            state.rest = state.rest[:0]
+            spans = self._take(last.reshape(-1, WINDOW_SAMPLES), state)
+        if state.start is not None:
+            spans += self._close(state)
+        return spans
+
+    def open_seconds(self, state: VadState) -> float:
+        """How long the span that is open has been speech."""
+        return 0.0 if state.start is None else (state.end - state.start) * WINDOW_SECONDS
+
+    def _take(self, windows: Samples, state: VadState) -> list[SpeechSpan]:
+        spans = []
+        energies, shares = self._energies(windows)
+        for k, probability in enumerate(self._probabilities(windows, state)):
+            over = self._over_noise(energies[k], state)
+            state.histogram[min(max(int(energies[k]) + 120, 0), _BINS - 1)] += 1
+            if self._is_speech(probability, over, shares[k], state):
+                if state.start is None:
+                    state.start = state.windows
+                    state.probability = state.over_noise_db = 0.0
+                state.probability = max(state.probability, probability)
+                state.over_noise_db = max(state.over_noise_db, over)
+                state.end = state.windows + 1
+                state.speech_windows += 1
+            state.max_probability = max(state.max_probability, probability)
+            state.windows += 1
+            if state.start is not None and self._gap(state) > self._reach:
+                spans += self._close(state)
+        return spans
+
+    @property
+    def _reach(self) -> float:
+        """Seconds without speech after which the next span cannot join this one any more."""
+        return max(2 * self.options.pad_seconds, self.options.merge_seconds)
+
+    @staticmethod
+    def _gap(state: VadState) -> float:
+        return (state.windows - state.end) * WINDOW_SECONDS
+
+    def _probabilities(self, windows: Samples, state: VadState) -> list[float]:
+        if self.model is None:
+            return [0.0] * len(windows)
+        assert state.model is not None
+        contexts = np.concatenate([state.context[None], windows[:-1, -CONTEXT_SAMPLES:]])
+        state.context = windows[-1, -CONTEXT_SAMPLES:].copy()
+        inputs = np.concatenate([contexts, windows], axis=1)
+        output, state.model = self.model.step(inputs, state.model)
+        return [float(value) for value in output]
+
+    def _energies(self, windows: Samples) -> tuple[list[float], list[float]]:
+        """Energy above 80 Hz of each window in dB, and the share of it in the speech band."""
+        power = np.square(np.abs(np.fft.rfft(windows * self._hann, axis=1)))
+        energies, shares = [], []
+        for row in power:
+            audible = float(np.sum(row[self._audible]))
+            energies.append(10 * math.log10(audible * self._scale + _QUIETEST))
+            shares.append(float(np.sum(row[self._band])) / audible if audible else 0.0)
+        return energies, shares
+
+    def _over_noise(self, energy: float, state: VadState) -> float:
+        """How far the smoothed energy stands over the noise floor, in dB; updates both."""
+        if not state.started:
+            state.started, state.energy_db, state.noise_db = True, energy, energy
+        state.energy_db += _ENERGY_SHARE * (energy - state.energy_db)
+        if state.energy_db > state.noise_db:
+            state.noise_db = min(state.noise_db + _NOISE_RISE_DB, state.energy_db)
+        else:
+            state.noise_db += _NOISE_SHARE * (state.energy_db - state.noise_db)
+        over = state.energy_db - state.noise_db
+        state.max_over_noise_db = max(state.max_over_noise_db, over)
+        return over
+
+    def _is_speech(self, probability: float, over: float, share: float, state: VadState) -> bool:
+        options = self.options
+        state.by_model = probability >= (options.offset if state.by_model else options.onset)
+        energetic = (
+            options.energy_db is not None
+            and over > options.energy_db
+            and share >= options.band_share
+        )
+        return state.by_model or energetic
+
+    def _close(self, state: VadState) -> list[SpeechSpan]:
+        """The open span, padded, unless it is too short to be speech."""
+        assert state.start is not None
+        start, end = state.start * WINDOW_SECONDS, state.end * WINDOW_SECONDS
+        state.start = None
+        if end - start < self.options.min_speech_seconds:
+            return []
+        pad = self.options.pad_seconds
+        end = min(end + pad, state.received / SAMPLE_RATE)
+        return [SpeechSpan(max(0.0, start - pad), end, state.probability, state.over_noise_db)]
+
+
+def seconds_over_floor(state: VadState, margin_db: float) -> float:
+    """How long the energy was more than `margin_db` above its own 10th percentile.
+
+    Unlike the running noise floor this also sees a word that fills the whole recording.
+    """
+    counts = np.cumsum(state.histogram)
+    if not counts[-1]:
+        return 0.0
+    floor = int(np.searchsorted(counts, 0.1 * counts[-1]))
+    above = min(floor + math.ceil(margin_db), _BINS - 1)
+    return float(counts[-1] - counts[above]) * WINDOW_SECONDS
+
+
+def probabilities(samples: npt.ArrayLike, model: SpeechModel) -> Samples:
+    """What the model says about each window of a recording (n,): (ceil(n / 512),) in 0..1."""
+    x = check_samples(samples)
+    if not len(x):
+        return np.zeros(0, np.float32)
+    x = np.pad(x, (CONTEXT_SAMPLES, -len(x) % WINDOW_SAMPLES))
+    size = CONTEXT_SAMPLES + WINDOW_SAMPLES
+    windows = np.lib.stride_tricks.sliding_window_view(x, size)[::WINDOW_SAMPLES]
+    return model.step(np.ascontiguousarray(windows), model.start())[0]
+
+
+def segments(
+    samples: npt.ArrayLike,
+    options: VadOptions | None = None,
+    model: SpeechModel | None = None,
+) -> list[SpeechSpan]:
+    """The spans of speech in a recording (n,) at 16 kHz, in order and apart from each other.
+
+    Give it samples that went through the gain; without a `model` only the energy decides. Raises
+    AudioValueError for samples that are not usable numbers.
+    """
+    detector = VoiceDetector(options, model)
+    state = detector.start()
+    return [*detector.push(samples, state), *detector.finish(state)]

@@ -1,0 +1,92 @@
+"""When a speaker has stopped, and when a recogniser has fallen silent while someone speaks."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pianissimo.errors import OptionError
+
+FRAME_SECONDS = 0.01
+AUDIBLE_DBFS = -60.0
+"""Softer frames are never taken for speech that was missed."""
+OVER_FLOOR_DB = 12.0
+"""Speech stands out of its background by at least this much."""
+FLOOR_RISE_DB_PER_SECOND = 3.0
+"""How fast the estimate of the background follows a rising one; it falls at once."""
+
+
+@dataclass(frozen=True)
+class EndpointRules:
+    """What ends an utterance; times in seconds.
+
+    Silence is a run of frames for which the recogniser wrote nothing; a word is written a little
+    after it was spoken, so the pause of the speaker is somewhat longer than `trailing_silence`
+    when the rule fires. An utterance whose words span less than `minimum_speech` waits for twice
+    the silence, as a cough or a hesitation might go on. After `maximum_utterance` the text is
+    locked at the last word boundary though nobody paused.
+    """
+
+    trailing_silence: float = 0.8
+    minimum_speech: float = 0.24
+    maximum_utterance: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not (self.trailing_silence > 0 and self.minimum_speech >= 0):
+            raise OptionError("endpoint rules need a trailing_silence above 0 seconds")
+        if self.maximum_utterance < 1:
+            raise OptionError("maximum_utterance must be at least 1 second")
+
+    def verdict(
+        self, first: float, last: float, heard: float
+    ) -> Literal["endpoint", "length"] | None:
+        """What is due for an utterance whose words lie from `first` to `last`, at time `heard`."""
+        brief = last - first < self.minimum_speech
+        if heard - last >= self.trailing_silence * (2 if brief else 1):
+            return "endpoint"
+        return "length" if heard - first >= self.maximum_utterance else None
+
+
+@dataclass
+class SpeechMeter:
+    """How much of a stream stood out of its background lately: what a watchdog goes by."""
+
+    floor_dbfs: float | None = None
+
+    def push(self, samples: npt.NDArray[np.float32], sample_rate: int) -> float:
+        """Take (n,) samples; returns how many seconds of them may well be speech."""
+        frame = round(FRAME_SECONDS * sample_rate)
+        count = len(samples) // frame
+        if count == 0:
+            return 0.0
+        power = np.square(samples[: count * frame].reshape(count, frame)).mean(axis=1)
+        levels = 10 * np.log10(power + 1e-12)
+        quietest = float(levels.min())
+        risen = np.inf
+        if self.floor_dbfs is not None:
+            risen = self.floor_dbfs + FLOOR_RISE_DB_PER_SECOND * count * FRAME_SECONDS
+        self.floor_dbfs = max(min(quietest, risen), -120.0)
+        loud = (levels > self.floor_dbfs + OVER_FLOOR_DB) & (levels > AUDIBLE_DBFS)
+        return float(np.count_nonzero(loud)) * FRAME_SECONDS
+
+
+@dataclass(frozen=True)
+class WatchdogRules:
+    """When to hear the last seconds anew: transducers sometimes stay silent while people speak.
+
+    After `speech_seconds` of sound like speech without a single token the stream goes back, at
+    most `replay_seconds` and never behind its last word, and starts there from a fresh state. If
+    that finds nothing either, it is not repeated until a word has come.
+    """
+
+    speech_seconds: float = 4.0
+    replay_seconds: float = 8.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.speech_seconds <= self.replay_seconds:
+            raise OptionError("the watchdog needs 0 < speech_seconds <= replay_seconds")
+
+
+ENDPOINT, WATCHDOG = EndpointRules(), WatchdogRules()
+"""The rules of a stream that does not bring its own."""

@@ -1,0 +1,75 @@
+"""From the tokens of a live stream to its events: the text of one utterance after the other."""
+
+from typing import Literal
+
+from pianissimo.decoding.hypothesis import Hypothesis
+from pianissimo.text.tokenizer import WORD_START, IncrementalDetokenizer, Tokenizer
+from pianissimo.text.words import WordAssembler, WordOptions, clamped
+from pianissimo.transcript import StreamEvent, Word
+
+Reason = Literal["endpoint", "length", "finalise", "finish"]
+
+
+class UtteranceText:
+    """Collects the tokens since the last final; only those are kept, so memory stays flat."""
+
+    def __init__(self, tokenizer: Tokenizer, frame_seconds: float) -> None:
+        self._tokenizer, self._frame_seconds = tokenizer, frame_seconds
+        self._assembler = WordAssembler(tokenizer, WordOptions(frame_seconds))
+        self._detokenizer = IncrementalDetokenizer(tokenizer)
+        self._clear()
+
+    def _clear(self) -> None:
+        self.found = Hypothesis()
+        self._text = ""
+        self._words: list[Word] = []
+
+    @property
+    def first(self) -> float | None:
+        """When the utterance began, in seconds; None while it has no token."""
+        return self.found.frames[0] * self._frame_seconds if self.found.frames else None
+
+    @property
+    def last(self) -> float | None:
+        """When its last token ended."""
+        frames = self.found.frames
+        return (frames[-1] + 1) * self._frame_seconds if frames else None
+
+    def push(self, found: Hypothesis) -> list[StreamEvent]:
+        """Take further tokens; a partial with the whole text since the last final, if any came."""
+        if not found.tokens:
+            return []
+        self.found.extend(found)
+        self._words += self._assembler.push(found.tokens, found.frames, found.confidences)
+        self._text += self._detokenizer.push(found.tokens)
+        text = (self._text + self._detokenizer.tail).strip()
+        if not text:
+            return []
+        assert self.first is not None
+        assert self.last is not None
+        return [StreamEvent("partial", text, tuple(self._words), self.first, self.last)]
+
+    def close(self, reason: Reason, heard: float) -> StreamEvent:
+        """The final of this utterance, empty if nothing was said; no word ends after `heard`."""
+        self._text += self._detokenizer.finish()
+        words = [clamped(w, heard) for w in [*self._words, *self._assembler.finish()]]
+        now = round(heard, 6)
+        start, end = (words[0].start, words[-1].end) if words else (now, now)
+        event = StreamEvent("final", self._text.strip(), tuple(words), start, end, reason=reason)
+        self._clear()
+        return event
+
+    def cut(self, heard: float) -> list[StreamEvent]:
+        """The final of all words but the last, with which the next utterance begins."""
+        tokens, pieces = self.found.tokens, self._tokenizer.pieces
+        starts = [i for i, token in enumerate(tokens) if pieces[token].startswith(WORD_START)]
+        at = starts[-1] if starts and starts[-1] > 0 else len(tokens)
+        head, tail = self.found.split(at)
+        self._assembler.finish()
+        self._detokenizer.finish()
+        self._clear()
+        self.push(head)
+        if tail.frames:
+            heard = min(heard, tail.frames[0] * self._frame_seconds)
+        final = self.close("length", heard)
+        return [final, *self.push(tail)]
