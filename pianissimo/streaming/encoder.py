@@ -49,6 +49,7 @@ class _View:
     """How all layers of one step see the past."""
 
     slots: Tensor  # (B,)
+    first: int | None  # the first slot, where they are consecutive
     distance: Tensor  # (1, B, Q, W) into the R distances
     mask: Tensor | None  # (B, 1, Q, W), added to the scores
 
@@ -141,8 +142,11 @@ class SlotEncoder:
         own = (L + Q - 1 - query + torch.arange(Q, device=device)).expand(len(rows.slots), Q, Q)
         distance = torch.cat([past, own], dim=2)[None]
         slots = torch.tensor(rows.slots, device=device)
+        first: int | None = rows.slots[0]
+        if rows.slots != list(range(rows.slots[0], rows.slots[0] + len(rows.slots))):
+            first = None
         if counts is None and Q <= chunk and min(rows.frames) >= L:
-            return _View(slots, distance, None)
+            return _View(slots, first, distance, None)
         # A query sees its own chunk and the L frames before that chunk, as far as they exist.
         begin = query // chunk * chunk
         seen = (age >= begin) & (frames - L + age >= 0)
@@ -153,7 +157,7 @@ class SlotEncoder:
         mask = torch.cat([seen, seen_own], dim=2)
         # Rows past the end of a stream see themselves, so that their numbers stay finite.
         scores = torch.where(mask, 0.0, MASKED_SCORE).to(self.arena.key.dtype)
-        return _View(slots, distance, scores[:, None])
+        return _View(slots, first, distance, scores[:, None])
 
     def _layer(
         self, i: int, layer: ConformerLayer, x: Tensor, relative: Tensor, view: _View
@@ -188,7 +192,7 @@ class SlotEncoder:
         bias = scores.gather(3, view.distance.expand(H, B, Q, W)).transpose(0, 1)
         if view.mask is not None:
             bias = bias + view.mask
-        keys, values = self._windows(i, view.slots, key, value)
+        keys, values = self._windows(i, view, key, value)
         heads = F.scaled_dot_product_attention(
             (query + attention.bias_u).transpose(1, 2),
             keys.view(B, W, H, K).transpose(1, 2),
@@ -198,7 +202,7 @@ class SlotEncoder:
         )
         return heads.transpose(1, 2).reshape(B, Q, D)
 
-    def _windows(self, i: int, slots: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def _windows(self, i: int, view: _View, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Each row's ring with its new frames behind it, keys and values: (B, W, D).
 
         They share one buffer for all layers, small enough to stay in the processor's cache.
@@ -209,10 +213,15 @@ class SlotEncoder:
         if self._scratch.numel() < cells:
             self._scratch = self.arena.key.new_zeros(cells)
         keys, values = self._scratch[:cells].view(2, B, L + Q, D)
-        torch.index_select(self.arena.key[i], 0, slots, out=keys[:, :L])
-        torch.index_select(self.arena.value[i], 0, slots, out=values[:, :L])
-        keys[:, L:] = key
-        values[:, L:] = value
+        for window, ring, new in (
+            (keys, self.arena.key[i], key),
+            (values, self.arena.value[i], value),
+        ):
+            if view.first is None:
+                torch.index_select(ring, 0, view.slots, out=window[:, :L])
+            else:
+                window[:, :L] = ring[view.first : view.first + B]
+            window[:, L:] = new
         return keys, values
 
     def _convolve(
@@ -220,7 +229,7 @@ class SlotEncoder:
     ) -> tuple[Tensor, Tensor]:
         conv, taps = layer.conv, self._depthwise[i]
         Q = x.shape[1]
-        x = torch.cat([self.arena.conv[i][slots], F.glu(conv.up(x), dim=-1)], dim=1)
+        x = torch.cat([self.arena.conv[i].index_select(0, slots), F.glu(conv.up(x), dim=-1)], dim=1)
         # Tap by tap: the convolution kernels of a few frames cost ten times their arithmetic.
         y = x[:, :Q] * taps[0]
         for j in range(1, len(taps)):

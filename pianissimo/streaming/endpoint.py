@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from pianissimo.errors import OptionError
 
+ROUNDING_SECONDS = 1e-6
 FRAME_SECONDS = 0.01
 AUDIBLE_DBFS = -60.0
 """Softer frames are never taken for speech that was missed."""
@@ -42,10 +43,12 @@ class EndpointRules:
         self, first: float, last: float, heard: float
     ) -> Literal["endpoint", "length"] | None:
         """What is due for an utterance whose words lie from `first` to `last`, at time `heard`."""
-        brief = last - first < self.minimum_speech
-        if heard - last >= self.trailing_silence * (2 if brief else 1):
+        brief = last - first < self.minimum_speech - ROUNDING_SECONDS
+        silence = self.trailing_silence * (2 if brief else 1)
+        if heard - last >= silence - ROUNDING_SECONDS:
             return "endpoint"
-        return "length" if heard - first >= self.maximum_utterance else None
+        long = heard - first >= self.maximum_utterance - ROUNDING_SECONDS
+        return "length" if long else None
 
 
 @dataclass

@@ -59,8 +59,10 @@ class EngineOptions:
     freeze_garbage: bool = True
 
     def __post_init__(self) -> None:
-        bounds = (self.largest_batch, self.largest_frames, self.unread_events)
-        if min(bounds) < 1 or self.backlog_seconds <= 0 or (self.threads or 1) < 1:
+        bounds: tuple[int, ...] = (self.largest_batch, self.largest_frames, self.unread_events)
+        if self.threads is not None:
+            bounds = (*bounds, self.threads)
+        if min(bounds) < 1 or self.backlog_seconds <= 0:
             raise OptionError("the bounds of an engine must be above 0")
 
 
@@ -168,6 +170,11 @@ class Engine:
             except (KeyError, TypeError, ValueError) as error:
                 raise StateError(f"the saved stream is damaged ({error})") from error
         with self.lock:
+            self._check_serves()
+            # A stream that was closed in the middle of a step frees its slot after it.
+            self._room.wait_for(
+                lambda: self._slots.taken < self._slots.count or not self._leaving()
+            )
             self._check_serves()
             try:
                 slot = self._slots.take()
@@ -304,6 +311,9 @@ class Engine:
             session, Group(grid.chunk - 1, tail), now + (0.0 if tail else grid.chunk_seconds)
         )
         self._work.notify()
+
+    def _leaving(self) -> bool:
+        return any(session._ended for session in self._seats)
 
     def _release(self, session: Session) -> None:
         """Give the slot of an ended session back, unless a step is still using it."""
