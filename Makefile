@@ -11,11 +11,13 @@ READY := .venv/.ready
 PARITY_BIN := .venv-parity/bin
 PARITY_READY := .venv-parity/.ready
 PARITY_REQUIREMENTS := $(wildcard tests/parity/requirements*.txt)
+PEERS_BIN := .venv-peers/bin
+PEERS_READY := .venv-peers/.ready
 
-.PHONY: help run test parity bench lint types format docs clean
+.PHONY: help run test parity bench bench-peers lint types format docs clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(READY) ## words arriving live, from the example clips or FILE=yours.mp3
 	$(BIN)/pianissimo transcribe --stream --realtime $(FILE)
@@ -27,7 +29,11 @@ parity: $(READY) $(PARITY_READY) ## our numbers against the reference implementa
 	$(BIN)/python -m pytest -q tests/parity/test_live.py
 
 bench: $(READY) ## speed and word errors on this machine
-	$(BIN)/python bench/offline.py
+	BENCH_MINUTES=2 $(BIN)/python bench/offline.py
+	$(BIN)/python bench/streaming.py --quick
+
+bench-peers: $(PEERS_READY) ## other engines and their models, 19 GB, for bench/streaming.py
+	$(PEERS_BIN)/python bench/peers/make_models.py
 
 lint: $(READY) ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -44,7 +50,7 @@ docs: $(READY) ## links and examples of README.md and docs/ work
 	$(BIN)/python docs/check.py
 
 clean: ## remove environments, caches and build output; runs/ stays
-	rm -rf .venv .venv-parity .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-parity .venv-peers .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # PyTorch comes first and alone: a resolver that sees everything at once may take another one.
@@ -60,4 +66,11 @@ $(PARITY_READY): $(PARITY_REQUIREMENTS) pyproject.toml constraints.txt
 	test -x $(PARITY_BIN)/python || $(PYTHON) -m venv .venv-parity
 	$(PARITY_BIN)/python -m pip install -q -c constraints.txt torch
 	$(PARITY_BIN)/python -m pip install -q $(addprefix -r ,$(PARITY_REQUIREMENTS))
+	touch $@
+
+# The other engines of the benchmarks; the parity tests need less.
+$(PEERS_READY): bench/peers/requirements.txt constraints.txt
+	test -x $(PEERS_BIN)/python || $(PYTHON) -m venv .venv-peers
+	$(PEERS_BIN)/python -m pip install -q -c constraints.txt torch
+	$(PEERS_BIN)/python -m pip install -q -r bench/peers/requirements.txt
 	touch $@

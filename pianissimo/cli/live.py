@@ -3,9 +3,9 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from pianissimo.cli.inputs import Input
@@ -13,7 +13,9 @@ from pianissimo.cli.output import emit, say
 from pianissimo.transcript import StreamEvent, Transcript, Word
 
 if TYPE_CHECKING:
+    from pianissimo.audio.io import Samples
     from pianissimo.native import NativeRecognizer
+    from pianissimo.streaming.single import SingleStream
 
 BLOCK_SECONDS = 0.08
 """Audio that is pushed at once: one frame of the encoder, as a microphone would deliver it."""
@@ -50,31 +52,58 @@ def transcribe_live(
     """
     from pianissimo.audio.io import SAMPLE_RATE, stream_audio
 
-    finals: list[StreamEvent] = []
-    samples, seconds = 0, 0.0
+    blocks: Iterable[Samples] = stream_audio(input.name, block_seconds=BLOCK_SECONDS)
+    if options.realtime:
+        blocks = _paced(blocks, SAMPLE_RATE)
     stream = recognizer.stream(latency_ms=options.latency_ms)
-    with _shown(input, options) as show:
+    heard = Heard()
+    with shown(input.name, options) as show:
+        hear(stream, blocks, SAMPLE_RATE, show, heard)
+    return _joined(heard.finals, heard.seconds, recognizer, options.word_timestamps)
 
-        def take(events: list[StreamEvent]) -> None:
-            finals.extend(event for event in events if event.type == "final" and event.text)
-            for event in events:
-                show(event, seconds)
 
-        began = time.monotonic()
-        try:
-            for block in stream_audio(input.name, block_seconds=BLOCK_SECONDS):
-                samples += len(block)
-                seconds = samples / SAMPLE_RATE
-                if options.realtime:
-                    time.sleep(max(0.0, began + seconds - time.monotonic()))
-                take(stream.push(block))
-        except KeyboardInterrupt:
-            # The interrupt may have hit the middle of a step: what can still be had, or nothing.
-            with suppress(Exception):
-                take(stream.finish())
-            raise
-        take(stream.finish())
-    return _joined(finals, seconds, recognizer, options.word_timestamps)
+@dataclass
+class Heard:
+    """The utterances of a stream so far, and the audio they came from."""
+
+    finals: list[StreamEvent] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def hear(
+    stream: "SingleStream", blocks: Iterable["Samples"], sample_rate: int, show: Show, heard: Heard
+) -> None:
+    """Push blocks until they end; show every event and collect the finals that say something.
+
+    On an interrupt the stream is finished and shown before KeyboardInterrupt goes on.
+    """
+    samples = 0
+
+    def take(events: list[StreamEvent]) -> None:
+        heard.finals += [event for event in events if event.type == "final" and event.text]
+        for event in events:
+            show(event, heard.seconds)
+
+    try:
+        for block in blocks:
+            samples += len(block)
+            heard.seconds = samples / sample_rate
+            take(stream.push(block))
+    except KeyboardInterrupt:
+        # The interrupt may have hit the middle of a step: what can still be had, or nothing.
+        with suppress(Exception):
+            take(stream.finish())
+        raise
+    take(stream.finish())
+
+
+def _paced(blocks: Iterable["Samples"], sample_rate: int) -> Iterator["Samples"]:
+    """Each block when its last sample would have been spoken."""
+    began, samples = time.monotonic(), 0
+    for block in blocks:
+        samples += len(block)
+        time.sleep(max(0.0, began + samples / sample_rate - time.monotonic()))
+        yield block
 
 
 def _joined(
@@ -98,10 +127,10 @@ def _joined(
 
 
 @contextmanager
-def _shown(input: Input, options: LiveOptions) -> Iterator[Show]:
+def shown(name: str, options: LiveOptions) -> Iterator[Show]:
     """How events are shown: as JSON lines, on a terminal's last lines, or line by line."""
     if options.as_json:
-        yield lambda event, at: emit(_json_line(input, event, at))
+        yield lambda event, at: emit(_json_line(name, event, at))
     elif options.quiet:
         yield lambda event, at: None
     elif sys.stderr.isatty():
@@ -111,8 +140,8 @@ def _shown(input: Input, options: LiveOptions) -> Iterator[Show]:
         yield _plain_line
 
 
-def _json_line(input: Input, event: StreamEvent, at: float) -> str:
-    record = {"file": input.name, "at": round(at, 3), **asdict(event)}
+def _json_line(name: str, event: StreamEvent, at: float) -> str:
+    record = {"file": name, "at": round(at, 3), **asdict(event)}
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 

@@ -6,6 +6,9 @@ The outer loop runs once per emitted label: find each row's next non-blank symbo
 predictor step for the rows that found one. The search for it scores a window of frames at once
 against the same predictor output, since nothing changes between blanks. State is carried between
 chunks: decoding a stream in chunks gives the tokens and frames of decoding it whole.
+
+A turn of the loop works in place on tensors of fixed shape and asks the device nothing, so that
+several turns can be recorded as one CUDA graph; see `streaming/graphs.py`.
 """
 
 from dataclasses import dataclass
@@ -64,6 +67,47 @@ class GreedyState:
         }
 
 
+@dataclass
+class GreedyLoop:
+    """One call's place in the loop, and what it found; all in place.
+
+    `frames` (B, S, J) are projected encoder frames of which row b has `lengths` (B,); `at` (B,) is
+    each row's next frame, `repeats` (B,) the labels it emitted there. The first `count` (B,)
+    entries of `tokens`, `when`, `log_probs` and `confidences` (B, S * max_symbols + 1) are its
+    labels; the last column takes what rows without a label write.
+    """
+
+    frames: Tensor
+    lengths: Tensor
+    at: Tensor
+    repeats: Tensor
+    count: Tensor
+    tokens: Tensor
+    when: Tensor
+    log_probs: Tensor
+    confidences: Tensor
+
+    def unfinished(self) -> Tensor:
+        """Whether any row has frames left: a boolean on the device."""
+        return (self.at < self.lengths).any()
+
+    def collect(self) -> list[Hypothesis]:
+        """What each row found, copied to the host at once."""
+        counts = self.count.tolist()
+        most = max(counts, default=0)
+        columns = (self.tokens, self.when, self.log_probs, self.confidences)
+        tokens, when, log_probs, confidences = (c[:, :most].tolist() for c in columns)
+        return [
+            Hypothesis(
+                tokens[row][:n],
+                when[row][:n],
+                log_probs[row][:n],
+                [min(max(sure, 0.0), 1.0) for sure in confidences[row][:n]],
+            )
+            for row, n in enumerate(counts)
+        ]
+
+
 class GreedySearch:
     """Greedy search with one model's predictor and joiner."""
 
@@ -94,50 +138,78 @@ class GreedySearch:
         `state` in place.
         """
         B, S, _ = encoded.shape
-        found = [Hypothesis() for _ in range(B)]
+        if S == 0:
+            return [Hypothesis() for _ in range(B)]
+        loop = self.begin(encoded, lengths, state)
+        while bool(loop.unfinished()):
+            self.turn(loop, state)
+        self.end(loop, state)
+        return loop.collect()
+
+    def begin(self, encoded: Tensor, lengths: Tensor | None, state: GreedyState) -> GreedyLoop:
+        """The loop before its first turn, over (B, S, D) with S > 0."""
+        B, S, _ = encoded.shape
         if lengths is None:
             lengths = torch.full((B,), S, device=encoded.device)
-        if S == 0:
-            return found
-        frames = self.joiner.encoder(encoded)
-        rows = torch.arange(B, device=encoded.device)
-        at = state.ahead.clone()
-        repeats = torch.zeros_like(at)
-        window = torch.arange(1 if self.durations else min(WINDOW, S), device=encoded.device)
-        while bool((at < lengths).any()):
-            index = at[:, None] + window
-            logits = self.joiner(
-                frames[rows[:, None], index.clamp(max=S - 1)], state.projected[:, None]
-            )
-            best = logits[..., : self.blank + 1].argmax(-1)
-            inside = index < lengths[:, None]
-            hit = (best != self.blank) & inside
-            emits = hit.any(1)
-            step = torch.where(emits, hit.int().argmax(1), inside.sum(1))
-            chosen = logits[rows, step.clamp(max=len(window) - 1)]
-            # A new frame starts its own count of symbols.
-            repeats = torch.where(step > 0, 0, repeats)
-            at = at + step
-            if self.durations:
-                at = self._skip(chosen, at, emits, inside[:, 0])
-            if bool(emits.any()):
-                labels = best[rows, step.clamp(max=len(window) - 1)]
-                # A duration may have moved the row on: the label belongs to where it was read.
-                where = index[rows, step.clamp(max=len(window) - 1)]
-                self._record(found, chosen, labels, where + state.frames, emits)
-                output, advanced = self.predictor.step(
-                    labels.masked_fill(~emits, 0), state.predictor
-                )
-                state.predictor = advanced.where(emits, state.predictor)
-                projected = self.joiner.predictor(output)
-                state.projected = torch.where(emits[:, None], projected, state.projected)
-                stayed = emits & (at == where)
-                repeats = torch.where(stayed, repeats + 1, 0)
-                full = repeats >= self.max_symbols
-                at, repeats = torch.where(full, at + 1, at), torch.where(full, 0, repeats)
-        state.ahead = (at - lengths).clamp(min=0)
-        state.frames = state.frames + lengths
-        return found
+        zeros = torch.zeros(B, dtype=torch.long, device=encoded.device)
+        cells = zeros.new_zeros(B, S * self.max_symbols + 1)
+        return GreedyLoop(
+            frames=self.joiner.encoder(encoded),
+            lengths=lengths,
+            at=state.ahead.clone(),
+            repeats=zeros,
+            count=zeros.clone(),
+            tokens=cells,
+            when=cells.clone(),
+            log_probs=cells.float(),
+            confidences=cells.float(),
+        )
+
+    def turn(self, loop: GreedyLoop, state: GreedyState) -> None:
+        """One label for every row that has one ahead; the others come to the end of a window."""
+        B, S, _ = loop.frames.shape
+        rows = torch.arange(B, device=loop.at.device)
+        wide = 1 if self.durations else min(WINDOW, S)
+        window = torch.arange(wide, device=loop.at.device)
+        index = loop.at[:, None] + window
+        logits = self.joiner(
+            loop.frames[rows[:, None], index.clamp(max=S - 1)], state.projected[:, None]
+        )
+        best = logits[..., : self.blank + 1].argmax(-1)
+        inside = index < loop.lengths[:, None]
+        hit = (best != self.blank) & inside
+        emits = hit.any(1)
+        step = torch.where(emits, hit.int().argmax(1), inside.sum(1))
+        cell = step.clamp(max=wide - 1)
+        chosen, where = logits[rows, cell], index[rows, cell]
+        # A new frame starts its own count of symbols.
+        repeats = torch.where(step > 0, 0, loop.repeats)
+        at = loop.at + step
+        if self.durations:
+            at = self._skip(chosen, at, emits, inside[:, 0])
+        if at.device.type == "cpu" and not bool(emits.any()):
+            # On the host a look is cheaper than a step of the predictor for nobody.
+            loop.at.copy_(at)
+            loop.repeats.copy_(repeats)
+            return
+        labels = torch.where(emits, best[rows, cell], 0)
+        # A duration may have moved the row on: the label belongs to where it was read.
+        self._record(loop, chosen, labels, where + state.frames, emits)
+        output, advanced = self.predictor.step(labels, state.predictor)
+        kept = advanced.where(emits, state.predictor)
+        state.predictor.hidden.copy_(kept.hidden)
+        state.predictor.cell.copy_(kept.cell)
+        projected = self.joiner.predictor(output)
+        state.projected.copy_(torch.where(emits[:, None], projected, state.projected))
+        repeats = torch.where(emits & (at == where), repeats + 1, 0)
+        full = repeats >= self.max_symbols
+        loop.at.copy_(torch.where(full, at + 1, at))
+        loop.repeats.copy_(torch.where(full, 0, repeats))
+
+    def end(self, loop: GreedyLoop, state: GreedyState) -> None:
+        """Count the frames of a finished loop."""
+        state.ahead.copy_((loop.at - loop.lengths).clamp(min=0))
+        state.frames += loop.lengths
 
     def _skip(self, chosen: Tensor, at: Tensor, emits: Tensor, inside: Tensor) -> Tensor:
         """Where each row goes on: its best duration further, a blank at least one frame."""
@@ -148,24 +220,12 @@ class GreedySearch:
         return torch.where(inside, moved, at)
 
     def _record(
-        self,
-        found: list[Hypothesis],
-        logits: Tensor,
-        labels: Tensor,
-        frames: Tensor,
-        emits: Tensor,
+        self, loop: GreedyLoop, logits: Tensor, labels: Tensor, frames: Tensor, emits: Tensor
     ) -> None:
-        rows = emits.nonzero()[:, 0]
-        log_probs = logits[rows, : self.blank + 1].float().log_softmax(-1)
-        picked = log_probs.gather(1, labels[rows, None])[:, 0]
-        confidence = self.confidence(log_probs)
-        table = zip(
-            rows.tolist(),
-            labels[rows].tolist(),
-            frames[rows].tolist(),
-            picked.tolist(),
-            confidence.tolist(),
-            strict=True,
-        )
-        for row, label, frame, log_prob, sure in table:
-            found[row].append(label, frame, log_prob, min(max(sure, 0.0), 1.0))
+        log_probs = logits[:, : self.blank + 1].float().log_softmax(-1)
+        column = torch.where(emits, loop.count, loop.tokens.shape[1] - 1)[:, None]
+        loop.tokens.scatter_(1, column, labels[:, None])
+        loop.when.scatter_(1, column, frames[:, None])
+        loop.log_probs.scatter_(1, column, log_probs.gather(1, labels[:, None]))
+        loop.confidences.scatter_(1, column, self.confidence(log_probs)[:, None])
+        loop.count += emits

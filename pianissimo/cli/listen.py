@@ -1,0 +1,178 @@
+"""`pianissimo listen`: a microphone, or raw samples on standard input, to words as they come."""
+
+import queue
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from pianissimo.cli.live import BLOCK_SECONDS, Heard, LiveOptions, hear, shown
+from pianissimo.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    HeadOption,
+    JsonOption,
+    ModelOption,
+    QuietOption,
+)
+from pianissimo.cli.output import emit, say
+from pianissimo.errors import AudioNotFoundError, MissingExtraError, OptionError
+
+if TYPE_CHECKING:
+    from io import BufferedReader
+
+    from pianissimo.audio.io import Samples
+
+STANDARD_INPUT = "-"
+MICROPHONE_RATE = 16_000
+BLOCKS_WAITING = 500
+"""Blocks that a microphone may be ahead of the recogniser before sound is lost: 40 seconds."""
+
+
+def listen(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MICROPHONE|-",
+            help="Name or number of a microphone [default: the system's], or - for raw 16-bit "
+            "little-endian mono samples on standard input.",
+        ),
+    ] = None,
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    head: HeadOption = None,
+    latency: Annotated[
+        int | None,
+        typer.Option(envvar="PIANISSIMO_LATENCY", metavar="MS", help="80, 160, 560 or 1120."),
+    ] = None,
+    sample_rate: Annotated[
+        int,
+        typer.Option(envvar="PIANISSIMO_SAMPLE_RATE", metavar="HZ", help="Rate of the samples."),
+    ] = MICROPHONE_RATE,
+    list_microphones: Annotated[
+        bool, typer.Option("--list", help="List the microphones and exit.")
+    ] = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Show words while someone speaks; Ctrl-C ends it and prints the text to stdout.
+
+    Each utterance is printed as soon as its speaker pauses. --json writes one line per event.
+    """
+    if list_microphones:
+        for number, name in _microphones():
+            emit(f"{number}: {name}\n")
+        return
+    from pianissimo.loading import load
+    from pianissimo.native import NativeRecognizer
+
+    if source == STANDARD_INPUT and sys.stdin.isatty():
+        raise AudioNotFoundError(
+            "standard input is a terminal: pipe raw samples into it, for example from arecord"
+        )
+    recognizer = load(model, device=device, dtype=dtype, head=head)
+    if not isinstance(recognizer, NativeRecognizer):
+        raise OptionError(f"{recognizer.name} cannot stream; choose a streaming model")
+    stream = recognizer.stream(latency_ms=latency, sample_rate=sample_rate)
+    options = LiveOptions(latency, as_json=as_json, quiet=quiet)
+    heard = Heard()
+    try:
+        with _blocks(source, sample_rate) as blocks, shown(source or "microphone", options) as show:
+            if not (quiet or as_json):
+                say("listening; Ctrl-C ends it")
+            hear(stream, blocks, sample_rate, show, heard)
+    except KeyboardInterrupt:
+        if source == STANDARD_INPUT:
+            raise
+        # For a microphone it is the way to stop.
+    finally:
+        if not as_json:
+            emit("".join(f"{event.text}\n" for event in heard.finals))
+
+
+@contextmanager
+def _blocks(source: str | None, sample_rate: int) -> Iterator[Iterator["Samples"]]:
+    if source == STANDARD_INPUT:
+        yield _standard_input(sample_rate)
+    else:
+        with _microphone(source, sample_rate) as blocks:
+            yield blocks
+
+
+def _standard_input(sample_rate: int) -> Iterator["Samples"]:
+    """Raw samples as they come; half a sample at the end is dropped."""
+    import numpy as np
+
+    size = 2 * round(BLOCK_SECONDS * sample_rate)
+    rest = b""
+    # `read1` returns what a pipe has now, where `read` would wait for a full block.
+    stdin = cast("BufferedReader", sys.stdin.buffer)
+    while data := stdin.read1(size):
+        data = rest + data
+        even = len(data) // 2 * 2
+        rest = data[even:]
+        yield np.frombuffer(data[:even], "<i2").astype(np.float32) / np.float32(32768)
+
+
+@contextmanager
+def _microphone(source: str | None, sample_rate: int) -> Iterator[Iterator["Samples"]]:
+    sounddevice = _sounddevice()
+    waiting: queue.Queue[Samples] = queue.Queue(BLOCKS_WAITING)
+
+    def take(samples: Any, frames: int, time: Any, status: Any) -> None:
+        if status:
+            say(f"the microphone says: {status}")
+        try:
+            waiting.put_nowait(samples[:, 0].copy())
+        except queue.Full:
+            say("the recogniser is too slow for this machine: sound was lost; try --dtype int8")
+
+    try:
+        stream = sounddevice.InputStream(
+            device=int(source) if source and source.isdigit() else source,
+            samplerate=sample_rate,
+            blocksize=round(BLOCK_SECONDS * sample_rate),
+            channels=1,
+            dtype="float32",
+            callback=take,
+        )
+    except (sounddevice.PortAudioError, ValueError) as error:
+        raise AudioNotFoundError(
+            f"{'the default microphone' if source is None else source!r} cannot be opened "
+            f"({error}); `pianissimo listen --list` shows what there is"
+        ) from error
+
+    def blocks() -> Iterator["Samples"]:
+        while True:
+            yield waiting.get()
+
+    with stream:
+        yield blocks()
+
+
+def _microphones() -> list[tuple[int, str]]:
+    """Number and name of every device that records; AudioNotFoundError if there is none."""
+    devices = _sounddevice().query_devices()
+    found = [(i, d["name"]) for i, d in enumerate(devices) if d["max_input_channels"] > 0]
+    if not found:
+        raise AudioNotFoundError(
+            "there is no microphone here; plug one in, or pipe samples into `pianissimo listen -`"
+        )
+    return found
+
+
+def _sounddevice() -> Any:
+    try:
+        import sounddevice
+    except ImportError as error:
+        raise MissingExtraError(
+            "a microphone needs the sounddevice package: pip install 'pianissimo[mic]'"
+        ) from error
+    except OSError as error:  # the package is there, its library is not
+        raise MissingExtraError(
+            f"{error}: install PortAudio (on Debian: apt install libportaudio2)"
+        ) from error
+    return sounddevice
