@@ -22,6 +22,7 @@ from pianissimo.audio.features import FeatureConfig, MelFeatures
 from pianissimo.errors import CheckpointError, OptionError
 from pianissimo.models.ctc import CtcHead
 from pianissimo.models.fastconformer import EncoderConfig, FastConformerEncoder
+from pianissimo.models.packed import Int8Linear, PackedLinear
 from pianissimo.models.transducer import Joiner, Predictor, TransducerConfig
 from pianissimo.text.tokenizer import Tokenizer
 
@@ -138,7 +139,13 @@ class AsrModel(nn.Module):
         return self.encoder.subsampling.weight.dtype
 
     def parameter_count(self) -> int:
-        return sum(p.numel() for p in self.parameters())
+        """Weights, packed ones included."""
+        packed = sum(
+            m.in_features * m.out_features
+            for m in self.modules()
+            if isinstance(m, (PackedLinear, Int8Linear))
+        )
+        return packed + sum(p.numel() for p in self.parameters())
 
 
 def save_model(

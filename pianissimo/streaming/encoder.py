@@ -26,10 +26,27 @@ from pianissimo.streaming.state import Arena
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a step: the slot of each, and how many frames its stream has behind it."""
+    """The rows of a step: the slot of each, and how many frames its stream has behind it.
 
-    slots: list[int]
-    frames: list[int]
+    `first` is the first slot where they are consecutive; `full` says that all rings are.
+    """
+
+    slots: Tensor  # (B,)
+    frames: Tensor  # (B,)
+    first: int | None
+    full: bool
+
+    @classmethod
+    def of(cls, slots: list[int], frames: list[int], left: int, device: torch.device) -> "Rows":
+        """Rows whose numbers are known to the host, which may spare the device some work."""
+        first = slots[0]
+        together = slots == list(range(first, first + len(slots)))
+        return cls(
+            torch.tensor(slots, device=device),
+            torch.tensor(frames, device=device),
+            first if together else None,
+            min(frames) >= left,
+        )
 
 
 @dataclass(frozen=True)
@@ -48,8 +65,7 @@ class Written:
 class _View:
     """How all layers of one step see the past."""
 
-    slots: Tensor  # (B,)
-    first: int | None  # the first slot, where they are consecutive
+    rows: Rows
     distance: Tensor  # (1, B, Q, W) into the R distances
     mask: Tensor | None  # (B, 1, Q, W), added to the scores
 
@@ -66,7 +82,7 @@ class SlotEncoder:
         self._depthwise = [
             layer.conv.depthwise.weight[:, 0].T.contiguous() for layer in self.layers
         ]
-        self._scratch = arena.key.new_zeros(0)
+        self.scratch = arena.key.new_zeros(0)
 
     def relative(self, queries: int) -> Tensor:
         """The scaled keys of the R distances for Q queries: (layers, H, K, R)."""
@@ -118,35 +134,31 @@ class SlotEncoder:
             convs.append(conv)
         return x, Written(torch.stack(keys), torch.stack(values), torch.stack(convs))
 
-    def commit(self, slots: Tensor, rows: Rows, written: Written, caches: list[Tensor]) -> None:
-        """Write what a step of whole chunks left behind, in place of the oldest frames."""
-        arena, (N, B, Q, D) = self.arena, written.key.shape
-        first = torch.tensor(rows.frames, device=self._device)
-        ring = (first[:, None] + torch.arange(Q, device=self._device)) % arena.left
+    def commit(self, rows: Rows, written: Written, caches: list[Tensor]) -> None:
+        """Write what a step of whole chunks left behind, in place of the oldest frames.
+
+        Counting the frames is left to the caller.
+        """
+        arena, slots, (N, B, Q, D) = self.arena, rows.slots, written.key.shape
+        ring = (rows.frames[:, None] + torch.arange(Q, device=self._device)) % arena.left
         index = (slots[:, None] * arena.left + ring).flatten()
         arena.key.view(N, -1, D).index_copy_(1, index, written.key.view(N, B * Q, D))
         arena.value.view(N, -1, D).index_copy_(1, index, written.value.view(N, B * Q, D))
         arena.conv.index_copy_(1, slots, written.conv)
         for cache, new in zip(arena.subsampling, caches, strict=True):
             cache.index_copy_(0, slots, new)
-        for slot in rows.slots:
-            arena.frames[slot] += Q
 
     def _view(self, rows: Rows, Q: int, chunk: int, counts: Tensor | None) -> _View:
         L, device = self.arena.left, self._device
-        frames = torch.tensor(rows.frames, device=device)[:, None, None]
+        frames = rows.frames[:, None, None]
         query = torch.arange(Q, device=device)[:, None]
         ring = torch.arange(L, device=device)
         age = (ring - frames) % L  # 0 for the oldest frame of the ring
         past = Q - 1 - query + age
         own = (L + Q - 1 - query + torch.arange(Q, device=device)).expand(len(rows.slots), Q, Q)
         distance = torch.cat([past, own], dim=2)[None]
-        slots = torch.tensor(rows.slots, device=device)
-        first: int | None = rows.slots[0]
-        if rows.slots != list(range(rows.slots[0], rows.slots[0] + len(rows.slots))):
-            first = None
-        if counts is None and Q <= chunk and min(rows.frames) >= L:
-            return _View(slots, first, distance, None)
+        if counts is None and Q <= chunk and rows.full:
+            return _View(rows, distance, None)
         # A query sees its own chunk and the L frames before that chunk, as far as they exist.
         begin = query // chunk * chunk
         seen = (age >= begin) & (frames - L + age >= 0)
@@ -157,7 +169,7 @@ class SlotEncoder:
         mask = torch.cat([seen, seen_own], dim=2)
         # Rows past the end of a stream see themselves, so that their numbers stay finite.
         scores = torch.where(mask, 0.0, MASKED_SCORE).to(self.arena.key.dtype)
-        return _View(slots, first, distance, scores[:, None])
+        return _View(rows, distance, scores[:, None])
 
     def _layer(
         self, i: int, layer: ConformerLayer, x: Tensor, relative: Tensor, view: _View
@@ -167,7 +179,7 @@ class SlotEncoder:
         query, key, value = layer.attention.qkv(layer.norm_attention(x)).chunk(3, dim=-1)
         heads = self._attend(i, layer, query, key, value, relative, view)
         x = x + layer.attention.out(heads)
-        convolved, conv = self._convolve(i, layer, layer.norm_conv(x), view.slots)
+        convolved, conv = self._convolve(i, layer, layer.norm_conv(x), view.rows.slots)
         x = x + convolved
         x = x.add(layer.ff2(layer.norm_ff2(x)), alpha=0.5)
         return layer.norm_out(x), key, value, conv
@@ -210,17 +222,17 @@ class SlotEncoder:
         B, Q, D = key.shape
         L = self.arena.left
         cells = 2 * B * (L + Q) * D
-        if self._scratch.numel() < cells:
-            self._scratch = self.arena.key.new_zeros(cells)
-        keys, values = self._scratch[:cells].view(2, B, L + Q, D)
+        if self.scratch.numel() < cells:
+            self.scratch = self.arena.key.new_zeros(cells)
+        keys, values = self.scratch[:cells].view(2, B, L + Q, D)
         for window, ring, new in (
             (keys, self.arena.key[i], key),
             (values, self.arena.value[i], value),
         ):
-            if view.first is None:
-                torch.index_select(ring, 0, view.slots, out=window[:, :L])
+            if view.rows.first is None:
+                torch.index_select(ring, 0, view.rows.slots, out=window[:, :L])
             else:
-                window[:, :L] = ring[view.first : view.first + B]
+                window[:, :L] = ring[view.rows.first : view.rows.first + B]
             window[:, L:] = new
         return keys, values
 

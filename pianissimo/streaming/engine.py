@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 SMALL_MODEL_PARAMETERS = 50_000_000
 """Below this a step is too short for a second thread to be worth waking."""
+CPU_STEP, GPU_STEP = (64, 256), (1024, 8192)
+"""Streams and encoder frames of the largest step."""
 DELAYS_KEPT = 10_000
 
 log = logging.getLogger(__name__)
@@ -46,22 +48,22 @@ class EngineOptions:
     """How much an engine takes on.
 
     `largest_batch` streams and `largest_frames` encoder frames bound one step, and with it how long
-    anyone waits for it. A stream may have `backlog_seconds` of audio waiting before `push` makes
-    its caller wait, and `unread_events` before it pauses. `threads` are those of the processor
-    that a step may use; None chooses by the size of the model.
+    anyone waits for it; None chooses 64 and 256 on a processor, 1024 and 8192 on a GPU. A stream
+    may have `backlog_seconds` of audio waiting before `push` makes its caller wait, and
+    `unread_events` before it pauses. `threads` are those of the processor that a step may use; None
+    chooses by the size of the model.
     """
 
-    largest_batch: int = 64
-    largest_frames: int = 256
+    largest_batch: int | None = None
+    largest_frames: int | None = None
     backlog_seconds: float = 60.0
     unread_events: int = 256
     threads: int | None = None
     freeze_garbage: bool = True
 
     def __post_init__(self) -> None:
-        bounds: tuple[int, ...] = (self.largest_batch, self.largest_frames, self.unread_events)
-        if self.threads is not None:
-            bounds = (*bounds, self.threads)
+        optional = (self.largest_batch, self.largest_frames, self.threads)
+        bounds = [self.unread_events, *(bound for bound in optional if bound is not None)]
         if min(bounds) < 1 or self.backlog_seconds <= 0:
             raise OptionError("the bounds of an engine must be above 0")
 
@@ -87,13 +89,20 @@ class EngineStats:
 class _Seat:
     """What the engine knows of a session besides its stream."""
 
-    __slots__ = ("busy", "due_since", "fresh", "saved")
+    __slots__ = ("arrivals", "busy", "due_since", "fresh", "saved")
 
     def __init__(self, saved: dict[str, torch.Tensor] | None, frames: int) -> None:
         self.fresh = True
         self.saved = None if saved is None else (saved, frames)
         self.busy = False
         self.due_since = 0.0
+        self.arrivals: deque[tuple[int, float]] = deque()  # where each push ended, and when
+
+    def arrival(self, position: int) -> float:
+        """When the audio reached this position; earlier ones will not be asked for again."""
+        while len(self.arrivals) > 1 and self.arrivals[0][0] < position:
+            self.arrivals.popleft()
+        return self.arrivals[0][1] if self.arrivals else time.monotonic()
 
 
 class Engine:
@@ -121,7 +130,11 @@ class Engine:
         self._work = threading.Condition(self.lock)
         self._room = threading.Condition(self.lock)
         self._slots = Slots(max_streams)
-        self._scheduler = Scheduler(self.options.largest_batch, self.options.largest_frames)
+        streams, frames = GPU_STEP if self.model.device.type == "cuda" else CPU_STEP
+        self._scheduler = Scheduler(
+            min(max_streams, self.options.largest_batch or streams),
+            self.options.largest_frames or frames,
+        )
         self._seats: dict[Session, _Seat] = {}
         self._stopping = False
         self._error: EngineError | None = None
@@ -234,6 +247,8 @@ class Engine:
         with self.lock:
             session._check_accepts("push")
             session._live.push(samples)
+            if len(samples):
+                self._seats[session].arrivals.append((session._live.buffer.end, time.monotonic()))
             self._schedule(session)
 
     def mark(self, session: Session, kind: Mark) -> None:
@@ -306,7 +321,7 @@ class Engine:
         now = time.monotonic()
         grid = session._live.grid
         tail = due == "tail"
-        seat.due_since = now
+        seat.due_since = seat.arrival(session._live.due_position)
         self._scheduler.add(
             session, Group(grid.chunk - 1, tail), now + (0.0 if tail else grid.chunk_seconds)
         )
@@ -382,6 +397,7 @@ class Engine:
             start, end = grid.window(0)
             self.runner.step([ChunkWork(0, np.zeros(end - start, np.float32))], grid)
             self.runner.clear(0)
+        self.runner.capture(self._scheduler.largest_batch)
         if self.options.freeze_garbage:
             gc.collect()
             gc.freeze()

@@ -85,6 +85,12 @@ class LiveStream:
         """Seconds that went through the model."""
         return (self._origin + self._chunks * self.grid.chunk_samples) / self._rate
 
+    @property
+    def due_position(self) -> int:
+        """The position that the audio must reach for the next piece of work."""
+        needed = self._origin + self.grid.needed(self._chunks)
+        return min(needed, self._marks[0][0]) if self._marks else needed
+
     def due(self) -> Literal["chunk", "tail"] | None:
         """The next piece of work: a complete chunk, or the tail before a mark."""
         limit = self._marks[0][0] if self._marks else self.buffer.end
@@ -121,10 +127,11 @@ class LiveStream:
             self._last_frame = found.frames[-1]
         self._watch(found, done)
         events += self._rule()
-        keep = self.grid.window(self._chunks)[0] + self._origin
-        if self.options.watchdog is not None:
-            keep -= round(self.options.watchdog.replay_seconds * self._rate)
-        self.buffer.forget(keep)
+        rules = self.options.watchdog
+        self.buffer.forget(
+            self._origin + self.grid.window(self._chunks)[0],
+            remember=0 if rules is None else round(rules.replay_seconds * self._rate),
+        )
         return events
 
     def take_tail(self, found: Hypothesis) -> list[StreamEvent]:

@@ -21,6 +21,7 @@ from pianissimo.errors import OptionError
 from pianissimo.models.asr import AsrConfig, AsrModel
 from pianissimo.models.packed import packed
 from pianissimo.streaming.encoder import Rows, SlotEncoder
+from pianissimo.streaming.graphs import StepGraphs, capture
 from pianissimo.streaming.state import Arena
 
 
@@ -127,13 +128,23 @@ class LiveModel:
 
 
 class Runner:
-    """Runs steps of streams that live in its arena of `slots` rows."""
+    """Runs steps of streams that live in its arena of `slots` rows.
+
+    On a GPU, `capture` makes the steps of up to `largest` streams CUDA graphs; one row more than
+    `slots` fills them up.
+    """
 
     def __init__(self, model: LiveModel, slots: int) -> None:
         self.model = model
-        self.arena = Arena.allocate(model.encoder, model.search, slots)
+        self.arena = Arena.allocate(model.encoder, model.search, slots + 1)
         self.encoder = SlotEncoder(model.encoder, self.arena)
         self.features: MelFeatures = model.features
+        self.graphs: StepGraphs | None = None
+        self._spare = slots
+
+    def capture(self, largest: int) -> None:
+        """Capture all steps as graphs where the device has them; before the first stream."""
+        self.graphs = capture(self, largest, self._spare)
 
     @torch.inference_mode()
     def clear(self, slot: int, first_frame: int = 0) -> None:
@@ -144,12 +155,16 @@ class Runner:
     def step(self, works: Sequence[ChunkWork], grid: ChunkGrid) -> list[Hypothesis]:
         """The next chunk of each of several streams: the tokens it adds, in the order given."""
         frames = self.arena.frames
+        if self.graphs is not None and all(frames[work.slot] for work in works):
+            found = self.graphs.run(works, grid)
+            self._count(works, grid)
+            return found
         # The first chunk of a stream has fewer mel frames; from the layers on all are alike.
         order = sorted(range(len(works)), key=lambda i: frames[works[i].slot] > 0)
         works = [works[i] for i in order]
-        rows = Rows([w.slot for w in works], [frames[w.slot] for w in works])
-        slots = self._index(rows.slots)
-        new = sum(f == 0 for f in rows.frames)
+        rows = self._rows(works)
+        slots = rows.slots
+        new = sum(frames[w.slot] == 0 for w in works)
         parts, caches = [], []
         for first, group in ((True, slice(0, new)), (False, slice(new, len(works)))):
             if works[group]:
@@ -160,10 +175,11 @@ class Runner:
         x = torch.cat(parts)
         encoded, written = self.encoder.step(x, rows, grid.chunk)
         search = self.arena.search.rows(slots)
-        found = self.model.search.decode(self._prompted(encoded), None, search)
+        found = self.model.search.decode(self.prompted(encoded), None, search)
         joined = [torch.cat(stage) for stage in zip(*caches, strict=True)]
-        self.encoder.commit(slots, rows, written, joined)
+        self.encoder.commit(rows, written, joined)
         self.arena.search.write(slots, search)
+        self._count(works, grid)
         unsorted = sorted(zip(order, found, strict=True), key=lambda pair: pair[0])
         return [hypothesis for _, hypothesis in unsorted]
 
@@ -177,9 +193,8 @@ class Runner:
         search = self.arena.search.rows(slots)
         x = torch.nn.utils.rnn.pad_sequence(tails, batch_first=True)
         if x.shape[1]:
-            rows = Rows([w.slot for w in works], [frames[w.slot] for w in works])
-            encoded, _ = self.encoder.step(x, rows, grid.chunk, counts)
-            found = self.model.search.decode(self._prompted(encoded), counts, search)
+            encoded, _ = self.encoder.step(x, self._rows(works), grid.chunk, counts)
+            found = self.model.search.decode(self.prompted(encoded), counts, search)
         else:
             found = [Hypothesis() for _ in works]
         # The frames of the tail come again with the next chunk: they count then, searched by now.
@@ -206,8 +221,18 @@ class Runner:
         windows = torch.from_numpy(samples).to(self.model.device, non_blocking=True)
         return self.features.frames(windows, valid).to(self.model.dtype)
 
-    def _prompted(self, encoded: Tensor) -> Tensor:
+    def prompted(self, encoded: Tensor) -> Tensor:
+        """Encoder frames as the heads get them."""
         return encoded if self.model.prompt is None else self.model.prompt(encoded)
+
+    def _rows(self, works: Sequence[ChunkWork | TailWork]) -> Rows:
+        slots = [work.slot for work in works]
+        frames = [self.arena.frames[slot] for slot in slots]
+        return Rows.of(slots, frames, self.arena.left, self.model.device)
+
+    def _count(self, works: Sequence[ChunkWork], grid: ChunkGrid) -> None:
+        for work in works:
+            self.arena.frames[work.slot] += grid.chunk
 
     def _index(self, numbers: list[int]) -> Tensor:
         return torch.tensor(numbers, device=self.model.device)

@@ -1,0 +1,259 @@
+"""Speed and memory of the other model families at their real size, against Transformers.
+
+    python bench/families.py [wav2vec2-base] [wav2vec2-large] [whisper-tiny] [whisper-base]
+                             [glm-asr-nano] [--rounds N] [--threads N] [--seconds S] [--memory]
+
+Without a model named it runs all but the last, which takes 20 GB of memory. Weights are random and
+made on the spot, so only speed means anything. Both sides hear the same audio in turn, in one
+process, on the same threads; `--memory` runs each side once more in a process of its own and tells
+its peak. Needs the extra `families`.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+CLIPS = sorted((ROOT / "examples" / "audio").glob("*.flac"))
+SAMPLE_RATE = 16_000
+BATCH = 8
+MODELS = ("wav2vec2-base", "wav2vec2-large", "whisper-tiny", "whisper-base", "glm-asr-nano")
+WHISPER_SIZES = {"whisper-tiny": (384, 4, 6), "whisper-base": (512, 6, 8)}
+
+Side = Callable[[], object]
+
+
+def speech(seconds: float, offset: int = 0) -> Any:
+    """The example clips over and over: float32 samples at 16 kHz."""
+    import numpy as np
+
+    from pianissimo.audio.io import load_audio
+
+    clips = np.roll(np.concatenate([load_audio(path) for path in CLIPS]), -offset)
+    count = round(seconds * SAMPLE_RATE)
+    return np.tile(clips, -(-count // len(clips)))[:count]
+
+
+# -- folders with random weights -------------------------------------------------------------------
+
+
+def save_wav2vec2(folder: Path, large: bool) -> None:
+    """The published shapes of wav2vec2-base-960h and wav2vec2-large-960h-lv60-self."""
+    import torch
+    import transformers
+
+    options: dict[str, Any] = {"vocab_size": 32, "pad_token_id": 0}
+    if large:
+        options |= {
+            "hidden_size": 1024,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "intermediate_size": 4096,
+            "feat_extract_norm": "layer",
+            "do_stable_layer_norm": True,
+            "conv_bias": True,
+        }
+    torch.manual_seed(0)
+    model = transformers.Wav2Vec2ForCTC(transformers.Wav2Vec2Config(**options))
+    with torch.no_grad():
+        model.lm_head.bias[0] += 0.5
+    model.save_pretrained(folder)
+    letters = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVKXJQZ'"]
+    vocabulary = {letter: id for id, letter in enumerate(letters)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    tokenizer = transformers.Wav2Vec2CTCTokenizer(str(folder / "vocab.json"))
+    extractor = transformers.Wav2Vec2FeatureExtractor(return_attention_mask=False)
+    transformers.Wav2Vec2Processor(extractor, tokenizer).save_pretrained(folder)
+
+
+def save_whisper(folder: Path, width: int, layers: int, heads: int) -> None:
+    """The published shapes, with the tests' tokenizer of a few hundred pieces."""
+    sys.path.insert(0, str(ROOT / "tests" / "unit" / "adapters"))
+    from tiny_whisper import save_tiny_whisper
+
+    save_tiny_whisper(
+        folder,
+        num_mel_bins=80,
+        d_model=width,
+        encoder_layers=layers,
+        decoder_layers=layers,
+        encoder_attention_heads=heads,
+        decoder_attention_heads=heads,
+        encoder_ffn_dim=4 * width,
+        decoder_ffn_dim=4 * width,
+        max_target_positions=448,
+    )
+
+
+def save_glm_asr(folder: Path) -> None:
+    """The published shape of GLM-ASR-Nano-2512 but for the vocabulary."""
+    sys.path.insert(0, str(ROOT / "tests" / "unit" / "adapters"))
+    from tiny_glm_asr import save_tiny_glm_asr
+
+    save_tiny_glm_asr(folder, real_size=True)
+
+
+def save(name: str, folder: Path) -> None:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    if name.startswith("wav2vec2"):
+        save_wav2vec2(folder, large=name.endswith("large"))
+    elif name in WHISPER_SIZES:
+        save_whisper(folder, *WHISPER_SIZES[name])
+    else:
+        save_glm_asr(folder)
+
+
+# -- the two sides ---------------------------------------------------------------------------------
+
+
+def our_ctc(folder: Path, clips: list[Any]) -> Side:
+    """All clips together, cut and joined where they are long."""
+    import pianissimo
+
+    ours = pianissimo.load(folder, device="cpu")
+    blocks = [[samples] for samples in clips]
+    return lambda: list(ours._recognise(blocks, True))
+
+
+def their_ctc(folder: Path, clips: list[Any]) -> Side:
+    """The pipeline of Transformers, which takes one clip after the other."""
+    import transformers
+
+    pipe = transformers.pipeline("automatic-speech-recognition", model=str(folder), device="cpu")
+    long = {"chunk_length_s": 30, "stride_length_s": (5, 5)}
+    options = long if len(clips[0]) > 30 * SAMPLE_RATE else {}
+    return lambda: [pipe(c.copy(), return_timestamps="word", **options) for c in clips]
+
+
+def our_text(folder: Path, clips: list[Any]) -> Side:
+    """All clips as one batch, without what surrounds the model."""
+    import pianissimo
+
+    ours: Any = pianissimo.load(folder, device="cpu")
+    if hasattr(ours, "extractor"):
+        return lambda: ours._decode(clips, False)
+    return lambda: ours._decode(clips)
+
+
+def their_text(folder: Path, clips: list[Any]) -> Side:
+    """`generate` of Transformers, which writes as many tokens for one clip after the other."""
+    import torch
+
+    import pianissimo
+
+    model: Any = pianissimo.load(folder, device="cpu")  # the same network, opened the same way
+    whisper = hasattr(model, "extractor")
+    found = model._decode(clips, False) if whisper else model._decode(clips)
+    counts = [len(decoded.tokens) + 1 for decoded in found]
+
+    @torch.inference_mode()
+    def theirs() -> object:
+        for samples, count in zip(clips, counts, strict=True):
+            options = {"do_sample": False, "max_new_tokens": count, "min_new_tokens": count}
+            if whisper:
+                heard = model.extractor(samples, sampling_rate=SAMPLE_RATE, return_tensors="pt")
+                model.model.generate(heard.input_features, task="transcribe", **options)
+            else:
+                inputs = model.processor.apply_transcription_request([samples])
+                model.model.generate(**inputs, **options)
+        return None
+
+    return theirs
+
+
+def make_side(name: str, index: int, folder: Path, clips: list[Any]) -> Side:
+    """Ours (0) or that of Transformers (1)."""
+    ctc = name.startswith("wav2vec2")
+    makers = (our_ctc, their_ctc) if ctc else (our_text, their_text)
+    return makers[index](folder, clips)
+
+
+def measure(name: str, folder: Path, clips: list[Any], rounds: int) -> dict[str, float]:
+    """Seconds of audio per second: the best round of each side, taken in turn."""
+    both = [make_side(name, index, folder, clips) for index in (0, 1)]
+    best = [float("inf"), float("inf")]
+    for side in both:
+        side()  # warms up
+    for _ in range(rounds):
+        for i, side in enumerate(both):
+            began = time.perf_counter()
+            side()
+            best[i] = min(best[i], time.perf_counter() - began)
+    seconds = sum(map(len, clips)) / SAMPLE_RATE
+    return {
+        "ours_rtfx": seconds / best[0],
+        "transformers_rtfx": seconds / best[1],
+        "ratio": best[1] / best[0],
+    }
+
+
+def peak_mib() -> float:
+    """The most memory that this program was resident with, in MiB (Linux)."""
+    # Not ru_maxrss: a child begins with that of the process that started it.
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError("no VmHWM")
+
+
+def peaks(name: str, folder: Path, seconds: float, threads: int) -> dict[str, float]:
+    """Peak memory in MiB of each side alone, on one clip."""
+    found = {}
+    for i, side in enumerate(("ours_mib", "transformers_mib")):
+        command = [sys.executable, __file__, name, "--side", str(i), "--folder", str(folder)]
+        command += ["--seconds", str(seconds), "--threads", str(threads)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        found[side] = float(done.stdout.split()[-1])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", choices=[*MODELS, []], metavar="MODEL")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--side", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    if arguments.side is not None:
+        [name] = arguments.models
+        window = min(arguments.seconds, 28.0) if not name.startswith("wav2vec2") else None
+        clip = speech(window or arguments.seconds)
+        make_side(name, arguments.side, arguments.folder, [clip])()
+        print(peak_mib())
+        return
+    for name in arguments.models or MODELS[:-1]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            path.mkdir()
+            save(name, path)
+            ctc = name.startswith("wav2vec2")
+            one = [speech(arguments.seconds if ctc else min(28.0, arguments.seconds))]
+            several = [speech(3.0 + 0.5 * i, offset=20_000 * i) for i in range(BATCH)]
+            result = {"model": name, "threads": arguments.threads}
+            result |= {"one": measure(name, path, one, arguments.rounds)}
+            if name != "glm-asr-nano":
+                result |= {f"batch_of_{BATCH}": measure(name, path, several, arguments.rounds)}
+            if arguments.memory:
+                result |= {"memory": peaks(name, path, arguments.seconds, arguments.threads)}
+            print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()
