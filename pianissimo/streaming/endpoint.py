@@ -26,12 +26,14 @@ class EndpointRules:
     after it was spoken, so the pause of the speaker is somewhat longer than `trailing_silence`
     when the rule fires. An utterance whose words span less than `minimum_speech` waits for twice
     the silence, as a cough or a hesitation might go on. After `maximum_utterance` the text is
-    locked at the last word boundary though nobody paused.
+    locked at the last word boundary though nobody paused. With `voice` a voice detector must hear
+    silence as well, for models that fall silent before their speaker does.
     """
 
     trailing_silence: float = 0.8
     minimum_speech: float = 0.24
     maximum_utterance: float = 60.0
+    voice: bool = False
 
     def __post_init__(self) -> None:
         if not (self.trailing_silence > 0 and self.minimum_speech >= 0):

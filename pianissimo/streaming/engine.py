@@ -171,7 +171,7 @@ class Engine:
         live = LiveStream(
             self.model.grid(lookahead),
             self.recognizer.tokenizer,
-            LiveOptions(lookahead, endpoint, watchdog),
+            LiveOptions(lookahead, endpoint, watchdog, self.recognizer.detector),
         )
         input = StreamInput(sample_rate, rate, self.recognizer.front_end)
         frames = 0

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pianissimo.audio.buffer import SampleBuffer
+from pianissimo.audio.vad import WINDOW_SECONDS, VadState, VoiceDetector
 from pianissimo.decoding.hypothesis import Hypothesis
 from pianissimo.streaming.endpoint import (
     ENDPOINT,
@@ -36,6 +37,8 @@ class LiveOptions:
     lookahead: int
     endpoint: EndpointRules | None = ENDPOINT
     watchdog: WatchdogRules | None = WATCHDOG
+    detector: VoiceDetector | None = None
+    """Hears the voice that endpoint rules may ask for; by its energy if there is none here."""
 
 
 class LiveStream:
@@ -61,12 +64,18 @@ class LiveStream:
         self._unheard_seconds = 0.0
         self._restart: int | None = None
         self._may_replay = True
+        self._detector: VoiceDetector | None = None
+        if options.endpoint is not None and options.endpoint.voice:
+            self._detector = options.detector or VoiceDetector()
+            self._voice = self._detector.start()
 
     # -- in ----------------------------------------------------------------------------------------
 
     def push(self, samples: npt.NDArray[np.float32]) -> None:
         """Take mono float32 samples at the model's rate."""
         self.buffer.append(samples)
+        if self._detector is not None:
+            self._detector.push(samples, self._voice)
 
     def mark(self, kind: Mark) -> None:
         """Ask for the text of everything pushed so far, and with "finish" for the stream's end."""
@@ -147,6 +156,8 @@ class LiveStream:
         rules, first, last = self.options.endpoint, self.text.first, self.text.last
         if rules is None or first is None or last is None:
             return []
+        if self._detector is not None:
+            last = max(last, min(self._voice.end * WINDOW_SECONDS, self.heard))
         verdict = rules.verdict(first, last, self.heard)
         if verdict == "length":
             return self.text.cut(self.heard)
@@ -192,6 +203,7 @@ class LiveStream:
             "unheard_seconds": self._unheard_seconds,
             "may_replay": self._may_replay,
             "replays": self.replays,
+            "voice": None if self._detector is None else asdict(self._voice),
             "found": asdict(self.text.found),
             "start": self.buffer.start,
             "samples": self.buffer.read(self.buffer.start, self.buffer.end),
@@ -205,6 +217,8 @@ class LiveStream:
         self._meter.floor_dbfs = saved["floor_dbfs"]
         self._unheard_seconds = float(saved["unheard_seconds"])
         self._may_replay, self.replays = bool(saved["may_replay"]), int(saved["replays"])
+        if self._detector is not None and saved["voice"] is not None:
+            self._voice = VadState(**saved["voice"])
         self.text.push(Hypothesis(**saved["found"]))
         self.buffer = SampleBuffer(int(saved["start"]))
         self.buffer.append(np.asarray(saved["samples"], np.float32))

@@ -30,6 +30,7 @@ from pianissimo.errors import (
 )
 from pianissimo.models.asr import AsrModel
 from pianissimo.native import NativeRecognizer
+from pianissimo.streaming.endpoint import EndpointRules
 from pianissimo.streaming.engine import Engine, EngineOptions
 from pianissimo.streaming.session import Session
 from pianissimo.text.tokenizer import Tokenizer
@@ -307,6 +308,22 @@ def test_a_pause_ends_the_utterance_and_keeps_the_caches(mute: NativeRecognizer)
         assert stream._runner.arena.frames[0] > 50
 
 
+def test_when_asked_a_voice_keeps_the_utterance_open(mute: NativeRecognizer) -> None:
+    """The model falls silent, the speaker does not: with `voice` that is no endpoint."""
+    loud = np.convolve(bursts(4.0), np.full(5, 0.2), "same").astype(np.float32)
+    quiet = noise(40_000, seed=2) * 1e-4
+    for voice, expected in ((False, True), (True, False)):
+        mute.search.silent = False
+        rules = EndpointRules(voice=voice)
+        with mute.stream(latency_ms=80, endpoint=rules, watchdog=None) as stream:
+            stream.push(np.concatenate([quiet, loud]))
+            mute.search.silent = True
+            events = stream.push(loud)
+            assert any(e.type == "endpoint" for e in events) == expected
+            events += stream.push(quiet)
+            assert sum(e.type == "endpoint" for e in events) == 1
+
+
 def test_without_rules_nothing_ends_an_utterance(mute: NativeRecognizer) -> None:
     with mute.stream(latency_ms=80, endpoint=None, watchdog=None) as stream:
         stream.push(noise(32_000))
@@ -315,8 +332,6 @@ def test_without_rules_nothing_ends_an_utterance(mute: NativeRecognizer) -> None
 
 
 def test_whoever_never_pauses_gets_finals_at_words(recognizer: NativeRecognizer) -> None:
-    from pianissimo.streaming.endpoint import EndpointRules
-
     samples = noise(160_000, seed=8)
     rules = EndpointRules(maximum_utterance=2.0)
     with recognizer.stream(latency_ms=80, endpoint=rules) as stream:
