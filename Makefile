@@ -26,7 +26,7 @@ test: $(READY) ## the quick tests, on the CPU and without a network
 	$(BIN)/python -m pytest -q -m "not slow and not gpu and not network"
 
 parity: $(READY) $(PARITY_READY) ## our numbers against the reference implementations, live
-	$(BIN)/python -m pytest -q tests/parity/test_live.py
+	$(BIN)/python -m pytest -q tests/parity/test_live.py tests/parity/test_live_families.py
 
 bench: $(READY) ## speed and word errors on this machine
 	BENCH_MINUTES=2 $(BIN)/python bench/offline.py

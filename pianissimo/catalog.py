@@ -32,6 +32,30 @@ class CatalogEntry:
         return self.name.rpartition("/")[2]
 
 
+WHISPER_LANGUAGES = tuple(
+    "en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th "
+    "ur hr bg lt la mi ml cy sk te fa lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr "
+    "pa si km sn yo so af oc ka be tg sd gu am yi lo uz fo ht ps tk nn mt sa lb my bo tl mg as tt "
+    "haw ln ha ba jw su".split()
+)
+WHISPER_FILES = ("*.json", "*.txt", "model.safetensors")
+GLM_ASR_LANGUAGES = tuple("zh en ca de es fr id it ja lt ms nl no pt ru sl uk".split())
+
+
+def _whisper(size: str, millions: float, megabytes: float) -> CatalogEntry:
+    return CatalogEntry(
+        name=f"openai/whisper-{size}",
+        summary="offline, many languages, translates into English; needs the extra families",
+        languages=WHISPER_LANGUAGES + (("yue",) if size.startswith("large-v3") else ()),
+        licence="Apache-2.0",
+        parameters_millions=millions,
+        megabytes=megabytes,
+        repository=f"openai/whisper-{size}",
+        files=WHISPER_FILES,
+        streams=False,
+    )
+
+
 CATALOG = (
     CatalogEntry(
         name=EMBEDDED,
@@ -69,6 +93,33 @@ CATALOG = (
         megabytes=2400,
         repository="nvidia/parakeet-tdt-0.6b-v2",
         files=("*.nemo",),
+        streams=False,
+    ),
+    CatalogEntry(
+        name="facebook/wav2vec2-base-960h",
+        summary="offline English, capitals without punctuation, whole recordings at once",
+        languages=("en",),
+        licence="Apache-2.0",
+        parameters_millions=94,
+        megabytes=378,
+        repository="facebook/wav2vec2-base-960h",
+        files=("*.json", "model.safetensors"),
+        streams=False,
+    ),
+    _whisper("tiny", 38, 151),
+    _whisper("base", 73, 290),
+    _whisper("small", 242, 967),
+    _whisper("large-v3", 1543, 3087),
+    _whisper("large-v3-turbo", 809, 1618),
+    CatalogEntry(
+        name="zai-org/GLM-ASR-Nano-2512",
+        summary="offline Chinese, English and 15 more, quiet speech; needs the extra families",
+        languages=GLM_ASR_LANGUAGES,
+        licence="MIT",
+        parameters_millions=2258,
+        megabytes=4520,
+        repository="zai-org/GLM-ASR-Nano-2512",
+        files=("*.json", "*.jinja", "*.safetensors"),
         streams=False,
     ),
 )

@@ -1,8 +1,10 @@
 """From a name, a folder or a file to a recogniser; and fetching what has a name."""
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pianissimo import catalog
 from pianissimo.errors import CheckpointError, ModelNotFoundError, OptionError
@@ -10,6 +12,8 @@ from pianissimo.errors import CheckpointError, ModelNotFoundError, OptionError
 if TYPE_CHECKING:
     import torch
 
+    from pianissimo.adapters.offline import OfflineRecognizer
+    from pianissimo.audio.level import GainMode
     from pianissimo.models.asr import AsrModel
     from pianissimo.native import NativeRecognizer
     from pianissimo.text.tokenizer import Tokenizer
@@ -17,33 +21,204 @@ if TYPE_CHECKING:
 MODELS_FOLDER = "PIANISSIMO_MODELS"
 """Environment variable that names the folder in which `pull` keeps models."""
 DTYPES = ("float32", "bfloat16", "float16")
+INT8 = "int8"
+"""Not a dtype of the whole model: its linear layers on the CPU, the rest in float32."""
+AnyRecognizer: TypeAlias = "NativeRecognizer | OfflineRecognizer"
+"""What `load` returns: a recogniser of our own models, or one of another family."""
 
 
 def load(
     model: str | os.PathLike[str] | None = None,
     *,
     device: str = "auto",
-    dtype: str = "float32",
+    dtype: str = "auto",
     head: Literal["transducer", "ctc"] | None = None,
-) -> "NativeRecognizer":
+    language: str | None = None,
+    task: Literal["transcribe", "translate"] | None = None,
+    gain: "GainMode | None" = None,
+) -> AnyRecognizer:
     """A recogniser from a name of the catalogue, a folder or a `.nemo` file.
 
     Without `model` it is the embedded English one. `device` is "auto", "cpu", "cuda" or "cuda:N";
-    `dtype` float32, bfloat16 or float16; `head` chooses the decoder of a hybrid model. Nothing is
-    downloaded: see `pull`. Raises ModelNotFoundError, CheckpointError or OptionError.
+    `dtype` "auto" (float32 unless the model says otherwise), float32, bfloat16, float16, or int8
+    for the encoder's linear layers of our own models on a CPU; `head` chooses the decoder of a
+    hybrid model, `language` the language of a multilingual one, `task` what Whisper writes. `gain`
+    says whether quiet speech is brought to level first: "on", "off", "auto" (only where it is
+    needed), by default what suits the family. Nothing is downloaded: see `pull`. Raises
+    ModelNotFoundError, CheckpointError, MissingExtraError or OptionError.
     """
+    target = choose_device(device)
+    precision = None if dtype in ("auto", INT8) else choose_dtype(dtype)
+    path = locate(model)
+    kind = model_type(path)
+    if kind in FAMILIES:
+        if dtype == INT8:
+            raise OptionError(f"{path.name} has no int8 form here; use float32 or bfloat16")
+        other = FAMILIES[kind](path, target, FamilyOptions(precision, head, language, task))
+        _set_gain(other, gain)
+        return other
+    if task not in (None, "transcribe"):
+        raise OptionError(f"{path.name} only transcribes: leave {task!r} out")
+    recognizer = _load_native(path, target, precision or choose_dtype("float32"), head, language)
+    _set_gain(recognizer, gain)
+    if dtype == INT8:
+        _quantise(recognizer.model)
+    return recognizer
+
+
+def _set_gain(recognizer: AnyRecognizer, gain: "GainMode | None") -> None:
+    """Another gain mode than the family's own; OptionError where there is none to set."""
+    from pianissimo.audio.front_end import FrontEnd
+
+    if gain is None:
+        return
+    front_end = FrontEnd(gain)
+    if hasattr(recognizer, "front_end"):
+        recognizer.front_end = front_end
+    elif gain != "off":
+        raise OptionError(
+            f"{recognizer.name} scales what it hears by itself: leave the gain out, or off"
+        )
+
+
+def _load_native(
+    path: Path,
+    device: "torch.device",
+    dtype: "torch.dtype",
+    head: Literal["transducer", "ctc"] | None,
+    language: str | None,
+) -> "NativeRecognizer":
+    from pianissimo.audio.features import MelFeatures
+    from pianissimo.audio.front_end import FrontEnd, default_mode
+    from pianissimo.audio.vad import SpeechModel, VoiceDetector, available
+    from pianissimo.models.convert import recognise_format
     from pianissimo.native import NativeRecognizer
 
-    target, precision = choose_device(device), choose_dtype(dtype)
-    network, tokenizer = read_model(locate(model))
+    ours = recognise_format(path) == "pianissimo"
+    network, tokenizer = read_model(path)
+    if language not in (None, network.config.language):
+        raise OptionError(f"{network.config.name} knows no choice of languages: leave it out")
     if tokenizer.vocab_size != network.config.vocab_size:
         raise CheckpointError(
             f"the tokenizer has {tokenizer.vocab_size} pieces, the model "
             f"{network.config.vocab_size}: they belong to different models"
         )
-    network.to(device=target, dtype=precision)
-    network.features.float()  # spectra need more than half precision
-    return NativeRecognizer(network, tokenizer, head=head)
+    network.to(device=device, dtype=dtype)
+    # Spectra need more than half precision, and so do the constants they are made with.
+    network.features = MelFeatures(network.config.features).to(device)
+    return NativeRecognizer(
+        network,
+        tokenizer,
+        head=head,
+        front_end=FrontEnd(default_mode("pianissimo" if ours else "parakeet")),
+        detector=VoiceDetector(model=SpeechModel() if available() else None),
+    )
+
+
+def _quantise(network: "AsrModel") -> None:
+    """The encoder's linear layers in 8 bits, in place; OptionError where that cannot be."""
+    from pianissimo.models.packed import packed
+
+    if network.device.type != "cpu":
+        raise OptionError("int8 is for the CPU; on a GPU use bfloat16")
+    network.encoder = packed(network.encoder, "int8")
+
+
+# -- other families --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FamilyOptions:
+    """What `load` was asked for; None leaves the choice to the family."""
+
+    dtype: "torch.dtype | None" = None
+    head: str | None = None
+    language: str | None = None
+    task: Literal["transcribe", "translate"] | None = None
+
+
+def _load_ctc_family(
+    path: Path, device: "torch.device", options: FamilyOptions
+) -> "OfflineRecognizer":
+    from pianissimo.adapters.ctc_family import CtcFamilyRecognizer
+    from pianissimo.models.wav2vec2_files import read_wav2vec2
+
+    _refuse(path, options, head=(None, "ctc"))
+    network, alphabet = read_wav2vec2(path, options.language)
+    network.to(device=device, dtype=options.dtype or choose_dtype("float32"))
+    return CtcFamilyRecognizer(network, alphabet)
+
+
+def _load_whisper(
+    path: Path, device: "torch.device", options: FamilyOptions
+) -> "OfflineRecognizer":
+    from pianissimo.adapters.whisper import read_whisper
+
+    _refuse(path, options, task=(None, "transcribe", "translate"))
+    dtype = options.dtype or choose_dtype("float32")
+    task = options.task or "transcribe"
+    return read_whisper(path, device, dtype, language=options.language, task=task)
+
+
+def _load_glm_asr(
+    path: Path, device: "torch.device", options: FamilyOptions
+) -> "OfflineRecognizer":
+    from pianissimo.adapters.glm_asr import read_glm_asr
+
+    _refuse(path, options)
+    if options.language is not None:
+        raise OptionError(f"{path.name} finds the language by itself: leave it out")
+    return read_glm_asr(path, device, options.dtype)
+
+
+FAMILIES: dict[str | None, "Callable[[Path, torch.device, FamilyOptions], OfflineRecognizer]"] = {
+    "wav2vec2": _load_ctc_family,
+    "hubert": _load_ctc_family,
+    "data2vec-audio": _load_ctc_family,
+    "wavlm": _load_ctc_family,
+    "wav2vec2-bert": _load_ctc_family,
+    "whisper": _load_whisper,
+    "glmasr": _load_glm_asr,
+    "Glmasr": _load_glm_asr,  # as the first layout has it, which is refused by its name
+}
+"""The `model_type` of a folder written by Transformers -> what reads it."""
+
+
+def _refuse(
+    path: Path,
+    options: FamilyOptions,
+    head: tuple[str | None, ...] = (None,),
+    task: tuple[str | None, ...] = (None, "transcribe"),
+) -> None:
+    """OptionError for a head or task that the family does not have."""
+    if options.head not in head:
+        only = f", only {head[-1]}" if head[-1] else ""
+        raise OptionError(f"{path.name} has no {options.head} head{only}")
+    if options.task not in task:
+        known = " or ".join(name for name in task if name)
+        raise OptionError(f"{path.name}: unknown task {options.task!r}; choose {known}")
+
+
+def model_type(path: Path) -> str | None:
+    """What a folder written by Transformers says it holds; None for every other path.
+
+    Raises CheckpointError when it is something that nothing here reads.
+    """
+    from pianissimo.models.convert import listed, read_json, recognise_format
+    from pianissimo.models.huggingface import FAMILIES as NATIVE
+
+    if not path.is_dir() or recognise_format(path) != "huggingface":
+        return None
+    config = read_json(path / "config.json")
+    kind, found = config.get("model_type"), config.get("architectures")
+    if kind in FAMILIES or not isinstance(kind, str):
+        return kind if isinstance(kind, str) else None
+    if not any(name in NATIVE for name in found or () if isinstance(name, str)):
+        raise CheckpointError(
+            f"{path} holds a model of the kind {kind[:80]!r}, which nothing here reads; known are "
+            f"{listed([str(name) for name in FAMILIES], most=99)} and {listed(NATIVE, most=99)}"
+        )
+    return kind
 
 
 def locate(model: str | os.PathLike[str] | None) -> Path:
@@ -143,6 +318,6 @@ def choose_dtype(dtype: str) -> "torch.dtype":
     import torch
 
     if dtype not in DTYPES:
-        raise OptionError(f"unknown dtype {dtype!r}; choose {', '.join(DTYPES)}")
+        raise OptionError(f"unknown dtype {dtype!r}; choose {', '.join((*DTYPES, INT8))}")
     chosen: torch.dtype = getattr(torch, dtype)
     return chosen

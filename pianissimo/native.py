@@ -24,9 +24,12 @@ from pianissimo.audio.io import (
     load_audio,
     stream_audio,
 )
+from pianissimo.audio.vad import VoiceDetector
 from pianissimo.decoding.hypothesis import Hypothesis
 from pianissimo.decoding.search import Head, make_search
 from pianissimo.errors import OptionError, PianissimoError
+from pianissimo.guards import Evidence, Reason, judge
+from pianissimo.hearing import Hearing
 from pianissimo.models.asr import AsrModel
 from pianissimo.models.fastconformer import ChunkPlan
 from pianissimo.recognizer import Outcome
@@ -49,7 +52,8 @@ class NativeRecognizer:
     """A model of ours with its tokenizer.
 
     `head` chooses between the heads of a hybrid model ("transducer" or "ctc"). `front_end` brings
-    audio to level before the model hears it.
+    audio to level before the model hears it. With a `detector` texts that nothing in the recording
+    speaks for are dropped, see `guards`.
     """
 
     def __init__(
@@ -59,8 +63,10 @@ class NativeRecognizer:
         *,
         head: Head | None = None,
         front_end: FrontEnd | None = None,
+        detector: VoiceDetector | None = None,
     ) -> None:
-        self.model, self.tokenizer, self.front_end = model.eval(), tokenizer, front_end
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self.front_end, self.detector = front_end, detector
         self.search = make_search(model, head)
         self._plans: dict[int, ChunkPlan] = {}
 
@@ -95,11 +101,13 @@ class NativeRecognizer:
             raise OptionError("samples need their rate: transcribe(array, sample_rate=16000)")
         else:
             blocks = stream_audio(source, block_seconds=BLOCK_SECONDS)
+        hearing = self._hearing()
+        blocks = hearing.levelled(blocks)
         if lookahead is None:
             samples = np.concatenate([np.zeros(0, np.float32), *blocks])
-            return self._whole([samples], word_timestamps)[0]
+            return self._whole([samples], [hearing], word_timestamps)[0]
         found, seconds = self._blockwise(blocks, lookahead)
-        return self._transcript(found, seconds, word_timestamps)
+        return self._transcript(found, seconds, hearing.evidence, word_timestamps)
 
     def transcribe_many(
         self,
@@ -173,7 +181,8 @@ class NativeRecognizer:
         """
         lookahead = self.live_lookahead(latency_ms)
         grid = self.live.grid(lookahead)
-        stream = LiveStream(grid, self.tokenizer, LiveOptions(lookahead, endpoint, watchdog))
+        options = LiveOptions(lookahead, endpoint, watchdog, self.detector)
+        stream = LiveStream(grid, self.tokenizer, options)
         input = StreamInput(sample_rate, grid.features.sample_rate, self.front_end)
         return SingleStream(Runner(self.live, 1), stream, input)
 
@@ -226,17 +235,19 @@ class NativeRecognizer:
                 yield Outcome(i, error=error)
             return
         loaded: dict[int, Samples] = {}
+        hearings = {i: self._hearing() for i in batch}
         for i in batch:
             try:
-                loaded[i] = load_audio(sources[i])
+                loaded[i] = hearings[i].whole(load_audio(sources[i]))
             except PianissimoError as error:
                 yield Outcome(i, error=error)
         if not loaded:
             return
+        recordings, heard = list(loaded.values()), [hearings[i] for i in loaded]
         if lookahead is None:
-            transcripts = self._whole(list(loaded.values()), words)
+            transcripts = self._whole(recordings, heard, words)
         else:
-            transcripts = self._lockstep(list(loaded.values()), lookahead, words)
+            transcripts = self._lockstep(recordings, heard, lookahead, words)
         for i, transcript in zip(loaded, transcripts, strict=True):
             yield Outcome(i, transcript)
 
@@ -258,7 +269,7 @@ class NativeRecognizer:
 
     @torch.inference_mode()
     def _lockstep(
-        self, recordings: Sequence[Samples], lookahead: int, words: bool
+        self, recordings: Sequence[Samples], heard: Sequence[Hearing], lookahead: int, words: bool
     ) -> list[Transcript]:
         """Several recordings as one padded batch through the streaming encoder."""
         model, plan = self.model, self._plan(lookahead)
@@ -275,16 +286,18 @@ class NativeRecognizer:
             valid = (counts - done).clamp(0, encoded.shape[1])
             for row, new in enumerate(self.search.decode(self._prompted(encoded), valid, search)):
                 found[row].extend(new)
-        return self._transcripts(found, recordings, words)
+        return self._transcripts(found, recordings, heard, words)
 
     @torch.inference_mode()
-    def _whole(self, recordings: Sequence[Samples], words: bool) -> list[Transcript]:
+    def _whole(
+        self, recordings: Sequence[Samples], heard: Sequence[Hearing], words: bool
+    ) -> list[Transcript]:
         """Recordings through an encoder of unlimited context, as one padded batch."""
         mel, lengths = self._padded(recordings)
         encoded, counts = self.model.encoder(mel, lengths)
         search = self.search.start(len(recordings))
         found = self.search.decode(self._prompted(encoded), counts, search)
-        return self._transcripts(found, recordings, words)
+        return self._transcripts(found, recordings, heard, words)
 
     def _padded(self, recordings: Sequence[Samples]) -> tuple[Tensor, Tensor]:
         mels = [
@@ -302,12 +315,35 @@ class NativeRecognizer:
         return encoded if self.model.prompt is None else self.model.prompt(encoded)
 
     def _transcripts(
-        self, found: Sequence[Hypothesis], recordings: Sequence[Samples], words: bool
+        self,
+        found: Sequence[Hypothesis],
+        recordings: Sequence[Samples],
+        heard: Sequence[Hearing],
+        words: bool,
     ) -> list[Transcript]:
-        pairs = zip(found, recordings, strict=True)
-        return [self._transcript(h, len(r) / SAMPLE_RATE, words) for h, r in pairs]
+        return [
+            self._transcript(hypothesis, len(recording) / SAMPLE_RATE, hearing.evidence, words)
+            for hypothesis, recording, hearing in zip(found, recordings, heard, strict=True)
+        ]
 
-    def _transcript(self, found: Hypothesis, seconds: float, with_words: bool) -> Transcript:
+    def _hearing(self) -> Hearing:
+        return Hearing(self.front_end, self.detector)
+
+    def _transcript(
+        self, found: Hypothesis, seconds: float, evidence: Evidence | None, with_words: bool
+    ) -> Transcript:
+        text, reasons = self.tokenizer.decode(found.tokens).strip(), tuple[Reason, ...]()
+        if evidence is not None:
+            verdict = judge(
+                text,
+                evidence,
+                language=self.model.config.language,
+                mean_log_probability=found.score / len(found.tokens) if found.tokens else None,
+                tokens=found.tokens,
+            )
+            reasons = verdict.reasons
+            if not verdict.keep:
+                text, found = "", Hypothesis()
         words = words_from_tokens(
             self.tokenizer,
             found.tokens,
@@ -320,12 +356,13 @@ class NativeRecognizer:
         if not with_words:
             segments = tuple(replace(segment, words=()) for segment in segments)
         return Transcript(
-            text=self.tokenizer.decode(found.tokens).strip(),
+            text=text,
             segments=segments,
             words=words if with_words else (),
             language=self.model.config.language,
             duration=seconds,
             model=self.name,
+            reasons=reasons,
         )
 
 

@@ -46,6 +46,7 @@ _LEVEL_SHARE = 0.8
 # several corpora, deviation 1.2 dB. Without it streams end up softer than recordings.
 _LEVEL_OVER_ACTIVE_DB = 2.3
 _FRAMES_BEFORE_GAIN = 5
+_FRAMES_BEFORE_AUTO = 30  # the onset of a word says little about its level
 _FIRST_FRAMES = 100  # of speech, in which the gain follows faster and without dead zone
 _FAST_RISE, _RISE, _FALL = (rate * FRAME_SECONDS for rate in (40.0, 6.0, 80.0))
 _FAR_DB = 9.0
@@ -239,6 +240,8 @@ class StreamGain:
     def _wanted(self, level: float, state: GainState) -> float:
         options = self.options
         if self.mode == "auto":
+            if not state.acting and state.speech_frames < _FRAMES_BEFORE_AUTO:
+                return 0.0
             margin = _AUTO_HYSTERESIS_DB if state.acting else 0.0
             low, high = options.auto_below_db + margin, options.auto_above_db - margin
             state.acting = not low <= level <= high

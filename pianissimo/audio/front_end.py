@@ -32,6 +32,8 @@ DEFAULT_MODES: Mapping[str, GainMode] = MappingProxyType(
         "whisper": "on",
         "paraformer": "on",
         "glm_asr": "auto",
+        # Our recipes train on copies at many levels.
+        "pianissimo": "auto",
         # Their extractors scale every recording to unit variance: a gain changes nothing.
         "wav2vec2": "off",
         "hubert": "off",

@@ -14,10 +14,11 @@ the package `silero-vad` (extra `vad`) and runs in onnxruntime; without it only 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,8 @@ WINDOW_SAMPLES = 512
 WINDOW_SECONDS = WINDOW_SAMPLES / SAMPLE_RATE
 CONTEXT_SAMPLES = 64
 """What the model also sees of the window before."""
+SURE_PROBABILITY = 0.5
+"""From here on the model thinks speech likelier than not."""
 
 Preset = Literal["normal", "quiet", "strict"]
 
@@ -111,20 +114,23 @@ class SpeechSpan:
 
 
 class SpeechModel:
-    """The Silero model: weights only, so any number of streams share one.
+    """The Silero model: weights only, shared by any number of streams, and read when first used.
 
     Raises MissingExtraError when onnxruntime or the model is not installed.
     """
 
     def __init__(self) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingExtraError(_INSTALL) from error
+        if not available():
+            raise MissingExtraError(_INSTALL)
+
+    @cached_property
+    def _session(self) -> Any:
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
+        return onnxruntime.InferenceSession(
             str(_model_path()), options, providers=["CPUExecutionProvider"]
         )
 
@@ -184,6 +190,8 @@ class VadState:
     speech_windows: int = 0
     """Windows with speech so far, spans or not."""
     max_probability: float = 0.0
+    sure_windows: int = 0
+    """Windows to which the model gave SURE_PROBABILITY or more."""
     max_over_noise_db: float = 0.0
     histogram: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS, np.int64))
     """How many windows had which energy, in bins of 1 dB from -120 dB on."""
@@ -253,6 +261,7 @@ class VoiceDetector:
                 state.end = state.windows + 1
                 state.speech_windows += 1
             state.max_probability = max(state.max_probability, probability)
+            state.sure_windows += probability >= SURE_PROBABILITY
             state.windows += 1
             if state.start is not None and self._gap(state) > self._reach:
                 spans += self._close(state)

@@ -13,6 +13,7 @@ from pianissimo.cli.options import (
     DtypeOption,
     HeadOption,
     JsonOption,
+    LanguageOption,
     ModelOption,
     QuietOption,
 )
@@ -28,8 +29,9 @@ def evaluate(
     ],
     model: ModelOption = None,
     device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
+    dtype: DtypeOption = "auto",
     head: HeadOption = None,
+    language: LanguageOption = None,
     latency: Annotated[
         list[int] | None,
         typer.Option(
@@ -66,7 +68,7 @@ def evaluate(
     references = read_references(manifest, subset or [])
     from pianissimo.loading import load
 
-    recognizer = load(model, device=device, dtype=dtype, head=head)
+    recognizer = load(model, device=device, dtype=dtype, head=head, language=language)
     modes: list[int | None] = [*(latency or recognizer.latencies_ms)] or [None]
     count = len(references) * len(modes)
     with _Progress(count, shown=not quiet and sys.stderr.isatty()) as progress:

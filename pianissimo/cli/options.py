@@ -22,11 +22,27 @@ DeviceOption = Annotated[
 ]
 DtypeOption = Annotated[
     str,
-    typer.Option(envvar="PIANISSIMO_DTYPE", metavar="DTYPE", help="float32, bfloat16 or float16."),
+    typer.Option(
+        envvar="PIANISSIMO_DTYPE",
+        metavar="DTYPE",
+        help="auto, float32, bfloat16, float16 or int8.",
+    ),
 ]
 HeadOption = Annotated[
     Head | None,
     typer.Option(envvar="PIANISSIMO_HEAD", help="Decoder of a model that has both."),
+]
+LanguageOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar="PIANISSIMO_LANGUAGE",
+        metavar="CODE",
+        help="What is spoken, for models of several languages.",
+    ),
+]
+TaskOption = Annotated[
+    Literal["transcribe", "translate"] | None,
+    typer.Option(envvar="PIANISSIMO_TASK", help="translate: English whatever is spoken (Whisper)."),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", envvar="PIANISSIMO_JSON", help="Results as JSON, for programs.")

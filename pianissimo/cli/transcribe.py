@@ -18,8 +18,10 @@ from pianissimo.cli.options import (
     DtypeOption,
     HeadOption,
     JsonOption,
+    LanguageOption,
     ModelOption,
     QuietOption,
+    TaskOption,
     VerboseOption,
 )
 from pianissimo.cli.output import SOME_FAILED, about_file, complain, emit, say
@@ -27,7 +29,7 @@ from pianissimo.errors import OptionError, PianissimoError
 from pianissimo.recognizer import Outcome
 
 if TYPE_CHECKING:
-    from pianissimo.native import NativeRecognizer
+    from pianissimo.loading import AnyRecognizer
     from pianissimo.transcript import Transcript
 
 FORMATS = ("txt", "srt", "vtt", "tsv", "json")
@@ -40,8 +42,10 @@ def transcribe(
     ],
     model: ModelOption = None,
     device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
+    dtype: DtypeOption = "auto",
     head: HeadOption = None,
+    language: LanguageOption = None,
+    task: TaskOption = None,
     latency: Annotated[
         int | None,
         typer.Option(
@@ -151,7 +155,9 @@ def transcribe(
         if output is not None:
             _make_folder(output)
         began = time.monotonic()
-        recognizer = _load(model, device, dtype, head)
+        recognizer = _load(
+            model, device=device, dtype=dtype, head=head, language=language, task=task
+        )
         if verbose:
             say(_about(recognizer, time.monotonic() - began))
         began = time.monotonic()
@@ -289,10 +295,12 @@ class Report:
 
 
 def _stream_all(
-    recognizer: "NativeRecognizer", todo: list[int], report: Report, options: LiveOptions
+    recognizer: "AnyRecognizer", todo: list[int], report: Report, options: LiveOptions
 ) -> None:
     """One recording after the other through a live stream."""
-    if not recognizer.latencies_ms:
+    from pianissimo.native import NativeRecognizer
+
+    if not isinstance(recognizer, NativeRecognizer) or not recognizer.latencies_ms:
         raise OptionError(
             f"{recognizer.name} sees recordings whole and cannot stream: leave out --stream, "
             "or choose a model that is live in `pianissimo models list`"
@@ -336,10 +344,10 @@ def _progress(report: Report, files: int) -> Iterator[None]:
         report.bar = None
 
 
-def _load(model: str | None, device: str, dtype: str, head: Any) -> "NativeRecognizer":
+def _load(model: str | None, **options: Any) -> "AnyRecognizer":
     from pianissimo.loading import load
 
-    return load(model, device=device, dtype=dtype, head=head)
+    return load(model, **options)
 
 
 def _make_folder(folder: Path) -> None:
@@ -349,9 +357,10 @@ def _make_folder(folder: Path) -> None:
         raise OptionError(f"--output {folder} cannot be made: {error.strerror}") from error
 
 
-def _about(recognizer: "NativeRecognizer", seconds: float) -> str:
+def _about(recognizer: "AnyRecognizer", seconds: float) -> str:
     model = recognizer.model
-    millions = model.parameter_count() / 1e6
+    count = getattr(model, "parameter_count", None)
+    millions = (count() if count else sum(p.numel() for p in model.parameters())) / 1e6
     kind = f"{model.device}, {str(model.dtype).removeprefix('torch.')}"
     return f"{recognizer.name}: {millions:.1f} M parameters on {kind}, loaded in {seconds:.1f} s"
 

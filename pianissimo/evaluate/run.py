@@ -12,7 +12,7 @@ from pianissimo.evaluate.wer import ErrorCounts, word_errors
 from pianissimo.text.normalize import normalize_for_scoring
 
 if TYPE_CHECKING:
-    from pianissimo.native import NativeRecognizer
+    from pianissimo.loading import AnyRecognizer
 
 ALL = "all"
 """The name under which a manifest without subsets, and the sum over subsets, is reported."""
@@ -103,7 +103,7 @@ def _reference(row: Any, folder: Path) -> Reference:
 
 
 def evaluate(
-    recognizer: "NativeRecognizer",
+    recognizer: "AnyRecognizer",
     references: Sequence[Reference],
     *,
     latencies_ms: Iterable[int | None] = (None,),
@@ -117,12 +117,14 @@ def evaluate(
     """
     latencies = list(latencies_ms)
     for latency in latencies:
-        recognizer.model.config.lookahead(latency)
+        if latency is not None and latency not in recognizer.latencies_ms:
+            known = ", ".join(map(str, recognizer.latencies_ms)) or "none: it does not stream"
+            raise OptionError(f"latency {latency} ms is not a mode of this model ({known})")
     return [_one_pass(recognizer, references, ms, batch_seconds, advance) for ms in latencies]
 
 
 def _one_pass(
-    recognizer: "NativeRecognizer",
+    recognizer: "AnyRecognizer",
     references: Sequence[Reference],
     latency_ms: int | None,
     batch_seconds: float,

@@ -94,7 +94,7 @@ def read_huggingface(folder: Path) -> tuple[AsrModel, Tokenizer]:
     config = config_from_huggingface(data, _read_processor(folder), str(folder), folder.name)
     tokenizer = _read_tokenizer(folder, config.vocab_size)
     table = huggingface_names(config)
-    return adopt(config, _read_weights(folder), table, str(folder)), tokenizer
+    return adopt(config, read_weights(folder), table, str(folder)), tokenizer
 
 
 def huggingface_names(config: AsrConfig) -> ModuleTable:
@@ -274,9 +274,10 @@ def _without_ids(data: bytes, ids: set[int]) -> bytes:
     return json.dumps(root, ensure_ascii=False).encode()
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of `model.safetensors`, or of all its shards; CheckpointError otherwise."""
     if (folder / WEIGHTS_FILE).is_file():
-        return _load(folder / WEIGHTS_FILE)
+        return read_safetensors(folder / WEIGHTS_FILE)
     if not (folder / INDEX_FILE).is_file():
         raise CheckpointError(
             f"{folder} has neither {WEIGHTS_FILE} nor {INDEX_FILE}; fetch the whole model again "
@@ -291,7 +292,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         )
     weights: dict[str, Tensor] = {}
     for shard, names in shards.items():
-        tensors = _load(folder / shard)
+        tensors = read_safetensors(folder / shard)
         if tensors.keys() != names:
             raise CheckpointError(
                 f"{folder / shard} does not hold the tensors that {INDEX_FILE} says: "
@@ -316,7 +317,8 @@ def _read_index(path: Path) -> dict[str, set[str]]:
     return dict(sorted(shards.items()))
 
 
-def _load(path: Path) -> dict[str, Tensor]:
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file; CheckpointError if it is damaged."""
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:

@@ -1,0 +1,1 @@
+"""Other people's models behind our protocols, one file per family."""
