@@ -1,19 +1,23 @@
 """The embedded English model: 6 M parameters, four latency modes, from 6.6 hours of recordings.
 
     python recipes/find_words.py --data DIR --run runs/embedded_en
+    python recipes/speak_commands.py --data DIR --run runs/embedded_en
     pianissimo train recipes/embedded_en.py --data DIR --run runs/embedded_en
 
-`DIR` holds `manifest.jsonl` (see docs/training.md). The first command finds where each word lies.
-With so little data a transducer learns the texts before it listens, and CTC stays on blanks; so
-it begins with the single words of the command corpus, where there is nothing to align and people
-speak clearly, goes on to runs of words, and ends with whole recordings and everything that can
-happen to them.
+`DIR` holds `manifest.jsonl` (see docs/training.md). The first command finds where each word lies,
+the second makes synthetic commands. With so little data a transducer learns the texts before it
+listens, and CTC stays on blanks; so the first run begins with the single words of the command
+corpus, where there is nothing to align and people speak clearly, goes on to runs of words, and ends
+with whole recordings. The second run starts from its weights and adds what the recordings lack:
+other voices, channels, levels and orders of words.
 """
 
 import io
 import json
 import math
 import random
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import sentencepiece
@@ -21,7 +25,7 @@ import torch
 
 from pianissimo.audio.features import FeatureConfig
 from pianissimo.errors import ManifestError
-from pianissimo.models.asr import AsrConfig, AsrModel, save_model
+from pianissimo.models.asr import AsrConfig, AsrModel, load_model, save_model
 from pianissimo.models.fastconformer import EncoderConfig
 from pianissimo.models.transducer import TransducerConfig
 from pianissimo.text.tokenizer import Tokenizer
@@ -29,10 +33,12 @@ from pianissimo.train.augment import Augmenter, SpecAugment
 from pianissimo.train.data import (
     AudioCache,
     Clip,
+    Mixture,
     TrainingSet,
     Utterance,
     read_manifest,
     span_clips,
+    splice_clips,
 )
 from pianissimo.train.loop import Stage, TrainConfig, train
 from pianissimo.train.validate import streaming_errors
@@ -43,8 +49,8 @@ LONGEST_SECONDS = 18.0
 # Mean and deviation of a log-mel cell over augmented training clips.
 CELL_MEAN, CELL_DEVIATION = -12.0, 3.5
 BRANCH_SCALE = 0.3
-# Taken off the blank's score after training: it had become too sure of saying nothing. Of 0, 1, 2
-# and 3 this lost least on development recordings.
+# Taken off the blank's score after training: it had become too sure of saying nothing. Of 0, 0.5
+# and 1 this lost least on development recordings of commands, after the second run.
 BLANK_DISCOUNT = 1.0
 
 FEATURES = FeatureConfig(n_mels=80)
@@ -58,7 +64,7 @@ MODEL = AsrConfig(
     transducer=TransducerConfig(VOCABULARY, predictor_dim=256, predictor_layers=1, joint_dim=256),
     ctc=True,
 )
-TRAIN = TrainConfig(
+FIRST = TrainConfig(
     steps=4700,
     peak_lr=1e-3,
     warmup_steps=50,
@@ -67,8 +73,32 @@ TRAIN = TrainConfig(
     transducer_from=700,
     save_every=100,
 )
+SECOND = TrainConfig(
+    steps=3300,
+    peak_lr=3e-4,
+    warmup_steps=200,
+    flat_until=1500,
+    clip_norm=2.0,
+    ctc_weight=0.3,
+    save_every=100,
+    validate_every=2000,
+    seed=2,
+)
+THIRD = TrainConfig(
+    steps=560,
+    peak_lr=1.5e-4,
+    warmup_steps=30,
+    clip_norm=2.0,
+    ctc_weight=0.3,
+    ema_decay=0.99,
+    save_every=50,
+    seed=3,
+)
+# The two shortest modes lose most, so the last run draws them more often.
+THIRD_LOOKAHEADS = (13, 6, 1, 1, 0, 0, 0)
 SINGLE_WORDS_UNTIL, COMMANDS_UNTIL, SHORT_UNTIL, MIXED_UNTIL = 700, 1100, 1500, 3100
 SHORT_SECONDS = 4.0
+SHORTEST_SECONDS = 0.12
 PLAIN = Augmenter(
     speeds=(0.95, 1.0, 1.05),
     gain_db=(-3.0, 3.0),
@@ -96,6 +126,27 @@ TELEPHONE = Augmenter(
     room_probability=0.15,
     telephone_probability=0.5,
     pad_probability=0.5,
+)
+SPEEDS = (0.84, 0.9, 0.95, 1.0, 1.05, 1.1, 1.16)
+ANYWHERE = Augmenter(
+    speeds=SPEEDS,
+    level_dbfs=(-48.0, -14.0),
+    colour_probability=0.5,
+    noise_probability=0.3,
+    snr_db=(8.0, 35.0),
+    room_probability=0.15,
+    telephone_probability=0.25,
+)
+BY_LINE = Augmenter(
+    speeds=SPEEDS,
+    level_dbfs=(-48.0, -14.0),
+    colour_probability=0.7,
+    noise_probability=0.3,
+    snr_db=(8.0, 35.0),
+    room_probability=0.15,
+    telephone_probability=0.7,
+    pad_probability=0.4,
+    late_probability=0.6,
 )
 DIGITS = frozenset("zero oh one two three four five six seven eight nine".split())
 SPEC_AUGMENT = SpecAugment(
@@ -138,11 +189,19 @@ def read_words(run: Path) -> dict[int, list[tuple[str, float, float]]]:
     return {row["recording"]: [tuple(word) for word in row["words"]] for row in rows}
 
 
-def make_stages(utterances: list[Utterance], run: Path) -> list[Stage]:
+def read_voices(run: Path) -> list[Utterance]:
+    """The synthetic speech, as `speak_commands.py` made it."""
+    path = run / "spoken" / "manifest.jsonl"
+    if not path.is_file():
+        raise ManifestError(f"{path} is not there: run recipes/speak_commands.py with this --run")
+    return read_manifest(path)
+
+
+def first_stages(utterances: list[Utterance], run: Path) -> list[Stage]:
     """From single words to whole recordings; the last stage keeps some single words."""
     audio, words = AudioCache(utterances, run / "cache"), read_words(run)
     subset = [u.extra["subset"] for u in utterances]
-    rng = random.Random(TRAIN.seed)
+    rng = random.Random(FIRST.seed)
 
     def runs(longest: int, margin_seconds: float = 0.04) -> list[Clip]:
         return [
@@ -178,8 +237,57 @@ def make_stages(utterances: list[Utterance], run: Path) -> list[Stage]:
         ),
         Stage(SHORT_UNTIL, TrainingSet(audio, [*short, *brief, *single], LIGHT), 40.0),
         Stage(MIXED_UNTIL, TrainingSet(audio, most, FULL), 40.0, SPEC_AUGMENT),
-        Stage(TRAIN.steps, TrainingSet(audio, last, TELEPHONE), 30.0, SPEC_AUGMENT),
+        Stage(FIRST.steps, TrainingSet(audio, last, TELEPHONE), 30.0, SPEC_AUGMENT),
     ]
+
+
+def later_mixture(utterances: list[Utterance], run: Path, digit_times: int) -> Mixture:
+    """More voices, channels and orders of words, around commands and digits."""
+    audio, words = AudioCache(utterances, run / "cache"), read_words(run)
+    subset = [u.extra["subset"] for u in utterances]
+    rng = random.Random(SECOND.seed)
+    whole = [Clip(i, 0.0, u.duration, u.text) for i, u in enumerate(utterances)]
+    commands = [clip for clip in whole if subset[clip.recording] == "an4"]
+    tight = [c for i, found in words.items() for c in span_clips(i, found, 1, rng, 0.01)]
+    tight = [c for c in tight if c.end - c.start > SHORTEST_SECONDS]
+    digits = [c for c in tight if c.text in DIGITS]
+    digits += 3 * [c for c in digits if subset[c.recording] != "an4"]
+    spoken: dict[str, list[Clip]] = {}
+    for clip in tight:
+        if subset[clip.recording] == "an4":
+            spoken.setdefault(utterances[clip.recording].extra["speaker"], []).append(clip)
+    single = [clip for clips in spoken.values() for clip in clips]
+    letters = [clip for clip in single if len(clip.text) == 1]
+    orders = [clip for clip in single if len(clip.text) > 1 and clip.text not in DIGITS]
+    spliced = [
+        splice
+        for speaker in sorted(spoken)
+        for splice in splice_clips(spoken[speaker], 30, 8, (0.0, 0.05, 0.1, 0.2), rng)
+    ]
+    voices = read_voices(run)
+    synthetic = [Clip(i, 0.0, u.duration, u.text) for i, u in enumerate(voices)]
+    voiced_digits = [clip for clip in synthetic if clip.text in DIGITS]
+    others = [clip for clip in synthetic if clip.text not in DIGITS]
+    voices_audio = AudioCache(voices, run / "cache")
+    return Mixture(
+        [
+            TrainingSet(audio, [*commands * 3, *spliced, *orders, *letters[::4]], ANYWHERE),
+            TrainingSet(audio, digits * digit_times, BY_LINE),
+            TrainingSet(voices_audio, others, ANYWHERE),
+            TrainingSet(voices_audio, voiced_digits * digit_times, BY_LINE),
+        ]
+    )
+
+
+def second_stages(utterances: list[Utterance], run: Path) -> list[Stage]:
+    """The mixture, at every latency mode alike."""
+    return [Stage(SECOND.steps, later_mixture(utterances, run, 2), 30.0, SPEC_AUGMENT)]
+
+
+def third_stages(utterances: list[Utterance], run: Path) -> list[Stage]:
+    """More digits, and the short latency modes more often."""
+    mixture = later_mixture(utterances, run, 8)
+    return [Stage(THIRD.steps, mixture, 30.0, SPEC_AUGMENT, THIRD_LOOKAHEADS)]
 
 
 def initialise(model: AsrModel) -> None:
@@ -205,6 +313,16 @@ def initialise(model: AsrModel) -> None:
                 branch.weight *= BRANCH_SCALE
 
 
+def copying(folder: Path) -> Callable[[AsrModel], None]:
+    """An initialisation from the weights of a model folder."""
+
+    def copy(model: AsrModel) -> None:
+        source, _ = load_model(folder)
+        model.load_state_dict(source.state_dict())
+
+    return copy
+
+
 def main(
     data: Path,
     run: Path,
@@ -214,7 +332,7 @@ def main(
     minutes: float = math.inf,
     tensorboard: bool = False,
 ) -> None:
-    """Train, or go on training, and write the model folder `run/model` when all steps are done.
+    """Train, or go on training, and write the model folder `run/model` when all runs are done.
 
     `dev` is a manifest whose word errors are reported as training goes on.
     """
@@ -224,19 +342,33 @@ def main(
     if not saved.exists():
         saved.write_bytes(make_tokenizer(utterances).to_bytes())
     tokenizer = Tokenizer.from_sentencepiece(saved.read_bytes())
-    model, finished = train(
-        TRAIN,
-        MODEL,
-        tokenizer,
-        make_stages(utterances, run),
-        run,
-        initialise=initialise,
-        validate=streaming_errors(dev, tokenizer) if dev else None,
-        device=device,
-        minutes=minutes,
-        tensorboard=tensorboard,
-    )
-    if finished and model.joiner is not None:
-        with torch.no_grad():
-            model.joiner.out.bias[-1] -= BLANK_DISCOUNT
-        save_model(run / "model", model.cpu(), tokenizer, dtype=torch.float16)
+    deadline = time.monotonic() + 60 * minutes
+    before: Path | None = None
+    for name, config, make_stages in (
+        ("first", FIRST, first_stages),
+        ("second", SECOND, second_stages),
+        ("third", THIRD, third_stages),
+    ):
+        done = run / name / "model"
+        if not done.is_dir():
+            model, finished = train(
+                config,
+                MODEL,
+                tokenizer,
+                make_stages(utterances, run),
+                run / name,
+                initialise=initialise if before is None else copying(before),
+                validate=streaming_errors(dev, tokenizer) if dev else None,
+                device=device,
+                minutes=(deadline - time.monotonic()) / 60,
+                tensorboard=tensorboard,
+            )
+            if not finished:
+                return
+            save_model(done, model.cpu(), tokenizer)
+        before = done
+    model, _ = load_model(done)
+    assert model.joiner is not None
+    with torch.no_grad():
+        model.joiner.out.bias[-1] -= BLANK_DISCOUNT
+    save_model(run / "model", model, tokenizer, dtype=torch.float16)

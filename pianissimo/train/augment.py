@@ -1,4 +1,4 @@
-"""What a recording can suffer on its way to the recogniser: speed, level, noise, room, telephone.
+"""What a recording can suffer before it is recognised: speed, colour, room, noise, line, level.
 
 Waveform transforms take and return (N,) float32 samples at 16 kHz and draw from the generator they
 are given, so a seed fixes the outcome.
@@ -16,13 +16,25 @@ from pianissimo.audio.io import SAMPLE_RATE
 
 Samples = NDArray[np.float32]
 
+COLOUR_HZ = (60.0, 250.0, 700.0, 1500.0, 3000.0, 8000.0)
+"""Where a drawn frequency response has its corners; between them it is straight in octaves."""
+LINE_LOW_HZ = (0.0, 100.0, 200.0, 300.0)
+LINE_HIGH_HZ = (3300.0, 4000.0)
+"""Band edges of lines and of recorders at 8 kHz, which often keep the lows."""
+
+LEAST_KEPT_SECONDS = 0.12
+"""A recorder that would keep less than this of a word does not start late."""
+
 
 @dataclass(frozen=True)
 class Augmenter:
     """Random transforms of a waveform, each with its probability or range.
 
     `speeds` change tempo and pitch together; `gain_db` and `snr_db` are uniform ranges in dB;
-    `rt60_seconds` the reverberation time of a synthetic room.
+    `rt60_seconds` the reverberation time of a synthetic room; `colour_db` bounds the frequency
+    response of a microphone; `late_db` is how far below the loudest 10 ms a recorder that waits for
+    speech starts and stops. `level_dbfs`, if given, is the range for the RMS level of the speech
+    and takes the place of `gain_db`.
     """
 
     speeds: tuple[float, ...] = (0.9, 1.0, 1.1)
@@ -34,11 +46,26 @@ class Augmenter:
     telephone_probability: float = 0.15
     pad_seconds: tuple[float, float] = (0.0, 0.4)
     pad_probability: float = 0.5
+    level_dbfs: tuple[float, float] | None = None
+    colour_probability: float = 0.0
+    colour_db: float = 8.0
+    late_probability: float = 0.0
+    late_db: tuple[float, float] = (-32.0, -12.0)
 
     def __call__(self, samples: Samples, rng: random.Random) -> Samples:
         samples = change_speed(samples, rng.choice(self.speeds))
+        if rng.random() < self.colour_probability:
+            samples = colour(samples, self.colour_db, rng)
         if rng.random() < self.room_probability:
             samples = reverberate(samples, rng.uniform(*self.rt60_seconds), rng)
+        line = None
+        if rng.random() < self.telephone_probability:
+            line = rng.choice(LINE_LOW_HZ), rng.uniform(*LINE_HIGH_HZ)
+            samples = telephone_band(samples, *line)
+        if rng.random() < self.late_probability:
+            kept = cut_weak_ends(samples, rng.uniform(*self.late_db))
+            samples = kept if len(kept) > LEAST_KEPT_SECONDS * SAMPLE_RATE else samples
+        speech_power = float(np.mean(samples**2)) if len(samples) else 0.0
         if rng.random() < self.pad_probability:
             before, after = (
                 np.zeros(round(rng.uniform(*self.pad_seconds) * SAMPLE_RATE), np.float32)
@@ -48,9 +75,12 @@ class Augmenter:
         if rng.random() < self.noise_probability:
             tilt = rng.choice((0.0, 0.5, 1.0))
             samples = add_noise(samples, rng.uniform(*self.snr_db), tilt, rng)
-        if rng.random() < self.telephone_probability:
-            samples = telephone_band(samples)
-        return change_level(samples, rng.uniform(*self.gain_db))
+        if line is not None:
+            samples = telephone_band(samples, *line)  # the noise is on the line too
+        if self.level_dbfs is None:
+            return change_level(samples, rng.uniform(*self.gain_db))
+        level_dbfs = 10 * math.log10(speech_power + 1e-10)
+        return change_level(samples, rng.uniform(*self.level_dbfs) - level_dbfs)
 
 
 def change_speed(samples: Samples, factor: float) -> Samples:
@@ -67,6 +97,32 @@ def change_speed(samples: Samples, factor: float) -> Samples:
 def change_level(samples: Samples, gain_db: float) -> Samples:
     """Scale by `gain_db`; what would pass full scale is clipped, as a recorder does."""
     return np.clip(samples * np.float32(10 ** (gain_db / 20)), -1.0, 1.0)
+
+
+def colour(samples: Samples, most_db: float, rng: random.Random) -> Samples:
+    """A microphone's frequency response: up to `most_db` up or down at each of `COLOUR_HZ`."""
+    gains_db = [rng.uniform(-most_db, most_db) for _ in COLOUR_HZ]
+    size = 1 << max(1, (len(samples) - 1).bit_length())
+    hz = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 1.0)
+    response = 10 ** (np.interp(np.log(hz), np.log(COLOUR_HZ), gains_db) / 20)
+    spectrum = np.fft.rfft(samples, size) * response
+    return np.fft.irfft(spectrum, size)[: len(samples)].astype(np.float32)
+
+
+def cut_weak_ends(samples: Samples, below_db: float, margin_seconds: float = 0.0) -> Samples:
+    """Cut off what is `below_db` below the loudest 10 ms, at both ends but for a margin.
+
+    Empty if all is silence or there are not 10 ms.
+    """
+    block = SAMPLE_RATE // 100
+    blocks = samples[: len(samples) // block * block].reshape(-1, block)
+    power = np.mean(np.square(blocks, dtype=np.float64), axis=1)
+    if not power.any():
+        return samples[:0]
+    loud = np.flatnonzero(power >= power.max() * 10 ** (below_db / 10))
+    margin = round(margin_seconds * SAMPLE_RATE)
+    start, end = max(0, int(loud[0]) * block - margin), (int(loud[-1]) + 1) * block + margin
+    return samples[start:end]
 
 
 def add_noise(samples: Samples, snr_db: float, tilt: float, rng: random.Random) -> Samples:

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -235,25 +235,82 @@ class Clip:
 
 
 @dataclass(frozen=True)
+class Splice:
+    """A training item put together from several clips, `gap_seconds` of silence between them."""
+
+    parts: tuple[Clip, ...]
+    gap_seconds: float = 0.0
+
+    @property
+    def text(self) -> str:
+        return " ".join(part.text for part in self.parts)
+
+
+class Examples(Protocol):
+    """What a stage of training draws from."""
+
+    def durations(self) -> list[float]:
+        """Seconds of each item, before augmentation."""
+        ...
+
+    def example(self, item: int, rng: random.Random) -> Example:
+        """Samples and transcript of one item, freshly augmented."""
+        ...
+
+
+@dataclass(frozen=True)
 class TrainingSet:
     """Clips of cached recordings; one that is listed twice is drawn twice an epoch."""
 
     audio: AudioCache
-    clips: Sequence[Clip]
+    clips: Sequence[Clip | Splice]
     augment: Callable[[Samples, random.Random], Samples] | None = None
 
     def durations(self) -> list[float]:
         """Seconds of each clip, before augmentation."""
-        return [clip.end - clip.start for clip in self.clips]
+        return [_seconds(clip) for clip in self.clips]
 
     def example(self, item: int, rng: random.Random) -> Example:
         """Samples and transcript of one clip, freshly augmented."""
         clip = self.clips[item]
-        samples = self.audio[clip.recording]
-        samples = samples[round(clip.start * SAMPLE_RATE) : round(clip.end * SAMPLE_RATE)]
+        samples = self._cut(clip) if isinstance(clip, Clip) else self._join(clip)
         if self.augment is not None:
             samples = self.augment(samples, rng)
         return samples, clip.text
+
+    def _cut(self, clip: Clip) -> Samples:
+        samples = self.audio[clip.recording]
+        return samples[round(clip.start * SAMPLE_RATE) : round(clip.end * SAMPLE_RATE)]
+
+    def _join(self, splice: Splice) -> Samples:
+        gap = np.zeros(round(splice.gap_seconds * SAMPLE_RATE), np.float32)
+        pieces = [piece for part in splice.parts for piece in (gap, self._cut(part))]
+        return np.concatenate(pieces[1:])
+
+
+def _seconds(clip: Clip | Splice) -> float:
+    if isinstance(clip, Clip):
+        return clip.end - clip.start
+    return sum(map(_seconds, clip.parts)) + clip.gap_seconds * (len(clip.parts) - 1)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Several training sets drawn as one, each with its own augmentation."""
+
+    sets: Sequence[TrainingSet]
+
+    def durations(self) -> list[float]:
+        """Seconds of each item, before augmentation."""
+        return [seconds for part in self.sets for seconds in part.durations()]
+
+    def example(self, item: int, rng: random.Random) -> Example:
+        """Samples and transcript of one item, freshly augmented."""
+        for part in self.sets:
+            if item < len(part.clips):
+                return part.example(item, rng)
+            item -= len(part.clips)
+        raise IndexError(f"item {item} is past the end of the mixture")
 
 
 def span_clips(
@@ -275,3 +332,24 @@ def span_clips(
         text = " ".join(word for word, _, _ in run)
         clips.append(Clip(recording, start, run[-1][2] + margin_seconds, text))
     return clips
+
+
+def splice_clips(
+    words: Sequence[Clip], count: int, longest: int, gaps: Sequence[float], rng: random.Random
+) -> list[Splice]:
+    """Draw `count` new orders of 2 to `longest` of these words; each distinct word as likely.
+
+    `words` are single-word clips that may stand beside each other: of one speaker, say. What is
+    learned from them cannot be the order of words. `gaps` are the pauses to draw from, in seconds.
+    """
+    by_text: dict[str, list[Clip]] = {}
+    for clip in words:
+        by_text.setdefault(clip.text, []).append(clip)
+    texts = sorted(by_text)
+    return [
+        Splice(
+            tuple(rng.choice(by_text[rng.choice(texts)]) for _ in range(rng.randint(2, longest))),
+            rng.choice(gaps),
+        )
+        for _ in range(count)
+    ]

@@ -20,7 +20,7 @@ from pianissimo.models.asr import AsrConfig, AsrModel
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train.augment import SpecAugment
 from pianissimo.train.checkpoint import Progress, load_training, save_training
-from pianissimo.train.data import Batch, BatchSource, TrainingSet, epoch_batches
+from pianissimo.train.data import Batch, BatchSource, Examples, epoch_batches
 from pianissimo.train.log import RunLog
 from pianissimo.train.loss import Lattice, transducer_loss
 
@@ -30,12 +30,14 @@ Validate = Callable[[AsrModel], dict[str, float]]
 @dataclass(frozen=True)
 class TrainConfig:
     """The dials of a run. `transducer_from` is the step at which the transducer loss joins the CTC
-    loss, whose weight is then `ctc_weight`."""
+    loss, whose weight is then `ctc_weight`. The learning rate stays at its peak until
+    `flat_until`."""
 
     steps: int
     peak_lr: float = 1.5e-3
     final_lr_share: float = 0.02
     warmup_steps: int = 500
+    flat_until: int = 0
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
     clip_norm: float = 5.0
@@ -51,20 +53,26 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a run with data of its own: until step `until`, batches of `batch_seconds`."""
+    """A part of a run with data of its own: until step `until`, batches of `batch_seconds`.
+
+    `lookaheads` are drawn from instead of the model's; one that is listed twice comes twice as
+    often.
+    """
 
     until: int
-    data: TrainingSet
+    data: Examples
     batch_seconds: float = 80.0
     spec_augment: SpecAugment | None = None
+    lookaheads: tuple[int, ...] | None = None
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, then a cosine down to `final_lr_share` of the peak."""
+    """Linear warm-up, the peak until `flat_until`, a cosine down to `final_lr_share` of it."""
     if step < config.warmup_steps:
         return config.peak_lr * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    falls_from = max(config.warmup_steps, config.flat_until)
+    done = (step - falls_from) / max(1, config.steps - falls_from)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, done))))
     return config.peak_lr * (config.final_lr_share + (1 - config.final_lr_share) * cosine)
 
 
@@ -169,7 +177,8 @@ def train(
                     step = progress.step
                     for group in optimizer.param_groups:
                         group["lr"] = learning_rate(config, step)
-                    lookahead = draw_lookahead(model_config.encoder.lookaheads, config.seed, step)
+                    modes = stage.lookaheads or model_config.encoder.lookaheads
+                    lookahead = draw_lookahead(modes, config.seed, step)
                     with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bf16):
                         parts = objective(
                             model,

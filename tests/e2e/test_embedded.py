@@ -15,7 +15,9 @@ from pianissimo.native import NativeRecognizer
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEECH = Path(os.environ.get("PIANISSIMO_SPEECH", ROOT / "../shared/data/speech"))
-MOST_AN4_ERRORS = 0.32  # measured: see bench/RESULTS.md
+# A little above what was measured: see the model's card.
+MOST_ERRORS = {"an4": 0.17, "digits": 0.22}
+MOST_FOR_SHORT_LATENCY = 1.5
 needs_speech = pytest.mark.skipif(
     not (SPEECH / "manifest.jsonl").is_file(),
     reason="no recorded speech: set PIANISSIMO_SPEECH to a folder with manifest.jsonl",
@@ -27,6 +29,14 @@ def embedded() -> NativeRecognizer:
     return pianissimo.load()
 
 
+@pytest.fixture(scope="module")
+def untouched() -> NativeRecognizer:
+    """Without gain: a recording gets one that is constant, a stream cannot know it beforehand."""
+    recognizer = pianissimo.load(gain="off")
+    assert isinstance(recognizer, NativeRecognizer)
+    return recognizer
+
+
 def test_it_is_small_and_serves_every_latency(embedded: NativeRecognizer) -> None:
     size = sum(f.stat().st_size for f in (ASSETS / EMBEDDED).iterdir())
     assert size <= 25e6
@@ -36,32 +46,43 @@ def test_it_is_small_and_serves_every_latency(embedded: NativeRecognizer) -> Non
 
 @needs_speech
 def test_it_understands_people_it_never_heard(embedded: NativeRecognizer) -> None:
-    references = read_references(SPEECH / "manifest.jsonl", ["an4"])
+    references = read_references(SPEECH / "manifest.jsonl", list(MOST_ERRORS))
     longest, shortest = evaluate(embedded, references, latencies_ms=[1120, 80])
     assert longest.total.failed == 0
-    assert longest.total.errors.rate < MOST_AN4_ERRORS
-    assert shortest.total.errors.rate < 1.3 * longest.total.errors.rate
+    for score in longest.scores:
+        assert score.errors.rate < MOST_ERRORS[score.subset], score.subset
+    limit = MOST_FOR_SHORT_LATENCY * longest.total.errors.rate
+    assert shortest.total.errors.rate < limit
+
+
+def test_it_hears_the_example_commands(embedded: NativeRecognizer) -> None:
+    examples = ROOT / "examples" / "audio"
+    texts = json.loads((examples / "clips.json").read_text(encoding="utf-8"))
+    for name in ("number.flac", "quiet.flac"):
+        for latency_ms in embedded.latencies_ms:
+            heard = embedded.transcribe(examples / name, latency_ms=latency_ms)
+            assert heard.text == texts[name]
 
 
 @needs_speech
 @pytest.mark.parametrize("latency_ms", [80, 160, 560, 1120])
 def test_a_live_stream_finds_what_the_file_gives(
-    embedded: NativeRecognizer, latency_ms: int
+    untouched: NativeRecognizer, latency_ms: int
 ) -> None:
     lines = (SPEECH / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     paths = [SPEECH / row["audio_filepath"] for row in rows if row["subset"] == "an4"][:6]
     for path in paths:
-        whole = embedded.transcribe(path, latency_ms=latency_ms)
+        whole = untouched.transcribe(path, latency_ms=latency_ms)
         samples = load_audio(path)
-        with embedded.stream(latency_ms=latency_ms) as stream:
+        with untouched.stream(latency_ms=latency_ms, endpoint=None) as stream:
             partials = [
                 event.text
                 for start in range(0, len(samples), 1111)
                 for event in stream.push(samples[start : start + 1111])
             ]
             finals = stream.finish()
-        assert [event.text for event in finals] == ([whole.text] if whole.text else [])
+        assert [event.text for event in finals] == [whole.text]
         live = [word for event in finals for word in event.words]
         assert [(w.text, w.start, w.end) for w in live] == [
             (w.text, w.start, w.end) for w in whole.words

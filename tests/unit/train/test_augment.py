@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import random
 from collections.abc import Callable
 
@@ -13,6 +14,8 @@ from pianissimo.train.augment import (
     add_noise,
     change_level,
     change_speed,
+    colour,
+    cut_weak_ends,
     reverberate,
     telephone_band,
 )
@@ -103,6 +106,23 @@ def test_a_telephone_passes_its_band_only() -> None:
         assert share == pytest.approx(1, abs=0.01) if passes else share < 1e-3
 
 
+def test_colour_is_a_smooth_response_within_its_bounds() -> None:
+    samples = noise(4 * RATE)
+    spectrum = np.abs(np.fft.rfft(samples))
+    curves = []
+    for seed in range(20):
+        found = colour(samples, 8.0, random.Random(seed))
+        assert found.dtype == np.float32
+        assert len(found) == len(samples)
+        ratio_db = 20 * np.log10(np.abs(np.fft.rfft(found)) / spectrum)
+        bands = [float(np.median(part)) for part in np.array_split(ratio_db[400:], 40)]
+        assert -8.5 < min(bands) < max(bands) < 8.5
+        assert max(abs(a - b) for a, b in itertools.pairwise(bands)) < 8
+        curves.append(bands)
+    assert float(np.ptp(np.array(curves), axis=0).min()) > 5
+    np.testing.assert_allclose(colour(samples, 0.0, random.Random(0)), samples, atol=1e-6)
+
+
 @pytest.mark.parametrize("rt60", [0.1, 0.6])
 def test_a_room_keeps_length_and_level_and_dies_away(rt60: float) -> None:
     impulse = np.zeros(RATE, np.float32)
@@ -117,6 +137,17 @@ def test_a_room_keeps_length_and_level_and_dies_away(rt60: float) -> None:
     assert 10 * np.log10(early / late) > 20
     silent = reverberate(np.zeros(100, np.float32), rt60, random.Random(0))
     assert not silent.any()
+
+
+def test_weak_ends_are_cut_off_and_the_middle_is_kept() -> None:
+    loud, weak = tone(440, seconds=0.2, level=0.5), tone(440, seconds=0.1, level=0.02)
+    samples = np.concatenate([weak, loud, weak, loud, weak])
+    found = cut_weak_ends(samples, -20.0)
+    np.testing.assert_array_equal(found, samples[1600:-1600])
+    np.testing.assert_array_equal(cut_weak_ends(samples, -40.0), samples)
+    np.testing.assert_array_equal(cut_weak_ends(samples, -20.0, 0.03), samples[1120:-1120])
+    assert len(cut_weak_ends(np.zeros(1000, np.float32), -20.0)) == 0
+    assert len(cut_weak_ends(samples[:100], -20.0)) == 0
 
 
 # -- all of it -------------------------------------------------------------------------------------
@@ -164,6 +195,40 @@ def test_an_augmenter_told_to_do_nothing_does_nothing() -> None:
     assert min(lengths) == 1000 < max(lengths) <= 1000 + 2 * 0.4 * RATE
     energies = [power(found) * len(found) for found in padded]
     assert energies == pytest.approx([power(samples) * 1000] * 20)
+
+
+@pytest.mark.parametrize("level", [0.5, 0.003])
+def test_a_level_is_that_of_the_speech_whatever_it_was(level: float) -> None:
+    steady = Augmenter((1.0,), noise_probability=0.0, room_probability=0.0)
+    steady = dataclasses.replace(steady, level_dbfs=(-40.0, -20.0), telephone_probability=0.0)
+    samples = tone(440, seconds=0.5, level=level)
+    found = [steady(samples, random.Random(seed)) for seed in range(40)]
+    # Silence added around the speech does not count.
+    levels = [10 * np.log10(power(x) * len(x) / len(samples)) for x in found]
+    assert -40.1 < min(levels) < -37
+    assert -23 < max(levels) < -19.9
+    assert not steady(np.zeros(100, np.float32), random.Random(0)).any()
+
+
+def test_a_late_recorder_loses_weak_ends_but_never_the_word() -> None:
+    late = Augmenter((1.0,), noise_probability=0.0, room_probability=0.0, pad_probability=0.0)
+    late = dataclasses.replace(late, telephone_probability=0.0, late_probability=1.0)
+    weak, loud = tone(440, seconds=0.1, level=0.003), tone(440, seconds=0.2)
+    lengths = {
+        len(late(np.concatenate([weak, loud, weak]), random.Random(seed))) for seed in range(20)
+    }
+    assert lengths == {round(0.2 * RATE)}
+    short = np.concatenate([weak, tone(440, seconds=0.05), weak])
+    assert len(late(short, random.Random(0))) == len(short)
+
+
+def test_noise_on_a_line_stays_in_its_band() -> None:
+    line = Augmenter((1.0,), noise_probability=1.0, room_probability=0.0, pad_probability=0.0)
+    line = dataclasses.replace(line, telephone_probability=1.0)
+    found = line(noise(2 * RATE), random.Random(0))
+    spectrum = np.abs(np.fft.rfft(found)) ** 2
+    hertz = np.fft.rfftfreq(len(found), 1 / RATE)
+    assert float(spectrum[hertz > 4200].sum()) < 1e-4 * float(spectrum.sum())
 
 
 # -- spectrograms ----------------------------------------------------------------------------------

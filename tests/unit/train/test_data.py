@@ -19,12 +19,15 @@ from pianissimo.train.data import (
     AudioCache,
     BatchSource,
     Clip,
+    Mixture,
+    Splice,
     TrainingSet,
     Utterance,
     collate,
     epoch_batches,
     read_manifest,
     span_clips,
+    splice_clips,
 )
 
 RATE = 16_000
@@ -303,3 +306,48 @@ def test_spans_hold_every_word_once_in_order(longest: int) -> None:
     assert span_clips(0, [], 3, random.Random(0)) == []
     again = [span_clips(0, words, longest, random.Random(5)) for _ in range(2)]
     assert again[0] == again[1]
+
+
+# -- splices and mixtures --------------------------------------------------------------------------
+
+
+def test_a_splice_is_its_clips_one_after_the_other(folder: Path) -> None:
+    b = folder / "audio" / "b.wav"
+    cache, whole = AudioCache([Utterance(b, 3.0, "")], folder / "cache"), load_audio(b)
+    parts = (Clip(0, 1.0, 1.5, "two"), Clip(0, 0.0, 0.25, "one"), Clip(0, 1.0, 1.5, "two"))
+    data = TrainingSet(cache, [Splice(parts, 0.1), Clip(0, 0.0, 1.0, "x"), Splice(parts)])
+    assert data.durations() == pytest.approx([1.45, 1.0, 1.25])
+    samples, text = data.example(0, random.Random(0))
+    assert text == "two one two"
+    gap = np.zeros(1600, np.float32)
+    two, one = whole[16_000:24_000], whole[:4000]
+    np.testing.assert_array_equal(samples, np.concatenate([two, gap, one, gap, two]))
+    samples, _ = data.example(2, random.Random(0))
+    np.testing.assert_array_equal(samples, np.concatenate([two, one, two]))
+
+
+def test_splices_draw_each_word_alike_however_often_it_was_said() -> None:
+    words = [Clip(i, 0.0, 0.5, "often") for i in range(90)] + [Clip(90, 0.0, 0.5, "rare")]
+    splices = splice_clips(words, 300, 5, (0.0, 0.1), random.Random(0))
+    assert splices == splice_clips(words, 300, 5, (0.0, 0.1), random.Random(0))
+    assert {len(s.parts) for s in splices} == {2, 3, 4, 5}
+    assert {s.gap_seconds for s in splices} == {0.0, 0.1}
+    said = [part.text for s in splices for part in s.parts]
+    assert 0.4 < said.count("rare") / len(said) < 0.6
+    assert len({part.recording for s in splices for part in s.parts}) == 91
+
+
+def test_a_mixture_is_its_sets_in_turn(folder: Path) -> None:
+    b = folder / "audio" / "b.wav"
+    cache = AudioCache([Utterance(b, 3.0, "")], folder / "cache")
+    one = TrainingSet(cache, [Clip(0, 0.0, 0.5, "a"), Clip(0, 0.5, 0.75, "b")])
+    two = TrainingSet(cache, [Clip(0, 0.0, 1.0, "c")], lambda x, rng: -x)
+    mixture = Mixture([one, TrainingSet(cache, []), two])
+    assert mixture.durations() == [0.5, 0.25, 1.0]
+    for item, (source, inner) in enumerate([(one, 0), (one, 1), (two, 0)]):
+        found, text = mixture.example(item, random.Random(0))
+        expected, same = source.example(inner, random.Random(0))
+        np.testing.assert_array_equal(found, expected)
+        assert text == same
+    with pytest.raises(IndexError, match="past the end"):
+        mixture.example(3, random.Random(0))

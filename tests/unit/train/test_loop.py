@@ -277,6 +277,17 @@ def test_the_learning_rate_rises_in_a_line_and_falls_in_a_cosine() -> None:
     assert learning_rate(dataclasses.replace(config, warmup_steps=0), 0) == pytest.approx(2.0)
 
 
+def test_the_learning_rate_can_stay_at_its_peak() -> None:
+    config = TrainConfig(steps=900, peak_lr=2.0, warmup_steps=100, final_lr_share=0.0)
+    flat = dataclasses.replace(config, flat_until=500)
+    assert [learning_rate(flat, step) for step in range(100)] == [
+        learning_rate(config, step) for step in range(100)
+    ]
+    assert {learning_rate(flat, step) for step in range(100, 501)} == {2.0}
+    assert learning_rate(flat, 700) == pytest.approx(1.0)
+    assert learning_rate(flat, 900) == pytest.approx(0.0)
+
+
 def test_the_moving_average_is_the_sum_it_stands_for() -> None:
     model = make_model()
     average = MovingAverage(model, decay=0.8)
@@ -319,6 +330,21 @@ def test_lookaheads_are_drawn_alike_for_each_step_of_a_seed() -> None:
     for mode in modes:
         assert 60 < drawn.count(mode) < 140
     assert draw_lookahead((), 1, 0) is None
+
+
+def test_a_stage_can_draw_lookaheads_of_its_own(
+    tmp_path: Path, data: TrainingSet, tokenizer: Tokenizer
+) -> None:
+    shortest, longest = min(ENCODER.lookaheads), max(ENCODER.lookaheads)
+    found = [
+        weights(train(tmp_path / str(i), tokenizer, [Stage(4, data, lookaheads=lookaheads)])[0])
+        for i, lookaheads in enumerate([None, ENCODER.lookaheads, (shortest,), (longest,)])
+    ]
+    assert_equal(found[0], found[1])
+    different = [
+        not torch.equal(a, b) for a, b in zip(found[2].values(), found[3].values(), strict=True)
+    ]
+    assert any(different)
 
 
 def test_vectors_do_not_decay() -> None:
