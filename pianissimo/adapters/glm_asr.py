@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pianissimo.adapters.greedy import write_greedily
 from pianissimo.adapters.offline import OfflineRecognizer
-from pianissimo.adapters.pieces import PieceDecoder, transcript, usual_detector
+from pianissimo.adapters.pieces import Decoded, PieceDecoder, transcript, usual_detector
 from pianissimo.adapters.transformers_models import (
     load_network,
     load_part,
@@ -28,7 +28,6 @@ from pianissimo.audio.io import SAMPLE_RATE, Samples
 from pianissimo.audio.vad import VoiceDetector
 from pianissimo.errors import CheckpointError, OptionError
 from pianissimo.guards import max_new_tokens
-from pianissimo.long_form import Decoded
 from pianissimo.models.convert import read_json
 from pianissimo.transcript import Transcript
 

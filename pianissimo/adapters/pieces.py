@@ -1,12 +1,11 @@
 """Recordings of any length through models that hear 30 s at once: cut, guarded, in batches.
 
-What `long_form.LongForm` does for one recording in memory, here for many, block by block: a long
-recording is taken in stretches that end where it is quietest, and the pieces of all recordings go
-through the model together.
+A long recording is taken in stretches that end where it is quietest, and the pieces of all
+recordings go through the model together.
 """
 
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -25,7 +24,6 @@ from pianissimo.guards import (
     plan_segments,
     trim_loop,
 )
-from pianissimo.long_form import Decoded
 from pianissimo.text.words import segments_from_words
 from pianissimo.transcript import Segment, Transcript, Word
 
@@ -36,6 +34,22 @@ USER_CLIP_SECONDS = 30.0
 """A recording up to here is decoded even if no speech was found: it was made on purpose."""
 RETRY_MIN_SECONDS = 2.0
 _PAUSE_SAMPLES = SAMPLE_RATE // 10
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a recogniser made of one segment.
+
+    `tokens` are what loops are looked for in, ids or words. `cut_off` is True when decoding ended
+    because the limit of tokens was reached. `words` are timed from the start of the segment.
+    """
+
+    text: str
+    tokens: tuple[Hashable, ...] = ()
+    mean_log_probability: float | None = None
+    cut_off: bool = False
+    words: tuple[Word, ...] = ()
+
 
 DecodeMany = Callable[[Sequence[Samples]], list[Decoded]]
 

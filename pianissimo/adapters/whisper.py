@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from pianissimo.adapters.greedy import Written, write_greedily
 from pianissimo.adapters.offline import OfflineRecognizer
-from pianissimo.adapters.pieces import PieceDecoder, Progress, transcript, usual_detector
+from pianissimo.adapters.pieces import Decoded, PieceDecoder, Progress, transcript, usual_detector
 from pianissimo.adapters.transformers_models import (
     load_network,
     load_part,
@@ -36,7 +36,6 @@ from pianissimo.audio.io import SAMPLE_RATE, Samples
 from pianissimo.audio.vad import VoiceDetector
 from pianissimo.errors import CheckpointError, OptionError
 from pianissimo.guards import max_new_tokens
-from pianissimo.long_form import Decoded
 from pianissimo.transcript import Transcript, Word
 
 PIECES = {"cpu": 4, "cuda": 32}

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from pianissimo import __version__
-from pianissimo.cli import doctor, evaluate, models, train, transcribe
+from pianissimo.cli import doctor, evaluate, listen, models, quietbench, serve, train, transcribe
 from pianissimo.cli.output import INTERRUPTED, OK, UNEXPECTED, USAGE, complain, emit, exit_code
 from pianissimo.errors import PianissimoError
 
@@ -28,10 +28,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("transcribe")(transcribe.transcribe)
+app.command("listen")(listen.listen)
 app.command("pull")(models.pull)
 app.add_typer(models.app, name="models")
 app.command("evaluate")(evaluate.evaluate)
+app.add_typer(quietbench.app, name="quietbench")
 app.command("train")(train.train)
+app.command("serve")(serve.serve)
 app.command("doctor")(doctor.doctor)
 
 

@@ -84,7 +84,8 @@ def tone(seconds: float, channels: int = 1) -> np.ndarray:
 @pytest.fixture
 def good(tmp_path: Path) -> Path:
     path = tmp_path / "good.wav"
-    soundfile.write(path, tone(1.0), RATE)
+    speech, _ = soundfile.read(CLIPS / "sentence.flac")  # a tone would be no evidence of speech
+    soundfile.write(path, speech[RATE // 4 :][:RATE], RATE)
     return path
 
 

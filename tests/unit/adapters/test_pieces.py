@@ -12,11 +12,10 @@ from tiny import cut
 
 from pianissimo.adapters import pieces
 from pianissimo.adapters.greedy import write_greedily
-from pianissimo.adapters.pieces import PieceDecoder, joined, transcript, without_loops
+from pianissimo.adapters.pieces import Decoded, PieceDecoder, joined, transcript, without_loops
 from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.vad import VoiceDetector
 from pianissimo.errors import AudioDecodeError
-from pianissimo.long_form import Decoded
 from pianissimo.transcript import Transcript, Word
 
 RATE = 16_000

@@ -1,0 +1,299 @@
+"""Recognisers over the clips of QuietBench, with and without gain; nothing is computed twice.
+
+Every result is a line in `results.jsonl` as soon as it is known, and carries what it depends on:
+the recogniser with a fingerprint of its weights, the gain, the clip with its checksum. A run that
+was killed reads them and goes on; other weights or clips make other lines.
+"""
+
+import copy
+import hashlib
+import json
+import platform
+import resource
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pianissimo.audio.front_end import FrontEnd
+from pianissimo.audio.io import SAMPLE_RATE
+from pianissimo.audio.level import GainMode, Samples, measure_levels
+from pianissimo.audio.vad import segments
+from pianissimo.errors import PianissimoError
+from pianissimo.evaluate.quietbench.clips import Clip
+from pianissimo.evaluate.quietbench.scoring import count_errors, metric
+from pianissimo.recognizer import Recognizer
+
+RESULTS = "results.jsonl"
+_WARM_UPS, _REPEATS, _LATENCY_CLIPS = 3, 5, 6
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one recogniser made of one clip with one gain mode."""
+
+    recognizer: str
+    weights: str
+    """A fingerprint of the parameters, so that a retrained model is another one."""
+    gain: GainMode
+    clip: str
+    group: str
+    sha256: str
+    speaker: str
+    language: str
+    metric: str
+    reference: str
+    text: str
+    substitutions: int
+    deletions: int
+    insertions: int
+    units: int
+    seconds: float
+    latency_seconds: float
+    reasons: tuple[str, ...] = ()
+    gain_db: float = 0.0
+    speech_db: float = 0.0
+    noise_db: float = 0.0
+    error: str | None = None
+    """Why the recogniser failed on this clip; it then counts as having said nothing."""
+
+    @property
+    def errors(self) -> int:
+        return self.substitutions + self.deletions + self.insertions
+
+    @property
+    def key(self) -> tuple[str, str, str, str, str]:
+        """What the result depends on."""
+        return (self.recognizer, self.weights, self.gain, self.clip, self.sha256)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Milliseconds from audio in memory to text, model ready, one clip at a time."""
+
+    recognizer: str
+    gain: GainMode
+    clips: int
+    p50_ms: float
+    p95_ms: float
+    mean_clip_seconds: float
+    realtime_factor: float
+    """Processing time over audio time, of the recogniser with its gain."""
+    gain_ms_per_second: float
+    vad_ms_per_second: float
+    peak_memory_mib: float
+    streams: bool
+
+
+def fingerprint(recognizer: Recognizer) -> str:
+    """Twelve hex digits of the recogniser's parameters, or its name where it shows none."""
+    model: Any = getattr(recognizer, "model", None)
+    digest = hashlib.sha256(recognizer.name.encode())
+    if hasattr(model, "named_parameters"):
+        for name, parameter in sorted(model.named_parameters()):
+            digest.update(name.encode())
+            digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def with_gain(recognizer: Recognizer, mode: GainMode) -> Recognizer:
+    """The same recogniser, sharing its weights, with another gain mode.
+
+    One without a front end of its own gets its samples levelled before it hears them.
+    """
+    if hasattr(recognizer, "front_end"):
+        again = copy.copy(recognizer)
+        again.front_end = FrontEnd(mode)
+        return again
+    return _Levelled(recognizer, FrontEnd(mode))  # type: ignore[return-value]
+
+
+class _Levelled:
+    """A recogniser without a front end, behind one; only whole arrays come here."""
+
+    def __init__(self, recognizer: Recognizer, front_end: FrontEnd) -> None:
+        self._recognizer, self._front_end = recognizer, front_end
+        self.name = recognizer.name
+
+    def transcribe(self, samples: Samples, *, sample_rate: int, word_timestamps: bool) -> Any:
+        loud = self._front_end.whole(samples).samples
+        return self._recognizer.transcribe(
+            loud, sample_rate=sample_rate, word_timestamps=word_timestamps
+        )
+
+
+def read_results(folder: Path) -> list[Result]:
+    """The results of a run; a last line that was being written when it was killed is left out."""
+    path = folder / RESULTS
+    if not path.exists():
+        return []
+    results = []
+    for line in path.read_text("utf-8").split("\n"):
+        try:
+            row = json.loads(line)
+            results.append(Result(**{**row, "reasons": tuple(row["reasons"])}))
+        except (ValueError, TypeError, KeyError):
+            continue
+    return results
+
+
+def run(
+    recognizers: Iterable[Recognizer],
+    clips: Sequence[Clip],
+    folder: Path,
+    *,
+    gains: Sequence[GainMode] = ("off", "on"),
+    advance: Callable[[], None] | None = None,
+) -> list[Result]:
+    """All recognisers over all clips with every gain mode; the results of this run's keys.
+
+    What `folder` has already is taken from there. `advance` is called after every result.
+    """
+    known = {result.key: result for result in read_results(folder)}
+    results = []
+    _end_last_line(folder / RESULTS)
+    with open(folder / RESULTS, "a", encoding="utf-8") as file:
+        for recognizer in recognizers:
+            weights = fingerprint(recognizer)
+            for gain in gains:
+                levelled = with_gain(recognizer, gain)
+                for clip in clips:
+                    result = known.get((recognizer.name, weights, gain, clip.id, clip.sha256))
+                    if result is None:
+                        result = _one(levelled, weights, gain, clip)
+                        file.write(json.dumps(asdict(result), ensure_ascii=False) + "\n")
+                        file.flush()
+                    results.append(result)
+                    if advance is not None:
+                        advance()
+    return results
+
+
+def _end_last_line(path: Path) -> None:
+    """What a killed run was writing must not swallow the next line."""
+    if path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+        with open(path, "a", encoding="utf-8") as file:
+            file.write("\n")
+
+
+def _one(recognizer: Recognizer, weights: str, gain: GainMode, clip: Clip) -> Result:
+    samples = clip.samples()
+    text, error = "", None
+    reasons: tuple[str, ...] = ()
+    began = time.perf_counter()
+    try:
+        found = recognizer.transcribe(samples, sample_rate=SAMPLE_RATE, word_timestamps=False)
+        text, reasons = found.text, found.reasons
+    except PianissimoError as fault:
+        error = str(fault)
+    latency = time.perf_counter() - began
+    measure = metric(clip.language, clip.text)
+    counts = count_errors(clip.text, text, measure)
+    readings = FrontEnd(gain).whole(samples).readings
+    levels = measure_levels(samples, active=False)
+    return Result(
+        recognizer=recognizer.name,
+        weights=weights,
+        gain=gain,
+        clip=clip.id,
+        group=clip.group,
+        sha256=clip.sha256,
+        speaker=clip.speaker,
+        language=clip.language,
+        metric=measure,
+        reference=clip.text,
+        text=text,
+        substitutions=counts.substitutions,
+        deletions=counts.deletions,
+        insertions=counts.insertions,
+        units=counts.words,
+        seconds=len(samples) / SAMPLE_RATE,
+        latency_seconds=latency,
+        reasons=reasons,
+        gain_db=readings[0].gain_db if readings else 0.0,
+        speech_db=levels.speech_db,
+        noise_db=levels.noise_db,
+        error=error,
+    )
+
+
+def measure_speed(recognizer: Recognizer, clips: Sequence[Clip], gain: GainMode) -> Speed:
+    """Latency over a few clips of the control scenario: three warm-ups, then five times each."""
+    chosen = [clip for clip in clips if clip.group == "control"][:_LATENCY_CLIPS]
+    recordings = [clip.samples() for clip in chosen]
+    levelled = with_gain(recognizer, gain)
+
+    def once(samples: Samples) -> float:
+        began = time.perf_counter()
+        levelled.transcribe(samples, sample_rate=SAMPLE_RATE, word_timestamps=False)
+        _wait_for_device(recognizer)
+        return time.perf_counter() - began
+
+    for _ in range(_WARM_UPS):
+        once(recordings[0])
+    times = [once(samples) for samples in recordings for _ in range(_REPEATS)]
+    audio = sum(len(samples) for samples in recordings) / SAMPLE_RATE
+    joined = np.concatenate(recordings)
+    return Speed(
+        recognizer=recognizer.name,
+        gain=gain,
+        clips=len(chosen),
+        p50_ms=1000 * float(np.percentile(times, 50)),
+        p95_ms=1000 * float(np.percentile(times, 95)),
+        mean_clip_seconds=audio / len(chosen),
+        realtime_factor=sum(times) / _REPEATS / audio,
+        gain_ms_per_second=1000 * _seconds(lambda: FrontEnd(gain).whole(joined)) / audio,
+        vad_ms_per_second=1000 * _seconds(lambda: segments(joined)) / audio,
+        peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        streams=bool(getattr(recognizer, "latencies_ms", ())),
+    )
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _wait_for_device(recognizer: Recognizer) -> None:
+    device = getattr(getattr(recognizer, "model", None), "device", None)
+    if getattr(device, "type", "cpu") == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
+def environment(recognizers: Sequence[Recognizer]) -> dict[str, Any]:
+    """Device, precision, threads and versions: without them a number says nothing."""
+    import torch
+
+    return {
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "pianissimo": version("pianissimo"),
+        "threads": torch.get_num_threads(),
+        "recognizers": {
+            recognizer.name: {
+                "weights": fingerprint(recognizer),
+                "device": str(getattr(getattr(recognizer, "model", None), "device", "cpu")),
+                "dtype": str(getattr(getattr(recognizer, "model", None), "dtype", "unknown")),
+            }
+            for recognizer in recognizers
+        },
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"
