@@ -1,0 +1,151 @@
+"""The application: one service, made when the server starts, and a router for each dialect."""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pianissimo import __version__
+from pianissimo.errors import EngineError, PianissimoError
+from pianissimo.serve import deepgram, openai_realtime, openai_rest, stream
+from pianissimo.serve.auth import OriginGuard, key_of, unauthorised
+from pianissimo.serve.refusal import Refusal, refusal_for
+from pianissimo.serve.resumable import Streams
+from pianissimo.serve.service import Service
+from pianissimo.serve.settings import Settings
+
+if TYPE_CHECKING:
+    from pianissimo.loading import AnyRecognizer
+
+DEEPGRAM_PATH = "/v1/listen"
+
+log = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings, recognizer: "AnyRecognizer | None" = None) -> FastAPI:
+    """The server as an ASGI application; without a `recognizer` it loads the one in `settings`.
+
+    The model is loaded and the engine started when the application starts; errors come from there.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        model = recognizer
+        if model is None:
+            from pianissimo.loading import load
+
+            model = await asyncio.to_thread(
+                load, settings.model, device=settings.device, dtype=settings.dtype
+            )
+        service = await asyncio.to_thread(Service, settings, model)
+        app.state.service, app.state.streams = service, Streams(service)
+        app.state.started = time.time()
+        try:
+            yield
+        finally:
+            await app.state.streams.close()
+            await service.close()
+
+    # The pages FastAPI would add fetch their scripts from elsewhere; its description stays.
+    app = FastAPI(
+        title="Pianissimo", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
+    for dialect in (openai_rest, openai_realtime, deepgram, stream):
+        app.include_router(dialect.router)
+    app.add_api_route("/healthz", _health, methods=["GET"])
+    app.add_api_route("/readyz", _ready, methods=["GET"])
+    app.add_api_route("/metrics", _metrics, methods=["GET"])
+    for error in (Refusal, PianissimoError, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(error, _refuse)
+    app.add_middleware(CountRequests)
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=settings.allow_origins,
+        allow_methods=("GET", "POST"),
+        allow_headers=("*",),
+    )
+    app.add_middleware(
+        OriginGuard,
+        allowed=settings.allow_origins,
+        check_host=settings.loopback and not settings.api_keys,
+    )
+    return app
+
+
+async def _health() -> Response:
+    """The process lives."""
+    return PlainTextResponse("ok\n")
+
+
+async def _ready(request: Request) -> Response:
+    """The engine serves, and has a free seat."""
+    service: Service = request.app.state.service
+    if service.seats.taken >= service.seats.most:
+        return PlainTextResponse("full\n", 503)
+    try:
+        service.check()
+    except EngineError as error:
+        return PlainTextResponse(f"{error}\n", 503)
+    return PlainTextResponse("ready\n")
+
+
+async def _metrics(request: Request) -> Response:
+    """Numbers for Prometheus."""
+    service: Service = request.app.state.service
+    if not service.keys.admits_admin(key_of(request.headers)):
+        raise unauthorised()
+    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    """Any failure, in the words of the dialect that the path belongs to."""
+    match error:
+        case Refusal():
+            refusal = error
+        case PianissimoError():
+            refusal = refusal_for(error)
+        case HTTPException():
+            headers = dict(error.headers or {})
+            message = f"{error.detail}: {request.method} {request.url.path}"
+            refusal = Refusal(error.status_code, message, headers=headers)
+        case RequestValidationError():
+            refusal = Refusal(422, "; ".join(str(e["msg"]) for e in error.errors()))
+        case _:
+            log.error("a request failed", exc_info=error)
+            refusal = Refusal(500, "the server failed on this request; its log says why")
+    if request.url.path.startswith(DEEPGRAM_PATH):
+        body = refusal.deepgram(str(uuid.uuid4()))
+    else:
+        body = refusal.openai()
+    return JSONResponse(body, refusal.status, headers=refusal.headers)
+
+
+class CountRequests:
+    """Counts answers by path and status; sockets count themselves."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                service: Service = scope["app"].state.service
+                route = getattr(scope.get("route"), "path", "unknown")
+                service.metrics.requests.labels(route, str(message["status"])).inc()
+            await send(message)
+
+        await self.app(scope, receive, counted)

@@ -1,0 +1,247 @@
+"""OpenAI's audio endpoints: transcriptions in every format, and the list of models.
+
+What its clients send and expect: platform.openai.com/docs/api-reference/audio.
+"""
+
+import json
+import math
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.datastructures import FormData
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+
+from pianissimo.errors import PianissimoError
+from pianissimo.serve.auth import key_of, unauthorised
+from pianissimo.serve.refusal import Refusal, refusal_for
+from pianissimo.serve.service import GrowingText, Service
+from pianissimo.serve.upload import form_with_file
+from pianissimo.transcript import Segment, Transcript, Word
+
+DIALECT = "openai"
+FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
+GRANULARITIES = ("word", "segment")
+OWNER = "pianissimo"
+
+router = APIRouter()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The fields of a transcription request that matter to us; the others are accepted."""
+
+    format: str
+    granularities: tuple[str, ...]
+    logprobs: bool
+    stream: bool
+
+
+@router.get("/v1/models")
+async def list_models(request: Request) -> Response:
+    service = _admitted(request)
+    models = [_model_object(name, request) for name in service.names]
+    return JSONResponse({"object": "list", "data": models})
+
+
+@router.get("/v1/models/{name:path}")
+async def get_model(request: Request, name: str) -> Response:
+    service = _admitted(request)
+    service.check_model(name)
+    return JSONResponse(_model_object(name, request))
+
+
+@router.post("/v1/audio/transcriptions")
+async def create_transcription(request: Request) -> Response:
+    """A recording as text: json, text, srt, vtt, verbose_json, or events as it is heard."""
+    service = _admitted(request)
+    async with AsyncExitStack() as stack:
+        upload = form_with_file(request, service.settings.largest_upload_bytes)
+        form, _, path = await stack.enter_async_context(upload)
+        asked = _read(form)
+        service.check_model(_text(form, "model"))
+        service.check_language(_text(form, "language"))
+        if asked.stream:
+            events = _server_sent(service, path, asked, stack.pop_all())
+            return StreamingResponse(events, media_type="text/event-stream")
+        transcript = await service.transcribe(path)
+    service.metrics.audio.labels(DIALECT).inc(transcript.duration)
+    return _response(transcript, asked)
+
+
+@router.post("/v1/audio/translations")
+async def create_translation(request: Request) -> Response:
+    """Refused: the models served here write what they hear, in its own language."""
+    service = _admitted(request)
+    raise Refusal(
+        400,
+        f"{service.recognizer.name} does not translate; use /v1/audio/transcriptions",
+        "translation_unsupported",
+        "model",
+    )
+
+
+# -- what was asked --------------------------------------------------------------------------------
+
+
+def _admitted(request: Request) -> Service:
+    service: Service = request.app.state.service
+    if not service.keys.admits(key_of(request.headers)):
+        service.metrics.refusals.labels(DIALECT, "key").inc()
+        raise unauthorised()
+    return service
+
+
+def _read(form: FormData) -> Asked:
+    format = _text(form, "response_format") or "json"
+    if format not in FORMATS:
+        raise Refusal(
+            400,
+            f"response_format {format!r} is not supported here; choose {', '.join(FORMATS)}",
+            "unsupported_response_format",
+            "response_format",
+        )
+    granularities = _list(form, "timestamp_granularities")
+    for each in granularities:
+        if each not in GRANULARITIES:
+            raise Refusal(
+                400,
+                f"timestamp granularity {each!r} is unknown; choose word or segment",
+                "invalid_value",
+                "timestamp_granularities",
+            )
+    return Asked(
+        format,
+        granularities or ("segment",),
+        "logprobs" in _list(form, "include"),
+        (_text(form, "stream") or "").lower() in ("true", "1"),
+    )
+
+
+def _text(form: FormData, name: str) -> str | None:
+    value = form.get(name)
+    if value is not None and not isinstance(value, str):
+        raise Refusal(400, f"{name} must be text, not a file", "invalid_value", name)
+    return value
+
+
+def _list(form: FormData, name: str) -> tuple[str, ...]:
+    """A field that may come several times, with or without brackets."""
+    values = [*form.getlist(f"{name}[]"), *form.getlist(name)]
+    return tuple(part.strip() for v in values if isinstance(v, str) for part in v.split(","))
+
+
+# -- answers ---------------------------------------------------------------------------------------
+
+
+def _response(transcript: Transcript, asked: Asked) -> Response:
+    match asked.format:
+        case "text":
+            return PlainTextResponse(transcript.text + "\n")
+        case "srt":
+            return PlainTextResponse(transcript.to_srt())
+        case "vtt":
+            return PlainTextResponse(transcript.to_vtt())
+        case "verbose_json":
+            return JSONResponse(_verbose(transcript, asked))
+    body: dict[str, Any] = {"text": transcript.text, "usage": usage(transcript.duration)}
+    if asked.logprobs:
+        body["logprobs"] = logprobs(transcript.words)
+    return JSONResponse(body)
+
+
+def _verbose(transcript: Transcript, asked: Asked) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "task": "transcribe",
+        "language": transcript.language or "",
+        "duration": transcript.duration,
+        "text": transcript.text,
+        "segments": [_segment(i, each) for i, each in enumerate(transcript.segments)],
+        "usage": usage(transcript.duration),
+    }
+    if "word" in asked.granularities:
+        body["words"] = [
+            {"word": word.text, "start": word.start, "end": word.end} for word in transcript.words
+        ]
+        if "segment" not in asked.granularities:
+            del body["segments"]
+    if asked.logprobs:
+        body["logprobs"] = logprobs(transcript.words)
+    return body
+
+
+def _segment(number: int, segment: Segment) -> dict[str, Any]:
+    """Whisper's segment; what only Whisper has carries the value that says nothing."""
+    found = [w.confidence for w in segment.words if w.confidence is not None]
+    mean = sum(map(_log, found)) / len(found) if found else 0.0
+    return {
+        "id": number,
+        "seek": round(segment.start * 100),
+        "start": segment.start,
+        "end": segment.end,
+        "text": segment.text,
+        "tokens": [],
+        "temperature": 0.0,
+        "avg_logprob": mean,
+        "compression_ratio": 1.0,
+        "no_speech_prob": 0.0,
+    }
+
+
+def usage(seconds: float) -> dict[str, Any]:
+    return {"type": "duration", "seconds": math.ceil(seconds)}
+
+
+def logprobs(words: Sequence[Word]) -> list[dict[str, Any]]:
+    """One entry per word, which is what has a confidence here: its logarithm."""
+    entries = []
+    for number, word in enumerate(words):
+        text = f" {word.text}" if number else word.text
+        confidence = 1.0 if word.confidence is None else word.confidence
+        entries.append({"token": text, "logprob": _log(confidence), "bytes": [*text.encode()]})
+    return entries
+
+
+def _log(confidence: float) -> float:
+    return math.log(max(confidence, 1e-9))
+
+
+async def _server_sent(
+    service: Service, path: Path, asked: Asked, stack: AsyncExitStack
+) -> AsyncIterator[str]:
+    """The events of a transcription; an error that comes too late for a status is one of them."""
+    text, words, seconds = GrowingText(), list[Word](), 0.0
+    async with stack:
+        try:
+            async with aclosing(service.events(path)) as events:
+                async for event in events:
+                    if isinstance(event, float):
+                        seconds = event
+                        continue
+                    if added := text.take(event):
+                        yield _sse({"type": "transcript.text.delta", "delta": added})
+                    if event.type == "final":
+                        words += event.words
+        except PianissimoError as error:
+            yield _sse({"type": "error", **refusal_for(error).openai()})
+            return
+    service.metrics.audio.labels(DIALECT).inc(seconds)
+    done: dict[str, Any] = {"type": "transcript.text.done", "text": text.sent}
+    done["usage"] = usage(seconds)
+    if asked.logprobs:
+        done["logprobs"] = logprobs(words)
+    yield _sse(done)
+    yield "data: [DONE]\n\n"
+
+
+def _sse(event: Mapping[str, Any]) -> str:
+    return f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
+
+
+def _model_object(name: str, request: Request) -> dict[str, Any]:
+    created: float = getattr(request.app.state, "started", time.time())
+    return {"id": name, "object": "model", "created": round(created), "owned_by": OWNER}

@@ -1,0 +1,93 @@
+"""A real server on a free port, for tests: uvicorn in a thread, over a real socket."""
+
+import io
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import uvicorn
+
+from pianissimo.native import NativeRecognizer
+from pianissimo.serve.app import create_app
+from pianissimo.serve.service import Service
+from pianissimo.serve.settings import Settings
+
+RATE = 16_000
+CLIPS = Path(__file__).parents[3] / "examples" / "audio"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that runs: where it is, and its inner side."""
+
+    port: int
+    service: Service
+
+    @property
+    def http(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def ws(self) -> str:
+        return f"ws://127.0.0.1:{self.port}"
+
+    def wait_until_empty(self, seconds: float = 10.0) -> None:
+        """Until all seats and slots are free again; fails if that does not happen."""
+        assert self.service.engine is not None
+        end = time.monotonic() + seconds
+        while self.service.seats.taken or self.service.engine.stats.streams:
+            assert time.monotonic() < end, "a seat or a slot was not given back"
+            time.sleep(0.01)
+
+
+@contextmanager
+def serving(recognizer: NativeRecognizer, settings: Settings | None = None) -> Iterator[Server]:
+    """Serve a recogniser until the block ends."""
+    app = create_app(settings or Settings(), recognizer)
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        app, log_config=None, ws="websockets-sansio", timeout_graceful_shutdown=10
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the server did not start"
+        time.sleep(0.01)
+    try:
+        yield Server(listener.getsockname()[1], app.state.service)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive(), "the server did not stop"
+
+
+@cache
+def speech(seconds: float, first: int = 0) -> np.ndarray:
+    """The example clips one after the other, from the one numbered `first`: float32 (n,)."""
+    clips = [soundfile.read(path, dtype="float32")[0] for path in sorted(CLIPS.glob("*.flac"))]
+    once = np.concatenate([*clips[first:], *clips[:first]])
+    return np.resize(once, round(seconds * RATE))
+
+
+def wav(samples: np.ndarray, rate: int = RATE) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, format="WAV", subtype="PCM_16")
+    return file.getvalue()
+
+
+def pcm(samples: np.ndarray) -> bytes:
+    """16 bit little endian."""
+    return (samples * 32767).astype("<i2").tobytes()
+
+
+def as_heard(samples: np.ndarray) -> np.ndarray:
+    """What arrives of float samples that were sent with 16 bits."""
+    return np.frombuffer(pcm(samples), "<i2").astype(np.float32) / 32768

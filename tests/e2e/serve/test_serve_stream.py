@@ -1,0 +1,342 @@
+"""Our own socket: the words, every way to be refused, and nothing lost however often it breaks."""
+
+import asyncio
+import importlib.util
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import soundfile
+from serving import RATE, Server, pcm, serving, speech
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from pianissimo.native import NativeRecognizer
+from pianissimo.serve.settings import Settings
+
+NUMBER = "enter four seven two nine"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "stream_client.py"
+
+
+@contextmanager
+def streaming(server: Server, first: dict | None = None) -> Iterator[ClientConnection]:
+    with connect(f"{server.ws}/v1/stream") as socket:
+        socket.send(json.dumps(first or {"type": "start"}))
+        yield socket
+
+
+def receive(socket: ClientConnection) -> dict[str, Any]:
+    return json.loads(socket.recv(timeout=60))
+
+
+def until(socket: ClientConnection, kind: str) -> dict[str, Any]:
+    while (event := receive(socket))["type"] != kind:
+        pass
+    return event
+
+
+def rest(socket: ClientConnection) -> list[dict[str, Any]]:
+    events = []
+    try:
+        while True:
+            events.append(receive(socket))
+            if events[-1]["type"] == "end":
+                with suppress(ConnectionClosed):
+                    socket.send(json.dumps({"type": "ack", "events": events[-1]["event"]}))
+    except ConnectionClosed:
+        return events
+
+
+def talk() -> np.ndarray:
+    """Half a minute with pauses that end utterances and some that do not."""
+    quiet = np.zeros(round(1.6 * RATE), np.float32)
+    return np.concatenate([part for i in range(3) for part in (speech(7.5, first=i), quiet)])
+
+
+# -- one connection --------------------------------------------------------------------------------
+
+
+def test_partials_grow_and_every_event_is_numbered(
+    words_server: Server, embedded: NativeRecognizer
+) -> None:
+    with streaming(words_server, {"type": "start", "latency_ms": 80}) as socket:
+        ready = receive(socket)
+        assert ready["type"] == "ready" and ready["frames"] == 0 and ready["latency_ms"] == 80
+        for start in range(0, 40_000, 1600):
+            socket.send(pcm(speech(2.5)[start : start + 1600]))
+        socket.send(json.dumps({"type": "finalise"}))
+        socket.send(json.dumps({"type": "finalise"}))
+        socket.send(json.dumps({"type": "finish"}))
+        events = rest(socket)
+        assert socket.close_code == 1000
+    kept = [event for event in events if "event" in event]
+    assert [event["event"] for event in kept] == list(range(1, len(kept) + 1))
+    finals = [event for event in events if event["type"] == "final"]
+    assert [event["reason"] for event in finals] == ["finalise", "finalise", "finish"]
+    with embedded.stream(latency_ms=80) as stream:
+        same = [*stream.push(speech(2.5)), *stream.finalise()][-1]
+    assert finals[0]["text"] == same.text
+    assert [w["start"] for w in finals[0]["words"]] == [w.start for w in same.words]
+    assert finals[1]["text"] == finals[2]["text"] == ""
+    partials = [event["text"] for event in events if event["type"] == "partial"]
+    assert len(partials) > 2
+    for before, after in pairwise([*partials, finals[0]["text"]]):
+        assert after.startswith(before)
+    acks = [event["frames"] for event in events if event["type"] == "ack"]
+    assert acks == sorted(acks) and acks[-1] == 28
+    assert kept[-1]["type"] == "end"
+
+
+def test_what_makes_no_sense_is_told_and_closes(server: Server) -> None:
+    for first, code in (
+        ({"type": "hello"}, "unknown_type"),
+        ({"type": "start", "latency_ms": 81}, "invalid_option"),
+        ({"type": "start", "sample_rate": 10}, "invalid_value"),
+        ({"type": "start", "sample_rate": "x"}, "invalid_value"),
+        ({"type": "start", "encoding": "opus"}, "invalid_value"),
+        ({"type": "start", "channels": 9}, "audio_invalid_values"),
+        ({"type": "start", "model": "nova"}, "model_not_found"),
+        ({"type": "start", "language": "de"}, "invalid_option"),
+        ({"type": "start", "endpoint": 7}, "invalid_value"),
+        ({"type": "start", "endpoint": {"trailing_silence": -1}}, "invalid_option"),
+        ({"type": "resume", "stream": "../../etc/passwd"}, "no_stream"),
+        ({"type": "resume", "stream": 7}, "invalid_value"),
+    ):
+        with streaming(server, first) as socket:
+            (error,) = rest(socket)
+            assert (error["type"], error["code"]) == ("error", code), first
+            assert socket.close_code == 1008
+    with connect(f"{server.ws}/v1/stream") as socket:
+        socket.send(b"\0\0")
+        assert rest(socket)[0]["code"] == "invalid_json"
+    with streaming(server) as socket:
+        receive(socket)
+        socket.send(json.dumps({"type": "finish"}))
+        socket.send(b"\0\0")
+        assert rest(socket)[-1]["code"] == "stream_state"
+
+
+def test_a_pause_is_an_endpoint_unless_it_was_turned_off(words_server: Server) -> None:
+    samples = np.concatenate([speech(2.5), np.zeros(2 * RATE, np.float32)])
+    found = {}
+    for endpoint in ({"trailing_silence": 0.6}, None):
+        with streaming(words_server, {"type": "start", "endpoint": endpoint}) as socket:
+            for _ in range(2):
+                socket.send(pcm(samples))
+            socket.send(json.dumps({"type": "finish"}))
+            found[endpoint is None] = [e for e in rest(socket) if e["type"] != "ack"]
+    assert [e["type"] for e in found[False]].count("endpoint") == 2
+    finals = [e for e in found[True] if e["type"] == "final"]
+    assert [e["reason"] for e in finals] == ["finish"]
+    assert finals[0]["text"].count("seven") == 2
+
+
+def test_a_full_server_keeps_nothing_of_whom_it_refused(tiny: NativeRecognizer) -> None:
+    with serving(tiny, Settings(max_streams=1)) as server:
+        with streaming(server) as first:
+            receive(first)
+            with streaming(server) as second:
+                assert rest(second)[0]["code"] == "server_full"
+                assert second.close_code == 1013
+            first.send(json.dumps({"type": "finish"}))
+            rest(first)
+        server.wait_until_empty()
+        with streaming(server) as third:
+            assert receive(third)["type"] == "ready"
+
+
+# -- many connections ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def example() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("stream_client", EXAMPLE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Cutter:
+    """Passes bytes on to a server and cuts every connection after a random time."""
+
+    def __init__(self, port: int, seed: int, longest_seconds: float) -> None:
+        self.target, self.random, self.longest = port, random.Random(seed), longest_seconds
+        self.cuts = 0
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[int]:
+        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            server.close()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", self.target)
+        jobs = [
+            asyncio.create_task(self._pass(reader, back)),
+            asyncio.create_task(self._pass(there, writer)),
+        ]
+        seconds = 0.05 + self.random.random() * self.longest
+        _, pending = await asyncio.wait(jobs, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        self.cuts += len(pending) == 2
+        for job in jobs:
+            job.cancel()
+        await asyncio.gather(*jobs, return_exceptions=True)
+        for end in (writer, back):
+            end.transport.abort()
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(4096):
+            writer.write(data)
+            await writer.drain()
+
+
+async def listen(
+    example: ModuleType, port: int, samples: np.ndarray, seconds: float
+) -> tuple[list[dict[str, Any]], int]:
+    """All but the partials, of samples sent over about so many seconds, finalised at times."""
+    events: list[dict[str, Any]] = []
+    client = example.StreamClient(f"ws://127.0.0.1:{port}", events.append, sample_rate=RATE)
+    running = asyncio.create_task(client.run())
+    size = 1600
+    count = -(-len(samples) // size)
+    for number in range(count):
+        await client.send(pcm(samples[number * size : (number + 1) * size]))
+        if number % 97 == 96:
+            client.finalise()
+        await asyncio.sleep(seconds / count)
+    client.finish()
+    await asyncio.wait_for(running, 120)
+    return [event for event in events if event["type"] != "partial"], client.connections
+
+
+@pytest.mark.parametrize("linger_seconds", [5.0, 0.0], ids=["kept in its slot", "parked"])
+def test_a_stream_cut_again_and_again_loses_nothing(
+    embedded: NativeRecognizer, example: ModuleType, linger_seconds: float
+) -> None:
+    samples = talk()
+
+    async def both(port: int) -> tuple[list, list, int]:
+        whole, connections = await listen(example, port, samples, 0.1)
+        assert connections == 1
+        cutter = Cutter(port, seed=3, longest_seconds=0.6)
+        async with cutter.running() as cut_port:
+            cut, connections = await listen(example, cut_port, samples, 5.0)
+        assert cutter.cuts >= 5
+        return whole, cut, connections
+
+    with serving(embedded, Settings(linger_seconds=linger_seconds)) as server:
+        whole, cut, connections = asyncio.run(both(server.port))
+        page = httpx.get(server.http + "/metrics").text
+        server.wait_until_empty()
+    assert connections >= 5
+    assert f"pianissimo_resumed_total {connections - 1}.0" in page or connections > 5
+    assert [event["event"] for event in cut] == list(range(1, len(cut) + 1))
+    assert len(cut) == len(whole)
+    for one, other in zip(cut, whole, strict=True):
+        words = [one.pop("words", []), other.pop("words", [])]
+        assert one == other
+        for word, same in zip(*words, strict=True):
+            assert (word["text"], word["start"], word["end"]) == (
+                *(same["text"], same["start"], same["end"]),
+            )
+            assert word["confidence"] == pytest.approx(same["confidence"], abs=1e-3)
+
+
+def test_a_stream_outlives_its_server(embedded: NativeRecognizer, tmp_path: Path) -> None:
+    settings = Settings(state_folder=tmp_path / "streams")
+    samples = pcm(speech(2.5))
+    with ExitStack() as stack:
+        with serving(embedded, settings) as server:
+            socket = stack.enter_context(streaming(server))
+            token = receive(socket)["stream"]
+            socket.send(samples[:33_333])  # a sample is cut in half
+            socket.send(json.dumps({"type": "keepalive"}))
+            socket.ping().wait(10)
+        rest(socket)
+        assert socket.close_code == 1012
+        (file,) = (tmp_path / "streams").iterdir()
+        assert token not in file.name and file.stat().st_mode & 0o077 == 0
+        with serving(embedded, settings) as server:
+            first = {"type": "resume", "stream": token, "events": 0}
+            socket = stack.enter_context(streaming(server, first))
+            ready = receive(socket)
+            assert ready["frames"] == 1 and not file.exists()
+            socket.send(samples[33_333:])
+            socket.send(json.dumps({"type": "finish"}))
+            finals = [event for event in rest(socket) if event["type"] == "final"]
+            assert [event["text"] for event in finals] == [NUMBER]
+
+
+def test_the_last_text_of_a_stream_outlives_its_server_too(
+    embedded: NativeRecognizer, tmp_path: Path
+) -> None:
+    settings = Settings(state_folder=tmp_path)
+    with ExitStack() as stack:
+        with serving(embedded, settings) as server:
+            socket = stack.enter_context(streaming(server))
+            token = receive(socket)["stream"]
+            socket.send(pcm(speech(2.5)))
+            socket.send(json.dumps({"type": "finish"}))
+            until(socket, "ack")
+        with serving(embedded, settings) as server:
+            first = {"type": "resume", "stream": token, "events": 0}
+            socket = stack.enter_context(streaming(server, first))
+            ready, final, end = rest(socket)
+            assert ready["frames"] == 2 and final["text"] == NUMBER and end["event"] == 2
+            server.wait_until_empty()
+
+
+def test_a_second_connection_takes_the_stream_over(server: Server) -> None:
+    with streaming(server) as first:
+        token = receive(first)["stream"]
+        first.send(pcm(speech(2.5)))
+        first.send(json.dumps({"type": "finalise"}))
+        final = until(first, "final")
+        with streaming(server, {"type": "resume", "stream": token, "events": 0}) as second:
+            assert receive(second)["frames"] == 2
+            assert rest(first)[-1]["code"] == "taken_over"
+            assert until(second, "final") == final
+            second.send(json.dumps({"type": "finish"}))
+            assert rest(second)[-1]["type"] == "end"
+    with streaming(server, {"type": "resume", "stream": token}) as third:
+        assert rest(third)[0]["code"] == "no_stream"
+
+
+def test_a_stream_nobody_resumes_is_forgotten(tiny: NativeRecognizer) -> None:
+    settings = Settings(linger_seconds=0.2, resume_seconds=0.5)
+    with serving(tiny, settings) as server:
+        with streaming(server) as socket:
+            token = receive(socket)["stream"]
+            socket.send(pcm(speech(1.0)))
+        server.wait_until_empty()
+        httpx.get(server.http + "/healthz")
+        time.sleep(0.6)
+        with streaming(server, {"type": "resume", "stream": token}) as socket:
+            assert rest(socket)[0]["code"] == "no_stream"
+
+
+def test_the_example_writes_the_words(words_server: Server, tmp_path: Path) -> None:
+    path = tmp_path / "number.wav"
+    soundfile.write(path, speech(2.5), RATE, subtype="PCM_16")
+    done = subprocess.run(
+        [sys.executable, EXAMPLE, path, "--url", words_server.ws, "--fast"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == NUMBER + "\n"
