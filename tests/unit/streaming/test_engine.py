@@ -392,6 +392,29 @@ def test_silence_does_not_wake_the_watchdog(mute: NativeRecognizer) -> None:
         assert stream.replays == 0
 
 
+def test_ten_minutes_of_nothing_do_not_break_a_stream(
+    recognizer: NativeRecognizer, engine: Engine
+) -> None:
+    """Digital silence, an offset, clipping: no exception, and the stream still hears."""
+    odd = [
+        np.zeros(9_600_000, np.float32),
+        np.full(32_000, 0.4, np.float32),
+        np.clip(noise(32_000) * 50, -1, 1),
+    ]
+    session = engine.open(latency_ms=1120)
+    for samples in odd:
+        session.push(samples)
+    session.finalise()
+    while (event := session.get(timeout=SOON)) is None or event.reason != "finalise":
+        pass
+    begun = sum(map(len, odd)) / 16_000
+    session.push(noise(64_000, seed=5))
+    session.finish()
+    words = [w for e in said(session) if e.type == "final" for w in e.words]
+    assert len(words) > 3
+    assert all(w.start >= begun - 2.4 for w in words)
+
+
 # -- clients of every kind -------------------------------------------------------------------------
 
 
