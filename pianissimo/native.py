@@ -4,7 +4,6 @@ Models that stream are fed block by block, so memory does not grow with the reco
 more or less changes nothing. Models with unlimited context get each recording whole.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -19,12 +18,12 @@ from pianissimo.audio.io import (
     SAMPLE_RATE,
     AudioSource,
     Samples,
-    describe,
     from_array,
     load_audio,
     stream_audio,
 )
 from pianissimo.audio.vad import VoiceDetector
+from pianissimo.batches import batches_of, in_order
 from pianissimo.decoding.hypothesis import Hypothesis
 from pianissimo.decoding.search import Head, make_search
 from pianissimo.errors import OptionError, PianissimoError
@@ -122,22 +121,13 @@ class NativeRecognizer:
         `batch_seconds` bounds the audio, padding included, that is held at once. Raises the error
         of the first recording that cannot be read when its turn comes; see `outcomes` for going on.
         """
-        waiting: dict[int, Outcome] = {}
-        due = 0
-        for outcome in self.outcomes(
+        outcomes = self.outcomes(
             sources,
             batch_seconds=batch_seconds,
             latency_ms=latency_ms,
             word_timestamps=word_timestamps,
-        ):
-            waiting[outcome.index] = outcome
-            while due in waiting:
-                ready = waiting.pop(due)
-                due += 1
-                if ready.error is not None:
-                    raise ready.error
-                assert ready.transcript is not None
-                yield ready.transcript
+        )
+        yield from in_order(outcomes)
 
     def outcomes(
         self,
@@ -150,19 +140,10 @@ class NativeRecognizer:
         """As `transcribe_many`, but in the order of completion and with errors as results."""
         sources = list(sources)
         lookahead = self._lookahead(latency_ms)
-        lengths: dict[int, float] = {}
-        for i, source in enumerate(sources):
-            seconds = None
-            # Standard input and file objects are read once, so they are not asked beforehand.
-            if isinstance(source, (str, os.PathLike)) and source != "-":
-                try:
-                    seconds = describe(source).duration_seconds
-                except PianissimoError as error:
-                    yield Outcome(i, error=error)
-                    continue
-            # A recording of unknown length cannot share a batch.
-            lengths[i] = batch_seconds if seconds is None else seconds
-        for batch in _batches(lengths, batch_seconds):
+        for batch in batches_of(sources, batch_seconds):
+            if isinstance(batch, Outcome):
+                yield batch
+                continue
             yield from self._batch(sources, batch, lookahead, latency_ms, word_timestamps)
 
     def stream(
@@ -364,15 +345,3 @@ class NativeRecognizer:
             model=self.name,
             reasons=reasons,
         )
-
-
-def _batches(lengths: dict[int, float], batch_seconds: float) -> Iterator[list[int]]:
-    """Indices grouped by about equal length, at most `batch_seconds` with padding."""
-    batch: list[int] = []
-    for i in sorted(lengths, key=lambda i: lengths[i]):
-        if batch and lengths[i] * (len(batch) + 1) > batch_seconds:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch

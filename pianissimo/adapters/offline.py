@@ -1,6 +1,5 @@
 """What recognisers of whole recordings share: sources, batches and the order of results."""
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
@@ -12,11 +11,11 @@ from pianissimo.audio.io import (
     SAMPLE_RATE,
     AudioSource,
     Samples,
-    describe,
     from_array,
     load_audio,
     stream_audio,
 )
+from pianissimo.batches import batches_of, in_order
 from pianissimo.errors import OptionError, PianissimoError
 from pianissimo.recognizer import Outcome
 from pianissimo.transcript import Transcript
@@ -85,22 +84,13 @@ class OfflineRecognizer(ABC):
         `batch_seconds` bounds the audio, padding included, that is held at once. Raises the error
         of the first recording that cannot be read when its turn comes; see `outcomes` for going on.
         """
-        waiting: dict[int, Outcome] = {}
-        due = 0
-        for outcome in self.outcomes(
+        outcomes = self.outcomes(
             sources,
             batch_seconds=batch_seconds,
             latency_ms=latency_ms,
             word_timestamps=word_timestamps,
-        ):
-            waiting[outcome.index] = outcome
-            while due in waiting:
-                ready = waiting.pop(due)
-                due += 1
-                if ready.error is not None:
-                    raise ready.error
-                assert ready.transcript is not None
-                yield ready.transcript
+        )
+        yield from in_order(outcomes)
 
     def outcomes(
         self,
@@ -113,19 +103,10 @@ class OfflineRecognizer(ABC):
         """As `transcribe_many`, but in the order of completion and with errors as results."""
         self._check_latency(latency_ms)
         sources = list(sources)
-        lengths: dict[int, float] = {}
-        for i, source in enumerate(sources):
-            seconds = None
-            # Standard input and file objects are read once, so they are not asked beforehand.
-            if isinstance(source, (str, os.PathLike)) and source != "-":
-                try:
-                    seconds = describe(source).duration_seconds
-                except PianissimoError as error:
-                    yield Outcome(i, error=error)
-                    continue
-            # A recording of unknown length cannot share a batch.
-            lengths[i] = batch_seconds if seconds is None else seconds
-        for batch in _batches(lengths, batch_seconds):
+        for batch in batches_of(sources, batch_seconds):
+            if isinstance(batch, Outcome):
+                yield batch
+                continue
             if len(batch) == 1:
                 try:
                     found = self.transcribe(sources[batch[0]], word_timestamps=word_timestamps)
@@ -155,15 +136,3 @@ class OfflineRecognizer(ABC):
                 f"latency {latency_ms} ms is not a mode of this model "
                 "(none: this model does not stream)"
             )
-
-
-def _batches(lengths: dict[int, float], batch_seconds: float) -> Iterator[list[int]]:
-    """Indices grouped by about equal length, at most `batch_seconds` with padding."""
-    batch: list[int] = []
-    for i in sorted(lengths, key=lambda i: lengths[i]):
-        if batch and lengths[i] * (len(batch) + 1) > batch_seconds:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch

@@ -18,6 +18,7 @@ from pianissimo.cli.options import (
     QuietOption,
 )
 from pianissimo.cli.output import SOME_FAILED, complain, emit
+from pianissimo.cli.progress import Progress
 
 if TYPE_CHECKING:
     from pianissimo.evaluate.run import Pass, Score
@@ -71,7 +72,7 @@ def evaluate(
     recognizer = load(model, device=device, dtype=dtype, head=head, language=language)
     modes: list[int | None] = [*(latency or recognizer.latencies_ms)] or [None]
     count = len(references) * len(modes)
-    with _Progress(count, shown=not quiet and sys.stderr.isatty()) as progress:
+    with Progress("evaluating", count, shown=not quiet and sys.stderr.isatty()) as progress:
         passes = run(
             recognizer,
             references,
@@ -87,32 +88,6 @@ def evaluate(
         _print_table(recognizer.name, passes)
     if any(one.total.failed for one in passes):
         raise typer.Exit(SOME_FAILED)
-
-
-class _Progress:
-    """A bar on a terminal, nothing elsewhere."""
-
-    def __init__(self, count: int, *, shown: bool) -> None:
-        self._bar: Any = None
-        if shown:
-            from rich.console import Console
-            from rich.progress import Progress
-
-            self._bar = Progress(console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task("evaluating", total=count)
-
-    def __enter__(self) -> "_Progress":
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def advance(self) -> None:
-        if self._bar is not None:
-            self._bar.advance(self._task)
 
 
 def _as_json(name: str, passes: "list[Pass]") -> dict[str, Any]:
