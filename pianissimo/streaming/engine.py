@@ -122,6 +122,11 @@ class Engine:
     ) -> None:
         if max_streams < 1:
             raise OptionError(f"max_streams must be at least 1, not {max_streams}")
+        if not recognizer.latencies_ms:
+            raise OptionError(
+                f"{recognizer.name} hears recordings whole and cannot stream; choose a streaming "
+                "model"
+            )
         self.recognizer, self.options = recognizer, options or EngineOptions()
         self.model = recognizer.live
         self.runner = Runner(self.model, max_streams)

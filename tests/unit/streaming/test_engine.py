@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from tiny import cut, noise
+from tiny import WHOLE_CONTEXT, cut, make_model, noise
 
 from pianissimo.audio.front_end import FrontEnd
 from pianissimo.errors import (
@@ -651,6 +651,12 @@ def test_closing_the_engine_ends_its_streams(recognizer: NativeRecognizer) -> No
 def test_options_that_make_no_sense_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(OptionError):
         EngineOptions(**bad)
+
+
+def test_a_model_that_cannot_stream_is_refused(tiny_tokenizer: Tokenizer) -> None:
+    whole = make_model(encoder=WHOLE_CONTEXT, vocab_size=tiny_tokenizer.vocab_size)
+    with pytest.raises(OptionError, match="cannot stream"):
+        Engine(NativeRecognizer(whole, tiny_tokenizer))
 
 
 def test_an_engine_needs_a_stream(recognizer: NativeRecognizer) -> None:
