@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,16 +13,19 @@ pytest.importorskip("pyroomacoustics", reason="the extra quietbench is not insta
 pytest.importorskip("matplotlib", reason="the extra quietbench is not installed")
 
 
-@pytest.fixture(autouse=True)
-def bare(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith("PIANISSIMO_"):
-            monkeypatch.delenv(name)
+@pytest.fixture(scope="module", autouse=True)
+def bare() -> Iterator[None]:
+    """The environment of a user who set nothing, also for the run that the tests share."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith("PIANISSIMO_"):
+                patch.delenv(name)
+        yield
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run; the environment is that of the user, who set nothing."""
+def folder(bare: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
     out = tmp_path_factory.mktemp("bench") / "first"
     code = main(["quietbench", "--mini", "--clips", "1", "--device", "cpu", "-q", "-o", str(out)])
     assert code == 0
