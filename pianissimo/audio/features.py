@@ -162,8 +162,8 @@ def slaney_filterbank(config: FeatureConfig) -> Tensor:
     Slaney, "Auditory Toolbox" (1998): linear below 1 kHz, logarithmic above. Computed in float64
     so that it equals the one stored in NeMo checkpoints exactly.
     """
-    top = _hz_to_mel(torch.tensor(config.sample_rate / 2, dtype=torch.float64))
-    edges = _mel_to_hz(torch.linspace(0.0, float(top), config.n_mels + 2, dtype=torch.float64))
+    top = hz_to_mel(torch.tensor(config.sample_rate / 2, dtype=torch.float64))
+    edges = mel_to_hz(torch.linspace(0.0, float(top), config.n_mels + 2, dtype=torch.float64))
     bins = torch.linspace(
         0.0, config.sample_rate / 2, config.fft_samples // 2 + 1, dtype=torch.float64
     )
@@ -182,11 +182,13 @@ _BREAK_MEL = _BREAK_HZ / _HZ_PER_MEL
 _LOG_STEP = torch.log(torch.tensor(6.4, dtype=torch.float64)) / 27.0
 
 
-def _hz_to_mel(hz: Tensor) -> Tensor:
+def hz_to_mel(hz: Tensor) -> Tensor:
+    """Slaney's scale: linear to 1000 Hz, logarithmic above."""
     above = _BREAK_MEL + torch.log(hz.clamp(min=_BREAK_HZ) / _BREAK_HZ) / _LOG_STEP
     return torch.where(hz >= _BREAK_HZ, above, hz / _HZ_PER_MEL)
 
 
-def _mel_to_hz(mel: Tensor) -> Tensor:
+def mel_to_hz(mel: Tensor) -> Tensor:
+    """The inverse of `hz_to_mel`."""
     above = _BREAK_HZ * torch.exp(_LOG_STEP * (mel - _BREAK_MEL))
     return torch.where(mel >= _BREAK_MEL, above, mel * _HZ_PER_MEL)

@@ -9,9 +9,11 @@ import random
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pianissimo.audio.features import hz_to_mel, mel_to_hz
 from pianissimo.audio.io import SAMPLE_RATE
 
 Samples = NDArray[np.float32]
@@ -163,11 +165,28 @@ def telephone_band(samples: Samples, low_hz: float = 200.0, high_hz: float = 380
     return np.fft.irfft(spectrum, size)[: len(samples)].astype(np.float32)
 
 
+def warp_frequencies(mel: Tensor, factor: float, top_hz: float = SAMPLE_RATE / 2) -> Tensor:
+    """(T, F) -> (T, F): what lay at f Hz lies at `factor` * f, as from a shorter vocal tract.
+
+    Jaitly and Hinton 2013, "Vocal tract length perturbation", without its bend near the top:
+    bins that would come from above `top_hz` repeat the highest one.
+    """
+    bins = mel.shape[1]
+    top = hz_to_mel(torch.tensor([top_hz], dtype=torch.float64))
+    centres = torch.arange(1, bins + 1, dtype=torch.float64) * top / (bins + 1)
+    source = hz_to_mel(mel_to_hz(centres) / factor) * (bins + 1) / top - 1
+    source = source.clamp(0, bins - 1)
+    low = source.floor().long().clamp(max=bins - 2)
+    share = (source - low).to(mel.dtype)
+    return torch.lerp(mel[:, low], mel[:, low + 1], share)
+
+
 @dataclass(frozen=True)
 class SpecAugment:
     """Random bands and spans of a spectrogram set to `fill` (Park et al. 2019).
 
     Masks cover at most half of the frames; widths in mel bins and as a share of the frames.
+    `warp` is the range of factors by which frequencies are stretched before.
     """
 
     frequency_masks: int = 2
@@ -175,10 +194,12 @@ class SpecAugment:
     time_masks: int = 4
     time_share: float = 0.05
     fill: float = -10.0
+    warp: tuple[float, float] = (1.0, 1.0)
 
     def __call__(self, mel: Tensor, rng: random.Random) -> Tensor:
         """(T, F) -> (T, F), a masked copy."""
-        mel = mel.clone()
+        warped = self.warp != (1.0, 1.0)
+        mel = warp_frequencies(mel, rng.uniform(*self.warp)) if warped else mel.clone()
         frames, bins = mel.shape
         for _ in range(self.frequency_masks):
             width = rng.randint(0, min(self.frequency_width, bins))

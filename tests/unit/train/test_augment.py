@@ -5,9 +5,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from tiny import noise, tensor
 
+from pianissimo.audio.features import FeatureConfig, MelFeatures
 from pianissimo.train.augment import (
     Augmenter,
     SpecAugment,
@@ -18,6 +20,7 @@ from pianissimo.train.augment import (
     cut_weak_ends,
     reverberate,
     telephone_band,
+    warp_frequencies,
 )
 
 RATE = 16_000
@@ -283,3 +286,24 @@ def test_masking_is_fixed_by_its_seed_and_leaves_the_original_alone() -> None:
 def test_more_bands_than_bins_are_bounded_by_them() -> None:
     masks = SpecAugment(frequency_width=100)
     assert masks(tensor(20, 8), random.Random(0)).shape == (20, 8)
+
+
+@pytest.mark.parametrize("factor", [0.85, 1.0, 1.18])
+def test_a_warped_tone_lies_at_its_frequency_times_the_factor(factor: float) -> None:
+    features = MelFeatures(FeatureConfig(n_mels=80))
+    time = torch.arange(RATE) / RATE
+    tone, moved = (
+        features.whole(torch.sin(2 * torch.pi * hz * time)) for hz in (1500.0, 1500.0 * factor)
+    )
+    found = warp_frequencies(tone, factor)
+    assert abs(int(found[50].argmax()) - int(moved[50].argmax())) <= 1
+    if factor == 1.0:
+        assert torch.allclose(found, tone, atol=1e-4)
+
+
+def test_warping_draws_another_factor_each_time() -> None:
+    warps = SpecAugment(frequency_masks=0, time_masks=0, warp=(0.85, 1.18))
+    mel = tensor(50, 80)
+    first, second = (warps(mel, random.Random(seed)) for seed in (1, 2))
+    assert bool((first != second).any())
+    assert bool((first != mel).any())
