@@ -59,10 +59,10 @@ def load(
         return other
     if task not in (None, "transcribe"):
         raise OptionError(f"{path.name} only transcribes: leave {task!r} out")
-    recognizer = _load_native(path, target, precision or choose_dtype("float32"), head, language)
+    recognizer = _load_native(
+        path, target, precision or choose_dtype("float32"), head, language, int8=dtype == INT8
+    )
     _set_gain(recognizer, gain)
-    if dtype == INT8:
-        _quantise(recognizer.model)
     return recognizer
 
 
@@ -87,6 +87,8 @@ def _load_native(
     dtype: "torch.dtype",
     head: Literal["transducer", "ctc"] | None,
     language: str | None,
+    *,
+    int8: bool = False,
 ) -> "NativeRecognizer":
     from pianissimo.audio.features import MelFeatures
     from pianissimo.audio.front_end import FrontEnd, default_mode
@@ -106,6 +108,8 @@ def _load_native(
     network.to(device=device, dtype=dtype)
     # Spectra need more than half precision, and so do the constants they are made with.
     network.features = MelFeatures(network.config.features).to(device)
+    if int8:
+        _quantise(network)
     return NativeRecognizer(
         network,
         tokenizer,
@@ -116,12 +120,14 @@ def _load_native(
 
 
 def _quantise(network: "AsrModel") -> None:
-    """The encoder's linear layers in 8 bits, in place; OptionError where that cannot be."""
+    """The layers of encoder and predictor in 8 bits, in place; OptionError where that cannot be."""
     from pianissimo.models.packed import packed
 
     if network.device.type != "cpu":
         raise OptionError("int8 is for the CPU; on a GPU use bfloat16")
     network.encoder = packed(network.encoder, "int8")
+    if network.predictor is not None:
+        network.predictor = packed(network.predictor, "int8")
 
 
 # -- other families --------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Linear layers packed for the CPU: float32 in oneDNN's blocked layout, or signed 8-bit weights.
+"""Linear and LSTM layers packed for the CPU: float32 in oneDNN's blocked layout, or 8-bit weights.
 
 Packed modules compute only: they hold no parameters, have no gradient and cannot be saved. What
 they compute for a row never depends on the other rows of a batch, so the neighbours of a stream
@@ -82,17 +82,47 @@ class Int8Linear(nn.Module):
         return y.view(*x.shape[:-1], self.out_features)
 
 
-def packed(module: M, precision: Precision) -> M:
-    """A copy of `module` whose linear layers are packed, for inference on the CPU.
+class PackedLSTM(nn.Module):
+    """What a plain `nn.LSTM` (batch first, one direction) computes, step by step: (B, T, in).
 
-    Everything else is shared with `module`, which stays as it is. Where this PyTorch cannot pack,
-    "float32" gives `module` back, and "int8" raises OptionError.
+    The two products of a layer are one, by a packed linear layer. oneDNN's own LSTM packs its
+    weights anew at each call, which for a single step takes several times the arithmetic.
+    """
+
+    def __init__(self, lstm: nn.LSTM, make: Callable[[nn.Linear], nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(make(_gates(lstm, i)) for i in range(lstm.num_layers))
+
+    def forward(
+        self, x: Tensor, state: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """`state` is hidden and cell, each (layers, B, P); returns (B, T, P) and the next state."""
+        hidden, cell = (list(part) for part in state)
+        outputs = []
+        for y in x.unbind(1):
+            for i, gates in enumerate(self.layers):
+                update, forget, new, out = gates(torch.cat([y, hidden[i]], dim=1)).chunk(4, dim=1)
+                cell[i] = forget.sigmoid() * cell[i] + update.sigmoid() * new.tanh()
+                hidden[i] = y = out.sigmoid() * cell[i].tanh()
+            outputs.append(y)
+        return torch.stack(outputs, 1), (torch.stack(hidden), torch.stack(cell))
+
+
+def packed(module: M, precision: Precision) -> M:
+    """A copy of `module` whose linear layers and LSTMs are packed, for inference on the CPU.
+
+    Everything else is shared with `module`, which stays as it is. "float32" gives `module` itself
+    back where it is on another device or of another dtype, and where this PyTorch cannot pack;
+    there "int8" raises OptionError.
     """
     if precision == "int8":
         activation_levels()
         return _copied(module, Int8Linear)
     if precision != "float32":
         raise OptionError(f"linear layers are packed as float32 or int8, not as {precision!r}")
+    weight = next(module.parameters())
+    if weight.device.type != "cpu" or weight.dtype != torch.float32:
+        return module
     if not _packs_float32():
         log.info("this PyTorch cannot pack linear layers; they stay as they are")
         return module
@@ -113,7 +143,20 @@ def _packed_child(
     # Positions go through their layer once, when a stream's constants are made: exactness is free.
     if child is None or name == "position":
         return child
+    if type(child) is nn.LSTM:
+        return PackedLSTM(child, make)
     return make(child) if type(child) is nn.Linear else _copied(child, make)
+
+
+def _gates(lstm: nn.LSTM, layer: int) -> nn.Linear:
+    """A layer's two products as one: what comes in and what it remembers, side by side."""
+    weights = [getattr(lstm, f"weight_{part}_l{layer}").detach() for part in ("ih", "hh")]
+    gates = nn.Linear(1, 1)
+    gates.weight = nn.Parameter(torch.cat(weights, dim=1), requires_grad=False)
+    biases = getattr(lstm, f"bias_ih_l{layer}") + getattr(lstm, f"bias_hh_l{layer}")
+    gates.bias = nn.Parameter(biases.detach(), requires_grad=False)
+    gates.out_features, gates.in_features = gates.weight.shape
+    return gates
 
 
 @cache

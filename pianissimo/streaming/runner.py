@@ -111,9 +111,7 @@ class LiveModel:
             )
         self.config, self.search, self.features = model.config, search, model.features
         self.prompt, self.device, self.dtype = model.prompt, model.device, model.dtype
-        self.encoder = model.encoder
-        if self.device.type == "cpu" and self.dtype == torch.float32:
-            self.encoder = packed(model.encoder, "float32")
+        self.encoder = packed(model.encoder, "float32")
 
     @cached_property
     def fingerprint(self) -> str:

@@ -9,9 +9,11 @@ from pianissimo.models.packed import (
     ROWS_AT_ONCE,
     Int8Linear,
     PackedLinear,
+    PackedLSTM,
     activation_levels,
     packed,
 )
+from pianissimo.models.transducer import Predictor, TransducerConfig
 
 
 def linear(bias: bool = True, seed: int = 0) -> nn.Linear:
@@ -91,3 +93,48 @@ def test_packing_copies_the_module_and_leaves_the_original(precision: str, kind:
 def test_other_precisions_are_refused() -> None:
     with pytest.raises(OptionError, match="int4"):
         packed(linear(), "int4")  # type: ignore[arg-type]
+
+
+# -- LSTM ------------------------------------------------------------------------------------------
+
+
+def predictor(layers: int) -> Predictor:
+    torch.manual_seed(layers)
+    return Predictor(TransducerConfig(20, predictor_dim=24, predictor_layers=layers)).eval()
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@torch.no_grad()
+def test_a_packed_lstm_goes_where_the_plain_one_goes(layers: int) -> None:
+    plain, labels = predictor(layers), torch.randint(0, 21, (3, 9))
+    copy, states = packed(plain, "float32"), [plain.start(3), plain.start(3)]
+    assert isinstance(copy.lstm, PackedLSTM)
+    assert isinstance(plain.lstm, nn.LSTM)
+    for step in labels.T:
+        found, states[1] = copy.step(step, states[1])
+        expected, states[0] = plain.step(step, states[0])
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(states[1].cell, states[0].cell, atol=1e-5, rtol=1e-5)
+    x = tensor(3, 5, 24)
+    whole, after = copy.lstm(x, (states[1].hidden, states[1].cell))
+    expected, last = plain.lstm(x, (states[0].hidden, states[0].cell))
+    torch.testing.assert_close(whole, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(after[0], last[0], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_an_int8_lstm_stays_close_and_knows_no_neighbours() -> None:
+    plain = predictor(2)
+    copy, labels = packed(plain, "int8"), torch.randint(0, 21, (4, 12))
+    exact, rounded, alone = plain.start(4), copy.start(4), copy.start(1)
+    for step in labels.T:
+        expected, exact = plain.step(step, exact)
+        found, rounded = copy.step(step, rounded)
+        single, alone = copy.step(step[2:3], alone)
+        assert torch.equal(found[2], single[0])
+    assert (found - expected).norm() < 0.05 * expected.norm()
+
+
+def test_what_is_not_float32_on_the_cpu_is_left_alone() -> None:
+    half = predictor(1).to(torch.bfloat16)
+    assert packed(half, "float32") is half
