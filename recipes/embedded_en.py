@@ -86,7 +86,7 @@ SECOND = TrainConfig(
     seed=2,
 )
 THIRD = TrainConfig(
-    steps=5000,
+    steps=4000,
     peak_lr=3e-4,
     warmup_steps=100,
     flat_until=2500,

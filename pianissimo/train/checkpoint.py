@@ -1,7 +1,7 @@
 """Saving and resuming a training run: weights, averages, optimiser, position in the data.
 
 A checkpoint is a folder `checkpoint` in the run's folder, replaced as a whole, so that a run killed
-while it saves finds the one before.
+while it saves finds the one before. Weights that are not trained are not in it.
 """
 
 import json
@@ -12,8 +12,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+
+from pianissimo.errors import CheckpointError
+from pianissimo.train.adapt import trained_weights
+from pianissimo.train.early_stop import EarlyStop
 
 FOLDER = "checkpoint"
+MODEL, AVERAGE, BEST = "model.safetensors", "average.safetensors", "best.safetensors"
+OPTIMIZER, PROGRESS, SCORES = "optimizer.pt", "progress.json", "scores.json"
 
 
 @dataclass
@@ -32,17 +39,26 @@ def save_training(
     average: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
     progress: Progress,
+    *,
+    scaler: GradScaler | None = None,
+    early_stop: EarlyStop | None = None,
 ) -> None:
     """Write the whole state of training into `run`, atomically."""
     new, old = run / f"{FOLDER}.new", run / f"{FOLDER}.old"
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    save_file({n: t.contiguous() for n, t in model.state_dict().items()}, new / "model.safetensors")
-    save_file({n: t.contiguous() for n, t in average.items()}, new / "average.safetensors")
+    save_file({n: p.contiguous() for n, p in trained_weights(model).items()}, new / MODEL)
+    save_file({n: t.contiguous() for n, t in average.items()}, new / AVERAGE)
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     rng = {"cpu": torch.get_rng_state(), "cuda": cuda}
-    torch.save({"optimizer": optimizer.state_dict(), "rng": rng}, new / "optimizer.pt")
-    (new / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
+    state = {"optimizer": optimizer.state_dict(), "rng": rng}
+    if scaler is not None:
+        state["scaler"] = scaler.state_dict()
+    torch.save(state, new / OPTIMIZER)
+    if early_stop is not None:
+        save_file(early_stop.weights, new / BEST)
+        (new / SCORES).write_text(json.dumps(early_stop.state()), encoding="utf-8")
+    (new / PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
     if (run / FOLDER).exists():
         shutil.rmtree(old, ignore_errors=True)
         (run / FOLDER).rename(old)
@@ -51,20 +67,40 @@ def save_training(
 
 
 def load_training(
-    run: Path, model: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer
+    run: Path,
+    model: nn.Module,
+    average: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    *,
+    scaler: GradScaler | None = None,
+    early_stop: EarlyStop | None = None,
 ) -> Progress | None:
-    """Restore the newest checkpoint of `run` into the given objects; None if there is none."""
+    """Restore the newest checkpoint of `run` into the given objects; None if there is none.
+
+    Raises CheckpointError if it was made with other weights being trained.
+    """
     folders = [run / FOLDER, run / f"{FOLDER}.old"]
-    folder = next((f for f in folders if (f / "progress.json").is_file()), None)
+    folder = next((f for f in folders if (f / PROGRESS).is_file()), None)
     if folder is None:
         return None
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    for name, tensor in load_file(folder / "average.safetensors").items():
+    weights = load_file(folder / MODEL)
+    if weights.keys() != trained_weights(model).keys():
+        raise CheckpointError(
+            f"{folder} holds {len(weights)} trained tensors, this run trains "
+            f"{len(trained_weights(model))}: go on with the same options, or in another folder"
+        )
+    model.load_state_dict(weights, strict=False)
+    for name, tensor in load_file(folder / AVERAGE).items():
         average[name].copy_(tensor)
-    saved = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
+    saved = torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu")
     optimizer.load_state_dict(saved["optimizer"])
+    if scaler is not None and "scaler" in saved:
+        scaler.load_state_dict(saved["scaler"])
+    if early_stop is not None and (folder / SCORES).is_file():
+        state = json.loads((folder / SCORES).read_text(encoding="utf-8"))
+        early_stop.restore(state, load_file(folder / BEST))
     torch.set_rng_state(saved["rng"]["cpu"])
     if saved["rng"]["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(saved["rng"]["cuda"])
-    progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+    progress = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
     return Progress(**progress)

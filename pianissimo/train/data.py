@@ -5,9 +5,11 @@ A manifest is NeMo's: one JSON object a line with `audio_filepath` (relative to 
 """
 
 import hashlib
+import itertools
 import json
+import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +22,7 @@ from torch.utils.data import Dataset
 
 from pianissimo.audio.features import MelFeatures
 from pianissimo.audio.io import SAMPLE_RATE, load_audio
-from pianissimo.errors import AudioError, ManifestError
+from pianissimo.errors import AudioError, ManifestError, OptionError
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train.augment import SpecAugment
 
@@ -43,23 +45,49 @@ class Utterance:
 
 def read_manifest(path: Path) -> list[Utterance]:
     """All utterances of a manifest; ManifestError lists every faulty line by number."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"manifest {path} cannot be read: {error}") from error
     utterances, faults = [], []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            utterances.append(_utterance(json.loads(line), path.parent))
-        except (ValueError, TypeError) as error:
-            faults.append(f"line {number}: {error}")
+    for number, found in manifest_lines(path):
+        if isinstance(found, Utterance):
+            utterances.append(found)
+        else:
+            faults.append(f"line {number}: {found}")
     if faults or not utterances:
         shown = "\n  ".join(faults[:FAULTS_SHOWN]) or "it has no lines"
         more = f"\n  and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
         raise ManifestError(f"manifest {path} is not usable:\n  {shown}{more}")
     return utterances
+
+
+def manifest_lines(path: Path) -> Iterator[tuple[int, "Utterance | str"]]:
+    """The number of each line that is not empty, with its utterance or what is wrong with it."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"manifest {path} cannot be read: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                yield number, _utterance(json.loads(line), path.parent)
+            except (ValueError, TypeError) as error:
+                yield number, str(error)
+
+
+def write_manifest(path: Path, utterances: Iterable[Utterance]) -> None:
+    """Write what `read_manifest` reads, audio by absolute paths; a file is there whole or not."""
+    rows = [
+        {
+            **u.extra,
+            "audio_filepath": os.path.abspath(u.path),
+            "duration": u.duration,
+            "text": u.text,
+            "offset": u.offset,
+        }
+        for u in utterances
+    ]
+    partial = path.with_suffix(".partial")
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    partial.write_text("".join(lines), encoding="utf-8")
+    partial.replace(path)
 
 
 def _utterance(row: Any, folder: Path) -> Utterance:
@@ -101,31 +129,36 @@ class AudioCache:
     @staticmethod
     def _decode(utterances: Sequence[Utterance], data: Path, index: Path) -> None:
         offsets, faults = [0], []
-        partial = data.with_suffix(".partial")
-        with partial.open("wb") as out:
-            for u in utterances:
-                try:
-                    samples = _clip(u)
-                except (AudioError, ValueError) as error:
-                    faults.append(f"{u.path}: {error}")
-                    continue
-                pcm = np.rint(np.clip(samples * 32768, -32768, 32767))
-                out.write(pcm.astype(np.int16).tobytes())
-                offsets.append(offsets[-1] + len(samples))
-        if faults:
-            partial.unlink()
-            raise ManifestError("unusable audio:\n  " + "\n  ".join(faults[:FAULTS_SHOWN]))
-        partial.rename(data)
-        np.save(index, np.array(offsets))
+        partial, partial_index = data.with_suffix(".partial"), index.with_suffix(".partial.npy")
+        try:
+            with partial.open("wb") as out:
+                for u in utterances:
+                    try:
+                        samples = cut_utterance(u, load_audio(u.path))
+                    except (AudioError, ValueError) as error:
+                        faults.append(f"{u.path}: {error}")
+                        continue
+                    pcm = np.rint(np.clip(samples * 32768, -32768, 32767))
+                    out.write(pcm.astype(np.int16).tobytes())
+                    offsets.append(offsets[-1] + len(samples))
+            if faults:
+                raise ManifestError("unusable audio:\n  " + "\n  ".join(faults[:FAULTS_SHOWN]))
+            np.save(partial_index, np.array(offsets))
+            partial.rename(data)
+            partial_index.rename(index)  # last: it says that the other is whole
+        finally:
+            partial.unlink(missing_ok=True)
+            partial_index.unlink(missing_ok=True)
 
     def __getitem__(self, i: int) -> Samples:
         part = self._samples[self._offsets[i] : self._offsets[i + 1]]
         return part.astype(np.float32) / np.float32(32768)
 
 
-def _clip(u: Utterance) -> Samples:
+def cut_utterance(u: Utterance, recording: Samples) -> Samples:
+    """The samples of an utterance out of its recording; ValueError if that ends before."""
     start = round(u.offset * SAMPLE_RATE)
-    samples = load_audio(u.path)[start : start + round(u.duration * SAMPLE_RATE)]
+    samples = recording[start : start + round(u.duration * SAMPLE_RATE)]
     missing = u.duration - len(samples) / SAMPLE_RATE
     if missing > max(0.1, DURATION_TOLERANCE * u.duration):
         raise ValueError(
@@ -311,6 +344,39 @@ class Mixture:
                 return part.example(item, rng)
             item -= len(part.clips)
         raise IndexError(f"item {item} is past the end of the mixture")
+
+
+class Replay:
+    """New items and, between them, items of older data that make up `share` of the seconds.
+
+    Every epoch has the same number of places for older items, each for items of about one length;
+    who takes a place is drawn anew each time.
+    """
+
+    def __init__(self, new: Examples, old: Examples, share: float) -> None:
+        if not 0 < share < 1:
+            raise OptionError(f"the share of older data is {share:g}, expected between 0 and 1")
+        self._new, self._old = new, old
+        self._fresh = new.durations()
+        lengths = old.durations()
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        wanted = share / (1 - share) * sum(self._fresh)
+        places = max(1, round(wanted * len(lengths) / sum(lengths)))
+        edges = [i * len(order) / places for i in range(places + 1)]
+        self._places = [
+            order[int(a) : max(int(a) + 1, int(b))] for a, b in itertools.pairwise(edges)
+        ]
+        self._longest = [max(lengths[i] for i in place) for place in self._places]
+
+    def durations(self) -> list[float]:
+        """Seconds of each item; for a place, of the longest that may take it."""
+        return [*self._fresh, *self._longest]
+
+    def example(self, item: int, rng: random.Random) -> Example:
+        """Samples and transcript of a new item, or of an older one for its place."""
+        if item < len(self._fresh):
+            return self._new.example(item, rng)
+        return self._old.example(rng.choice(self._places[item - len(self._fresh)]), rng)
 
 
 def span_clips(

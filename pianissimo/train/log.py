@@ -1,6 +1,7 @@
 """What a run says about itself: lines, a bar on a terminal, a log file, TensorBoard if wanted."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -19,21 +20,39 @@ class RunLog:
     """The diary of a run in `run/log.jsonl`, one object a line, and its face on the console.
 
     Losses are averaged between two reports. `tensorboard` also writes event files into the run's
-    folder; raises MissingExtraError if that package is not installed.
+    folder; raises MissingExtraError if that package is not installed. A log that is not `kept`
+    says and writes nothing.
     """
 
-    def __init__(self, run: Path, steps: int, *, tensorboard: bool = False) -> None:
+    def __init__(
+        self, run: Path, steps: int, *, tensorboard: bool = False, kept: bool = True
+    ) -> None:
         run.mkdir(parents=True, exist_ok=True)
-        self._board = _summary_writer(run) if tensorboard else None
-        self._file = (run / LOG_FILE).open("a", encoding="utf-8")
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._board = _summary_writer(run) if tensorboard and kept else None
+        self._path = run / LOG_FILE if kept else Path(os.devnull)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not kept)
         columns = (TextColumn("training"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+        shown = kept and sys.stderr.isatty()
         self._bar = Progress(
-            *columns, TimeRemainingColumn(), console=self._console, disable=not sys.stderr.isatty()
+            *columns, TimeRemainingColumn(), console=self._console, disable=not shown
         )
         self._task = self._bar.add_task("training", total=steps)
         self._sums: dict[str, tuple[float, int]] = {}
         self._seconds, self._since = 0.0, time.monotonic()
+
+    def resume(self, step: int) -> None:
+        """Go on from `step`: what a killed run wrote of later steps will be written again."""
+        if not self._path.is_file():
+            return
+        self._file.flush()
+        rows = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= step]
+        self._file.close()
+        partial = self._path.with_suffix(".partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        partial.replace(self._path)
+        self._file = self._path.open("a", encoding="utf-8")
 
     def say(self, text: str) -> None:
         """One line for the reader."""

@@ -1,4 +1,4 @@
-"""Transducer loss in plain PyTorch, exact and with an analytic gradient.
+"""Transducer losses in plain PyTorch, exact; that of the plain transducer with its own gradient.
 
 Shape legend: B batch, S encoder frames, U target tokens, V vocabulary without blank, N lattice
 nodes. Row b of the batch contributes S_b * (U_b + 1) nodes, in the order (s, u): no memory goes to
@@ -9,9 +9,12 @@ Graves 2012 (arXiv 1211.3711), section 2.4. The forward variable obeys
 which along s is a cumulative log-sum: with B(s, u) = sum of blank(0..s-1, u),
     a(s, u) = B(s, u) + logcumsumexp_s(a(s, u-1) + label(s, u-1) - B(s, u)),
 so the lattice takes U + 1 vectorised steps. Both variables run in float64.
+
+With durations (Xu et al. 2023, arXiv 2304.06795) there is no such sum; its lattice is walked by
+anti-diagonals, and PyTorch derives the gradient.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -30,14 +33,91 @@ def transducer_loss(
     logits (N, V + 1), unnormalised, packed row after row; targets (B, max U), lengths (B,).
     Raises OptionError if the lengths do not add up to N or a row has no frame.
     """
+    _check_lattice(logits, frame_lengths, target_lengths)
+    apply: Callable[..., Tensor] = _TransducerLoss.apply
+    return apply(logits, targets, frame_lengths, target_lengths, blank)
+
+
+def tdt_loss(
+    logits: Tensor,
+    targets: Tensor,
+    frame_lengths: Tensor,
+    target_lengths: Tensor,
+    blank: int,
+    durations: Sequence[int],
+) -> Tensor:
+    """As `transducer_loss` for a token-and-duration transducer: (B,), in nats.
+
+    logits (N, V + 1 + durations). A label may stay on its frame, a blank may not; the last symbol
+    is a blank that ends exactly behind the last frame. What cannot be reached costs about 1e30.
+    """
+    _check_lattice(logits, frame_lengths, target_lengths)
+    lattice = Lattice(frame_lengths, target_lengths)
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    symbols, log_duration = precise[:, : blank + 1], precise[:, blank + 1 :].log_softmax(-1)
+    log_blank, log_label, _ = _symbol_scores(symbols, targets, target_lengths, blank, lattice)
+    W = lattice.shape[2]
+    # Arcs that leave each node, by duration: (B, S, W, durations).
+    arcs = [
+        torch.stack([lattice.scatter(part, IMPOSSIBLE) for part in (log + log_duration.T)], dim=-1)
+        for log in (log_blank, log_label)
+    ]
+    blanks, labels = (_skewed(grid) for grid in arcs)
+    nothing = blanks.new_full((len(targets), W), IMPOSSIBLE)
+    start = nothing.index_fill(1, torch.zeros(1, dtype=torch.long, device=nothing.device), 0.0)
+    by_blank: list[Tensor] = []  # alpha + arc, for each diagonal: (B, W, durations)
+    by_label: list[Tensor] = []
+    for n in range(blanks.shape[1]):
+        arriving = [start if n == 0 else nothing]
+        for k, duration in enumerate(durations):
+            if 0 < duration <= n:
+                arriving.append(by_blank[n - duration][:, :, k])
+            if duration < n:
+                moved = by_label[n - duration - 1][:, :-1, k]
+                arriving.append(torch.nn.functional.pad(moved, (1, 0), value=IMPOSSIBLE))
+        alpha = torch.stack(arriving).logsumexp(0)
+        by_blank.append(alpha[:, :, None] + blanks[:, n])
+        by_label.append(alpha[:, :, None] + labels[:, n])
+    ends = torch.stack(by_blank, dim=1)  # (B, diagonals, W, durations)
+    rows = torch.arange(len(targets), device=targets.device)
+    last = []
+    for k, duration in enumerate(durations):
+        if duration:
+            frame = frame_lengths - duration
+            found = ends[rows, (frame + target_lengths).clamp(min=0), target_lengths, k]
+            last.append(torch.where(frame >= 0, found, IMPOSSIBLE))
+    return -torch.stack(last).logsumexp(0).to(precise.dtype)
+
+
+def _skewed(grid: Tensor) -> Tensor:
+    """(B, S, W, n) -> (B, S + W - 1, W, n): row s + u holds what stood at (s, u)."""
+    W = grid.shape[2]
+    columns = [
+        torch.nn.functional.pad(grid[:, :, u], (0, 0, u, W - 1 - u), value=IMPOSSIBLE)
+        for u in range(W)
+    ]
+    return torch.stack(columns, dim=2)
+
+
+def _check_lattice(logits: Tensor, frame_lengths: Tensor, target_lengths: Tensor) -> None:
     nodes = frame_lengths * (target_lengths + 1)
     if int(nodes.sum()) != len(logits) or int(frame_lengths.min()) < 1:
         raise OptionError(
             f"transducer loss got {len(logits)} lattice nodes for lengths that make "
             f"{int(nodes.sum())}; every row needs at least one frame"
         )
-    apply: Callable[..., Tensor] = _TransducerLoss.apply
-    return apply(logits, targets, frame_lengths, target_lengths, blank)
+
+
+def _symbol_scores(
+    symbols: Tensor, targets: Tensor, target_lengths: Tensor, blank: int, lattice: "Lattice"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities of blank and next label at each node, (N,) each, and the labels."""
+    total = symbols.logsumexp(-1)
+    last = lattice.token == target_lengths[lattice.row]
+    padded = torch.nn.functional.pad(targets, (0, 1), value=blank)
+    labels = torch.where(last, blank, padded[lattice.row, lattice.token])
+    log_label = symbols.gather(1, labels[:, None])[:, 0] - total
+    return symbols[:, blank] - total, log_label.masked_fill(last, IMPOSSIBLE), labels
 
 
 class Lattice:
@@ -78,12 +158,9 @@ class _TransducerLoss(torch.autograd.Function):
         lattice = Lattice(frame_lengths, target_lengths)
         precise = logits.double() if logits.dtype == torch.float64 else logits.float()
         total = precise.logsumexp(-1)
-        last = lattice.token == target_lengths[lattice.row]
-        padded = torch.nn.functional.pad(targets, (0, 1), value=blank)
-        labels = torch.where(last, blank, padded[lattice.row, lattice.token])
-        log_blank = precise[:, blank] - total
-        log_label = precise.gather(1, labels[:, None])[:, 0] - total
-        log_label = log_label.masked_fill(last, IMPOSSIBLE)
+        log_blank, log_label, labels = _symbol_scores(
+            precise, targets, target_lengths, blank, lattice
+        )
 
         blank_grid = lattice.scatter(log_blank, 0.0)
         label_grid = lattice.scatter(log_label, IMPOSSIBLE)

@@ -1,38 +1,50 @@
 """Word errors during training, as a live stream makes them, in every latency mode."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pianissimo.evaluate.run import evaluate, read_references
+from pianissimo.evaluate.run import Reference, evaluate, read_references
 from pianissimo.models.asr import AsrModel
 from pianissimo.native import NativeRecognizer
 from pianissimo.text.tokenizer import Tokenizer
 
+Validate = Callable[[AsrModel], dict[str, float]]
 BATCH_SECONDS = 60.0
 
 
-def streaming_errors(
-    manifest: Path, tokenizer: Tokenizer
-) -> Callable[[AsrModel], dict[str, float]]:
-    """A validation for `train`: word error rate per subset and latency mode over a manifest.
+def streaming_errors(manifest: Path, tokenizer: Tokenizer) -> Validate:
+    """A validation for `train` over a manifest; see `errors_on`.
+
+    Raises ManifestError for a faulty manifest, at once.
+    """
+    return errors_on(read_references(manifest), tokenizer)
+
+
+def errors_on(references: Sequence[Reference], tokenizer: Tokenizer) -> Validate:
+    """Word error rates per subset and latency mode, by name.
 
     Recordings go through the streaming encoder chunk by chunk, so the numbers are those of a live
-    stream and not of an offline pass. Raises ManifestError for a faulty manifest, at once.
+    stream and not of an offline pass; no gain is applied. A model that cannot stream hears each
+    recording whole, its only mode.
     """
-    references = read_references(manifest)
 
     def validate(model: AsrModel) -> dict[str, float]:
         recognizer = NativeRecognizer(model, tokenizer)
         passes = evaluate(
             recognizer,
             references,
-            latencies_ms=recognizer.latencies_ms,
+            latencies_ms=recognizer.latencies_ms or [None],
             batch_seconds=BATCH_SECONDS,
         )
         return {
-            f"wer {score.subset} {done.latency_ms} ms": score.errors.rate
+            f"wer {score.subset} {mode_name(done.latency_ms)}": score.errors.rate
             for done in passes
             for score in done.scores
         }
 
     return validate
+
+
+def mode_name(latency_ms: int | None) -> str:
+    """A latency mode for people; None is hearing recordings whole."""
+    return "whole" if latency_ms is None else f"{latency_ms} ms"
