@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from pianissimo.decoding.boosting import Phrase
+    from pianissimo.decoding.search import Decoding
     from pianissimo.errors import PianissimoError
     from pianissimo.loading import load
     from pianissimo.recognizer import Recognizer, Stream, StreamRecognizer
@@ -21,9 +23,11 @@ if TYPE_CHECKING:
     from pianissimo.transcript import Segment, StreamEvent, Transcript, Word
 
 _HOMES = {
+    "Decoding": "decoding.search",
     "EndpointRules": "streaming.endpoint",
     "Engine": "streaming.engine",
     "EngineOptions": "streaming.engine",
+    "Phrase": "decoding.boosting",
     "PianissimoError": "errors",
     "Recognizer": "recognizer",
     "Segment": "transcript",
@@ -37,9 +41,11 @@ _HOMES = {
 }
 
 __all__ = [
+    "Decoding",
     "EndpointRules",
     "Engine",
     "EngineOptions",
+    "Phrase",
     "PianissimoError",
     "Recognizer",
     "Segment",

@@ -1,7 +1,7 @@
 """Many recordings for one recogniser: which share a batch, and results in the order given."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pianissimo.audio.io import AudioSource, describe
 from pianissimo.errors import PianissimoError
@@ -16,21 +16,37 @@ def batches_of(
 
     First come the recordings whose length cannot be read, as outcomes with their error.
     """
-    lengths: dict[int, float] = {}
-    for i, source in enumerate(sources):
-        seconds = None
+    seconds: dict[int, float | None] = {}
+    for i, length in enumerate(lengths(sources)):
+        if isinstance(length, PianissimoError):
+            yield Outcome(i, error=length)
+        else:
+            seconds[i] = length
+    yield from grouped(seconds, batch_seconds)
+
+
+def lengths(sources: Iterable[AudioSource]) -> Iterator[float | PianissimoError | None]:
+    """For each recording its seconds, None where nothing says them, or why it cannot be read."""
+    for source in sources:
         # Standard input and file objects are read once, so they are not asked beforehand.
-        if isinstance(source, (str, os.PathLike)) and source != "-":
-            try:
-                seconds = describe(source).duration_seconds
-            except PianissimoError as error:
-                yield Outcome(i, error=error)
-                continue
-        # A recording of unknown length cannot share a batch.
-        lengths[i] = batch_seconds if seconds is None else seconds
+        if not isinstance(source, (str, os.PathLike)) or source == "-":
+            yield None
+            continue
+        try:
+            yield describe(source).duration_seconds
+        except PianissimoError as error:
+            yield error
+
+
+def grouped(seconds: Mapping[int, float | None], batch_seconds: float) -> Iterator[list[int]]:
+    """Indices in batches of at most `batch_seconds` with padding, the shortest recordings first.
+
+    A longer recording, or one of unknown length, is a batch by itself.
+    """
+    known = {i: batch_seconds if length is None else length for i, length in seconds.items()}
     batch: list[int] = []
-    for i in sorted(lengths, key=lambda i: lengths[i]):
-        if batch and lengths[i] * (len(batch) + 1) > batch_seconds:
+    for i in sorted(known, key=lambda i: known[i]):
+        if batch and known[i] * (len(batch) + 1) > batch_seconds:
             yield batch
             batch = []
         batch.append(i)

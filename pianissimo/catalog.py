@@ -14,6 +14,9 @@ class CatalogEntry:
     """A named model. `repository` is its place on the Hugging Face hub, None if it is embedded.
 
     `files` are what `pull` fetches, as patterns; `megabytes` is about the size of that download.
+    `revision` pins a branch, tag or commit, `sha256` the content of files, as pairs of name and
+    hexadecimal digest. `unverified` names the fields above that nobody could compare with what the
+    authors publish.
     """
 
     name: str
@@ -25,6 +28,9 @@ class CatalogEntry:
     repository: str | None = None
     files: tuple[str, ...] = ("*.json", "*.safetensors")
     streams: bool = True
+    revision: str | None = None
+    sha256: tuple[tuple[str, str], ...] = ()
+    unverified: tuple[str, ...] = ()
 
     @property
     def short_name(self) -> str:
@@ -53,6 +59,7 @@ def _whisper(size: str, millions: float, megabytes: float) -> CatalogEntry:
         repository=f"openai/whisper-{size}",
         files=WHISPER_FILES,
         streams=False,
+        unverified=() if size == "tiny" else ("licence", "megabytes"),
     )
 
 
@@ -73,6 +80,7 @@ CATALOG = (
         parameters_millions=618,
         megabytes=2473,
         repository="nvidia/nemotron-speech-streaming-en-0.6b",
+        unverified=("licence", "megabytes"),
     ),
     CatalogEntry(
         name="nvidia/parakeet-ctc-0.6b",
@@ -83,6 +91,7 @@ CATALOG = (
         megabytes=2400,
         repository="nvidia/parakeet-ctc-0.6b",
         streams=False,
+        unverified=("licence", "megabytes"),
     ),
     CatalogEntry(
         name="nvidia/parakeet-tdt-0.6b-v2",
@@ -94,6 +103,7 @@ CATALOG = (
         repository="nvidia/parakeet-tdt-0.6b-v2",
         files=("*.nemo",),
         streams=False,
+        unverified=("megabytes",),
     ),
     CatalogEntry(
         name="facebook/wav2vec2-base-960h",
@@ -105,6 +115,7 @@ CATALOG = (
         repository="facebook/wav2vec2-base-960h",
         files=("*.json", "model.safetensors"),
         streams=False,
+        unverified=("licence", "megabytes"),
     ),
     _whisper("tiny", 38, 151),
     _whisper("base", 73, 290),
@@ -121,6 +132,41 @@ CATALOG = (
         repository="zai-org/GLM-ASR-Nano-2512",
         files=("*.json", "*.jinja", "*.safetensors"),
         streams=False,
+        unverified=("megabytes",),
+    ),
+    CatalogEntry(
+        name="csukuangfj/sherpa-onnx-paraformer-zh-2023-09-14",
+        summary="Paraformer: offline Chinese, small and quick; needs the extra sherpa",
+        languages=("zh",),
+        licence="Apache-2.0; the weights it was made of: FunASR Model License",
+        parameters_millions=220,
+        megabytes=243,
+        repository="csukuangfj/sherpa-onnx-paraformer-zh-2023-09-14",
+        files=("tokens.txt", "model.int8.onnx"),
+        streams=False,
+    ),
+    CatalogEntry(
+        name="csukuangfj/sherpa-onnx-streaming-paraformer-bilingual-zh-en",
+        summary="Paraformer: live Chinese and some English, 600 ms; needs the extra sherpa",
+        languages=("zh", "en"),
+        licence="FunASR Model License",
+        parameters_millions=220,
+        megabytes=230,
+        repository="csukuangfj/sherpa-onnx-streaming-paraformer-bilingual-zh-en",
+        files=("tokens.txt", "encoder.int8.onnx", "decoder.int8.onnx"),
+        unverified=("licence", "parameters_millions", "megabytes"),
+    ),
+    CatalogEntry(
+        name="csukuangfj/sherpa-onnx-sense-voice-zh-en-ja-ko-yue-2024-07-17",
+        summary="SenseVoice: offline, five languages with Cantonese; needs the extra sherpa",
+        languages=("zh", "en", "ja", "ko", "yue"),
+        licence="FunASR Model License",
+        parameters_millions=234,
+        megabytes=239,
+        repository="csukuangfj/sherpa-onnx-sense-voice-zh-en-ja-ko-yue-2024-07-17",
+        files=("tokens.txt", "model.int8.onnx"),
+        streams=False,
+        unverified=("licence", "parameters_millions"),
     ),
 )
 

@@ -1,4 +1,4 @@
-"""From a name, a folder or a file to a recogniser; and fetching what has a name."""
+"""From a name, a folder or a file to a recogniser."""
 
 import os
 from collections.abc import Callable
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from pianissimo.adapters.offline import OfflineRecognizer
     from pianissimo.audio.level import GainMode
+    from pianissimo.decoding.search import Decoding
     from pianissimo.models.asr import AsrModel
     from pianissimo.native import NativeRecognizer
     from pianissimo.text.tokenizer import Tokenizer
@@ -36,6 +37,7 @@ def load(
     language: str | None = None,
     task: Literal["transcribe", "translate"] | None = None,
     gain: "GainMode | None" = None,
+    decoding: "Decoding | None" = None,
 ) -> AnyRecognizer:
     """A recogniser from a name of the catalogue, a folder or a `.nemo` file.
 
@@ -44,23 +46,31 @@ def load(
     for the encoder's linear layers of our own models on a CPU; `head` chooses the decoder of a
     hybrid model, `language` the language of a multilingual one, `task` what Whisper writes. `gain`
     says whether quiet speech is brought to level first: "on", "off", "auto" (only where it is
-    needed), by default what suits the family. Nothing is downloaded: see `pull`. Raises
-    ModelNotFoundError, CheckpointError, MissingExtraError or OptionError.
+    needed), by default what suits the family; `decoding` asks for a beam or a language model.
+    Nothing is downloaded: see `pull`. Raises ModelNotFoundError, CheckpointError, MissingExtraError
+    or OptionError.
     """
     target = choose_device(device)
     precision = None if dtype in ("auto", INT8) else choose_dtype(dtype)
     path = locate(model)
-    kind = model_type(path)
+    kind = layout(path) or model_type(path)
     if kind in FAMILIES:
-        if dtype == INT8:
-            raise OptionError(f"{path.name} has no int8 form here; use float32 or bfloat16")
-        other = FAMILIES[kind](path, target, FamilyOptions(precision, head, language, task))
+        options = FamilyOptions(precision, dtype == INT8, head, language, task, decoding)
+        if decoding is not None and FAMILIES[kind] is not _load_ctc_family:
+            raise OptionError(f"{path.name} has a search of its own: leave the decoding out")
+        other = FAMILIES[kind](path, target, options)
         _set_gain(other, gain)
         return other
     if task not in (None, "transcribe"):
         raise OptionError(f"{path.name} only transcribes: leave {task!r} out")
     recognizer = _load_native(
-        path, target, precision or choose_dtype("float32"), head, language, int8=dtype == INT8
+        path,
+        target,
+        precision or choose_dtype("float32"),
+        head,
+        language,
+        int8=dtype == INT8,
+        decoding=decoding,
     )
     _set_gain(recognizer, gain)
     return recognizer
@@ -89,6 +99,7 @@ def _load_native(
     language: str | None,
     *,
     int8: bool = False,
+    decoding: "Decoding | None" = None,
 ) -> "NativeRecognizer":
     from pianissimo.audio.features import MelFeatures
     from pianissimo.audio.front_end import FrontEnd, default_mode
@@ -116,6 +127,7 @@ def _load_native(
         head=head,
         front_end=FrontEnd(default_mode("pianissimo" if ours else "parakeet")),
         detector=VoiceDetector(model=SpeechModel() if available() else None),
+        decoding=decoding,
     )
 
 
@@ -138,9 +150,11 @@ class FamilyOptions:
     """What `load` was asked for; None leaves the choice to the family."""
 
     dtype: "torch.dtype | None" = None
+    int8: bool = False
     head: str | None = None
     language: str | None = None
     task: Literal["transcribe", "translate"] | None = None
+    decoding: "Decoding | None" = None
 
 
 def _load_ctc_family(
@@ -152,7 +166,7 @@ def _load_ctc_family(
     _refuse(path, options, head=(None, "ctc"))
     network, alphabet = read_wav2vec2(path, options.language)
     network.to(device=device, dtype=options.dtype or choose_dtype("float32"))
-    return CtcFamilyRecognizer(network, alphabet)
+    return CtcFamilyRecognizer(network, alphabet, decoding=options.decoding)
 
 
 def _load_whisper(
@@ -177,6 +191,34 @@ def _load_glm_asr(
     return read_glm_asr(path, device, options.dtype)
 
 
+def _load_sherpa(path: Path, device: "torch.device", options: FamilyOptions) -> "OfflineRecognizer":
+    from pianissimo.adapters.sherpa import read_sherpa
+
+    _refuse(path, options, int8=True)
+    if options.dtype not in (None, choose_dtype("float32")):
+        raise OptionError(f"{path.name} is in float32 or int8, not in {options.dtype}")
+    precision: Literal["float32", "int8"] | None = None if options.dtype is None else "float32"
+    return read_sherpa(
+        path, device, precision="int8" if options.int8 else precision, language=options.language
+    )
+
+
+def _load_faster_whisper(
+    path: Path, device: "torch.device", options: FamilyOptions
+) -> "OfflineRecognizer":
+    from pianissimo.adapters.faster_whisper import read_faster_whisper
+
+    _refuse(path, options, task=(None, "transcribe", "translate"), int8=True)
+    dtype = "default" if options.dtype is None else str(options.dtype).removeprefix("torch.")
+    return read_faster_whisper(
+        path,
+        device,
+        INT8 if options.int8 else dtype,
+        language=options.language,
+        task=options.task or "transcribe",
+    )
+
+
 FAMILIES: dict[str | None, "Callable[[Path, torch.device, FamilyOptions], OfflineRecognizer]"] = {
     "wav2vec2": _load_ctc_family,
     "hubert": _load_ctc_family,
@@ -186,8 +228,10 @@ FAMILIES: dict[str | None, "Callable[[Path, torch.device, FamilyOptions], Offlin
     "whisper": _load_whisper,
     "glmasr": _load_glm_asr,
     "Glmasr": _load_glm_asr,  # as the first layout has it, which is refused by its name
+    "sherpa-onnx": _load_sherpa,
+    "ctranslate2": _load_faster_whisper,
 }
-"""The `model_type` of a folder written by Transformers -> what reads it."""
+"""The layout of a folder, or the `model_type` of one written by Transformers -> what reads it."""
 
 
 def _refuse(
@@ -195,14 +239,30 @@ def _refuse(
     options: FamilyOptions,
     head: tuple[str | None, ...] = (None,),
     task: tuple[str | None, ...] = (None, "transcribe"),
+    int8: bool = False,
 ) -> None:
-    """OptionError for a head or task that the family does not have."""
+    """OptionError for a head, task or precision that the family does not have."""
+    if options.int8 and not int8:
+        raise OptionError(f"{path.name} has no int8 form here; use float32 or bfloat16")
     if options.head not in head:
         only = f", only {head[-1]}" if head[-1] else ""
         raise OptionError(f"{path.name} has no {options.head} head{only}")
     if options.task not in task:
         known = " or ".join(name for name in task if name)
         raise OptionError(f"{path.name}: unknown task {options.task!r}; choose {known}")
+
+
+def layout(path: Path) -> str | None:
+    """The layout of a folder that Transformers did not write; None for every other path."""
+    from pianissimo.adapters.faster_whisper import is_ctranslate2_folder
+    from pianissimo.adapters.sherpa import is_sherpa_folder
+    from pianissimo.models.convert import recognise_format
+
+    if not path.is_dir() or recognise_format(path) is not None:
+        return None
+    if is_ctranslate2_folder(path):
+        return "ctranslate2"
+    return "sherpa-onnx" if is_sherpa_folder(path) else None
 
 
 def model_type(path: Path) -> str | None:
@@ -273,30 +333,6 @@ def read_model(path: Path) -> "tuple[AsrModel, Tokenizer]":
             "and model.safetensors, or a name from `pianissimo models list`"
         )
     return readers[kind](path)
-
-
-def pull(name: str) -> Path:
-    """Fetch a model of the catalogue into the models folder, resuming if it was interrupted.
-
-    Honours HF_ENDPOINT (a mirror) and HF_TOKEN. Raises ModelNotFoundError for an unknown name or
-    when it cannot be fetched, with what to put where by hand.
-    """
-    entry = catalog.find(name)
-    if entry.repository is None:
-        return catalog.ASSETS / entry.name
-    folder = models_folder() / entry.short_name
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    try:
-        snapshot_download(entry.repository, allow_patterns=list(entry.files), local_dir=folder)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelNotFoundError(
-            f"{entry.repository} cannot be fetched ({reason}); with a network elsewhere, copy its "
-            f"{' and '.join(entry.files)} to {folder}"
-        ) from error
-    return folder
 
 
 def choose_device(device: str) -> "torch.device":

@@ -4,6 +4,7 @@ Models that stream are fed block by block, so memory does not grow with the reco
 more or less changes nothing. Models with unlimited context get each recording whole.
 """
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -24,18 +25,21 @@ from pianissimo.audio.io import (
 )
 from pianissimo.audio.vad import VoiceDetector
 from pianissimo.batches import batches_of, in_order
+from pianissimo.decoding.boosting import Boost, PhraseTrie, make_trie
 from pianissimo.decoding.hypothesis import Hypothesis
-from pianissimo.decoding.search import Head, make_search
+from pianissimo.decoding.search import Decoding, Head, SearchState, make_search
+from pianissimo.decoding.vocabulary import Vocabulary
 from pianissimo.errors import OptionError, PianissimoError
-from pianissimo.guards import Evidence, Reason, judge
-from pianissimo.hearing import Hearing
+from pianissimo.guards import Evidence, Reason
+from pianissimo.hearing import Hearing, heard_words, weigh
 from pianissimo.models.asr import AsrModel
 from pianissimo.models.fastconformer import ChunkPlan
-from pianissimo.recognizer import Outcome
+from pianissimo.recognizer import Outcome, StreamRecognizer
 from pianissimo.streaming.endpoint import ENDPOINT, WATCHDOG, EndpointRules, WatchdogRules
 from pianissimo.streaming.input import StreamInput
 from pianissimo.streaming.live import LiveOptions, LiveStream
 from pianissimo.streaming.runner import LiveModel, Runner
+from pianissimo.streaming.segmented import SegmentedStream
 from pianissimo.streaming.single import SingleStream
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.text.words import WordOptions, segments_from_words, words_from_tokens
@@ -50,9 +54,9 @@ LIVE_LATENCY_MS = 160
 class NativeRecognizer:
     """A model of ours with its tokenizer.
 
-    `head` chooses between the heads of a hybrid model ("transducer" or "ctc"). `front_end` brings
-    audio to level before the model hears it. With a `detector` texts that nothing in the recording
-    speaks for are dropped, see `guards`.
+    `head` chooses between the heads of a hybrid model ("transducer" or "ctc"), `decoding` between
+    searches. `front_end` brings audio to level before the model hears it. With a `detector` texts
+    that nothing in the recording speaks for are dropped, see `guards`.
     """
 
     def __init__(
@@ -63,15 +67,23 @@ class NativeRecognizer:
         head: Head | None = None,
         front_end: FrontEnd | None = None,
         detector: VoiceDetector | None = None,
+        decoding: Decoding | None = None,
     ) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
         self.front_end, self.detector = front_end, detector
-        self.search = make_search(model, head)
+        self.vocabulary = Vocabulary.of_tokenizer(tokenizer)
+        self.search = make_search(model, head, decoding, self.vocabulary)
+        self._trie: PhraseTrie | None = None
         self._plans: dict[int, ChunkPlan] = {}
 
     @property
     def name(self) -> str:
         return self.model.config.name
+
+    @property
+    def language(self) -> str | None:
+        """The language of all that it writes, where that is known."""
+        return self.model.config.language
 
     @property
     def latencies_ms(self) -> tuple[int, ...]:
@@ -86,13 +98,22 @@ class NativeRecognizer:
         sample_rate: int | None = None,
         latency_ms: int | None = None,
         word_timestamps: bool = True,
+        boost: Boost | None = None,
     ) -> Transcript:
         """Transcribe one recording of any length.
 
         `source` is a path, bytes, a binary file object or "-" for standard input; or, with its
         `sample_rate` in Hz, an array of samples. `latency_ms` chooses the lookahead, the longest by
-        default. Raises AudioError for unreadable audio, OptionError for an unknown latency.
+        default; `boost` are phrases that it should rather hear. Raises AudioError for unreadable
+        audio, OptionError for an unknown latency or a phrase that cannot be boosted.
         """
+        if boost:
+            return self.boosted(boost).transcribe(
+                source,
+                sample_rate=sample_rate,
+                latency_ms=latency_ms,
+                word_timestamps=word_timestamps,
+            )
         lookahead = self._lookahead(latency_ms)
         if sample_rate is not None:
             blocks: Iterable[Samples] = [from_array(source, sample_rate)]
@@ -115,6 +136,7 @@ class NativeRecognizer:
         batch_seconds: float = 600.0,
         latency_ms: int | None = None,
         word_timestamps: bool = True,
+        boost: Boost | None = None,
     ) -> Iterator[Transcript]:
         """Transcribe recordings in batches of about equal length; results in the order given.
 
@@ -126,6 +148,7 @@ class NativeRecognizer:
             batch_seconds=batch_seconds,
             latency_ms=latency_ms,
             word_timestamps=word_timestamps,
+            boost=boost,
         )
         yield from in_order(outcomes)
 
@@ -136,15 +159,17 @@ class NativeRecognizer:
         batch_seconds: float = 600.0,
         latency_ms: int | None = None,
         word_timestamps: bool = True,
+        boost: Boost | None = None,
     ) -> Iterator[Outcome]:
         """As `transcribe_many`, but in the order of completion and with errors as results."""
+        recognizer = self.boosted(boost) if boost else self
         sources = list(sources)
         lookahead = self._lookahead(latency_ms)
         for batch in batches_of(sources, batch_seconds):
             if isinstance(batch, Outcome):
                 yield batch
                 continue
-            yield from self._batch(sources, batch, lookahead, latency_ms, word_timestamps)
+            yield from recognizer._batch(sources, batch, lookahead, latency_ms, word_timestamps)
 
     def stream(
         self,
@@ -153,19 +178,59 @@ class NativeRecognizer:
         sample_rate: int = SAMPLE_RATE,
         endpoint: EndpointRules | None = ENDPOINT,
         watchdog: WatchdogRules | None = WATCHDOG,
-    ) -> SingleStream:
+        partials: StreamRecognizer | None = None,
+        boost: Boost | None = None,
+    ) -> SingleStream | SegmentedStream:
         """Open a live stream of samples at `sample_rate` Hz; for many at once see `Engine`.
 
         `latency_ms` is one of `latencies_ms`, by default the shortest from 160 ms on. `endpoint`
         says when an utterance is over and `watchdog` when to hear the last seconds anew; None turns
-        them off. Raises OptionError if there is no such mode or the model cannot stream.
+        them off. A model that hears recordings whole hears what was said between two pauses, and
+        `partials` is a recogniser that streams, for words before that. `boost` are phrases that it
+        should rather hear. Raises OptionError if there is no such mode, for `partials` of a model
+        that streams by itself, or for a phrase that cannot be boosted.
         """
+        if not self.latencies_ms and latency_ms is None:
+            return SegmentedStream(
+                self.boosted(boost), sample_rate=sample_rate, endpoint=endpoint, partials=partials
+            )
+        if partials is not None:
+            raise OptionError(f"{self.name} writes partials by itself: leave the other model out")
         lookahead = self.live_lookahead(latency_ms)
         grid = self.live.grid(lookahead)
-        options = LiveOptions(lookahead, endpoint, watchdog, self.detector)
+        options = self.live_options(lookahead, endpoint, watchdog)
+        options = replace(options, trie=make_trie(boost, self.vocabulary))
         stream = LiveStream(grid, self.tokenizer, options)
         input = StreamInput(sample_rate, grid.features.sample_rate, self.front_end)
         return SingleStream(Runner(self.live, 1), stream, input)
+
+    def live_options(
+        self,
+        lookahead: int,
+        endpoint: EndpointRules | None,
+        watchdog: WatchdogRules | None,
+        *,
+        guard: bool = True,
+    ) -> LiveOptions:
+        """How a stream is led; it is guarded if there is a detector and samples are levelled."""
+        levelled = self.front_end is not None and self.front_end.mode != "off"
+        return LiveOptions(
+            lookahead,
+            endpoint,
+            watchdog,
+            self.detector,
+            guard=guard and levelled and self.detector is not None,
+            language=self.model.config.language,
+        )
+
+    def boosted(self, boost: Boost | None) -> "NativeRecognizer":
+        """The same recogniser, on the same weights, for recordings with such phrases in them.
+
+        Raises OptionError for a phrase that cannot be boosted.
+        """
+        recognizer = copy.copy(self)
+        recognizer._trie = make_trie(boost, self.vocabulary)
+        return recognizer
 
     def live_lookahead(self, latency_ms: int | None) -> int:
         """The lookahead of a stream in that latency mode; see `stream`."""
@@ -237,7 +302,7 @@ class NativeRecognizer:
         """One recording through the streaming encoder: its tokens and its seconds."""
         model, plan = self.model, self._plan(lookahead)
         features, encoder = model.features.start(), model.encoder.start()
-        search, found, samples = self.search.start(), Hypothesis(), 0
+        search, found, samples = self._start(1), Hypothesis(), 0
         for block in blocks:
             samples += len(block)
             mel = model.features.push(torch.from_numpy(block).to(model.device), features)
@@ -246,6 +311,7 @@ class NativeRecognizer:
         mel = model.features.finish(features)
         encoded = model.encoder.step(self._cast(mel[None]), encoder, plan, final=True)
         found.extend(self.search.decode(self._prompted(encoded), None, search)[0])
+        found.extend(search.flush()[0])
         return found, samples / SAMPLE_RATE
 
     @torch.inference_mode()
@@ -255,7 +321,7 @@ class NativeRecognizer:
         """Several recordings as one padded batch through the streaming encoder."""
         model, plan = self.model, self._plan(lookahead)
         mel, lengths = self._padded(recordings)
-        state, search = model.encoder.start(len(recordings)), self.search.start(len(recordings))
+        state, search = model.encoder.start(len(recordings)), self._start(len(recordings))
         found = [Hypothesis() for _ in recordings]
         counts = model.encoder.subsampling.output_length(lengths)
         block = round(BLOCK_SECONDS / len(recordings) / model.config.features.hop_seconds)
@@ -267,6 +333,8 @@ class NativeRecognizer:
             valid = (counts - done).clamp(0, encoded.shape[1])
             for row, new in enumerate(self.search.decode(self._prompted(encoded), valid, search)):
                 found[row].extend(new)
+        for row, rest in enumerate(search.flush()):
+            found[row].extend(rest)
         return self._transcripts(found, recordings, heard, words)
 
     @torch.inference_mode()
@@ -276,9 +344,15 @@ class NativeRecognizer:
         """Recordings through an encoder of unlimited context, as one padded batch."""
         mel, lengths = self._padded(recordings)
         encoded, counts = self.model.encoder(mel, lengths)
-        search = self.search.start(len(recordings))
+        search = self._start(len(recordings))
         found = self.search.decode(self._prompted(encoded), counts, search)
+        for row, rest in enumerate(search.flush()):
+            found[row].extend(rest)
         return self._transcripts(found, recordings, heard, words)
+
+    def _start(self, batch: int) -> SearchState:
+        """The state of so many recordings, all with the phrases of this recogniser."""
+        return self.search.start(batch, [self._trie] * batch)
 
     def _padded(self, recordings: Sequence[Samples]) -> tuple[Tensor, Tensor]:
         mels = [
@@ -313,34 +387,29 @@ class NativeRecognizer:
     def _transcript(
         self, found: Hypothesis, seconds: float, evidence: Evidence | None, with_words: bool
     ) -> Transcript:
-        text, reasons = self.tokenizer.decode(found.tokens).strip(), tuple[Reason, ...]()
+        config, reasons = self.model.config, tuple[Reason, ...]()
         if evidence is not None:
-            verdict = judge(
-                text,
-                evidence,
-                language=self.model.config.language,
-                mean_log_probability=found.score / len(found.tokens) if found.tokens else None,
-                tokens=found.tokens,
-            )
+            frame_seconds = config.frame_seconds
+            verdict = weigh(found, self.tokenizer, frame_seconds, evidence, config.language)
             reasons = verdict.reasons
-            if not verdict.keep:
-                text, found = "", Hypothesis()
+            kept = heard_words(found, self.tokenizer, frame_seconds, evidence)
+            found = kept if verdict.keep else Hypothesis()
         words = words_from_tokens(
             self.tokenizer,
             found.tokens,
             found.frames,
             found.confidences,
-            options=WordOptions(self.model.config.frame_seconds),
+            options=WordOptions(config.frame_seconds),
             duration=seconds,
         )
         segments = segments_from_words(words)
         if not with_words:
             segments = tuple(replace(segment, words=()) for segment in segments)
         return Transcript(
-            text=text,
+            text=self.tokenizer.decode(found.tokens).strip(),
             segments=segments,
             words=words if with_words else (),
-            language=self.model.config.language,
+            language=config.language,
             duration=seconds,
             model=self.name,
             reasons=reasons,

@@ -79,10 +79,16 @@ class GlmAsrRecognizer(OfflineRecognizer):
         for progress in decoder.run(recordings):
             yield transcript(progress, self.name, None, words)
 
-    @torch.inference_mode()
     def _decode(self, pieces: Sequence[Samples]) -> list[Decoded]:
-        """Pieces of up to 30 s as one batch, each a request of its own."""
-        assert min(map(len, pieces)) >= LEAST_SAMPLES
+        """Pieces of up to 30 s; what is left at the end of a cut may be too short to be heard."""
+        heard = iter(self._requests([piece for piece in pieces if len(piece) >= LEAST_SAMPLES]))
+        return [next(heard) if len(p) >= LEAST_SAMPLES else Decoded("") for p in pieces]
+
+    @torch.inference_mode()
+    def _requests(self, pieces: Sequence[Samples]) -> list[Decoded]:
+        """Pieces of 70 ms to 30 s as one batch, each a request of its own."""
+        if not pieces:
+            return []
         inputs = self.processor.apply_transcription_request([np.asarray(p) for p in pieces])
         inputs = inputs.to(self.model.device)
         inputs["input_features"] = inputs["input_features"].to(self._audio_dtype)

@@ -2,11 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NoReturn
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from pianissimo.adapters.pieces import usual_detector
 from pianissimo.audio.io import (
     SAMPLE_RATE,
     AudioSource,
@@ -15,9 +17,13 @@ from pianissimo.audio.io import (
     load_audio,
     stream_audio,
 )
+from pianissimo.audio.vad import VoiceDetector
 from pianissimo.batches import batches_of, in_order
+from pianissimo.decoding.boosting import Boost
 from pianissimo.errors import OptionError, PianissimoError
-from pianissimo.recognizer import Outcome
+from pianissimo.recognizer import Outcome, Stream, StreamRecognizer
+from pianissimo.streaming.endpoint import ENDPOINT, EndpointRules
+from pianissimo.streaming.segmented import SegmentedStream
 from pianissimo.transcript import Transcript
 
 BLOCK_SECONDS = 10.0
@@ -31,13 +37,20 @@ class OfflineRecognizer(ABC):
     """
 
     model: Any
-    """The network: a torch module."""
+    """The network: a torch module, or what another runtime has in its place."""
     latencies_ms: tuple[int, ...] = ()
-    """No latency modes: these models cannot stream."""
+    """No latency modes: a live stream of such a model goes from pause to pause."""
+    language: str | None = None
+    """The language of all that it writes, where that is one."""
 
     @property
     @abstractmethod
     def name(self) -> str: ...
+
+    @cached_property
+    def detector(self) -> VoiceDetector:
+        """What finds the speech in recordings and live streams."""
+        return usual_detector()
 
     @abstractmethod
     def _recognise(
@@ -55,14 +68,21 @@ class OfflineRecognizer(ABC):
         sample_rate: int | None = None,
         latency_ms: int | None = None,
         word_timestamps: bool = True,
+        boost: Boost | None = None,
     ) -> Transcript:
         """Transcribe one recording of any length.
 
         `source` is a path, bytes, a binary file object or "-" for standard input; or, with its
-        `sample_rate` in Hz, an array of samples. `latency_ms` must be left out. Raises AudioError
-        for unreadable audio.
+        `sample_rate` in Hz, an array of samples. `latency_ms` must be left out; `boost` are phrases
+        that it should rather hear, where the family can. Raises AudioError for unreadable audio,
+        OptionError for phrases that cannot be boosted.
         """
         self._check_latency(latency_ms)
+        if boost:
+            boosted = self.boosted(boost)
+            return boosted.transcribe(
+                source, sample_rate=sample_rate, word_timestamps=word_timestamps
+            )
         if sample_rate is not None:
             blocks: Iterable[Samples] = [from_array(source, sample_rate)]
         elif isinstance(source, (np.ndarray, Tensor, list)):
@@ -78,6 +98,7 @@ class OfflineRecognizer(ABC):
         batch_seconds: float = 600.0,
         latency_ms: int | None = None,
         word_timestamps: bool = True,
+        boost: Boost | None = None,
     ) -> Iterator[Transcript]:
         """Transcribe recordings in batches of about equal length; results in the order given.
 
@@ -89,6 +110,7 @@ class OfflineRecognizer(ABC):
             batch_seconds=batch_seconds,
             latency_ms=latency_ms,
             word_timestamps=word_timestamps,
+            boost=boost,
         )
         yield from in_order(outcomes)
 
@@ -99,9 +121,11 @@ class OfflineRecognizer(ABC):
         batch_seconds: float = 600.0,
         latency_ms: int | None = None,
         word_timestamps: bool = True,
+        boost: Boost | None = None,
     ) -> Iterator[Outcome]:
         """As `transcribe_many`, but in the order of completion and with errors as results."""
         self._check_latency(latency_ms)
+        recognizer = self.boosted(boost) if boost else self
         sources = list(sources)
         for batch in batches_of(sources, batch_seconds):
             if isinstance(batch, Outcome):
@@ -109,7 +133,8 @@ class OfflineRecognizer(ABC):
                 continue
             if len(batch) == 1:
                 try:
-                    found = self.transcribe(sources[batch[0]], word_timestamps=word_timestamps)
+                    source = sources[batch[0]]
+                    found = recognizer.transcribe(source, word_timestamps=word_timestamps)
                     yield Outcome(batch[0], found)
                 except PianissimoError as error:
                     yield Outcome(batch[0], error=error)
@@ -120,19 +145,39 @@ class OfflineRecognizer(ABC):
                     loaded[i] = [load_audio(sources[i])]
                 except PianissimoError as error:
                     yield Outcome(i, error=error)
-            transcripts = self._recognise(list(loaded.values()), word_timestamps)
+            transcripts = recognizer._recognise(list(loaded.values()), word_timestamps)
             for i, transcript in zip(loaded, transcripts, strict=True):
                 yield Outcome(i, transcript)
 
-    def stream(self, *, latency_ms: int | None = None, sample_rate: int = SAMPLE_RATE) -> NoReturn:
-        """Raises OptionError: the model hears nothing before the recording ends."""
-        raise OptionError(
-            f"{self.name} hears recordings whole and cannot stream; choose a streaming model"
+    def stream(
+        self,
+        *,
+        latency_ms: int | None = None,
+        sample_rate: int = SAMPLE_RATE,
+        endpoint: EndpointRules | None = ENDPOINT,
+        partials: StreamRecognizer | None = None,
+        boost: Boost | None = None,
+    ) -> Stream:
+        """Open a live stream of samples at `sample_rate` Hz: each pause brings a final.
+
+        `endpoint` says which pauses end an utterance. `partials` is a recogniser that streams, for
+        words before that; without it there are only finals. `boost` is that of `transcribe`,
+        `latency_ms` must be left out.
+        """
+        self._check_latency(latency_ms)
+        recognizer = self.boosted(boost) if boost else self
+        return SegmentedStream(
+            recognizer, sample_rate=sample_rate, endpoint=endpoint, partials=partials
         )
 
+    def boosted(self, boost: Boost) -> "OfflineRecognizer":
+        """The same recogniser, on the same weights, for recordings with such phrases in them.
+
+        Raises OptionError: most families have no search that phrases could guide.
+        """
+        raise OptionError(f"{self.name} cannot boost phrases: leave them out")
+
     def _check_latency(self, latency_ms: int | None) -> None:
-        if latency_ms is not None:
-            raise OptionError(
-                f"latency {latency_ms} ms is not a mode of this model "
-                "(none: this model does not stream)"
-            )
+        if latency_ms not in (None, *self.latencies_ms):
+            known = ", ".join(map(str, self.latencies_ms)) or "none: it hears recordings whole"
+            raise OptionError(f"latency {latency_ms} ms is not a mode of this model ({known})")

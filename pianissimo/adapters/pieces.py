@@ -4,7 +4,8 @@ A long recording is taken in stretches that end where it is quietest, and the pi
 recordings go through the model together.
 """
 
-import unicodedata
+import math
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -24,7 +25,7 @@ from pianissimo.guards import (
     plan_segments,
     trim_loop,
 )
-from pianissimo.text.words import segments_from_words
+from pianissimo.text.words import joined, segments_from_words
 from pianissimo.transcript import Segment, Transcript, Word
 
 STRETCH_SECONDS = 120.0
@@ -42,6 +43,7 @@ class Decoded:
 
     `tokens` are what loops are looked for in, ids or words. `cut_off` is True when decoding ended
     because the limit of tokens was reached. `words` are timed from the start of the segment.
+    `language` is the one that the recogniser heard, where it tells.
     """
 
     text: str
@@ -49,6 +51,7 @@ class Decoded:
     mean_log_probability: float | None = None
     cut_off: bool = False
     words: tuple[Word, ...] = ()
+    language: str | None = None
 
 
 DecodeMany = Callable[[Sequence[Samples]], list[Decoded]]
@@ -186,7 +189,7 @@ class PieceDecoder:
 
 
 def usual_detector() -> VoiceDetector:
-    """The Silero model where the extra `vad` is installed, else the energy alone."""
+    """The Silero model where its packages are installed, else the energy alone."""
     return VoiceDetector(model=SpeechModel() if available() else None)
 
 
@@ -220,13 +223,13 @@ def transcript(progress: Progress, model: str, language: str | None, words: bool
     )
 
 
-def joined(texts: Iterable[str]) -> str:
-    """Texts one after the other, with a space between scripts that write one."""
-    whole = ""
-    for text in texts:
-        gap = " " if whole and not (_is_wide(whole[-1]) or _is_wide(text[0])) else ""
-        whole += gap + text
-    return whole
+def language_heard(progress: Progress) -> str | None:
+    """The language in which most seconds of a recording were heard, if there is one."""
+    seconds = Counter[str]()
+    for found in progress.found:
+        if found.decoded.language and found.decoded.text.strip():
+            seconds[found.decoded.language] += math.ceil(found.seconds)
+    return seconds.most_common(1)[0][0] if seconds else None
 
 
 def without_loops(decoded: Decoded) -> Decoded:
@@ -235,11 +238,6 @@ def without_loops(decoded: Decoded) -> Decoded:
     text = " ".join(trim_loop(words)) if len(words) > 1 else "".join(trim_loop(decoded.text))
     unlooped = len(trim_loop([word.text for word in decoded.words])) == len(decoded.words)
     return replace(decoded, text=text, words=decoded.words if unlooped else ())
-
-
-def _is_wide(character: str) -> bool:
-    """Whether it belongs to a script without spaces, or is a mark of one."""
-    return unicodedata.east_asian_width(character) in "WF"
 
 
 def _stretches(blocks: Iterable[Samples]) -> Iterator[tuple[int, Samples, bool]]:

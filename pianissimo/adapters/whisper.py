@@ -10,9 +10,7 @@ Shape legend: B batch, T mel frames, S encoder frames, U tokens, V vocabulary.
 
 import copy
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +22,14 @@ from torch.nn import functional as F
 
 from pianissimo.adapters.greedy import Written, write_greedily
 from pianissimo.adapters.offline import OfflineRecognizer
-from pianissimo.adapters.pieces import Decoded, PieceDecoder, Progress, transcript, usual_detector
+from pianissimo.adapters.pieces import (
+    Decoded,
+    PieceDecoder,
+    Progress,
+    language_heard,
+    transcript,
+    usual_detector,
+)
 from pianissimo.adapters.transformers_models import (
     load_network,
     load_part,
@@ -49,13 +54,6 @@ SPACELESS = frozenset("zh ja th lo my yue".split())
 _OPENING, _CLOSING = "\"'“¡¿([{-", "\"'.。,，!！?？:：”)]}、"
 
 Task = Literal["transcribe", "translate"]
-
-
-@dataclass(frozen=True)
-class Heard(Decoded):
-    """What was made of one piece, and in which language."""
-
-    language: str | None = None
 
 
 class WhisperRecognizer(OfflineRecognizer):
@@ -130,14 +128,7 @@ class WhisperRecognizer(OfflineRecognizer):
         """The language of most seconds; that of the text where it was translated."""
         if self.task == "translate":
             return "en"
-        if self.language is not None:
-            return self.language
-        seconds = Counter[str]()
-        for found in progress.found:
-            decoded = found.decoded
-            if isinstance(decoded, Heard) and decoded.language and decoded.text.strip():
-                seconds[decoded.language] += math.ceil(found.seconds)
-        return seconds.most_common(1)[0][0] if seconds else None
+        return self.language or language_heard(progress)
 
     # -- decoding ----------------------------------------------------------------------------------
 
@@ -171,18 +162,18 @@ class WhisperRecognizer(OfflineRecognizer):
         *,
         full: bool,
         starts: Sequence[float],
-    ) -> Heard:
+    ) -> Decoded:
         """The text of a piece; without `starts` no word has times."""
         log_probs = written.log_probs
         mean = sum(log_probs) / len(log_probs) if log_probs else 0.0
         if no_speech > NO_SPEECH_PROBABILITY and mean < UNSURE_LOG_PROBABILITY:
-            return Heard("", language=language)
+            return Decoded("", language=language)
         ids = [token for token in written.tokens if token not in self._ends]
         script = "en" if self.task == "translate" else language
         words = self._timed(ids, log_probs, starts, script in SPACELESS) if starts else ()
         text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
         cut_off = full and written.tokens[-1] not in self._ends
-        return Heard(text, tuple(ids), mean, cut_off, words, language)
+        return Decoded(text, tuple(ids), mean, cut_off, words, language)
 
     def _prompts(self, encoded: Tensor) -> tuple[Tensor, list[str | None]]:
         """(B, U) what each text begins with, and the language of each piece."""

@@ -9,13 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pianissimo.cli.options import (
+    BeamOption,
+    BoostFileOption,
+    BoostOption,
     DeviceOption,
     DtypeOption,
+    GainOption,
     HeadOption,
     JsonOption,
     LanguageOption,
+    LmOption,
+    LmWeightOption,
     ModelOption,
     QuietOption,
+    WordBonusOption,
+    decoding_of,
+    phrases_of,
 )
 from pianissimo.cli.output import SOME_FAILED, complain, emit
 from pianissimo.cli.progress import Progress
@@ -33,6 +42,13 @@ def evaluate(
     dtype: DtypeOption = "auto",
     head: HeadOption = None,
     language: LanguageOption = None,
+    gain: GainOption = None,
+    boost: BoostOption = None,
+    boost_file: BoostFileOption = None,
+    beam: BeamOption = None,
+    lm: LmOption = None,
+    lm_weight: LmWeightOption = None,
+    word_bonus: WordBonusOption = None,
     latency: Annotated[
         list[int] | None,
         typer.Option(
@@ -69,7 +85,17 @@ def evaluate(
     references = read_references(manifest, subset or [])
     from pianissimo.loading import load
 
-    recognizer = load(model, device=device, dtype=dtype, head=head, language=language)
+    recognizer = load(
+        model,
+        device=device,
+        dtype=dtype,
+        head=head,
+        language=language,
+        gain=gain,
+        decoding=decoding_of(beam, lm, lm_weight, word_bonus),
+    )
+    if phrases := phrases_of(boost, boost_file):
+        recognizer = recognizer.boosted(phrases)
     modes: list[int | None] = [*(latency or recognizer.latencies_ms)] or [None]
     count = len(references) * len(modes)
     with Progress("evaluating", count, shown=not quiet and sys.stderr.isatty()) as progress:

@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from pianissimo.cli.live import BLOCK_SECONDS, Heard, LiveOptions, hear, shown
+from pianissimo.cli.live import BLOCK_SECONDS, Heard, LiveOptions, hear, open_stream, shown
 from pianissimo.cli.options import (
     DeviceOption,
     DtypeOption,
+    GainOption,
     HeadOption,
     JsonOption,
+    LanguageOption,
     ModelOption,
+    PartialsOption,
     QuietOption,
 )
 from pianissimo.cli.output import emit, say
-from pianissimo.errors import AudioNotFoundError, MissingExtraError, OptionError
+from pianissimo.errors import AudioNotFoundError, MissingExtraError
 
 if TYPE_CHECKING:
     from io import BufferedReader
@@ -42,8 +45,11 @@ def listen(
     ] = None,
     model: ModelOption = None,
     device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
+    dtype: DtypeOption = "auto",
     head: HeadOption = None,
+    language: LanguageOption = None,
+    partials: PartialsOption = None,
+    gain: GainOption = None,
     latency: Annotated[
         int | None,
         typer.Option(envvar="PIANISSIMO_LATENCY", metavar="MS", help="80, 160, 560 or 1120."),
@@ -67,17 +73,15 @@ def listen(
             emit(f"{number}: {name}\n")
         return
     from pianissimo.loading import load
-    from pianissimo.native import NativeRecognizer
 
     if source == STANDARD_INPUT and sys.stdin.isatty():
         raise AudioNotFoundError(
             "standard input is a terminal: pipe raw samples into it, for example from arecord"
         )
-    recognizer = load(model, device=device, dtype=dtype, head=head)
-    if not isinstance(recognizer, NativeRecognizer):
-        raise OptionError(f"{recognizer.name} cannot stream; choose a streaming model")
-    stream = recognizer.stream(latency_ms=latency, sample_rate=sample_rate)
-    options = LiveOptions(latency, as_json=as_json, quiet=quiet)
+    recognizer = load(model, device=device, dtype=dtype, head=head, language=language, gain=gain)
+    drafts = None if partials is None else load(partials, device=device, gain=gain)
+    options = LiveOptions(latency, drafts, as_json=as_json, quiet=quiet)
+    stream = open_stream(recognizer, options, sample_rate)
     heard = Heard()
     try:
         with _blocks(source, sample_rate) as blocks, shown(source or "microphone", options) as show:

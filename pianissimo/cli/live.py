@@ -3,19 +3,21 @@
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pianissimo.cli.inputs import Input
 from pianissimo.cli.output import emit, say
-from pianissimo.transcript import StreamEvent, Transcript, Word
+from pianissimo.transcript import Segment, StreamEvent, Transcript
 
 if TYPE_CHECKING:
     from pianissimo.audio.io import Samples
-    from pianissimo.native import NativeRecognizer
-    from pianissimo.streaming.single import SingleStream
+    from pianissimo.decoding.boosting import Phrase
+    from pianissimo.loading import AnyRecognizer
+    from pianissimo.recognizer import Stream
 
 BLOCK_SECONDS = 0.08
 """Audio that is pushed at once: one frame of the encoder, as a microphone would deliver it."""
@@ -33,19 +35,32 @@ class LiveOptions:
     """How to stream and what to show.
 
     `latency_ms` None is the recogniser's own choice; with `realtime` a block is pushed when its
-    last sample would have been spoken.
+    last sample would have been spoken. `partials` is the model for words before a pause, where the
+    recogniser itself gives none.
     """
 
     latency_ms: int | None = None
+    partials: "AnyRecognizer | None" = None
     word_timestamps: bool = True
     realtime: bool = False
     as_json: bool = False
     quiet: bool = False
+    boost: "Sequence[Phrase]" = ()
 
 
-def transcribe_live(
-    recognizer: "NativeRecognizer", input: Input, options: LiveOptions
-) -> Transcript:
+def open_stream(
+    recognizer: "AnyRecognizer", options: LiveOptions, sample_rate: int | None = None
+) -> "Stream":
+    """A live stream with these options; OptionError if the recogniser does not have them."""
+    given: dict[str, Any] = {"latency_ms": options.latency_ms, "partials": options.partials}
+    if options.boost:
+        given["boost"] = options.boost
+    if sample_rate is not None:
+        given["sample_rate"] = sample_rate
+    return recognizer.stream(**{name: value for name, value in given.items() if value is not None})
+
+
+def transcribe_live(recognizer: "AnyRecognizer", input: Input, options: LiveOptions) -> Transcript:
     """Feed a recording block by block to a stream; show every event, return the whole.
 
     On an interrupt, what was said so far is shown as final before KeyboardInterrupt goes on.
@@ -55,7 +70,7 @@ def transcribe_live(
     blocks: Iterable[Samples] = stream_audio(input.name, block_seconds=BLOCK_SECONDS)
     if options.realtime:
         blocks = _paced(blocks, SAMPLE_RATE)
-    stream = recognizer.stream(latency_ms=options.latency_ms)
+    stream = open_stream(recognizer, options)
     heard = Heard()
     with shown(input.name, options) as show:
         hear(stream, blocks, SAMPLE_RATE, show, heard)
@@ -71,7 +86,7 @@ class Heard:
 
 
 def hear(
-    stream: "SingleStream", blocks: Iterable["Samples"], sample_rate: int, show: Show, heard: Heard
+    stream: "Stream", blocks: Iterable["Samples"], sample_rate: int, show: Show, heard: Heard
 ) -> None:
     """Push blocks until they end; show every event and collect the finals that say something.
 
@@ -107,20 +122,24 @@ def _paced(blocks: Iterable["Samples"], sample_rate: int) -> Iterator["Samples"]
 
 
 def _joined(
-    finals: list[StreamEvent], seconds: float, recognizer: "NativeRecognizer", with_words: bool
+    finals: list[StreamEvent], seconds: float, recognizer: "AnyRecognizer", with_words: bool
 ) -> Transcript:
     """The transcript that the utterances of a stream make together."""
-    from pianissimo.text.words import segments_from_words
+    from pianissimo.text.words import joined, segments_from_words
 
-    words: tuple[Word, ...] = tuple(word for event in finals for word in event.words)
-    segments = segments_from_words(words)
+    segments: list[Segment] = []
+    for timed, group in groupby(finals, lambda event: bool(event.words)):
+        if timed:
+            segments += segments_from_words(word for event in group for word in event.words)
+        else:
+            segments += (Segment(event.text, event.start, event.end) for event in group)
     if not with_words:
-        segments = tuple(replace(segment, words=()) for segment in segments)
+        segments = [replace(segment, words=()) for segment in segments]
     return Transcript(
-        text=" ".join(event.text for event in finals),
-        segments=segments,
-        words=words if with_words else (),
-        language=recognizer.model.config.language,
+        text=joined(event.text for event in finals),
+        segments=tuple(segments),
+        words=tuple(word for segment in segments for word in segment.words),
+        language=recognizer.language,
         duration=seconds,
         model=recognizer.name,
     )

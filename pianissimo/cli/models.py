@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -36,7 +36,7 @@ def list_models(as_json: JsonOption = False) -> None:
     for entry in CATALOG:
         size = "embedded" if entry.repository is None else f"{entry.megabytes:.0f} MB"
         here = "yes" if _place(entry) else "no"
-        live = "yes" if entry.streams else "no"
+        live = "yes" if entry.streams else "pauses"
         rows.append((entry.short_name, here, size, live, entry.summary))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     for row in rows:
@@ -56,21 +56,79 @@ def show(name: NameArgument, as_json: JsonOption = False) -> None:
     facts["streams"] = "yes" if entry.streams else "no"
     facts["path"] = facts["path"] or f"not on this machine: pianissimo pull {entry.short_name}"
     facts["repository"] = entry.repository or "none: it is part of the package"
+    for field in facts.pop("unverified"):
+        facts[field] = f"{facts[field]} (unverified)"
     width = max(map(len, facts)) + 1
     for key, value in facts.items():
         emit(f"{key.replace('_', ' ') + ':':{width}} {value}\n")
 
 
-def pull(name: NameArgument, quiet: QuietOption = False) -> None:
-    """Fetch a model, resuming if it was interrupted, and print where it is.
+@app.command("recommend")
+def recommend_model(
+    language: Annotated[
+        str, typer.Option("--lang", "--language", metavar="CODE", help="What is spoken.")
+    ] = "en",
+    live: Annotated[bool, typer.Option("--live", help="Words are wanted as they come.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Speech is soft or far away.")] = False,
+    device: Annotated[
+        Literal["cpu", "cuda"], typer.Option(metavar="DEVICE", help="cpu or cuda.")
+    ] = "cpu",
+    max_rtf: Annotated[
+        float | None,
+        typer.Option(metavar="X", min=0.0, help="Seconds of work per second of speech, at most."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Name the model that suits, why it does, and why the others do not."""
+    from pianissimo.choosing import Wish, passed_over, recommend
 
+    choice = recommend(Wish(language, live, quiet, device, max_rtf))
+    if as_json:
+        facts = {"why": choice.why, "passed_over": dict(choice.passed_over)}
+        emit(json.dumps({**_facts(choice.entry), **facts}, ensure_ascii=False, indent=2) + "\n")
+        return
+    emit(f"{choice.entry.short_name}\n{choice.why}\n{passed_over(choice)}\n")
+
+
+@app.command("verify")
+def verify(name: NameArgument) -> None:
+    """Check the files of a pulled model against the hashes in its lock file."""
+    from pianissimo.pulling import LOCK_FILE
+    from pianissimo.pulling import verify as check
+
+    lock = check(find(name).name)
+    if lock is None:
+        raise ModelNotFoundError(
+            f"{name} has no {LOCK_FILE}: it was not pulled by `pianissimo pull`"
+        )
+    emit(f"{len(lock.sha256)} files are as they were pulled, revision {lock.revision}\n")
+
+
+def pull(
+    name: NameArgument,
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REVISION",
+            help="A branch, tag or commit; by default the one that was pulled before.",
+        ),
+    ] = None,
+    offline: Annotated[
+        bool,
+        typer.Option(envvar="PIANISSIMO_OFFLINE", help="Fetch nothing, check what is here."),
+    ] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Fetch a model, but for files that are here already, and print where it is.
+
+    Its lock file keeps the hash of each file; a later pull refuses files that have another one.
     HF_ENDPOINT names a mirror, HF_TOKEN your token, PIANISSIMO_MODELS the folder to keep it in.
     """
     if quiet or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from pianissimo.loading import pull as fetch
+    from pianissimo.pulling import pull as fetch
 
-    emit(f"{fetch(name)}\n")
+    emit(f"{fetch(name, revision=revision, offline=offline)}\n")
 
 
 def _facts(entry: CatalogEntry) -> dict[str, Any]:
@@ -82,6 +140,7 @@ def _facts(entry: CatalogEntry) -> dict[str, Any]:
         "parameters_millions": entry.parameters_millions,
         "megabytes": entry.megabytes,
         "streams": entry.streams,
+        "unverified": list(entry.unverified),
         "repository": entry.repository,
         "path": _place(entry),
     }

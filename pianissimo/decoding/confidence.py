@@ -50,6 +50,12 @@ class Confidence:
             return self._tsallis(power_sum, symbols)
         return self._renyi(power_sum, symbols)
 
+    def of(self, log_probs: Tensor, labels: Tensor) -> Tensor:
+        """As a call, for labels (...) that need not be the best ones: their own probability."""
+        if self.measure == "probability":
+            return log_probs.gather(-1, labels[..., None])[..., 0].exp()
+        return self(log_probs)
+
     def _gibbs(self, log_probs: Tensor, symbols: int) -> Tensor:
         alpha = self.alpha
         negative_entropy = alpha * ((log_probs * alpha).exp() * log_probs).sum(-1)

@@ -8,18 +8,22 @@ against the same predictor output, since nothing changes between blanks. State i
 chunks: decoding a stream in chunks gives the tokens and frames of decoding it whole.
 
 A turn of the loop works in place on tensors of fixed shape and asks the device nothing, so that
-several turns can be recorded as one CUDA graph; see `streaming/graphs.py`.
+several turns can be recorded as one CUDA graph; see `streaming/graphs.py`. Phrases that are boosted
+are looked up on the host: only then does a turn wait for the device.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pianissimo.decoding.boosting import Boosts, PhraseTrie, boosts_of
 from pianissimo.decoding.confidence import Confidence
 from pianissimo.decoding.hypothesis import Hypothesis
 from pianissimo.errors import OptionError
 from pianissimo.models.asr import AsrModel
+from pianissimo.models.packed import packed
 from pianissimo.models.transducer import Joiner, Predictor, PredictorState
 
 WINDOW = 8
@@ -32,12 +36,14 @@ class GreedyState:
     `projected` (B, J) is the joiner's projection of the predictor output after the last label,
     `frames` (B,) counts the encoder frames of earlier chunks, `ahead` (B,) is how many frames of
     the next chunks are not to be searched: a duration skipped them, or an earlier look at them.
+    `boosts` are the phrases of those streams that have some.
     """
 
     predictor: PredictorState
     projected: Tensor
     frames: Tensor
     ahead: Tensor
+    boosts: Boosts | None = None
 
     def rows(self, index: Tensor) -> "GreedyState":
         """The state of some of the streams, copied: index (R,)."""
@@ -46,6 +52,7 @@ class GreedyState:
             self.projected[index],
             self.frames[index],
             self.ahead[index],
+            None if self.boosts is None else self.boosts.rows(index),
         )
 
     def write(self, index: Tensor, rows: "GreedyState") -> None:
@@ -55,16 +62,25 @@ class GreedyState:
         self.projected[index] = rows.projected
         self.frames[index] = rows.frames
         self.ahead[index] = rows.ahead
+        if self.boosts is None and rows.boosts is not None:
+            self.boosts = Boosts.of([None] * len(self.frames))
+        if self.boosts is not None:
+            self.boosts.write(index, rows.boosts)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything by name, for saving one stream: of `rows` with a single index."""
-        return {
+        boosts = {} if self.boosts is None else {"boosts": self.boosts.places}
+        return boosts | {
             "hidden": self.predictor.hidden,
             "cell": self.predictor.cell,
             "projected": self.projected,
             "frames": self.frames,
             "ahead": self.ahead,
         }
+
+    def flush(self) -> list[Hypothesis]:
+        """What is left at the end of each stream: nothing, a greedy search keeps nothing back."""
+        return [Hypothesis() for _ in self.frames]
 
 
 @dataclass
@@ -114,20 +130,23 @@ class GreedySearch:
     def __init__(self, model: AsrModel, confidence: Confidence | None = None) -> None:
         if model.predictor is None or model.joiner is None or model.config.transducer is None:
             raise OptionError("this model has no transducer; decode it with its CTC head")
-        self.predictor: Predictor = model.predictor
-        self.joiner: Joiner = model.joiner
+        self.predictor: Predictor = packed(model.predictor, "float32")
+        self.joiner: Joiner = packed(model.joiner, "float32")
         self.blank = model.config.transducer.blank
         self.durations = model.config.transducer.durations
         self.max_symbols = model.config.max_symbols
         self.confidence = confidence or Confidence()
 
-    def start(self, batch: int = 1) -> GreedyState:
-        """The state of `batch` streams before their first frame."""
+    def start(
+        self, batch: int = 1, tries: Sequence[PhraseTrie | None] | None = None
+    ) -> GreedyState:
+        """The state of `batch` streams before their first frame, with the phrases of each."""
         device = self.predictor.embedding.weight.device
         labels = torch.full((batch,), self.blank, device=device)
         output, state = self.predictor.step(labels, self.predictor.start(batch))
         zeros = torch.zeros(batch, dtype=torch.long, device=device)
-        return GreedyState(state, self.joiner.predictor(output), zeros, zeros.clone())
+        boosts = boosts_of(tries)
+        return GreedyState(state, self.joiner.predictor(output), zeros, zeros.clone(), boosts)
 
     def decode(
         self, encoded: Tensor, lengths: Tensor | None, state: GreedyState
@@ -176,6 +195,8 @@ class GreedySearch:
             loop.frames[rows[:, None], index.clamp(max=S - 1)], state.projected[:, None]
         )
         best = logits[..., : self.blank + 1].argmax(-1)
+        if state.boosts is not None:
+            best = self._boosted(logits, best, state.boosts)
         inside = index < loop.lengths[:, None]
         hit = (best != self.blank) & inside
         emits = hit.any(1)
@@ -195,6 +216,9 @@ class GreedySearch:
         labels = torch.where(emits, best[rows, cell], 0)
         # A duration may have moved the row on: the label belongs to where it was read.
         self._record(loop, chosen, labels, where + state.frames, emits)
+        if state.boosts is not None:
+            for row in emits.nonzero()[:, 0].tolist():
+                state.boosts.advance(row, int(labels[row]))
         output, advanced = self.predictor.step(labels, state.predictor)
         kept = advanced.where(emits, state.predictor)
         state.predictor.hidden.copy_(kept.hidden)
@@ -210,6 +234,15 @@ class GreedySearch:
         """Count the frames of a finished loop."""
         state.ahead.copy_((loop.at - loop.lengths).clamp(min=0))
         state.frames += loop.lengths
+
+    def _boosted(self, logits: Tensor, best: Tensor, boosts: Boosts) -> Tensor:
+        """The best symbols (B, W) with phrases lifted: blanks stay, labels may give way to others.
+
+        So where something is said is decided by the acoustics, and only what it is by phrases.
+        """
+        lifts = boosts.lifted(logits.device, self.blank)
+        labels = (logits[..., : self.blank] + lifts[:, None]).argmax(-1)
+        return torch.where(best == self.blank, best, labels)
 
     def _skip(self, chosen: Tensor, at: Tensor, emits: Tensor, inside: Tensor) -> Tensor:
         """Where each row goes on: its best duration further, a blank at least one frame."""
@@ -227,5 +260,5 @@ class GreedySearch:
         loop.tokens.scatter_(1, column, labels[:, None])
         loop.when.scatter_(1, column, frames[:, None])
         loop.log_probs.scatter_(1, column, log_probs.gather(1, labels[:, None]))
-        loop.confidences.scatter_(1, column, self.confidence(log_probs)[:, None])
+        loop.confidences.scatter_(1, column, self.confidence.of(log_probs, labels)[:, None])
         loop.count += emits

@@ -1,5 +1,6 @@
 """What a search found: tokens, when, and how sure it was."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -33,6 +34,11 @@ class Hypothesis:
         self.frames += other.frames
         self.log_probs += other.log_probs
         self.confidences += other.confidences
+
+    def take(self, places: Sequence[int]) -> "Hypothesis":
+        """The tokens at these places alone."""
+        lists = (self.tokens, self.frames, self.log_probs, self.confidences)
+        return Hypothesis(*([values[i] for i in places] for values in lists))  # type: ignore[arg-type]
 
     def split(self, at: int) -> tuple["Hypothesis", "Hypothesis"]:
         """The first `at` tokens, and the others."""

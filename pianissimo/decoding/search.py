@@ -1,16 +1,68 @@
-"""The search of a model: one interface over its heads."""
+"""The search of a model: one interface over its heads and over greedy and beam search."""
 
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from pianissimo.decoding.beam import BeamSearch
+from pianissimo.decoding.beams import BeamOptions
+from pianissimo.decoding.boosting import PhraseTrie
 from pianissimo.decoding.ctc import CtcGreedySearch
+from pianissimo.decoding.ctc_beam import CtcBeamSearch
+from pianissimo.decoding.fusion import LanguageModel, read_lm
 from pianissimo.decoding.greedy import GreedySearch
 from pianissimo.decoding.hypothesis import Hypothesis
+from pianissimo.decoding.vocabulary import Vocabulary
 from pianissimo.errors import OptionError
 from pianissimo.models.asr import AsrModel
 
 Head = Literal["transducer", "ctc"]
+FUSION_BEAM = 8
+"""How wide a beam is that is needed for a language model, if nobody says."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a text is found: greedily, or as the best of `beam` hypotheses that live side by side.
+
+    `lm` is an ARPA file of words or of the model's tokens; it needs a beam, 8 by default.
+    `lm_weight` is how much it counts (0.5 for words, 0.3 for tokens) and `word_bonus`, in nats, is
+    added for each of its words (1.5), since every word makes a text less likely.
+    """
+
+    beam: int | None = None
+    lm: str | os.PathLike[str] | None = None
+    lm_weight: float | None = None
+    word_bonus: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.lm is None and (self.lm_weight is not None or self.word_bonus is not None):
+            raise OptionError("the weights of a language model need one: give its file as lm")
+        if self.lm_weight is not None and not 0 <= self.lm_weight <= 10:
+            raise OptionError(f"lm_weight must be 0 to 10, not {self.lm_weight}")
+        if self.word_bonus is not None and not -20 <= self.word_bonus <= 20:
+            raise OptionError(f"word_bonus must be -20 to 20, not {self.word_bonus}")
+        BeamOptions(self.width)
+
+    @property
+    def width(self) -> int:
+        """The hypotheses that live side by side."""
+        if self.beam is not None:
+            return self.beam
+        return 1 if self.lm is None else FUSION_BEAM
+
+    @property
+    def greedy(self) -> bool:
+        return self.width == 1 and self.lm is None
+
+    def language_model(self, vocabulary: Vocabulary) -> LanguageModel | None:
+        """The language model for a vocabulary, if one is asked for; raises what `read_lm` does."""
+        if self.lm is None:
+            return None
+        return read_lm(self.lm, vocabulary, self.lm_weight, self.word_bonus)
 
 
 class SearchState(Protocol):
@@ -25,22 +77,35 @@ class SearchState(Protocol):
 
     def tensors(self) -> dict[str, Tensor]: ...
 
+    def flush(self) -> list[Hypothesis]:
+        """What each stream has left at its end, or where its text is locked."""
+        ...
+
 
 class Search(Protocol):
     """Encoder frames to tokens, chunk by chunk, with a state that the caller keeps."""
 
-    def start(self, batch: int = 1) -> Any: ...
+    def start(self, batch: int = 1, tries: Sequence[PhraseTrie | None] | None = None) -> Any: ...
 
     def decode(self, encoded: Tensor, lengths: Tensor | None, state: Any) -> list[Hypothesis]: ...
 
 
-def make_search(model: AsrModel, head: Head | None = None) -> Search:
-    """Greedy search with the head asked for, or the transducer where the model has one.
+def make_search(
+    model: AsrModel,
+    head: Head | None = None,
+    decoding: Decoding | None = None,
+    vocabulary: Vocabulary | None = None,
+) -> Search:
+    """The search with the head asked for, or the transducer where the model has one.
 
-    Raises OptionError if the model lacks that head.
+    A language model needs the `vocabulary`. Raises OptionError if the model lacks that head or
+    there is no such search for it, and what reading the language model raises.
     """
     if head not in (None, "transducer", "ctc"):
         raise OptionError(f"unknown head {head!r}; choose transducer or ctc")
-    if head == "ctc" or (head is None and model.joiner is None):
-        return CtcGreedySearch(model)
-    return GreedySearch(model)
+    decoding = decoding or Decoding()
+    ctc = head == "ctc" or (head is None and model.joiner is None)
+    if decoding.greedy:
+        return CtcGreedySearch(model) if ctc else GreedySearch(model)
+    lm = None if vocabulary is None else decoding.language_model(vocabulary)
+    return (CtcBeamSearch if ctc else BeamSearch)(model, BeamOptions(decoding.width), lm)

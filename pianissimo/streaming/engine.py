@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +20,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pianissimo.decoding.boosting import Boost, Phrase, make_trie
 from pianissimo.decoding.hypothesis import Hypothesis
 from pianissimo.errors import BacklogError, EngineError, OptionError, StateError
 from pianissimo.streaming import saved
 from pianissimo.streaming.endpoint import ENDPOINT, WATCHDOG, EndpointRules, WatchdogRules
 from pianissimo.streaming.input import StreamInput
-from pianissimo.streaming.live import LiveOptions, LiveStream, Mark
+from pianissimo.streaming.live import LiveStream, Mark
 from pianissimo.streaming.runner import ChunkWork, Runner, TailWork
 from pianissimo.streaming.scheduler import Batch, Group, Scheduler
 from pianissimo.streaming.session import Session
@@ -51,7 +52,8 @@ class EngineOptions:
     anyone waits for it; None chooses 64 and 256 on a processor, 1024 and 8192 on a GPU. A stream
     may have `backlog_seconds` of audio waiting before `push` makes its caller wait, and
     `unread_events` before it pauses. `threads` are those of the processor that a step may use; None
-    chooses by the size of the model.
+    chooses by the size of the model. `guard` holds back text that nothing in the audio speaks for,
+    at the cost of a detector for each stream.
     """
 
     largest_batch: int | None = None
@@ -60,6 +62,7 @@ class EngineOptions:
     unread_events: int = 256
     threads: int | None = None
     freeze_garbage: bool = True
+    guard: bool = True
 
     def __post_init__(self) -> None:
         optional = (self.largest_batch, self.largest_frames, self.threads)
@@ -148,6 +151,11 @@ class Engine:
 
     # -- clients -----------------------------------------------------------------------------------
 
+    @property
+    def alive(self) -> bool:
+        """Whether streams are served: not closed, and no failure ended the thread."""
+        return self._error is None and not self._stopping and self._thread.is_alive()
+
     def open(
         self,
         *,
@@ -155,16 +163,19 @@ class Engine:
         sample_rate: int | None = None,
         endpoint: EndpointRules | None = ENDPOINT,
         watchdog: WatchdogRules | None = WATCHDOG,
+        boost: Boost | None = None,
         state: bytes | None = None,
     ) -> Session:
         """Open a stream of samples at `sample_rate` Hz (the model's, by default).
 
         `latency_ms` is one of the recogniser's, by default the shortest from 160 ms on; `endpoint`
-        and `watchdog` None turn those rules off. With the `state` of an exported stream it goes on
-        from there, in its own latency and rate.
+        and `watchdog` None turn those rules off; `boost` are phrases that this stream should rather
+        hear. With the `state` of an exported stream it goes on from there, in its own latency and
+        rate and with its own phrases.
 
-        Raises EngineFullError when all streams are in use, OptionError for an unknown latency,
-        AudioValueError for an unusable rate, StateError for a state of another model.
+        Raises EngineFullError when all streams are in use, OptionError for an unknown latency or a
+        phrase that cannot be boosted, AudioValueError for an unusable rate, StateError for a state
+        of another model.
         """
         rate = self.model.config.features.sample_rate
         document, tensors = (None, None) if state is None else saved.from_bytes(state)
@@ -173,11 +184,12 @@ class Engine:
             sample_rate = sample_rate or rate
         else:
             lookahead, sample_rate = self._identify(document)
-        live = LiveStream(
-            self.model.grid(lookahead),
-            self.recognizer.tokenizer,
-            LiveOptions(lookahead, endpoint, watchdog, self.recognizer.detector),
+            boost = _phrases(document)
+        options = self.recognizer.live_options(
+            lookahead, endpoint, watchdog, guard=self.options.guard
         )
+        options = replace(options, trie=make_trie(boost, self.recognizer.vocabulary))
+        live = LiveStream(self.model.grid(lookahead), self.recognizer.tokenizer, options)
         input = StreamInput(sample_rate, rate, self.recognizer.front_end)
         frames = 0
         if document is not None:
@@ -249,6 +261,7 @@ class Engine:
             )
 
     def take_samples(self, session: Session, samples: npt.NDArray[np.float32]) -> None:
+        session._live.listen(samples)  # before the lock, which everybody waits for
         with self.lock:
             session._check_accepts("push")
             session._live.push(samples)
@@ -279,11 +292,13 @@ class Engine:
             assert session.slot is not None
             if seat.fresh:
                 self._settle(session, seat)
+            trie = session._live.options.trie
             document = {
                 "model": self.model.fingerprint,
                 "lookahead": session._live.options.lookahead,
                 "frames": self.runner.arena.frames[session.slot],
                 "live": session._live.save(),
+                "boost": [(p.text, p.weight) for p in trie.phrases] if trie else [],
                 "input": input,
             }
             return saved.to_bytes(document, self.runner.arena.save(session.slot))
@@ -312,6 +327,8 @@ class Engine:
             raise self._error
         if self._stopping:
             raise EngineError("this engine is closed; make a new one")
+        if not self._thread.is_alive():
+            raise EngineError("the thread of this engine is gone; make a new one")
 
     def _schedule(self, session: Session) -> None:
         """Queue the session if it has something to do and nobody is doing it."""
@@ -327,9 +344,9 @@ class Engine:
         grid = session._live.grid
         tail = due == "tail"
         seat.due_since = seat.arrival(session._live.due_position)
-        self._scheduler.add(
-            session, Group(grid.chunk - 1, tail), now + (0.0 if tail else grid.chunk_seconds)
-        )
+        apart = self.runner.graphs is not None and session._live.options.trie is not None
+        group = Group(grid.chunk - 1, tail, apart)
+        self._scheduler.add(session, group, now + (0.0 if tail else grid.chunk_seconds))
         self._work.notify()
 
     def _leaving(self) -> bool:
@@ -351,7 +368,7 @@ class Engine:
         """Fill the slot of a session that is new: with nothing, or with what was saved."""
         assert session.slot is not None
         seat.fresh = False
-        self.runner.clear(session.slot)
+        self.runner.clear(session.slot, trie=session._live.options.trie)
         if seat.saved is not None:
             tensors, frames = seat.saved
             seat.saved = None
@@ -460,7 +477,7 @@ class Engine:
             self.stats.delays.append((batch.group.lookahead, time.monotonic() - seat.due_since))
             if (restart := live.take_restart()) is not None:
                 assert session.slot is not None
-                self.runner.clear(session.slot, restart)
+                self.runner.clear(session.slot, restart, live.options.trie)
                 self.stats.replays += 1
         self.stats.finals += sum(event.type == "final" for event in events)
         session._deliver(events)
@@ -478,3 +495,11 @@ class Engine:
                     self._scheduler.remove(session)
                     session._end(error)
                 self._release(session)
+
+
+def _phrases(document: dict[str, Any]) -> list[Phrase]:
+    """The phrases that a saved stream boosts; StateError for anything else."""
+    try:
+        return [Phrase(str(text), float(weight)) for text, weight in document.get("boost", [])]
+    except (TypeError, ValueError) as error:
+        raise StateError(f"the saved stream is damaged ({error})") from error

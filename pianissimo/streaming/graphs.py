@@ -168,7 +168,7 @@ def capture(runner: "Runner", largest: int, spare: int) -> StepGraphs | None:
     if runner.model.device.type != "cuda":
         return None
     if not isinstance(runner.model.search, GreedySearch):
-        log.info("steps run kernel by kernel: only the transducer's search can be captured")
+        log.info("steps run kernel by kernel: only the transducer's greedy search can be captured")
         return None
     grids = [runner.model.grid(r) for r in runner.model.config.encoder.lookaheads]
     try:

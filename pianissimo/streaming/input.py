@@ -42,6 +42,11 @@ class StreamInput:
             return rest
         return np.concatenate([rest, self._front_end.finish(self._level).samples])
 
+    @property
+    def gain_db(self) -> float:
+        """The gain at the end of what was pushed; 0 without a front end."""
+        return 0.0 if self._level is None else self._level.gain_db
+
     def _levelled(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         if self._front_end is None or self._level is None:
             return samples

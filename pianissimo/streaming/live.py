@@ -5,16 +5,21 @@
 The engine and the single stream drive the same object, so they cannot differ.
 """
 
+import math
 from collections import deque
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from pianissimo.audio.buffer import SampleBuffer
-from pianissimo.audio.vad import WINDOW_SECONDS, VadState, VoiceDetector
+from pianissimo.audio.io import SAMPLE_RATE
+from pianissimo.audio.vad import GROUP_SECONDS, WINDOW_SECONDS, Track, VadState, VoiceDetector
+from pianissimo.decoding.boosting import PhraseTrie
 from pianissimo.decoding.hypothesis import Hypothesis
+from pianissimo.guards import JUDGED_SECONDS, Verdict, evidence_from
+from pianissimo.hearing import heard_words, weigh
 from pianissimo.streaming.endpoint import (
     ENDPOINT,
     WATCHDOG,
@@ -23,7 +28,7 @@ from pianissimo.streaming.endpoint import (
     WatchdogRules,
 )
 from pianissimo.streaming.runner import ChunkGrid, ChunkWork, TailWork
-from pianissimo.streaming.utterance import UtteranceText
+from pianissimo.streaming.utterance import Reason, UtteranceText
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.transcript import StreamEvent
 
@@ -32,13 +37,21 @@ Mark = Literal["finalise", "finish"]
 
 @dataclass(frozen=True)
 class LiveOptions:
-    """A stream's lookahead in encoder frames and its rules; None turns a rule off."""
+    """A stream's lookahead in encoder frames and its rules; None turns a rule off.
+
+    With `guard` text that nothing in the audio speaks for is held back, see `guards`; its samples
+    must then be at the right level.
+    """
 
     lookahead: int
     endpoint: EndpointRules | None = ENDPOINT
     watchdog: WatchdogRules | None = WATCHDOG
     detector: VoiceDetector | None = None
-    """Hears the voice that endpoint rules may ask for; by its energy if there is none here."""
+    """Hears the voice that rules and guards ask for; by its energy if there is none here."""
+    guard: bool = False
+    language: str | None = None
+    trie: PhraseTrie | None = None
+    """The phrases that the stream boosts."""
 
 
 class LiveStream:
@@ -49,7 +62,7 @@ class LiveStream:
     """
 
     def __init__(self, grid: ChunkGrid, tokenizer: Tokenizer, options: LiveOptions) -> None:
-        self.grid, self.options = grid, options
+        self.grid, self.options, self._tokenizer = grid, options, tokenizer
         self._rate = grid.features.sample_rate
         self._frame_samples = grid.factor * grid.features.hop_samples
         self.buffer = SampleBuffer()
@@ -65,17 +78,27 @@ class LiveStream:
         self._restart: int | None = None
         self._may_replay = True
         self._detector: VoiceDetector | None = None
-        if options.endpoint is not None and options.endpoint.voice:
+        self._guard = options.guard and self._rate == SAMPLE_RATE
+        if self._guard or (options.endpoint is not None and options.endpoint.voice):
             self._detector = options.detector or VoiceDetector()
             self._voice = self._detector.start()
+        if self._guard:
+            self._voice.track = Track()
+        self._pushed = 0  # at least so much was when the last work was due
+        self._since = 0.0
+        self._peak = 0.0
+        self._shown = False
 
     # -- in ----------------------------------------------------------------------------------------
 
-    def push(self, samples: npt.NDArray[np.float32]) -> None:
-        """Take mono float32 samples at the model's rate."""
-        self.buffer.append(samples)
+    def listen(self, samples: npt.NDArray[np.float32]) -> None:
+        """Let the detector hear what is pushed next. It takes long and needs no lock of others."""
         if self._detector is not None:
             self._detector.push(samples, self._voice)
+
+    def push(self, samples: npt.NDArray[np.float32]) -> None:
+        """Take mono float32 samples at the model's rate, to which the stream listened before."""
+        self.buffer.append(samples)
 
     def mark(self, kind: Mark) -> None:
         """Ask for the text of everything pushed so far, and with "finish" for the stream's end."""
@@ -130,12 +153,19 @@ class LiveStream:
     def take_chunk(self, found: Hypothesis) -> list[StreamEvent]:
         """Take the tokens of the chunk that was due."""
         done = self._origin + self._chunks * self.grid.chunk_samples
+        self._pushed = self._origin + self.grid.needed(self._chunks)
         self._chunks += 1
-        events = self.text.push(found)
+        end = done + self.grid.chunk_samples
+        chunk = self.buffer.read(done, end, floor=self.buffer.start)
+        self._peak = max(self._peak, float(np.abs(chunk).max()))
+        events = self._held(self.text.push(found))
         if found.frames:
             self._last_frame = found.frames[-1]
-        self._watch(found, done)
+        self._watch(found, chunk)
         events += self._rule()
+        if self._guard and self._voice.track is not None:
+            first = self.heard if self.text.first is None else self.text.first
+            self._voice.track.forget(first - 2 * JUDGED_SECONDS)
         rules = self.options.watchdog
         self.buffer.forget(
             self._origin + self.grid.window(self._chunks)[0],
@@ -146,32 +176,85 @@ class LiveStream:
     def take_tail(self, found: Hypothesis) -> list[StreamEvent]:
         """Take the tokens of the tail that was due: the final that answers its mark."""
         position, kind = self._marks.popleft()
+        self._pushed = position
         if found.frames:
             self._last_frame = found.frames[-1]
         self.text.push(found)
         self.finished = kind == "finish"
-        return [self.text.close(kind, position / self._rate)]
+        return [self._close(kind, position / self._rate)]
 
     def _rule(self) -> list[StreamEvent]:
         rules, first, last = self.options.endpoint, self.text.first, self.text.last
         if rules is None or first is None or last is None:
             return []
-        if self._detector is not None:
+        if rules.voice and self._detector is not None:
             last = max(last, min(self._voice.end * WINDOW_SECONDS, self.heard))
         verdict = rules.verdict(first, last, self.heard)
+        if verdict is None:
+            return []
+        if verdict == "length" and (self._shown or not self._guard):
+            events = self.text.cut(self.heard)
+            self._begin(self.heard, shown=len(events) > 1)
+            return events
+        final = self._close(verdict, self.heard)
+        if self._guard and not final.text:
+            return []  # it was never shown: nobody needs to hear of it
         if verdict == "length":
-            return self.text.cut(self.heard)
-        if verdict == "endpoint":
-            final = self.text.close("endpoint", self.heard)
-            return [final, StreamEvent("endpoint", "", (), final.end, final.end)]
-        return []
+            return [final]
+        return [final, StreamEvent("endpoint", "", (), final.end, final.end)]
 
-    def _watch(self, found: Hypothesis, done: int) -> None:
+    # -- what speaks for the text ------------------------------------------------------------------
+
+    def _held(self, events: list[StreamEvent]) -> list[StreamEvent]:
+        """Partials; none until something speaks for their text, as what is shown stays."""
+        if self._guard and not self._shown:
+            verdict = self._weigh(self.heard, partial=True)
+            events = self.text.partial() if verdict is None or verdict.keep else []
+        self._shown = self._shown or bool(events)
+        return events
+
+    def _close(self, reason: Reason, heard: float) -> StreamEvent:
+        final = self.text.close(reason, heard, self._weigh(heard))
+        self._begin(heard)
+        return final
+
+    def _begin(self, heard: float, *, shown: bool = False) -> None:
+        """Forget what spoke for the utterance that is over."""
+        self._since, self._peak, self._shown = heard, 0.0, shown
+
+    def _weigh(self, until: float, *, partial: bool = False) -> Verdict | None:
+        """Whether the text since the last final may stand; None if nobody asks or there is none.
+
+        If it may, and was not shown yet, words beside all speech leave it. In the first second a
+        final is not doubted, a partial is.
+        """
+        first, track = self.text.first, self._voice.track if self._guard else None
+        if first is None or track is None:
+            return None
+        start = max(self._since, first - JUDGED_SECONDS)
+        # What the detector had heard by then, however far ahead a client pushed.
+        pushed = min(until, self._pushed / self._rate)
+        known = track.part(start, math.floor(pushed / GROUP_SECONDS) * GROUP_SECONDS)
+        model = self._detector is not None and self._detector.model is not None
+        evidence = evidence_from(known, until - start, self._peak, model=model)
+        found, frame_seconds = self.text.found, self._frame_samples / self._rate
+        tokenizer, language = self._tokenizer, self.options.language
+        heard = found if self._shown else heard_words(found, tokenizer, frame_seconds, evidence)
+        if partial:
+            evidence = replace(evidence, seconds=max(evidence.seconds, JUDGED_SECONDS))
+        standing = heard if heard.tokens else found
+        verdict = weigh(standing, tokenizer, frame_seconds, evidence, language)
+        if self._shown:
+            return Verdict(True, verdict.reasons)
+        if verdict.keep and len(standing.tokens) < len(found.tokens):
+            self.text.reduce(standing)
+        return verdict
+
+    def _watch(self, found: Hypothesis, chunk: npt.NDArray[np.float32]) -> None:
         """Start anew behind the last word if there was much speech and no token since."""
         rules = self.options.watchdog
         if rules is None:
             return
-        chunk = self.buffer.read(done, done + self.grid.chunk_samples)
         speech = self._meter.push(chunk, self._rate)
         if found.tokens:
             self._unheard_seconds, self._may_replay = 0.0, True
@@ -204,6 +287,9 @@ class LiveStream:
             "may_replay": self._may_replay,
             "replays": self.replays,
             "voice": None if self._detector is None else asdict(self._voice),
+            "since": self._since,
+            "peak": self._peak,
+            "shown": self._shown,
             "found": asdict(self.text.found),
             "start": self.buffer.start,
             "samples": self.buffer.read(self.buffer.start, self.buffer.end),
@@ -217,8 +303,14 @@ class LiveStream:
         self._meter.floor_dbfs = saved["floor_dbfs"]
         self._unheard_seconds = float(saved["unheard_seconds"])
         self._may_replay, self.replays = bool(saved["may_replay"]), int(saved["replays"])
-        if self._detector is not None and saved["voice"] is not None:
-            self._voice = VadState(**saved["voice"])
+        voice = saved["voice"]
+        if self._detector is not None and voice is not None:
+            track = voice.get("track")
+            self._voice = VadState(**{**voice, "track": track and Track(**track)})
+        self._since, self._peak = float(saved.get("since", 0.0)), float(saved.get("peak", 0.0))
+        self._shown = bool(saved.get("shown", True))
+        # A detector that did not hear the stream from its beginning speaks for nothing.
+        self._guard = self._guard and voice is not None and voice.get("track") is not None
         self.text.push(Hypothesis(**saved["found"]))
         self.buffer = SampleBuffer(int(saved["start"]))
         self.buffer.append(np.asarray(saved["samples"], np.float32))

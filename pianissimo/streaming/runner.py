@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pianissimo.audio.features import FeatureConfig, MelFeatures
+from pianissimo.decoding.boosting import PhraseTrie
 from pianissimo.decoding.hypothesis import Hypothesis
 from pianissimo.decoding.search import Search
 from pianissimo.errors import OptionError
@@ -139,21 +140,27 @@ class Runner:
         self.features: MelFeatures = model.features
         self.graphs: StepGraphs | None = None
         self._spare = slots
+        self._boosted: set[int] = set()
 
     def capture(self, largest: int) -> None:
         """Capture all steps as graphs where the device has them; before the first stream."""
         self.graphs = capture(self, largest, self._spare)
 
     @torch.inference_mode()
-    def clear(self, slot: int, first_frame: int = 0) -> None:
-        """Begin a new stream in a slot; its tokens are counted from `first_frame`."""
-        self.arena.clear(slot, self.model.search, first_frame)
+    def clear(self, slot: int, first_frame: int = 0, trie: PhraseTrie | None = None) -> None:
+        """Begin a new stream in a slot; its tokens are counted from `first_frame`, and it boosts
+        the phrases of `trie`."""
+        self.arena.clear(slot, self.model.search, first_frame, trie)
+        self._boosted.discard(slot)
+        if trie is not None:
+            self._boosted.add(slot)
 
     @torch.inference_mode()
     def step(self, works: Sequence[ChunkWork], grid: ChunkGrid) -> list[Hypothesis]:
         """The next chunk of each of several streams: the tokens it adds, in the order given."""
         frames = self.arena.frames
-        if self.graphs is not None and all(frames[work.slot] for work in works):
+        plain = all(frames[w.slot] and w.slot not in self._boosted for w in works)
+        if self.graphs is not None and plain:
             found = self.graphs.run(works, grid)
             self._count(works, grid)
             return found
@@ -195,6 +202,8 @@ class Runner:
             found = self.model.search.decode(self.prompted(encoded), counts, search)
         else:
             found = [Hypothesis() for _ in works]
+        for hypothesis, rest in zip(found, search.flush(), strict=True):
+            hypothesis.extend(rest)
         # The frames of the tail come again with the next chunk: they count then, searched by now.
         search.frames -= counts
         search.ahead += counts

@@ -13,10 +13,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Group:
-    """Work that can share a step: chunks, or tails, of one latency mode."""
+    """Work that can share a step: chunks, or tails, of one latency mode.
+
+    Streams that boost phrases keep to themselves where graphs, which they cannot use, serve others.
+    """
 
     lookahead: int
     tail: bool = False
+    apart: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from pianissimo.transcript import StreamEvent
 
 if TYPE_CHECKING:
     from pianissimo.streaming.engine import Engine
+    from pianissimo.streaming.segmented import Listening, SegmentedEngine
 
 
 class Session:
-    """One stream of an `Engine`; made by `Engine.open`.
+    """One stream of an `Engine` or `SegmentedEngine`; made by its `open`.
 
     Every method may be called from any thread. Events come in order from one queue, either by
     iterating or asynchronously; they end after the final that answers `finish`, or at `close`. A
@@ -25,8 +26,15 @@ class Session:
     if too many do, the stream pauses until they are read.
     """
 
-    def __init__(self, engine: "Engine", slot: int, live: LiveStream, input: StreamInput) -> None:
-        self._engine, self._live, self._input = engine, live, input
+    def __init__(
+        self,
+        engine: "Engine | SegmentedEngine",
+        slot: int,
+        live: "LiveStream | Listening",
+        input: StreamInput,
+    ) -> None:
+        self._engine, self._input = engine, input
+        self._live: Any = live  # which of the two, only the engine knows
         self.slot: int | None = slot
         self._input_lock = threading.Lock()
         self._news = threading.Condition(engine.lock)
@@ -132,6 +140,11 @@ class Session:
         """Audio that was pushed and not yet heard."""
         with self._news:
             return self._live.backlog_seconds
+
+    @property
+    def gain_db(self) -> float:
+        """The gain at the end of what was pushed."""
+        return self._input.gain_db
 
     @property
     def replays(self) -> int:

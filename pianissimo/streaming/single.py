@@ -3,6 +3,9 @@
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from pianissimo.errors import StreamError
 from pianissimo.streaming.input import StreamInput
 from pianissimo.streaming.live import LiveStream
@@ -18,7 +21,7 @@ class SingleStream:
     def __init__(self, runner: Runner, live: LiveStream, input: StreamInput) -> None:
         self._runner, self._live, self._input = runner, live, input
         self._open = True
-        runner.clear(SLOT)
+        runner.clear(SLOT, trie=live.options.trie)
 
     @property
     def replays(self) -> int:
@@ -32,7 +35,7 @@ class SingleStream:
         Raises StreamError after `finish`, AudioValueError for samples that are not usable.
         """
         self._check_open("push")
-        self._live.push(self._input.push(samples, sample_rate))
+        self._take(self._input.push(samples, sample_rate))
         return self._run()
 
     def finalise(self) -> list[StreamEvent]:
@@ -48,9 +51,13 @@ class SingleStream:
         """End the stream; the last event is its final. Raises StreamError if it ended before."""
         self._check_open("finish")
         self._open = False
-        self._live.push(self._input.finish())
+        self._take(self._input.finish())
         self._live.mark("finish")
         return self._run()
+
+    def _take(self, samples: npt.NDArray[np.float32]) -> None:
+        self._live.listen(samples)
+        self._live.push(samples)
 
     def _run(self) -> list[StreamEvent]:
         live, runner, events = self._live, self._runner, []
@@ -58,7 +65,7 @@ class SingleStream:
             if due == "chunk":
                 events += live.take_chunk(runner.step([live.chunk_work(SLOT)], live.grid)[0])
                 if (restart := live.take_restart()) is not None:
-                    runner.clear(SLOT, restart)
+                    runner.clear(SLOT, restart, live.options.trie)
             else:
                 events += live.take_tail(runner.finish([live.tail_work(SLOT)], live.grid)[0])
         return events

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pianissimo.decoding.boosting import PhraseTrie
 from pianissimo.decoding.search import Search, SearchState
 from pianissimo.models.fastconformer import FastConformerEncoder
 
@@ -54,13 +55,16 @@ class Arena:
     def left(self) -> int:
         return self.key.shape[2]
 
-    def clear(self, slot: int, search: Search, first_frame: int = 0) -> None:
-        """Make a slot as good as new; `first_frame` is where its tokens are counted from."""
+    def clear(
+        self, slot: int, search: Search, first_frame: int = 0, trie: PhraseTrie | None = None
+    ) -> None:
+        """Make a slot as good as new; `first_frame` is where its tokens are counted from, `trie`
+        holds the phrases that its stream boosts."""
         for tensor in (self.key, self.value, self.conv):
             tensor[:, slot] = 0.0
         for cache in self.subsampling:
             cache[slot] = 0.0
-        fresh = search.start(1)
+        fresh = search.start(1) if trie is None else search.start(1, [trie])
         fresh.frames += first_frame
         self.search.write(torch.tensor([slot], device=self.key.device), fresh)
         self.frames[slot] = 0
@@ -93,6 +97,8 @@ class Arena:
         rows = self.search.rows(row)
         for name, tensor in rows.tensors().items():
             tensor.copy_(saved[f"search.{name}"])
+        if (boosts := getattr(rows, "boosts", None)) is not None:
+            boosts.check()
         self.search.write(row, rows)
         self.frames[slot] = frames
 

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from pianissimo.decoding.hypothesis import Hypothesis
+from pianissimo.guards import Verdict
 from pianissimo.text.tokenizer import WORD_START, IncrementalDetokenizer, Tokenizer
 from pianissimo.text.words import WordAssembler, WordOptions, clamped
 from pianissimo.transcript import StreamEvent, Word
@@ -42,6 +43,10 @@ class UtteranceText:
         self.found.extend(found)
         self._words += self._assembler.push(found.tokens, found.frames, found.confidences)
         self._text += self._detokenizer.push(found.tokens)
+        return self.partial()
+
+    def partial(self) -> list[StreamEvent]:
+        """The text since the last final, if there is any."""
         text = (self._text + self._detokenizer.tail).strip()
         if not text:
             return []
@@ -49,15 +54,26 @@ class UtteranceText:
         assert self.last is not None
         return [StreamEvent("partial", text, tuple(self._words), self.first, self.last)]
 
-    def close(self, reason: Reason, heard: float) -> StreamEvent:
-        """The final of this utterance, empty if nothing was said; no word ends after `heard`."""
-        self._text += self._detokenizer.finish()
+    def close(self, reason: Reason, heard: float, verdict: Verdict | None = None) -> StreamEvent:
+        """The final of this utterance, empty if nothing was said or the verdict does not keep it;
+        no word ends after `heard`."""
+        text = (self._text + self._detokenizer.finish()).strip()
         words = [clamped(w, heard) for w in [*self._words, *self._assembler.finish()]]
+        reasons = () if verdict is None else verdict.reasons
+        if verdict is not None and not verdict.keep:
+            text, words = "", []
         now = round(heard, 6)
         start, end = (words[0].start, words[-1].end) if words else (now, now)
-        event = StreamEvent("final", self._text.strip(), tuple(words), start, end, reason=reason)
+        event = StreamEvent("final", text, tuple(words), start, end, reason=reason, reasons=reasons)
         self._clear()
         return event
+
+    def reduce(self, found: Hypothesis) -> None:
+        """Go on as if only these tokens of the utterance had come."""
+        self._assembler.finish()
+        self._detokenizer.finish()
+        self._clear()
+        self.push(found)
 
     def cut(self, heard: float) -> list[StreamEvent]:
         """The final of all words but the last, with which the next utterance begins."""
@@ -65,10 +81,7 @@ class UtteranceText:
         starts = [i for i, token in enumerate(tokens) if pieces[token].startswith(WORD_START)]
         at = starts[-1] if starts and starts[-1] > 0 else len(tokens)
         head, tail = self.found.split(at)
-        self._assembler.finish()
-        self._detokenizer.finish()
-        self._clear()
-        self.push(head)
+        self.reduce(head)
         if tail.frames:
             heard = min(heard, tail.frames[0] * self._frame_seconds)
         final = self.close("length", heard)

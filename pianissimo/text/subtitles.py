@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pianissimo.errors import OptionError
-from pianissimo.text.words import ends_sentence, segments_from_words
+from pianissimo.text.words import ends_sentence, joined, segments_from_words
 from pianissimo.transcript import Segment, Transcript, Word
 
 
@@ -212,8 +212,9 @@ def _wrap(texts: Sequence[str], width: int) -> list[str]:
     """Fill lines of at most `width` characters greedily; only a longer text exceeds it."""
     lines: list[str] = []
     for text in texts:
-        if lines and len(lines[-1]) + 1 + len(text) <= width:
-            lines[-1] += " " + text
+        longer = joined((*lines[-1:], text))
+        if lines and len(longer) <= width:
+            lines[-1] = longer
         else:
             lines.append(text)
     return lines

@@ -19,6 +19,10 @@ _QUOTES_AND_BRACKETS = "\"'()[]{}\u00ab\u00bb\u2018\u2019\u201c\u201d"
 _TITLES = frozenset("mr mrs ms dr prof sr jr st gen col capt lt sgt rev hon mt".split())
 _ABBREVIATIONS = frozenset("etc vs approx inc ltd co e.g i.e a.m p.m u.s u.k u.n ph.d".split())
 
+_SPACELESS = (("\u0e01", "\u0eff"), ("\u1000", "\u109f"), ("\u1780", "\u17ff"))
+"""Thai and Lao, Burmese, Khmer; Chinese and Japanese are told by their width."""
+_KOREAN = (("\u1100", "\u11ff"), ("\u3131", "\u318e"), ("\uac00", "\ud7a3"))
+
 
 @dataclass(frozen=True)
 class WordOptions:
@@ -246,12 +250,29 @@ def segments_from_words(
 def _segment(words: list[Word]) -> Segment:
     known = [word.confidence for word in words if word.confidence is not None]
     return Segment(
-        " ".join(word.text for word in words),
+        joined(word.text for word in words),
         words[0].start,
         words[-1].end,
         tuple(words),
         sum(known) / len(known) if known else None,
     )
+
+
+def joined(texts: Iterable[str]) -> str:
+    """Texts one after the other, with a space between scripts that write one."""
+    whole = ""
+    for text in texts:
+        spaced = whole and text and not (is_spaceless(whole[-1]) or is_spaceless(text[0]))
+        whole += " " + text if spaced else text
+    return whole
+
+
+def is_spaceless(character: str) -> bool:
+    """Whether it belongs to a script without spaces between words, or is a mark of one."""
+    if any(first <= character <= last for first, last in _SPACELESS):
+        return True
+    korean = any(first <= character <= last for first, last in _KOREAN)
+    return unicodedata.east_asian_width(character) in "WF" and not korean
 
 
 def clamped(word: Word, duration: float | None) -> Word:

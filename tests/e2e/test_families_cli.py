@@ -122,6 +122,24 @@ def test_every_family_transcribes_files_of_any_length(
     assert records[str(paths[3])]["text"]
 
 
+# HuBERT's random weights say nothing to half of these clips.
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "hubert"])
+def test_every_family_is_live(run: Run, tmp_path: Path, family: str) -> None:
+    pause = np.zeros(16_000, np.float32)
+    path = tmp_path / "talk.wav"
+    soundfile.write(path, np.concatenate([sentence(), pause, sentence(), pause]), 16_000)
+    code, out, err = run("--model", GOLDEN / family, "--stream", "--json", path)
+    assert (code, err) == (0, "")
+    events = [json.loads(line) for line in out.splitlines()]
+    finals = [event for event in events if event["type"] == "final"]
+    assert [event["reason"] for event in finals] == ["endpoint", "endpoint", "finish"]
+    assert finals[0]["text"] and finals[1]["text"] and not finals[2]["text"]
+    assert finals[0]["words"][-1]["end"] <= finals[1]["words"][0]["start"]
+    code, out, err = run("--model", GOLDEN / family, "--stream", "--format", "srt", "-q", path)
+    assert (code, err) == (0, "")
+    assert out.startswith("1\n00:00:0") and finals[1]["words"][0]["text"] in out
+
+
 def test_ten_minutes_are_heard_to_their_end(run: Run, tmp_path: Path) -> None:
     path = write(tmp_path / "long.flac", 16_000, 1, 600.0)
     code, out, _ = run("--model", GOLDEN / "wav2vec2", "--json", path)
@@ -145,7 +163,9 @@ def test_bad_files_are_named_and_good_ones_go_on(run: Run, tmp_path: Path) -> No
 
 def test_what_the_model_cannot_do_is_a_usage_error(run: Run, tmp_path: Path) -> None:
     good = write(tmp_path / "good.wav", 16_000, 1)
-    for option in (["--stream"], ["--latency", "160"], ["--head", "transducer"]):
+    live = ["--stream", "--latency", "160"]
+    partials = ["--partials", "embedded-en"]
+    for option in (live, ["--latency", "160"], ["--head", "transducer"], partials):
         code, out, err = run("--model", GOLDEN / "wavlm_large", *option, good)
         assert (code, out) == (2, ""), option
         assert err.startswith("pianissimo: ") and err.count("\n") == 1
@@ -201,9 +221,66 @@ def test_models_that_write_hear_every_format_and_invent_nothing(
         assert records[str(path)]["duration"] == pytest.approx(2.0, abs=0.2)
     for path in silent:
         assert records[str(path)]["text"] == "" and records[str(path)]["reasons"]
-    for option in (["--stream"], ["--latency", "160"], ["--head", "ctc"]):
+    code, out, err = run("--model", text_models[family], "--stream", "--json", paths[0], *silent)
+    events = [json.loads(line) for line in out.splitlines()]
+    assert (code, err) == (0, "")
+    assert [e["reason"] for e in events if e["file"] == str(paths[0])] == ["finish"]
+    assert events[0]["text"] and not any(event["text"] for event in events[1:])
+    for option in (["--stream", "--latency", "160"], ["--latency", "160"], ["--head", "ctc"]):
         code, out, err = run("--model", text_models[family], *option, paths[0])
         assert (code, out) == (2, "") and "Traceback" not in err, option
+
+
+@pytest.fixture(scope="module")
+def runtime_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny models for other runtimes than PyTorch."""
+    for package in ("sherpa_onnx", "onnx"):
+        pytest.importorskip(package, reason="needs the extra sherpa, and onnx to make models")
+    sys.path.insert(0, str(TESTS / "unit" / "adapters"))
+    try:
+        import tiny_sherpa
+    finally:
+        sys.path.pop(0)
+
+    folder = tmp_path_factory.mktemp("runtime-models")
+    tiny_sherpa.save_tiny_paraformer(folder / "paraformer")
+    tiny_sherpa.save_tiny_sense_voice(folder / "sense_voice")
+    tiny_sherpa.save_tiny_streaming_paraformer(folder / "streaming")
+    return {path.name: path for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("family", ["paraformer", "sense_voice", "streaming"])
+def test_models_of_other_runtimes_hear_every_format_and_invent_nothing(
+    run: Run, tmp_path: Path, runtime_models: dict[str, Path], family: str
+) -> None:
+    model = runtime_models[family]
+    paths = [
+        write(tmp_path / f"{suffix}.{suffix}", rate, channels, 2.5)
+        for suffix, rate, channels in zip(
+            FORMATS, (*RATES, 48_000, 48_000), (1, 2) * 3, strict=True
+        )
+    ]
+    long = write(tmp_path / "long.wav", 16_000, 1, 65.0)
+    soundfile.write(tmp_path / "silence.wav", np.zeros(50_000, np.int16), 16_000)
+    soundfile.write(tmp_path / "short.wav", speech(0.05, 16_000), 16_000)
+    silent = [tmp_path / "silence.wav", tmp_path / "short.wav"]
+    code, out, err = run("--model", model, "--json", "--verbose", *paths, long, *silent)
+    assert code == 0 and "Traceback" not in err and "loaded in" in err
+    records = {json.loads(line)["file"]: json.loads(line) for line in out.splitlines()}
+    for path in paths:
+        assert records[str(path)]["text"] and records[str(path)]["segments"]
+        assert records[str(path)]["duration"] == pytest.approx(2.5, abs=0.2)
+    assert records[str(long)]["segments"][-1]["end"] > 60
+    for path in silent:
+        assert records[str(path)]["text"] == ""
+    code, out, err = run("--model", model, "--stream", "--json", paths[0], *silent)
+    events = [json.loads(line) for line in out.splitlines()]
+    finals = [event for event in events if event["type"] == "final"]
+    assert (code, err) == (0, "")
+    assert [event["reason"] for event in finals] == ["finish"] * 3
+    assert finals[0]["text"] and not finals[1]["text"] and not finals[2]["text"]
+    code, out, err = run("--model", model, "--head", "ctc", paths[0])
+    assert (code, out) == (2, "") and "Traceback" not in err
 
 
 def test_digital_silence_invents_nothing(run: Run, tmp_path: Path) -> None:

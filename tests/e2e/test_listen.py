@@ -65,6 +65,18 @@ def test_the_text_goes_to_stdout(text: str, rate: int) -> None:
     assert errors == b""
 
 
+def test_a_model_that_hears_recordings_whole_listens_too() -> None:
+    model = Path(__file__).parents[1] / "parity" / "golden_families" / "wav2vec2"
+    options = ("--model", str(model), "--partials", "embedded-en", "--json")
+    out, errors = listen("-", *options).communicate(raw() + bytes(64_000), timeout=120)
+    events = [json.loads(line) for line in out.decode().splitlines()]
+    assert errors == b""
+    assert {event["file"] for event in events} == {"-"}
+    kinds = [event["type"] for event in events]
+    assert kinds.count("final") == 2 and kinds.index("partial") < kinds.index("final")
+    assert events[kinds.index("final")]["words"] and events[-1]["reason"] == "finish"
+
+
 def test_nothing_in_nothing_out() -> None:
     process = listen("-", "--quiet")
     out, _ = process.communicate(b"", timeout=60)

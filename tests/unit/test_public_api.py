@@ -8,9 +8,11 @@ import pytest
 import pianissimo
 
 NAMES = [
+    "Decoding",
     "EndpointRules",
     "Engine",
     "EngineOptions",
+    "Phrase",
     "PianissimoError",
     "Recognizer",
     "Segment",

@@ -273,16 +273,16 @@ def test_spectra_stay_exact_in_half_precision() -> None:
 # -- what it is ------------------------------------------------------------------------------------
 
 
-def test_it_is_a_recogniser_that_does_not_stream(
+def test_it_is_a_recogniser_without_latency_modes(
     recognizer: CtcFamilyRecognizer, files: list[Path]
 ) -> None:
     assert isinstance(recognizer, Recognizer)
-    assert isinstance(recognizer, StreamRecognizer)  # in form: the refusal says what to do
+    assert isinstance(recognizer, StreamRecognizer)
     assert recognizer.latencies_ms == ()
-    with pytest.raises(OptionError, match=r"hears recordings whole and cannot stream"):
-        recognizer.stream()
-    with pytest.raises(OptionError, match=r"latency 160 ms .*does not stream"):
-        recognizer.transcribe(files[0], latency_ms=160)
+    assert [event.text for event in recognizer.stream().finish()] == [""]
+    for call in (recognizer.stream, lambda **options: recognizer.transcribe(files[0], **options)):
+        with pytest.raises(OptionError, match=r"latency 160 ms .*hears recordings whole"):
+            call(latency_ms=160)
     with pytest.raises(OptionError, match="latency 160 ms"):
         list(recognizer.transcribe_many(files, latency_ms=160))
     with pytest.raises(OptionError, match="sample_rate"):

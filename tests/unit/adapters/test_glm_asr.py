@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 import torch
 from spoken import speech
-from tiny import cut
+from tiny import cut, noise
 from tiny_glm_asr import save_tiny_glm_asr
 
 import pianissimo
 from pianissimo.adapters import pieces as pieces_module
-from pianissimo.adapters.glm_asr import GlmAsrRecognizer, read_glm_asr
+from pianissimo.adapters.glm_asr import LEAST_SAMPLES, GlmAsrRecognizer, read_glm_asr
+from pianissimo.adapters.pieces import Decoded
+from pianissimo.audio.vad import SpeechSpan
 from pianissimo.errors import CheckpointError, MissingExtraError, OptionError
-from pianissimo.guards import is_stuck, max_new_tokens
-from pianissimo.recognizer import Recognizer
+from pianissimo.guards import is_stuck, max_new_tokens, plan_segments
+from pianissimo.recognizer import Recognizer, StreamRecognizer
 
 pytest.importorskip("transformers", reason="needs the extra families")
 pytestmark = [
@@ -118,11 +120,29 @@ def test_silence_and_clips_without_a_token_invent_nothing(
     assert set(found.reasons) <= {"too_short", "muted", "silence"} and found.reasons
 
 
-def test_it_is_a_recogniser_that_does_not_stream(recognizer: GlmAsrRecognizer) -> None:
+def test_a_rest_that_is_too_short_to_be_heard_says_nothing(
+    recognizer: GlmAsrRecognizer,
+) -> None:
+    # Sound that falls silent just before 28 s is cut there, and 55 ms of it are left.
+    samples = noise(round(28.005 * RATE))
+    samples[round(27.9 * RATE) : 28 * RATE] = 0
+    spans = [SpeechSpan(0.0, len(samples) / RATE, 1.0, 20.0)]
+    rests = [last - first for first, last in plan_segments(samples, spans)]
+    assert len(rests) == 2 and rests[1] < LEAST_SAMPLES
+    first, second = recognizer._decode([samples[: rests[0]], samples[rests[0] :]])
+    assert first.text and second == Decoded("")
+    assert recognizer._decode([samples[rests[0] :]]) == [Decoded("")]
+
+
+def test_it_is_a_recogniser_that_streams_from_pause_to_pause(recognizer: GlmAsrRecognizer) -> None:
     assert isinstance(recognizer, Recognizer)
     assert recognizer.name == "tiny-glm-asr"
-    with pytest.raises(OptionError, match="hears recordings whole and cannot stream"):
-        recognizer.stream()
+    assert isinstance(recognizer, StreamRecognizer)
+    stream = recognizer.stream()
+    events = [*stream.push(np.concatenate([speech(3.0), np.zeros(RATE, np.float32)]))]
+    events += stream.finish()
+    assert [event.reason for event in events if event.type == "final"] == ["endpoint", "finish"]
+    assert events[0].text and 0 <= events[0].start < events[0].end < 3.5
 
 
 def test_options_it_lacks_are_refused(folder: Path) -> None:

@@ -20,7 +20,7 @@ from pianissimo.adapters.greedy import Written
 from pianissimo.adapters.whisper import WhisperRecognizer, climb, token_starts
 from pianissimo.errors import CheckpointError, MissingExtraError, OptionError
 from pianissimo.guards import max_new_tokens
-from pianissimo.recognizer import Recognizer
+from pianissimo.recognizer import Recognizer, StreamRecognizer
 from pianissimo.transcript import Transcript
 
 pytest.importorskip("transformers", reason="needs the extra families")
@@ -241,12 +241,16 @@ def test_the_language_is_found_or_chosen(folder: Path) -> None:
         load(folder, task="sing")
 
 
-def test_it_is_a_recogniser_that_does_not_stream(recognizer: WhisperRecognizer) -> None:
+def test_it_is_a_recogniser_that_streams_from_pause_to_pause(recognizer: WhisperRecognizer) -> None:
     assert isinstance(recognizer, Recognizer)
     assert recognizer.name == "tiny-whisper"
-    with pytest.raises(OptionError, match="hears recordings whole and cannot stream"):
-        recognizer.stream()
-    with pytest.raises(OptionError, match="does not stream"):
+    assert isinstance(recognizer, StreamRecognizer)
+    stream = recognizer.stream()
+    events = [*stream.push(np.concatenate([speech(3.0), np.zeros(RATE, np.float32)]))]
+    events += stream.finish()
+    assert [event.reason for event in events if event.type == "final"] == ["endpoint", "finish"]
+    assert events[0].text and 0 <= events[0].start < events[0].end < 3.5
+    with pytest.raises(OptionError, match="hears recordings whole"):
         recognizer.transcribe(speech(1.0), sample_rate=RATE, latency_ms=80)
 
 

@@ -19,13 +19,23 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def save_tiny_whisper(
-    folder: Path, *, multilingual: bool = True, seed: int = SEED, **changes: int
+    folder: Path,
+    *,
+    multilingual: bool = True,
+    empty_piece: bool = False,
+    seed: int = SEED,
+    **changes: int,
 ) -> Any:
-    """Write the folder; returns the model of Transformers. `changes` go to its configuration."""
+    """Write the folder; returns the model of Transformers. `changes` go to its configuration.
+
+    `empty_piece` adds one to the vocabulary, as the published multilingual models have it.
+    """
     import transformers
 
     transformers.logging.disable_progress_bar()
     vocab, merges = vocabulary()
+    if empty_piece:
+        vocab[""] = len(vocab)
     tokenizer = transformers.WhisperTokenizer(vocab=vocab, merges=merges)
     languages = LANGUAGES if multilingual else ()
     special = [
@@ -78,7 +88,7 @@ def save_tiny_whisper(
         embedding = model.model.decoder.embed_tokens.weight
         embedding.normal_().mul_(0.3)
         letters = [vocab[letter] for letter in "abcdefghijklmnopqrstuvwxyz"]
-        embedding[[*letters, *range(256, len(vocab))]] *= 6.0
+        embedding[[*letters, *range(256, 256 + len(merges))]] *= 6.0
         embedding[end] *= 4.0
     generation: dict[str, Any] = {
         "bos_token_id": end,

@@ -12,6 +12,7 @@ from pianissimo.errors import AudioValueError, OptionError, StreamError
 from pianissimo.models.asr import AsrModel
 from pianissimo.native import NativeRecognizer
 from pianissimo.recognizer import Stream, StreamRecognizer
+from pianissimo.streaming.segmented import SegmentedStream
 from pianissimo.streaming.single import SingleStream
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.transcript import StreamEvent, Transcript
@@ -270,12 +271,11 @@ def test_the_default_latency_is_the_shortest_from_160_ms_on(
     assert usual == run(open_stream(recognizer, latency_ms=160), sound, [SAMPLES])
 
 
-def test_a_model_that_sees_whole_recordings_does_not_stream(tiny_tokenizer: Tokenizer) -> None:
+def test_a_model_that_sees_whole_recordings_has_no_latency(tiny_tokenizer: Tokenizer) -> None:
     model = make_model(encoder=WHOLE_CONTEXT, vocab_size=tiny_tokenizer.vocab_size)
     recognizer = NativeRecognizer(model, tiny_tokenizer)
     assert recognizer.latencies_ms == ()
-    with pytest.raises(OptionError, match="cannot stream"):
-        open_stream(recognizer)
+    assert isinstance(open_stream(recognizer), SegmentedStream)
     with pytest.raises(OptionError, match="cannot stream"):
         open_stream(recognizer, latency_ms=160)
 
