@@ -15,7 +15,18 @@ from typing import Annotated
 import typer
 
 from pianissimo import __version__
-from pianissimo.cli import doctor, evaluate, listen, models, quietbench, serve, train, transcribe
+from pianissimo.cli import (
+    doctor,
+    evaluate,
+    export,
+    finetune,
+    listen,
+    models,
+    quietbench,
+    serve,
+    train,
+    transcribe,
+)
 from pianissimo.cli.output import INTERRUPTED, OK, UNEXPECTED, USAGE, complain, emit, exit_code
 from pianissimo.errors import PianissimoError
 
@@ -34,6 +45,8 @@ app.add_typer(models.app, name="models")
 app.command("evaluate")(evaluate.evaluate)
 app.add_typer(quietbench.app, name="quietbench")
 app.command("train")(train.train)
+app.command("finetune")(finetune.finetune)
+app.command("export")(export.export)
 app.command("serve")(serve.serve)
 app.command("doctor")(doctor.doctor)
 

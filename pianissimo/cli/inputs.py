@@ -51,13 +51,9 @@ def collect(
         if source == STANDARD_INPUT:
             found.append((source, Path("stdin")))
         elif os.path.isdir(source):
-            try:
-                inside = list(_audio_files(Path(source), recursive))
-            except OSError as error:
-                reason = AudioNotFoundError(f"{source} cannot be listed: {error.strerror}")
-                faults.append(Fault(source, reason))
-                continue
-            if not inside:
+            before = len(faults)
+            inside = list(_audio_files(Path(source), recursive, faults))
+            if not inside and len(faults) == before:
                 reason = AudioNotFoundError(
                     f"{source} has no audio files in it"
                     + ("" if recursive else "; --recursive looks in its folders too")
@@ -69,15 +65,24 @@ def collect(
     return _with_outputs(found, output), faults
 
 
-def _audio_files(folder: Path, recursive: bool) -> Iterator[Path]:
-    """Files that look like audio, hidden ones left out; raises OSError."""
-    for path in sorted(folder.iterdir()):
+def _audio_files(folder: Path, recursive: bool, faults: list[Fault]) -> Iterator[Path]:
+    """Files that look like audio, hidden ones left out; folders that cannot be listed are faults.
+
+    Pipes and devices are left out too: opening one may take for ever.
+    """
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        reason = AudioNotFoundError(f"{folder} cannot be listed: {error.strerror}")
+        faults.append(Fault(str(folder), reason))
+        return
+    for path in paths:
         if path.name.startswith("."):
             continue
         if path.is_dir():
             if recursive and not path.is_symlink():  # a link may lead back up
-                yield from _audio_files(path, recursive)
-        elif path.suffix.lower() in AUDIO_SUFFIXES:
+                yield from _audio_files(path, recursive, faults)
+        elif path.suffix.lower() in AUDIO_SUFFIXES and path.is_file():
             yield path
 
 

@@ -1,36 +1,45 @@
 """`pianissimo transcribe`: files, directories or standard input to text, whole or live."""
 
-import json
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pianissimo.cli.inputs import Input, collect
-from pianissimo.cli.live import LiveOptions, transcribe_live
+from pianissimo.cli.inputs import STANDARD_INPUT, collect
+from pianissimo.cli.jobs import BATCH_SECONDS, Setup, batch_seconds, recognised, shared_out
+from pianissimo.cli.live import LiveOptions, open_stream, transcribe_live
 from pianissimo.cli.options import (
+    BeamOption,
+    BoostFileOption,
+    BoostOption,
     DeviceOption,
     DtypeOption,
+    GainOption,
     HeadOption,
     JsonOption,
     LanguageOption,
+    LmOption,
+    LmWeightOption,
     ModelOption,
+    PartialsOption,
     QuietOption,
     TaskOption,
     VerboseOption,
+    WordBonusOption,
+    decoding_of,
+    phrases_of,
 )
-from pianissimo.cli.output import SOME_FAILED, about_file, complain, emit, say
+from pianissimo.cli.output import SOME_FAILED, complain, say
+from pianissimo.cli.report import Report, audio_bar
 from pianissimo.errors import OptionError, PianissimoError
 from pianissimo.recognizer import Outcome
 
 if TYPE_CHECKING:
     from pianissimo.loading import AnyRecognizer
-    from pianissimo.transcript import Transcript
 
 FORMATS = ("txt", "srt", "vtt", "tsv", "json")
 
@@ -46,6 +55,13 @@ def transcribe(
     head: HeadOption = None,
     language: LanguageOption = None,
     task: TaskOption = None,
+    gain: GainOption = None,
+    boost: BoostOption = None,
+    boost_file: BoostFileOption = None,
+    beam: BeamOption = None,
+    lm: LmOption = None,
+    lm_weight: LmWeightOption = None,
+    word_bonus: WordBonusOption = None,
     latency: Annotated[
         int | None,
         typer.Option(
@@ -97,12 +113,24 @@ def transcribe(
             help="Leave out files whose output is there already.",
         ),
     ] = False,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            "--jobs",
+            "-j",
+            envvar="PIANISSIMO_JOBS",
+            metavar="N",
+            min=1,
+            help="Recognise in N processes, each with the model and its share of the cores.",
+        ),
+    ] = 1,
     stream: Annotated[
         bool,
         typer.Option(
             "--stream", envvar="PIANISSIMO_STREAM", help="Recognise live; words show as they come."
         ),
     ] = False,
+    partials: PartialsOption = None,
     realtime: Annotated[
         bool,
         typer.Option(
@@ -117,7 +145,8 @@ def transcribe(
 
     Several texts on stdout follow the order given, each under a line `==> FILE <==`. --json writes
     one object per file as soon as it is done, with --stream one per event. A recording that cannot
-    be used is named on stderr and the others go on; the exit code is then 3.
+    be used is named on stderr and the others go on; the exit code is then 3. With --output all such
+    are listed in failed.jsonl there, and --skip-existing takes up a run that was broken off.
     """
     formats = parse_formats(format)
     if skip_existing and output is None:
@@ -128,6 +157,10 @@ def transcribe(
         raise OptionError("several formats need --output DIR, where each gets a file of its own")
     if realtime and not stream:
         raise OptionError("--realtime paces a live stream: add --stream")
+    if partials is not None and not stream:
+        raise OptionError("--partials writes the words of a live stream: add --stream")
+    if jobs > 1 and (stream or STANDARD_INPUT in sources):
+        raise OptionError("--jobs shares out files: leave out --stream and standard input")
 
     inputs, faults = collect(sources, recursive=recursive, output=output)
     if output is None and not as_json and formats != ["txt"] and len(inputs) > 1:
@@ -137,12 +170,12 @@ def transcribe(
     report = Report(
         inputs,
         formats,
-        to_files=output is not None,
+        folder=output,
         as_json=as_json,
         records=as_json and not stream,
-        quiet=quiet,
         headers=len(inputs) + len(faults) > 1,
     )
+    _keep_recordings(report)
     for fault in faults:
         report.fail(fault.name, fault.error)
     todo = list(range(len(inputs)))
@@ -154,34 +187,48 @@ def transcribe(
     if todo:
         if output is not None:
             _make_folder(output)
-        began = time.monotonic()
-        recognizer = _load(
-            model, device=device, dtype=dtype, head=head, language=language, task=task
-        )
-        if verbose:
-            say(_about(recognizer, time.monotonic() - began))
-        began = time.monotonic()
+        options = {
+            "model": model,
+            "device": device,
+            "dtype": dtype,
+            "head": head,
+            "language": language,
+            "task": task,
+            "gain": gain,
+            "decoding": decoding_of(beam, lm, lm_weight, word_bonus),
+        }
+        phrases = phrases_of(boost, boost_file)
+        recognise = {
+            "latency_ms": latency,
+            "word_timestamps": word_timestamps,
+            "boost": phrases,
+        }
         try:
-            if stream:
-                live = LiveOptions(latency, word_timestamps, realtime, as_json, quiet)
-                _stream_all(recognizer, todo, report, live)
+            if jobs > 1:
+                setup = Setup(options, recognise, jobs)
+                _share_out(setup, todo, report, bar=not quiet, verbose=verbose)
             else:
-                names = [inputs[i].name for i in todo]
-                outcomes = recognizer.outcomes(
-                    names, latency_ms=latency, word_timestamps=word_timestamps
-                )
-                with _progress(report, len(todo)):
-                    for outcome in outcomes:
-                        report.take(todo[outcome.index], outcome)
+                recognizer = _load(options, verbose=verbose)
+                began = time.monotonic()
+                if stream:
+                    drafts = None
+                    if partials is not None:
+                        drafts = _load({"model": partials, "device": device}, verbose=verbose)
+                    live = LiveOptions(
+                        latency, drafts, word_timestamps, realtime, as_json, quiet, phrases
+                    )
+                    _stream_all(recognizer, todo, report, live)
+                else:
+                    _recognise(recognizer, recognise, todo, report, bar=not quiet)
+                if verbose:
+                    say(_speed(report, time.monotonic() - began))
         except KeyboardInterrupt:
             report.flush()
             complain(f"interrupted; {report.done} of {len(todo)} files were done")
+            report.close(len(inputs) + len(faults))
             raise
-        if verbose:
-            say(_speed(report, time.monotonic() - began))
-    if report.failed:
-        if report.headers:
-            complain(f"{report.failed} of {len(inputs) + len(faults)} files failed")
+    report.close(len(inputs) + len(faults))
+    if report.failures:
         raise typer.Exit(SOME_FAILED)
 
 
@@ -196,116 +243,12 @@ def parse_formats(text: str | None) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-@dataclass
-class Report:
-    """Where transcripts and failures go: stdout in the order given, or files at once.
-
-    With `as_json` failures are JSON lines too, and with `records` each transcript is one.
-    """
-
-    inputs: list[Input]
-    formats: list[str]
-    to_files: bool
-    as_json: bool
-    records: bool
-    quiet: bool
-    headers: bool
-    done: int = 0
-    failed: int = 0
-    audio_seconds: float = 0.0
-    bar: Any = None
-    _waiting: dict[int, "Transcript | None"] = field(default_factory=dict)
-    _due: int = 0
-    _written: int = 0
-
-    def paths(self, input: Input) -> list[Path]:
-        """The files that this recording's transcript is written to."""
-        return [input.output.with_name(f"{input.output.name}.{f}") for f in self.formats]
-
-    def take(self, index: int, outcome: Outcome) -> None:
-        """Write the transcript, or keep it until those before it are there; or tell the error."""
-        input, transcript = self.inputs[index], outcome.transcript
-        if transcript is None:
-            assert outcome.error is not None
-            self.fail(input.label, outcome.error)
-        elif not self.to_files or self._save(input, transcript):
-            self.done += 1
-            self.audio_seconds += transcript.duration
-            if self.records:
-                record = {"file": input.name, **json.loads(transcript.to_json())}
-                with self._bar_hidden():
-                    emit(json.dumps(record, ensure_ascii=False) + "\n")
-        if self.bar is not None:
-            self.bar.advance(0)
-        self._waiting[index] = None if self.to_files or self.as_json else transcript
-        while self._due in self._waiting:
-            self._print(self._due, self._waiting.pop(self._due))
-            self._due += 1
-
-    def skip(self, indices: set[int]) -> None:
-        """Expect nothing of these recordings."""
-        self._waiting.update(dict.fromkeys(indices))
-
-    def fail(self, name: str, error: BaseException) -> None:
-        """Count a failure and tell it."""
-        self.failed += 1
-        with self._bar_hidden():
-            complain(about_file(name, error))
-            if self.as_json:
-                fault = {"code": getattr(error, "code", "error"), "message": str(error)}
-                emit(json.dumps({"file": name, "error": fault}, ensure_ascii=False) + "\n")
-
-    def flush(self) -> None:
-        """Print what is still waiting for a recording before it."""
-        for index in sorted(self._waiting):
-            self._print(index, self._waiting[index])
-        self._waiting.clear()
-
-    def _print(self, index: int, transcript: "Transcript | None") -> None:
-        if transcript is None:
-            return
-        text: str = getattr(transcript, f"to_{self.formats[0]}")()
-        if self.headers:
-            text = f"{chr(10) if self._written else ''}==> {self.inputs[index].label} <==\n{text}"
-        self._written += 1
-        with self._bar_hidden():
-            emit(text)
-
-    def _save(self, input: Input, transcript: "Transcript") -> bool:
-        try:
-            input.output.parent.mkdir(parents=True, exist_ok=True)
-            for path, format in zip(self.paths(input), self.formats, strict=True):
-                transcript.save(path, format)
-        except OSError as error:
-            reason = PianissimoError(f"its transcript cannot be written: {error}")
-            self.fail(input.label, reason)
-            return False
-        return True
-
-    @contextmanager
-    def _bar_hidden(self) -> Iterator[None]:
-        """Lines are never written into the progress bar."""
-        if self.bar is not None:
-            self.bar.stop()
-        try:
-            yield
-        finally:
-            if self.bar is not None:
-                self.bar.start()
-
-
 def _stream_all(
     recognizer: "AnyRecognizer", todo: list[int], report: Report, options: LiveOptions
 ) -> None:
     """One recording after the other through a live stream."""
-    from pianissimo.native import NativeRecognizer
-
-    if not isinstance(recognizer, NativeRecognizer) or not recognizer.latencies_ms:
-        raise OptionError(
-            f"{recognizer.name} sees recordings whole and cannot stream: leave out --stream, "
-            "or choose a model that is live in `pianissimo models list`"
-        )
-    recognizer.model.config.lookahead(options.latency_ms)  # an unknown one is no file's fault
+    with open_stream(recognizer, options):
+        pass  # what the recogniser does not have is no file's fault
     for index in todo:
         try:
             transcript = transcribe_live(recognizer, report.inputs[index], options)
@@ -315,39 +258,82 @@ def _stream_all(
         report.take(index, outcome)
 
 
-@contextmanager
-def _progress(report: Report, files: int) -> Iterator[None]:
-    """A bar over the files, on a terminal only."""
-    if report.quiet or not sys.stderr.isatty():
-        yield
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+def _recognise(
+    recognizer: "AnyRecognizer",
+    options: dict[str, Any],
+    todo: list[int],
+    report: Report,
+    *,
+    bar: bool,
+) -> None:
+    """Batch after batch in this process, the shortest recordings first."""
+    from pianissimo.batches import grouped
 
-    # stdout stays as it is: redirected through the bar's console it would end up in stderr.
-    bar = Progress(
-        SpinnerColumn(),
-        TextColumn("transcribing"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
-    )
-    bar.add_task("files", total=files)
-    report.bar = bar
-    try:
-        with bar:
-            yield
-    finally:
-        report.bar = None
+    names = {i: report.inputs[i].name for i in todo}
+    seconds = _lengths(names, report)
+    with audio_bar(report, seconds, shown=bar):
+        for batch in grouped(seconds, BATCH_SECONDS):
+            for outcome in recognised(recognizer, [names[i] for i in batch], options):
+                report.take(batch[outcome.index], outcome)
 
 
-def _load(model: str | None, **options: Any) -> "AnyRecognizer":
+def _share_out(setup: Setup, todo: list[int], report: Report, *, bar: bool, verbose: bool) -> None:
+    """Batches in several processes, the longest recordings first, so that all end together."""
+    from pianissimo.batches import grouped
+
+    names = {i: report.inputs[i].name for i in todo}
+    seconds = _lengths(names, report)
+    known = [s for s in seconds.values() if s is not None]
+    most = batch_seconds(sum(known), setup.processes) if known else BATCH_SECONDS
+    batches = list(grouped(seconds, most))[::-1]
+    setup = replace(setup, processes=max(1, min(setup.processes, len(batches))))
+    began = time.monotonic()
+    if verbose:
+        say(f"{len(seconds)} files in {len(batches)} batches for {setup.processes} processes")
+    outcomes = shared_out([input.name for input in report.inputs], batches, setup)
+    with audio_bar(report, seconds, shown=bar), closing(outcomes):
+        for outcome in outcomes:
+            report.take(outcome.index, outcome)
+    if verbose:
+        say(_speed(report, time.monotonic() - began))
+
+
+def _lengths(names: Mapping[int, str], report: Report) -> dict[int, float | None]:
+    """The seconds of each recording by its index, without those that cannot be read."""
+    from pianissimo.batches import lengths
+
+    seconds: dict[int, float | None] = {}
+    for index, length in zip(names, lengths(names.values()), strict=True):
+        if isinstance(length, PianissimoError):
+            report.take(index, Outcome(index, error=length))
+        else:
+            seconds[index] = length
+    return seconds
+
+
+def _load(options: dict[str, Any], *, verbose: bool) -> "AnyRecognizer":
     from pianissimo.loading import load
 
-    return load(model, **options)
+    began = time.monotonic()
+    recognizer = load(**options)
+    if verbose:
+        say(_about(recognizer, time.monotonic() - began))
+    return recognizer
+
+
+def _keep_recordings(report: Report) -> None:
+    """OptionError if a transcript would be written over a recording."""
+    if report.folder is None:
+        return
+    names = [f".{format}" for format in report.formats]
+    recordings = {Path(i.name).resolve() for i in report.inputs if Path(i.name).suffix in names}
+    for input in report.inputs if recordings else ():
+        for path in report.paths(input):
+            if path.resolve() in recordings:
+                raise OptionError(
+                    f"the transcript of {input.name} would be written over the recording {path}; "
+                    "choose another --output folder"
+                )
 
 
 def _make_folder(folder: Path) -> None:
@@ -358,7 +344,9 @@ def _make_folder(folder: Path) -> None:
 
 
 def _about(recognizer: "AnyRecognizer", seconds: float) -> str:
-    model = recognizer.model
+    model: Any = recognizer.model
+    if not hasattr(model, "parameters"):  # another runtime has it
+        return f"{recognizer.name}: loaded in {seconds:.1f} s"
     count = getattr(model, "parameter_count", None)
     millions = (count() if count else sum(p.numel() for p in model.parameters())) / 1e6
     kind = f"{model.device}, {str(model.dtype).removeprefix('torch.')}"

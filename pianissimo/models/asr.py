@@ -1,8 +1,8 @@
 """The whole acoustic model: features, encoder, transducer and/or CTC head; built, saved, loaded.
 
 A model folder holds `config.json` (the dataclasses below), `model.safetensors` and the tokenizer
-(`tokenizer.model` or `tokenizer.json`). Weights may be stored in half precision; they are computed
-in the dtype the caller asks for.
+(`tokenizer.model` or `tokenizer.json`). Weights may be stored in half precision or 8 bits; they are
+computed in the dtype the caller asks for.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ from pianissimo.errors import CheckpointError, OptionError
 from pianissimo.models.ctc import CtcHead
 from pianissimo.models.fastconformer import EncoderConfig, FastConformerEncoder
 from pianissimo.models.packed import Int8Linear, PackedLinear
+from pianissimo.models.stored import from_store, to_store
 from pianissimo.models.transducer import Joiner, Predictor, TransducerConfig
 from pianissimo.text.tokenizer import Tokenizer
 
@@ -151,13 +152,12 @@ class AsrModel(nn.Module):
 def save_model(
     folder: Path, model: AsrModel, tokenizer: Tokenizer, dtype: torch.dtype | None = None
 ) -> None:
-    """Write the model folder; `dtype` stores floating weights narrower than they are computed."""
+    """Write the model folder; `dtype` stores weights narrower than they are computed.
+
+    It is a floating type, or torch.int8 for the matrices of linear layers; see `stored`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {
-        name: (t.to(dtype) if dtype is not None and t.is_floating_point() else t).contiguous()
-        for name, t in model.state_dict().items()
-    }
-    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_file(to_store(model, dtype), folder / WEIGHTS_FILE, metadata={"format": "pt"})
     config = {"format": FORMAT_VERSION, **dataclasses.asdict(model.config)}
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / TOKENIZER_FILES[tokenizer.kind]).write_bytes(tokenizer.to_bytes())
@@ -177,7 +177,7 @@ def load_model(folder: Path) -> tuple[AsrModel, Tokenizer]:
         weights = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); fetch it again") from error
-    return build(config, weights, str(folder)), tokenizer
+    return build(config, from_store(weights, str(path)), str(folder)), tokenizer
 
 
 def build(config: AsrConfig, weights: dict[str, Tensor], source: str) -> AsrModel:

@@ -443,6 +443,19 @@ def test_pull_without_a_network_says_what_to_do(
     assert cli("pull", "no-such-model").code == 4
 
 
+def test_a_model_is_recommended_in_two_lines(cli: Cli) -> None:
+    wish = ("--lang", "zh", "--live", "--quiet", "--device", "cpu", "--max-rtf", "5")
+    name, why, others = cli("models", "recommend", *wish).out.splitlines()
+    assert name in cli("models", "list").out
+    assert "knows zh" in why and "arithmetic" in why and others.startswith("not chosen: ")
+    record = json.loads(cli("models", "recommend", *wish, "--json").out)
+    assert record["name"].endswith(name) and record["why"] == why
+    assert "whisper-tiny" in record["passed_over"]
+    impossible = cli("models", "recommend", "--lang", "zh", "--max-rtf", "0.000001")
+    assert impossible.code == 4 and "no model fits" in impossible.err
+    assert "(unverified)" in cli("models", "show", "whisper-base").out
+
+
 def test_models_are_listed_and_shown(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "models" / "parakeet-ctc-0.6b").mkdir(parents=True)
     assert cli("models").out == cli("models", "list").out

@@ -7,11 +7,16 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from spoken import speech
 from tiny import noise, tensor
 
+from pianissimo.audio import simulate
 from pianissimo.audio.features import FeatureConfig, MelFeatures
+from pianissimo.audio.level import active_speech_level
+from pianissimo.errors import OptionError
 from pianissimo.train.augment import (
     Augmenter,
+    QuietAugmenter,
     SpecAugment,
     add_noise,
     change_level,
@@ -232,6 +237,88 @@ def test_noise_on_a_line_stays_in_its_band() -> None:
     spectrum = np.abs(np.fft.rfft(found)) ** 2
     hertz = np.fft.rfftfreq(len(found), 1 / RATE)
     assert float(spectrum[hertz > 4200].sum()) < 1e-4 * float(spectrum.sum())
+
+
+# -- the twins of QuietBench -----------------------------------------------------------------------
+
+DRY = QuietAugmenter(
+    low_snr_share=0.0, noise_share=0.0, telephone_probability=0.0, gain_db=(0.0, 0.0)
+)
+
+
+def snr_of(found: Samples, clean: Samples) -> float:
+    """Active speech level over what was added, in dB."""
+    return active_speech_level(clean)[0] - 10 * np.log10(power(found - clean))
+
+
+@pytest.mark.parametrize("snr_db", [0.0, 12.0, 30.0])
+@pytest.mark.parametrize("kind", ["hvac", "diffuse", "floor", "music"])
+def test_quiet_noise_has_the_snr_that_was_drawn(kind: simulate.Background, snr_db: float) -> None:
+    noisy = dataclasses.replace(
+        DRY, low_snr_share=1.0, low_snr_db=(snr_db, snr_db), backgrounds=(kind,)
+    )
+    clean = speech(4.0)
+    assert snr_of(noisy(clean, random.Random(1)), clean) == pytest.approx(snr_db, abs=0.2)
+
+
+def test_the_share_of_low_snr_is_kept() -> None:
+    noisy = dataclasses.replace(
+        DRY, low_snr_share=0.25, noise_share=0.5, backgrounds=("floor",), snr_db=(12.0, 30.0)
+    )
+    clean = speech(0.5)
+    ratios = [snr_of(noisy(clean, random.Random(seed)), clean) for seed in range(400)]
+    low, some = (sum(r < limit for r in ratios) / len(ratios) for limit in (11.0, 40.0))
+    assert low == pytest.approx(0.25, abs=0.06)
+    assert some == pytest.approx(0.75, abs=0.06)
+    assert min(ratios) > -0.5
+    assert QuietAugmenter().low_snr_share >= 0.2
+
+
+def test_quiet_levels_cover_the_range_of_the_gain() -> None:
+    quiet = dataclasses.replace(DRY, gain_db=(-40.0, -10.0))
+    clean = speech(2.0)
+    levels = [active_speech_level(quiet(clean, random.Random(seed)))[0] for seed in range(60)]
+    assert -66.5 < min(levels) < -64
+    assert -38 < max(levels) < -35.5
+
+
+def test_a_quiet_line_has_its_band_and_the_room_of_the_benchmark_rings() -> None:
+    line = dataclasses.replace(DRY, telephone_probability=1.0)
+    spectrum = np.abs(np.fft.rfft(line(noise(4 * RATE), random.Random(3)))) ** 2
+    hertz = np.fft.rfftfreq(4 * RATE, 1 / RATE)
+    inside = float(spectrum[(hertz > 400) & (hertz < 3200)].mean())
+    assert float(spectrum[(hertz > 4300) | (hertz < 150)].mean()) < 1e-2 * inside
+    responses = simulate.draw_responses(3, seed=4)
+    ringing = dataclasses.replace(DRY, responses=responses, room_probability=1.0)
+    click = np.zeros(RATE, np.float32)
+    click[100] = 0.5
+    found = [ringing(click, random.Random(seed)) for seed in range(20)]
+    expected = [0.5 * simulate.convolve(click.astype(np.float64) / 0.5, r) for r in responses]
+    nearest = [min(float(np.abs(x - e).max()) for e in expected) for x in found]
+    assert max(nearest) < 3 / 32768
+    assert len({x.tobytes() for x in found}) > 1
+
+
+def test_the_quiet_twin_is_fixed_by_its_seed_and_takes_anything() -> None:
+    everything = QuietAugmenter(
+        responses=simulate.draw_responses(2, seed=0), telephone_probability=0.5
+    )
+    clean = speech(1.0)
+    outcomes = [[everything(clean, random.Random(s)) for s in range(12)] for _ in range(2)]
+    for a, b in zip(*outcomes, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.dtype == np.float32
+        assert len(a) == len(clean)
+    assert len({a.tobytes() for a in outcomes[0]}) == 12
+    for samples in (np.zeros(0, np.float32), np.zeros(500, np.float32), clean[:1], clean[:50]):
+        for seed in range(10):
+            found = everything(samples, random.Random(seed))
+            assert len(found) == len(samples)
+            assert bool(np.isfinite(found).all())
+            # A-law has no zero: its idle line is 8 steps of 16 bits.
+            assert bool(samples.any()) or float(np.abs(found).max(initial=0.0)) < 1e-3
+    with pytest.raises(OptionError, match="low_snr_share"):
+        QuietAugmenter(low_snr_share=0.8, noise_share=0.3)
 
 
 # -- spectrograms ----------------------------------------------------------------------------------

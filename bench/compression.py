@@ -1,0 +1,224 @@
+"""What a model loses when it gets smaller: bytes on disk against word errors.
+
+    python bench/compression.py [precision] [onnx] [pruning] --data MANIFEST [--train MANIFEST]
+
+`precision` stores a model in float32, float16 and 8 bits and loads it again, also computing in
+8 bits; `onnx` does so with ONNX files, whose streams are fed the whole recording; `pruning` makes
+weights zero, or takes units out of the feed-forwards, and with `--train` trains the rest for
+`--steps` steps. Word errors are of the manifest's recordings at one latency mode. Tables go to
+standard output.
+"""
+
+import argparse
+import copy
+import sys
+import tempfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import pianissimo
+from pianissimo.audio.io import load_audio
+from pianissimo.evaluate.run import Reference, evaluate, read_references
+from pianissimo.evaluate.wer import ErrorCounts, word_errors
+from pianissimo.models.asr import AsrModel, save_model
+from pianissimo.native import NativeRecognizer
+from pianissimo.text.normalize import normalize_for_scoring
+from pianissimo.train.data import read_manifest
+from pianissimo.train.finetune import training_set
+from pianissimo.train.loop import Stage, TrainConfig, train_model
+from pianissimo.train.prune import prune_units, prune_weights
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
+Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure, and on what."""
+
+    model: str | None
+    references: Sequence[Reference]
+    latency_ms: int
+    shares: Sequence[float]
+    train: Path | None
+    steps: int
+    batch_seconds: float
+
+
+def load(model: str | Path | None, dtype: str = "float32") -> NativeRecognizer:
+    recognizer = pianissimo.load(model, device="cpu", dtype=dtype)
+    if not isinstance(recognizer, NativeRecognizer):
+        raise SystemExit(f"{recognizer.name} is of another family; only our own are measured")
+    return recognizer
+
+
+def errors(recognizer: NativeRecognizer, plan: Plan) -> str:
+    (found,) = evaluate(recognizer, plan.references, latencies_ms=[plan.latency_ms])
+    return percent(found.total.errors)
+
+
+def percent(counts: ErrorCounts) -> str:
+    return f"{100 * counts.rate:.2f} %"
+
+
+def weights_bytes(folder: Path) -> int:
+    return (folder / "model.safetensors").stat().st_size
+
+
+def megabytes(size: int, whole: int) -> str:
+    return f"{size / 1e6:.2f} ({100 * size / whole:.0f} %)"
+
+
+def precision(plan: Plan) -> list[Row]:
+    rows, whole = [], 0
+    original = load(plan.model)
+    with tempfile.TemporaryDirectory() as folder:
+        for stored, dtype in DTYPES.items():
+            place = Path(folder) / stored
+            save_model(place, original.model, original.tokenizer, dtype)
+            size = weights_bytes(place)
+            whole = whole or size
+            for computed in ("float32", "int8") if stored != "float16" else ("float32",):
+                tell(f"stored {stored}, computed {computed}")
+                wer = errors(load(place, computed), plan)
+                row = {"stored": stored, "computed": computed}
+                rows.append({**row, "MB": megabytes(size, whole), "word errors": wer})
+    return rows
+
+
+def onnx(plan: Plan) -> list[Row]:
+    from pianissimo.export.onnx import export, quantise
+
+    sys.path.insert(0, str(EXAMPLES))
+    from onnx_stream import OnnxStream
+
+    rows, whole = [], 0
+    original = load(plan.model)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        done = export(original.model, original.tokenizer, place, latencies_ms=[plan.latency_ms])
+        for name in ("float32", "int8"):
+            if name == "int8":
+                for file in done.sizes:
+                    if file.endswith(".onnx"):
+                        quantise(place / file)
+            tell(f"ONNX in {name}")
+            counts = ErrorCounts()
+            for reference in plan.references:
+                stream = OnnxStream(place, plan.latency_ms)
+                tokens = stream.push(load_audio(reference.path)) + stream.finish()
+                heard = normalize_for_scoring(stream.text(tokens))
+                counts = counts + word_errors(reference.text, heard)
+            size = sum(f.stat().st_size for f in place.glob("*.onnx") if f.name != "ctc.onnx")
+            whole = whole or size
+            rows.append(
+                {"files": name, "MB": megabytes(size, whole), "word errors": percent(counts)}
+            )
+    return rows
+
+
+def pruning(plan: Plan) -> list[Row]:
+    rows, whole = [], 0
+    original = load(plan.model)
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in ("weights", "units"):
+            for share in plan.shares:
+                tell(f"{share:.0%} of the {kind}")
+                model = pruned(original.model, kind, share)
+                row = {"pruned": kind, "share": f"{share:.0%}"}
+                recognizer = NativeRecognizer(model, original.tokenizer)
+                recognizer.front_end, recognizer.detector = original.front_end, original.detector
+                row["word errors"] = errors(recognizer, plan)
+                if plan.train is not None and share:
+                    place = Path(folder) / f"{kind}-{share}"
+                    row["after training"] = recovered(recognizer, plan, place)
+                elif plan.train is not None:
+                    row["after training"] = "–"
+                save_model(Path(folder) / "saved", model, original.tokenizer, torch.float16)
+                data = (Path(folder) / "saved" / "model.safetensors").read_bytes()
+                whole = whole or len(data)
+                row["MB in float16"] = megabytes(len(data), whole)
+                row["compressed"] = megabytes(len(zlib.compress(data, 6)), whole)
+                rows.append(row)
+    return rows
+
+
+def pruned(model: AsrModel, kind: str, share: float) -> AsrModel:
+    if kind == "units":
+        return prune_units(model, share)
+    model = copy.deepcopy(model).requires_grad_()
+    prune_weights(model, share)
+    return model
+
+
+def recovered(recognizer: NativeRecognizer, plan: Plan, place: Path) -> str:
+    """Train what is left at a tenth of the usual rate; its word errors."""
+    assert plan.train is not None
+    model = recognizer.model.requires_grad_()
+    config = TrainConfig(plan.steps, peak_lr=1.5e-4, warmup_steps=plan.steps // 10, workers=0)
+    data = training_set(read_manifest(plan.train), place / "cache", augment=True)
+    stage = Stage(plan.steps, data, plan.batch_seconds)
+    train_model(config, model, recognizer.tokenizer, [stage], place / "run")
+    model.eval()
+    return errors(recognizer, plan)
+
+
+PARTS = {"precision": precision, "onnx": onnx, "pruning": pruning}
+
+
+def tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def show(title: str, rows: Sequence[Row]) -> None:
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    print(f"\n## {title.capitalize()}\n")
+    print("\n".join("| " + " | ".join(line) + " |" for line in lines), flush=True)
+
+
+def shares(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    add("--model", help="what `pianissimo.load` takes; the embedded one by default")
+    add("--data", type=Path, required=True, help="a manifest to count word errors on")
+    add("--subset", action="append", default=[], help="only these of its recordings")
+    add("--most", type=int, help="only so many recordings, evenly chosen")
+    add("--latency", type=int, default=560, help="latency mode in ms")
+    add("--shares", type=shares, default=[0.0, 0.2, 0.4, 0.6, 0.8], help="0,0.2,0.4,0.6,0.8")
+    add("--train", type=Path, help="a manifest to train pruned models on")
+    add("--steps", type=int, default=500)
+    add("--batch-seconds", type=float, default=80.0)
+    asked = parser.parse_args()
+    parts = asked.parts or list(PARTS)
+    for part in parts:
+        if part not in PARTS:
+            parser.error(f"unknown part {part!r}; choose {', '.join(PARTS)}")
+    references = read_references(asked.data, asked.subset)
+    if asked.most is not None:
+        references = references[:: max(1, len(references) // asked.most)][: asked.most]
+    plan = Plan(
+        asked.model,
+        references,
+        asked.latency,
+        asked.shares,
+        asked.train,
+        asked.steps,
+        asked.batch_seconds,
+    )
+    print(f"{len(references)} recordings at {plan.latency_ms} ms")
+    for part in parts:
+        show(part, PARTS[part](plan))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""What is pruned stays out, what is kept stays as it was, and nobody else is touched."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_model, noise
+from tones import sentences, write_clips
+
+from pianissimo.errors import OptionError
+from pianissimo.models.asr import AsrConfig, AsrModel, load_model, save_model
+from pianissimo.models.fastconformer import FeedForward
+from pianissimo.text.tokenizer import Tokenizer
+from pianissimo.train.data import read_manifest
+from pianissimo.train.finetune import training_set
+from pianissimo.train.loop import Stage, TrainConfig, train_model
+from pianissimo.train.prune import prunable, prune_units, prune_weights, sparsity
+
+
+def encoded(model: AsrModel) -> torch.Tensor:
+    mel = model.features.whole(torch.from_numpy(noise(30_000)))[None]
+    with torch.inference_mode():
+        return model.encoder.step(mel, model.encoder.start(), model.encoder.plan(1), final=True)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_the_smallest_weights_go(share: float) -> None:
+    model, before = make_model(), make_model()
+    prune_weights(model, share)
+    assert sparsity(model) == pytest.approx(share, abs=1e-3)
+    # The same by sorting, in NumPy.
+    worth = {
+        name: np.abs(w := weight.detach().numpy()) / np.sqrt((w**2).mean())
+        for name, weight in prunable(before)
+    }
+    every = np.sort(np.concatenate([w.ravel() for w in worth.values()]))
+    limit = every[round(share * len(every))]
+    old = dict(before.named_parameters())
+    pruned = {name for name, _ in prunable(model)}
+    assert all("layers" in name for name in pruned)
+    for name, weight in model.named_parameters():
+        kept = worth[name] >= limit if name in pruned else np.ones(weight.shape, bool)
+        np.testing.assert_array_equal(weight.detach(), old[name].detach().numpy() * kept)
+
+
+def test_training_moves_the_others_only(
+    tone_model: AsrConfig, tiny_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    write_clips(tmp_path, "train", list(sentences(6, 1)), 1)
+    utterances = read_manifest(tmp_path / "train.jsonl")
+    torch.manual_seed(0)
+    model = AsrModel(tone_model)
+    prune_weights(model, 0.5)
+    zeros = {name: weight == 0 for name, weight in prunable(model)}
+    before = {name: weight.detach().clone() for name, weight in prunable(model)}
+    config = TrainConfig(4, peak_lr=1e-3, warmup_steps=0, workers=0, weight_decay=0.1)
+    stage = Stage(4, training_set(utterances, tmp_path / "cache", augment=False), 6.0)
+    done, _ = train_model(config, model, tiny_tokenizer, [stage], tmp_path / "run")
+    assert done
+    for name, weight in prunable(model):
+        assert bool((weight[zeros[name]] == 0).all()), name
+        assert not torch.equal(weight, before[name]), name
+
+
+def test_a_model_with_fewer_units_is_the_whole_one_with_those_muted(tmp_path: Path) -> None:
+    model = make_model()
+    was = encoded(model)
+    smaller = prune_units(model, 0.25)
+    width = model.config.encoder.ff_dim
+    assert smaller.config.encoder.ff_dim == width * 3 // 4
+    assert smaller.parameter_count() < model.parameter_count()
+    assert torch.equal(encoded(model), was)
+    muted = make_model()
+    with torch.no_grad():
+        for module in muted.modules():
+            if isinstance(module, FeedForward):
+                up, down = module.up.weight.numpy(), module.down.weight.numpy()
+                worth = np.linalg.norm(up, axis=1) * np.linalg.norm(down, axis=0)
+                module.down.weight[:, torch.from_numpy(np.argsort(worth)[: width // 4].copy())] = 0
+    torch.testing.assert_close(encoded(smaller), encoded(muted), atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_with_fewer_units_is_saved_like_any_other(
+    tone_model: AsrConfig, tiny_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    smaller = prune_units(AsrModel(tone_model).eval(), 0.5)
+    save_model(tmp_path / "smaller", smaller, tiny_tokenizer)
+    read, _ = load_model(tmp_path / "smaller")
+    for name, weight in smaller.state_dict().items():
+        assert torch.equal(read.state_dict()[name], weight)
+    torch.testing.assert_close(encoded(read), encoded(smaller))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_a_share_that_makes_no_sense_is_refused(share: float) -> None:
+    for prune in (prune_weights, prune_units):
+        with pytest.raises(OptionError, match="cannot be pruned"):
+            prune(make_model(), share)
