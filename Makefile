@@ -6,6 +6,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 FILE ?= examples/audio/*.flac
+FUZZ_MINUTES ?= 10
 BIN := .venv/bin
 READY := .venv/.ready
 PARITY_BIN := .venv-parity/bin
@@ -13,8 +14,9 @@ PARITY_READY := .venv-parity/.ready
 PARITY_REQUIREMENTS := $(wildcard tests/parity/requirements*.txt)
 PEERS_BIN := .venv-peers/bin
 PEERS_READY := .venv-peers/.ready
+CLIENTS_READY := $(patsubst tests/clients/requirements-%.txt,.venv-clients/%/.ready,$(wildcard tests/clients/requirements-*.txt))
 
-.PHONY: help run test parity bench bench-peers lint types format docs clean
+.PHONY: help run test parity clients fuzz bench quietbench bench-peers lint types format docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,8 +34,20 @@ bench: $(READY) ## speed and word errors on this machine
 	BENCH_MINUTES=2 $(BIN)/python bench/offline.py
 	$(BIN)/python bench/streaming.py --quick
 
+quietbench: $(READY) ## the table of docs/quiet-speech.md, from SPEECH=folder of clean speech
+	$(BIN)/pianissimo quietbench $(if $(SPEECH),--speech $(SPEECH)) -o runs/quietbench --page docs/quiet-speech.md
+
 bench-peers: $(PEERS_READY) ## other engines and their models, 19 GB, for bench/streaming.py
 	$(PEERS_BIN)/python bench/peers/make_models.py
+
+clients: $(READY) $(CLIENTS_READY) ## other people's clients, unmodified, against our server; 1 GB
+	$(BIN)/python -m pytest -q tests/clients
+
+fuzz: $(READY) ## requests, sockets and recordings of every shape; FUZZ_MINUTES=10 for the last
+	$(BIN)/python -m pip install -q -r tests/fuzz/requirements.txt
+	FUZZ=20 $(BIN)/python -m pytest -q tests/fuzz
+	$(BIN)/python tests/fuzz/decoder_target.py runs/fuzz/decoder \
+	    -max_total_time=$$(( 60 * $(FUZZ_MINUTES) )) -timeout=60 -rss_limit_mb=2048
 
 lint: $(READY) ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -50,7 +64,7 @@ docs: $(READY) ## links and examples of README.md and docs/ work
 	$(BIN)/python docs/check.py
 
 clean: ## remove environments, caches and build output; runs/ stays
-	rm -rf .venv .venv-parity .venv-peers .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-parity .venv-peers .venv-clients .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # PyTorch comes first and alone: a resolver that sees everything at once may take another one.
@@ -73,4 +87,10 @@ $(PEERS_READY): bench/peers/requirements.txt constraints.txt
 	test -x $(PEERS_BIN)/python || $(PYTHON) -m venv .venv-peers
 	$(PEERS_BIN)/python -m pip install -q -c constraints.txt torch
 	$(PEERS_BIN)/python -m pip install -q -r bench/peers/requirements.txt
+	touch $@
+
+# Other people's clients pin what contradicts each other: an environment for each of them.
+.venv-clients/%/.ready: tests/clients/requirements-%.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q -r $<
 	touch $@

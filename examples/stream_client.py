@@ -25,7 +25,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
 
 BLOCK_SECONDS = 0.1
 MOST_UNSENT = 600
@@ -91,7 +91,7 @@ class StreamClient:
             except InvalidStatus as refused:
                 if refused.response.status_code < 500:
                     raise
-            except OSError:
+            except (OSError, InvalidMessage):  # the second: cut in the middle of the handshake
                 if not self.connections:
                     raise
             await asyncio.sleep(pause)

@@ -147,3 +147,5 @@ class StreamEvent:
     reason: Literal["endpoint", "length", "finalise", "finish"] | None = None
     """Why a final is one: the speaker paused, spoke too long for one utterance, or the text was
     locked on request, or the stream ended; the last two are answered even if nothing was said."""
+    reasons: tuple[str, ...] = ()
+    """Of a final: the guards that acted, as in `Transcript.reasons`."""

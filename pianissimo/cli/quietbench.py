@@ -95,7 +95,7 @@ def quietbench(
     ] = None,
     seed: Annotated[int, typer.Option(envvar="PIANISSIMO_SEED", help="Draws everything.")] = 1,
     device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
+    dtype: DtypeOption = "auto",
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -110,14 +110,20 @@ def quietbench(
     from pianissimo.evaluate.quietbench import report
     from pianissimo.evaluate.quietbench.clips import make_clips, write_manifest
     from pianissimo.evaluate.quietbench.gates import known_or_measured
-    from pianissimo.evaluate.quietbench.run import environment, measure_speed, run
+    from pianissimo.evaluate.quietbench.run import environment, fingerprint, measure_speed, run
     from pianissimo.evaluate.quietbench.tables import markdown
-    from pianissimo.loading import load
+    from pianissimo.loading import load, locate
 
     modes = _modes(gain)
     plan, origin = _plan(speech, subset or [], model, mini, clips, seed)
     names: list[str | None] = [*(model or [])] or [None]
     recognizers = [load(name, device=device, dtype=dtype) for name in names]
+    weights = {
+        recognizer.name: fingerprint(recognizer, locate(name))
+        for recognizer, name in zip(recognizers, names, strict=True)
+    }
+    if len(weights) < len(names):
+        raise OptionError("two of the models have the same name: rename the folder of one")
     if not quiet:
         say(f"{len(plan.sources)} clips per scenario of {origin}")
     shown = not quiet and sys.stderr.isatty()
@@ -130,9 +136,11 @@ def quietbench(
     write_manifest(built, output / "clips.jsonl")
     count = len(recognizers) * len(modes) * len(built)
     with Progress("recognising", count, shown=shown) as progress:
-        results = run(recognizers, built, output, gains=modes, advance=progress.advance)
+        results = run(
+            recognizers, built, output, gains=modes, weights=weights, advance=progress.advance
+        )
     speeds = [measure_speed(one, built, mode) for one in recognizers for mode in modes]
-    about = {**environment(recognizers), "speech": origin, "seed": seed}
+    about = {**environment(recognizers, weights), "speech": origin, "seed": seed}
     with Progress("detecting", len(built), shown=shown) as progress:
         kept = []
         if available():

@@ -3,12 +3,13 @@
 import logging
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pianissimo.cli.options import DeviceOption, DtypeOption, ModelOption, VerboseOption
+from pianissimo.cli.options import DeviceOption, DtypeOption, VerboseOption
 from pianissimo.cli.output import INTERRUPTED, UNEXPECTED, say
 from pianissimo.errors import MissingExtraError
 
@@ -21,13 +22,38 @@ GRACE_SECONDS = 20
 
 
 def serve(
-    model: ModelOption = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            envvar="PIANISSIMO_MODEL",
+            metavar="[NAME=]MODEL",
+            help="A name from `models list`, a model folder or a .nemo file; may be repeated, the "
+            "first is the default [default: embedded-en].",
+        ),
+    ] = None,
+    spare_model: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="PIANISSIMO_SPARE_MODEL",
+            metavar="NAME=MODEL",
+            help="A model that can be loaded later by /admin; may be repeated.",
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
     host: Annotated[
         str, typer.Option(envvar="PIANISSIMO_HOST", help="The address to listen on.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(envvar="PIANISSIMO_PORT", help="The port, 0: any.")] = 7860,
+    wyoming_port: Annotated[
+        int | None,
+        typer.Option(
+            envvar="PIANISSIMO_WYOMING_PORT",
+            help="Speak Wyoming, for Home Assistant, on this port too; off by default.",
+        ),
+    ] = None,
     max_streams: Annotated[
         int, typer.Option(envvar="PIANISSIMO_MAX_STREAMS", help="Sockets served at once.")
     ] = 64,
@@ -61,6 +87,19 @@ def serve(
             help="Where cut streams survive a restart; they hold what people said.",
         ),
     ] = None,
+    drain_seconds: Annotated[
+        float,
+        typer.Option(
+            envvar="PIANISSIMO_DRAIN_SECONDS", help="How long streams may go on after SIGTERM."
+        ),
+    ] = 10.0,
+    offline: Annotated[
+        bool,
+        typer.Option(
+            envvar="PIANISSIMO_OFFLINE",
+            help="Use no network, and check pulled models against their lock files.",
+        ),
+    ] = False,
     api_key: Annotated[
         list[str] | None,
         typer.Option(
@@ -71,7 +110,9 @@ def serve(
     ] = None,
     admin_key: Annotated[
         str | None,
-        typer.Option(envvar="PIANISSIMO_ADMIN_KEY", metavar="KEY", help="The key for /metrics."),
+        typer.Option(
+            envvar="PIANISSIMO_ADMIN_KEY", metavar="KEY", help="The key for /metrics and /admin."
+        ),
     ] = None,
     allow_origin: Annotated[
         list[str] | None,
@@ -80,6 +121,14 @@ def serve(
             metavar="ORIGIN",
             help="A web site whose pages may connect; may be repeated, * for all.",
         ),
+    ] = None,
+    tls_certificate: Annotated[
+        Path | None,
+        typer.Option(envvar="PIANISSIMO_TLS_CERTIFICATE", help="PEM file: speak TLS with it."),
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(envvar="PIANISSIMO_TLS_KEY", help="PEM file: the certificate's key."),
     ] = None,
     insecure: Annotated[
         bool,
@@ -92,20 +141,30 @@ def serve(
             help="Answer the commit of an empty realtime buffer with an error, as OpenAI does.",
         ),
     ] = False,
+    quietbench: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="PIANISSIMO_QUIETBENCH",
+            help="The folder of a QuietBench run, for the page to show.",
+        ),
+    ] = None,
     verbose: VerboseOption = False,
 ) -> None:
     """Serve the model: OpenAI's audio endpoints, live sockets, and numbers for Prometheus.
 
-    SIGTERM and Ctrl-C end it: sockets are closed with code 1012, running requests are answered.
+    SIGTERM and Ctrl-C end it: nobody new is taken, streams have some seconds to end, then their
+    sockets are closed with code 1012 and their state is saved; a second signal ends it at once.
     """
     from pianissimo.serve.settings import Settings
 
     settings = Settings(
-        model=model,
+        models=tuple(model or ()),
+        spare_models=tuple(spare_model or ()),
         device=device,
         dtype=dtype,
         host=host,
         port=port,
+        wyoming_port=wyoming_port,
         max_streams=max_streams,
         max_files=max_files,
         largest_upload_mb=largest_upload_mb,
@@ -115,36 +174,43 @@ def serve(
         resume_seconds=resume_seconds,
         linger_seconds=min(Settings.linger_seconds, resume_seconds),
         state_folder=state_folder,
+        drain_seconds=drain_seconds,
         api_keys=tuple(api_key or ()),
         admin_key=admin_key,
         allow_origins=tuple(allow_origin or ()),
+        tls_certificate=tls_certificate,
+        tls_key=tls_key,
         insecure=insecure,
         strict_commits=strict_commits,
+        quietbench=quietbench,
     )
-    raise typer.Exit(_run(settings, verbose))
+    raise typer.Exit(_run(settings, verbose, offline))
 
 
-def _run(settings: "Settings", verbose: bool) -> int:
+def _run(settings: "Settings", verbose: bool, offline: bool) -> int:
     try:
         import uvicorn
 
         from pianissimo.serve.app import create_app
+        from pianissimo.serve.drain import DrainingServer
+        from pianissimo.serve.store import read_all
     except ImportError as error:
         raise MissingExtraError(
             f"the server needs packages that are not installed ({error.name}): "
             "pip install 'pianissimo[serve]'"
         ) from error
-    from pianissimo.loading import load
-
-    recognizer = load(settings.model, device=settings.device, dtype=settings.dtype)
+    if offline:
+        _go_offline(settings)
+    recognizers = read_all(settings)
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.INFO if verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    server = uvicorn.Server(
+    app = create_app(settings, recognizers)
+    server = DrainingServer(
         uvicorn.Config(
-            create_app(settings, recognizer),
+            app,
             host=settings.host,
             port=settings.port,
             log_config=None,
@@ -153,9 +219,12 @@ def _run(settings: "Settings", verbose: bool) -> int:
             ws_max_size=LARGEST_MESSAGE_BYTES,
             timeout_graceful_shutdown=GRACE_SECONDS,
             server_header=False,
-        )
+            ssl_certfile=settings.tls_certificate,
+            ssl_keyfile=settings.tls_key,
+        ),
+        app,
     )
-    say(_summary(settings, recognizer))
+    say(_summary(settings, recognizers))
     # uvicorn ends in peace at SIGTERM, and raises it once more when all is done.
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     try:
@@ -165,10 +234,26 @@ def _run(settings: "Settings", verbose: bool) -> int:
     return 0 if server.started else UNEXPECTED
 
 
-def _summary(settings: "Settings", recognizer: "AnyRecognizer") -> str:
+def _go_offline(settings: "Settings") -> None:
+    """No network for libraries that would use it; models that were pulled are as they were then."""
+    from pianissimo.pulling import stay_offline, verify
+    from pianissimo.serve.settings import parse_source
+
+    stay_offline()
+    for text in (*settings.models, *settings.spare_models):
+        verify(parse_source(text)[1])
+
+
+def _summary(settings: "Settings", recognizers: "Mapping[str, AnyRecognizer]") -> str:
     """What is served where and to whom, without any key."""
-    modes = ", ".join(map(str, recognizer.latencies_ms))
-    live = f"{settings.max_streams} streams at {modes} ms" if modes else "no live streams"
+    modes = {mode for recognizer in recognizers.values() for mode in recognizer.latencies_ms}
+    shown = ", ".join(map(str, sorted(modes)))
+    live = f"{settings.max_streams} streams at {shown} ms" if modes else "no live streams"
     keys = f"{len(settings.api_keys)} API keys" if settings.api_keys else "no API key needed"
-    place = f"http://{settings.host}:{settings.port}"
-    return f"{recognizer.name} on {place}: {live}, {settings.max_files} files at once, {keys}"
+    scheme = "http" if settings.tls_certificate is None else "https"
+    place = f"{scheme}://{settings.host}:{settings.port}"
+    if settings.wyoming_port is not None:
+        place += f" and tcp://{settings.host}:{settings.wyoming_port} (Wyoming)"
+    return (
+        f"{', '.join(recognizers)} on {place}: {live}, {settings.max_files} files at once, {keys}"
+    )

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -16,13 +16,16 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pianissimo import __version__
-from pianissimo.errors import EngineError, PianissimoError
-from pianissimo.serve import deepgram, openai_realtime, openai_rest, stream
+from pianissimo.errors import PianissimoError
+from pianissimo.serve import admin, deepgram, openai_realtime, openai_rest, page, stream
 from pianissimo.serve.auth import OriginGuard, key_of, unauthorised
+from pianissimo.serve.openapi import ERRORS
 from pianissimo.serve.refusal import Refusal, refusal_for
 from pianissimo.serve.resumable import Streams
 from pianissimo.serve.service import Service
 from pianissimo.serve.settings import Settings
+from pianissimo.serve.store import read_all
+from pianissimo.serve.wyoming import WyomingServer
 
 if TYPE_CHECKING:
     from pianissimo.loading import AnyRecognizer
@@ -32,39 +35,50 @@ DEEPGRAM_PATH = "/v1/listen"
 log = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, recognizer: "AnyRecognizer | None" = None) -> FastAPI:
-    """The server as an ASGI application; without a `recognizer` it loads the one in `settings`.
+def create_app(
+    settings: Settings,
+    recognizers: "AnyRecognizer | Mapping[str, AnyRecognizer] | None" = None,
+) -> FastAPI:
+    """The server as an ASGI application, of one recogniser or of several by their names.
 
-    The model is loaded and the engine started when the application starts; errors come from there.
+    Without any it loads those in the `settings` when the application starts; engines are started
+    then, too, and errors come from there.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        model = recognizer
-        if model is None:
-            from pianissimo.loading import load
-
-            model = await asyncio.to_thread(
-                load, settings.model, device=settings.device, dtype=settings.dtype
-            )
-        service = await asyncio.to_thread(Service, settings, model)
+        loaded = recognizers
+        if loaded is None:
+            loaded = await asyncio.to_thread(read_all, settings)
+        service = await asyncio.to_thread(Service, settings, loaded)
         app.state.service, app.state.streams = service, Streams(service)
         app.state.started = time.time()
+        app.state.wyoming = WyomingServer(service)
         try:
+            if settings.wyoming_port is not None:
+                await app.state.wyoming.start()
             yield
         finally:
+            await app.state.wyoming.close()
             await app.state.streams.close()
             await service.close()
 
     # The pages FastAPI would add fetch their scripts from elsewhere; its description stays.
     app = FastAPI(
-        title="Pianissimo", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
+        title="Pianissimo",
+        version=__version__,
+        lifespan=lifespan,
+        responses=ERRORS,
+        docs_url=None,
+        redoc_url=None,
     )
-    for dialect in (openai_rest, openai_realtime, deepgram, stream):
+    for dialect in (openai_rest, openai_realtime, deepgram, stream, admin, page):
         app.include_router(dialect.router)
-    app.add_api_route("/healthz", _health, methods=["GET"])
-    app.add_api_route("/readyz", _ready, methods=["GET"])
-    app.add_api_route("/metrics", _metrics, methods=["GET"])
+    for path in ("/health", "/healthz"):
+        app.add_api_route(path, _health, methods=["GET"], response_class=PlainTextResponse)
+    for path in ("/ready", "/readyz"):
+        app.add_api_route(path, _ready, methods=["GET"], response_class=PlainTextResponse)
+    app.add_api_route("/metrics", _metrics, methods=["GET"], response_class=PlainTextResponse)
     for error in (Refusal, PianissimoError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(error, _refuse)
     app.add_middleware(CountRequests)
@@ -88,15 +102,14 @@ async def _health() -> Response:
 
 
 async def _ready(request: Request) -> Response:
-    """The engine serves, and has a free seat."""
+    """All engines serve, there is a free seat, and the server does not drain."""
     service: Service = request.app.state.service
-    if service.seats.taken >= service.seats.most:
-        return PlainTextResponse("full\n", 503)
-    try:
-        service.check()
-    except EngineError as error:
-        return PlainTextResponse(f"{error}\n", 503)
-    return PlainTextResponse("ready\n")
+    fault = service.store.fault()
+    if service.draining:
+        fault = "draining"
+    elif fault is None and service.seats.taken >= service.seats.most:
+        fault = "full"
+    return PlainTextResponse(f"{fault or 'ready'}\n", 503 if fault else 200)
 
 
 async def _metrics(request: Request) -> Response:

@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
+from pianissimo.serve.experiments import Caller
 from pianissimo.serve.refusal import POLICY, Refusal
 
 SECRET_PREFIX = "ek_"
@@ -45,6 +46,10 @@ class KeyRing:
         given = _digest(key or "")
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
         return any(matches) and bool(key)
+
+    @property
+    def has_admin(self) -> bool:
+        return self._admin is not None
 
     def admits_admin(self, key: str | None) -> bool:
         """Whether this key may see how the server does; anyone may if there is no admin key."""
@@ -88,6 +93,13 @@ def key_of(headers: Mapping[str, str]) -> str | None:
             if protocol.startswith(prefix):
                 return protocol.removeprefix(prefix)
     return None
+
+
+def caller_of(
+    headers: Mapping[str, str], user: str | None = None, session: str | None = None
+) -> Caller:
+    """Who asks, for experiments; a request is a session of its own unless it belongs to one."""
+    return Caller(session or secrets.token_hex(12), key_of(headers), user)
 
 
 def subprotocol_of(socket: WebSocket) -> str | None:

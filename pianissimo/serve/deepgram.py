@@ -15,18 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
+from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, Response
 from starlette.websockets import WebSocket
 
 from pianissimo.errors import OptionError, PianissimoError
-from pianissimo.serve.auth import key_of, unauthorised
+from pianissimo.serve.auth import caller_of, key_of, unauthorised
+from pianissimo.serve.openapi import LISTEN, LISTEN_BODY
 from pianissimo.serve.pcm import Encoding, PcmReader
 from pianissimo.serve.refusal import FAILED, Refusal
-from pianissimo.serve.service import NO_PAUSES, Feed, Service, released
+from pianissimo.serve.service import NO_PAUSES, Feed, Service
 from pianissimo.serve.sockets import Client, client, parse_object, seat, until_first
+from pianissimo.serve.store import Lease
 from pianissimo.serve.upload import body_as_file, raw_as_wav
 from pianissimo.streaming.endpoint import ENDPOINT, EndpointRules
-from pianissimo.streaming.session import Session
 from pianissimo.transcript import StreamEvent, Transcript, Word
 
 DIALECT = "deepgram"
@@ -61,7 +63,6 @@ async def listen(socket: WebSocket) -> None:
     request_id = str(uuid.uuid4())
     async with client(socket, DIALECT, headers={"dg-request-id": request_id}) as one:
         asked = read_query(socket.query_params)
-        one.service.check_language(socket.query_params.get("language"))
         if asked.encoding is None:
             raise Refusal(
                 400,
@@ -69,20 +70,32 @@ async def listen(socket: WebSocket) -> None:
                 "encoding_required",
             )
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(seat(one))
-            session = one.service.open(sample_rate=asked.sample_rate, endpoint=asked.endpoint)
-            await stack.enter_async_context(released(session))
-            await _Listener(one, asked, session, request_id).run()
+            await stack.enter_async_context(seat(one.service, DIALECT))
+            one.lease = lease = stack.enter_context(_lease(one.service, socket, request_id))
+            reader = PcmReader(asked.encoding, asked.channels)
+            rate, endpoint = asked.sample_rate, asked.endpoint
+            opening = one.service.feed(lease, reader, rate, endpoint=endpoint)
+            feed = await stack.enter_async_context(opening)
+            await _Listener(one, asked, feed, lease, request_id).run()
+
+
+def _lease(service: Service, asks: HTTPConnection, request_id: str) -> Lease:
+    """The model of a request; a name that only Deepgram knows means the default."""
+    query = asks.query_params
+    caller = caller_of(asks.headers, query.get("user"), request_id)
+    choice = service.store.choose(query.get("model"), caller, lenient=True)
+    service.store.models[choice.name].check_language(query.get("language"))
+    return service.lease(DIALECT, choice, request_id)
 
 
 class _Listener:
     """One live socket."""
 
-    def __init__(self, one: Client, asked: Asked, session: Session, request_id: str) -> None:
-        self.one, self.asked, self.session, self.request_id = one, asked, session, request_id
-        assert asked.encoding is not None
-        reader = PcmReader(asked.encoding, asked.channels)
-        self.feed = Feed(session, reader, asked.sample_rate)
+    def __init__(
+        self, one: Client, asked: Asked, feed: Feed, lease: Lease, request_id: str
+    ) -> None:
+        self.one, self.asked, self.feed, self.lease = one, asked, feed, lease
+        self.request_id = request_id
         self.digest = hashlib.sha256()
         self.locked = 0.0  # up to here all is final
         self.speaking = False
@@ -119,21 +132,21 @@ class _Listener:
             match parse_object(message).get("type") if message else "CloseStream":
                 case "Finalize":
                     self.one.asked_for_final()
-                    self.session.finalise()
+                    self.feed.finalise()
                 case "CloseStream":
                     open = False
                     self.one.asked_for_final()
-                    self.session.finish()
+                    self.feed.finish()
 
     async def _hear(self, data: bytes) -> None:
         self.digest.update(data)
         seconds = await self.feed.push(data)
-        self.one.service.metrics.audio.labels(DIALECT).inc(seconds)
+        self.one.service.metrics.heard(DIALECT, self.lease, seconds)
 
     async def _watch_pauses(self) -> None:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            await self._end_utterance(self.feed.seconds - self.session.backlog_seconds)
+            await self._end_utterance(self.feed.seconds - self.feed.session.backlog_seconds)
 
     async def _end_utterance(self, heard: float) -> None:
         """Tell that there was no word for long, once after each utterance."""
@@ -143,7 +156,7 @@ class _Listener:
             await self.one.send({"type": "UtteranceEnd", "channel": [0, 1], "last_word_end": end})
 
     async def _send(self) -> None:
-        async for event in self.session:
+        async for event in self.feed:
             if event.type != "endpoint":
                 await self._tell(event)
         await self.one.send({"type": "Metadata", **self._metadata()})
@@ -180,26 +193,26 @@ class _Listener:
             "channel": {"alternatives": [_alternative(event.text, event.words)]},
             "metadata": {
                 "request_id": self.request_id,
-                "model_info": _model_info(self.one.service),
-                "model_uuid": _model_uuid(self.one.service),
+                "model_info": _model_info(self.lease),
+                "model_uuid": _model_uuid(self.lease),
             },
         }
 
     def _metadata(self) -> dict[str, Any]:
         seconds, channels = self.feed.seconds, self.asked.channels
         digest = self.digest.hexdigest()
-        return _metadata(self.one.service, self.request_id, digest, seconds, channels)
+        return _metadata(self.lease, self.request_id, digest, seconds, channels)
 
 
-@router.post("/v1/listen")
+@router.post("/v1/listen", openapi_extra=LISTEN_BODY, responses=LISTEN)
 async def listen_to_recording(request: Request) -> Response:
     """A recording in the body: any container, or raw samples if the query says which."""
     service: Service = request.app.state.service
     if not service.keys.admits(key_of(request.headers)):
         service.metrics.refusals.labels(DIALECT, "key").inc()
         raise unauthorised()
-    asked = read_query(request.query_params)
-    service.check_language(request.query_params.get("language"))
+    service.check_open(DIALECT)
+    asked, request_id = read_query(request.query_params), str(uuid.uuid4())
     if request.headers.get("content-type", "").startswith("application/json"):
         raise Refusal(
             400,
@@ -207,15 +220,16 @@ async def listen_to_recording(request: Request) -> Response:
             "remote_content_unsupported",
         )
     async with AsyncExitStack() as stack:
+        lease = stack.enter_context(_lease(service, request, request_id))
         limit = service.settings.largest_upload_bytes
         path = await stack.enter_async_context(body_as_file(request, limit))
         digest = await _sha256(path)
         if asked.encoding is not None and not _is_container(path):
             raw = raw_as_wav(path, asked.encoding, asked.sample_rate, asked.channels)
             path = await stack.enter_async_context(raw)
-        found = await service.transcribe(path)
-    service.metrics.audio.labels(DIALECT).inc(found.duration)
-    about = _metadata(service, str(uuid.uuid4()), digest, found.duration, 1)
+        found = await service.transcribe(path, lease)
+        service.metrics.heard(DIALECT, lease, found.duration)
+    about = _metadata(lease, request_id, digest, found.duration, 1)
     return JSONResponse({"metadata": about, "results": _recording_results(found, asked)})
 
 
@@ -320,9 +334,9 @@ def _word(word: Word) -> dict[str, Any]:
 
 
 def _metadata(
-    service: Service, request_id: str, digest: str, seconds: float, channels: int
+    lease: Lease, request_id: str, digest: str, seconds: float, channels: int
 ) -> dict[str, Any]:
-    model = _model_uuid(service)
+    model = _model_uuid(lease)
     return {
         "transaction_key": "deprecated",
         "request_id": request_id,
@@ -331,16 +345,17 @@ def _metadata(
         "duration": seconds,
         "channels": channels,
         "models": [model],
-        "model_info": {model: _model_info(service)},
+        "model_info": {model: _model_info(lease)},
     }
 
 
-def _model_info(service: Service) -> dict[str, str]:
-    return {"name": service.recognizer.name, "version": "1", "arch": "pianissimo"}
+def _model_info(lease: Lease) -> dict[str, str]:
+    version = str(lease.model.version)
+    return {"name": lease.model.name, "version": version, "arch": "pianissimo"}
 
 
-def _model_uuid(service: Service) -> str:
-    return str(uuid.uuid5(uuid.NAMESPACE_URL, service.recognizer.name))
+def _model_uuid(lease: Lease) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, lease.model.name))
 
 
 def _is_container(path: Path) -> bool:

@@ -1,6 +1,6 @@
-"""What the server tells Prometheus: counters of its own, and the engine's when it is asked."""
+"""What the server tells Prometheus: counters of its own, and the engines' when it is asked."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -8,16 +8,32 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
+    from pianissimo.serve.store import Lease, ServedModel, Store
     from pianissimo.streaming.engine import Engine
 
 FINAL_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0)
 QUANTILES = (0.5, 0.99)
+TOTALS = {
+    "streams_opened": "opened",
+    "streams_failed": "failed",
+    "steps": "steps",
+    "step_seconds": "step_seconds",
+    "chunks": "chunks",
+    "finals": "finals",
+    "tokens": "tokens",
+    "watchdog_replays": "replays",
+}
+"""Name of a counter -> the field of `EngineStats`."""
 
 
 class Metrics:
-    """One server's numbers, in a registry of its own."""
+    """One server's numbers, in a registry of its own.
 
-    def __init__(self, engine: "Callable[[], Engine | None]") -> None:
+    `model` is the name a model is served under, whichever version; `experiment` the one through
+    which a client came to it, "" if none.
+    """
+
+    def __init__(self, store: "Store") -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "pianissimo_requests",
@@ -30,24 +46,69 @@ class Metrics:
         )
         self.refusals = Counter(
             "pianissimo_refusals",
-            "Sockets and requests refused for want of a seat or a key",
+            "Sockets and requests refused for want of a seat or a key, or while draining",
             ["dialect", "reason"],
             registry=self.registry,
         )
+        self.sessions = Counter(
+            "pianissimo_sessions",
+            "Streams and recordings that were given a model",
+            ["dialect", "model", "experiment"],
+            registry=self.registry,
+        )
         self.audio = Counter(
-            "pianissimo_audio_seconds", "Audio taken in", ["dialect"], registry=self.registry
+            "pianissimo_audio_seconds",
+            "Audio taken in",
+            ["dialect", "model", "experiment"],
+            registry=self.registry,
         )
         self.time_to_final = Histogram(
             "pianissimo_time_to_final_seconds",
             "From a client's request for the final text until it is sent",
-            ["dialect"],
+            ["dialect", "model", "experiment"],
             buckets=FINAL_BUCKETS,
             registry=self.registry,
         )
         self.resumed = Counter(
             "pianissimo_resumed", "Streams taken up again on a new socket", registry=self.registry
         )
-        self.registry.register(_EngineCollector(engine))
+        self.shadow_words = Counter(
+            "pianissimo_shadow_words",
+            "Words of a model that its shadow was compared with",
+            ["model", "shadow"],
+            registry=self.registry,
+        )
+        self.shadow_edits = Counter(
+            "pianissimo_shadow_edits",
+            "Words by which a shadow differed",
+            ["model", "shadow"],
+            registry=self.registry,
+        )
+        self.shadow_dropped = Counter(
+            "pianissimo_shadow_dropped",
+            "Streams and recordings that a shadow did not hear to the end",
+            ["shadow", "reason"],
+            registry=self.registry,
+        )
+        self.draining = Gauge(
+            "pianissimo_draining", "1 while no new streams are taken", registry=self.registry
+        )
+        self._engines = _EngineCollector(store)
+        self.registry.register(self._engines)
+
+    def began(self, dialect: str, lease: "Lease") -> None:
+        self.sessions.labels(dialect, lease.model.name, lease.experiment).inc()
+
+    def heard(self, dialect: str, lease: "Lease", seconds: float) -> None:
+        self.audio.labels(dialect, lease.model.name, lease.experiment).inc(seconds)
+
+    def final_after(self, dialect: str, lease: "Lease", seconds: float) -> None:
+        labels = (dialect, lease.model.name, lease.experiment)
+        self.time_to_final.labels(*labels).observe(seconds)
+
+    def retired(self, model: "ServedModel") -> None:
+        """A model is gone; what it did still counts."""
+        self._engines.keep(model)
 
     def text(self) -> bytes:
         """The page that Prometheus reads."""
@@ -55,47 +116,83 @@ class Metrics:
 
 
 class _EngineCollector(Collector):
-    """The engine's own counters, read when somebody asks."""
+    """The engines' own counters, read when somebody asks; versions of one model add up."""
 
-    def __init__(self, engine: "Callable[[], Engine | None]") -> None:
-        self._engine = engine
+    def __init__(self, store: "Store") -> None:
+        self._store = store
+        self._gone: dict[str, dict[str, float]] = {}
 
     def describe(self) -> Iterable[Metric]:
         return ()
 
-    def collect(self) -> Iterator[Metric]:
-        engine = self._engine()
-        if engine is None:
-            return
-        with engine.lock:
-            stats = engine.stats
-            streams = stats.streams
-            totals: dict[str, float] = {
-                "streams_opened": stats.opened,
-                "streams_failed": stats.failed,
-                "steps": stats.steps,
-                "step_seconds": stats.step_seconds,
-                "chunks": stats.chunks,
-                "finals": stats.finals,
-                "tokens": stats.tokens,
-                "watchdog_replays": stats.replays,
-            }
-            delays = list(stats.delays)
-        yield GaugeMetricFamily("pianissimo_engine_streams", "Live now", streams)
-        for name, value in totals.items():
-            yield CounterMetricFamily(f"pianissimo_engine_{name}", "Since the start", value)
-        yield self._delays(engine, delays)
+    def keep(self, model: "ServedModel") -> None:
+        if model.engine is not None:
+            _add(self._gone.setdefault(model.name, {}), model.engine)
 
-    def _delays(self, engine: "Engine", delays: list[tuple[int, float]]) -> Metric:
+    def collect(self) -> Iterator[Metric]:
+        loaded, retired = tuple(self._store.models.values()), tuple(self._store.retired)
+        info = GaugeMetricFamily(
+            "pianissimo_model_version", "Which loading of the model serves", labels=["model"]
+        )
+        alive = GaugeMetricFamily(
+            "pianissimo_engine_alive", "1 while the engine works", labels=["model"]
+        )
+        draining = GaugeMetricFamily(
+            "pianissimo_models_draining",
+            "Loadings that were replaced and are still in use",
+            labels=["model"],
+        )
+        engines: dict[str, list[Engine]] = {name: [] for name in self._gone}
+        for model in loaded:
+            info.add_metric([model.name], model.version)
+            alive.add_metric([model.name], model.alive)
+            draining.add_metric([model.name], sum(old.name == model.name for old in retired))
+        for model in (*loaded, *retired):
+            if model.engine is not None:
+                engines.setdefault(model.name, []).append(model.engine)
+        yield from (info, alive, draining)
+        yield from self._totals(engines)
+        yield self._delays(engines)
+
+    def _totals(self, engines: "dict[str, list[Engine]]") -> Iterator[Metric]:
+        streams = GaugeMetricFamily("pianissimo_engine_streams", "Live now", labels=["model"])
+        totals = {name: dict(self._gone.get(name, {})) for name in engines}
+        for name, found in engines.items():
+            streams.add_metric([name], sum(engine.stats.streams for engine in found))
+            for engine in found:
+                _add(totals[name], engine)
+        yield streams
+        for counter in TOTALS:
+            family = CounterMetricFamily(
+                f"pianissimo_engine_{counter}", "Since the start", labels=["model"]
+            )
+            for name, values in totals.items():
+                family.add_metric([name], values[counter])
+            yield family
+
+    def _delays(self, engines: "dict[str, list[Engine]]") -> Metric:
         family = GaugeMetricFamily(
             "pianissimo_engine_chunk_delay_seconds",
             "From a complete chunk to its tokens, over the last chunks",
-            labels=["latency_ms", "quantile"],
+            labels=["model", "latency_ms", "quantile"],
         )
-        for lookahead in sorted({lookahead for lookahead, _ in delays}):
-            found = sorted(delay for each, delay in delays if each == lookahead)
-            latency = round(engine.model.grid(lookahead).chunk_seconds * 1000)
-            for quantile in QUANTILES:
-                value = found[min(len(found) - 1, int(quantile * len(found)))]
-                family.add_metric([str(latency), str(quantile)], value)
+        for name, found in engines.items():
+            delays: dict[int, list[float]] = {}
+            for engine in found:
+                with engine.lock:
+                    measured = list(engine.stats.delays)
+                for lookahead, delay in measured:
+                    latency = round(engine.model.grid(lookahead).chunk_seconds * 1000)
+                    delays.setdefault(latency, []).append(delay)
+            for latency, values in sorted(delays.items()):
+                values.sort()
+                for quantile in QUANTILES:
+                    value = values[min(len(values) - 1, int(quantile * len(values)))]
+                    family.add_metric([name, str(latency), str(quantile)], value)
         return family
+
+
+def _add(totals: dict[str, float], engine: "Engine") -> None:
+    with engine.lock:
+        for counter, field in TOTALS.items():
+            totals[counter] = totals.get(counter, 0.0) + getattr(engine.stats, field)

@@ -26,19 +26,22 @@ from pianissimo.serve.auth import (
     key_of,
     unauthorised,
 )
+from pianissimo.serve.openapi import OLD_SESSION_BODY, SECRET_BODY
 from pianissimo.serve.pcm import PcmReader
 from pianissimo.serve.realtime_session import LOGPROBS, Hearing, SessionSettings
 from pianissimo.serve.realtime_turns import Turns
 from pianissimo.serve.refusal import GOING_AWAY, Refusal, refusal_for
-from pianissimo.serve.service import Feed, Service, released
+from pianissimo.serve.service import Feed, Service
 from pianissimo.serve.sockets import Client, client, parse_object, seat, until_first
-from pianissimo.streaming.session import Session
+from pianissimo.serve.upload import limited
 from pianissimo.transcript import StreamEvent
 
 DIALECT = "openai-realtime"
 LARGEST_APPEND_BYTES = 15 << 20
 LONGEST_SESSION_SECONDS = 24 * 3600
 SECRET_SECONDS = 600
+LARGEST_SECRET_BODY_BYTES = 16 << 10
+"""The session that comes with a secret is kept until it expires."""
 
 router = APIRouter()
 
@@ -47,8 +50,9 @@ router = APIRouter()
 async def realtime(socket: WebSocket) -> None:
     service: Service = socket.app.state.service
     prepared = service.secrets.session(key_of(socket.headers))
-    async with client(socket, DIALECT, admitted=prepared is not None) as one, seat(one):
-        settings = SessionSettings(service)
+    admitted = prepared is not None
+    async with client(socket, DIALECT, admitted=admitted) as one, seat(service, DIALECT):
+        settings = SessionSettings(service, socket.headers, socket.query_params.get("model"))
         if prepared:
             settings.update(prepared)
         await _Conversation(one, settings).run()
@@ -68,13 +72,13 @@ class _Conversation:
         self.feed: Feed | None = None
         self.offset = 0.0  # what earlier streams of this session heard, in seconds
         self.uncommitted_seconds = 0.0
-        self._opened: asyncio.Queue[tuple[Session, float]] = asyncio.Queue()
+        self._opened: asyncio.Queue[tuple[Feed, float]] = asyncio.Queue()
         self._drained = asyncio.Event()
         self._slot = AsyncExitStack()
 
     async def run(self) -> None:
-        if self.one.service.engine is None:
-            self.one.service.open()  # says why it cannot
+        model = self.one.service.store.models[self.settings.hearing.choice.name]
+        model.latency(None)  # says why if it cannot stream
         await self._emit([{"type": "session.created", "session": self._shown()}])
         try:
             async with self._slot, asyncio.timeout(LONGEST_SESSION_SECONDS):
@@ -117,7 +121,7 @@ class _Conversation:
                 feed = await self._open()
                 await self._emit(self.turns.clear(self.now))
                 self.uncommitted_seconds = 0.0
-                feed.session.finalise()
+                feed.finalise()
             case kind:
                 raise Refusal(
                     400, f"messages of the type {kind!r} are not known here", "unknown_type", "type"
@@ -144,7 +148,8 @@ class _Conversation:
         feed = await self._open()
         seconds = await feed.push(data)
         self.uncommitted_seconds += seconds
-        self.one.service.metrics.audio.labels(DIALECT).inc(seconds)
+        assert self.one.lease is not None
+        self.one.service.metrics.heard(DIALECT, self.one.lease, seconds)
 
     async def _commit(self) -> None:
         if self.uncommitted_seconds == 0 and self.one.service.settings.strict_commits:
@@ -154,7 +159,7 @@ class _Conversation:
         await self._emit(self.turns.commit(self.now))
         self.uncommitted_seconds = 0.0
         self.one.asked_for_final()
-        feed.session.finalise()
+        feed.finalise()
 
     # -- the stream --------------------------------------------------------------------------------
 
@@ -164,32 +169,36 @@ class _Conversation:
             self.turns.finds_turns = hearing.finds_turns
             self.turns.prefix_seconds = hearing.prefix_seconds
             self.feed = await self._new_feed(hearing)
-            self._opened.put_nowait((self.feed.session, self.offset))
+            self._opened.put_nowait((self.feed, self.offset))
         return self.feed
 
     async def _new_feed(self, hearing: Hearing) -> Feed:
-        session = self.one.service.open(
+        service = self.one.service
+        lease = service.lease(DIALECT, hearing.choice, self.settings.id)
+        self.one.lease = self._slot.enter_context(lease)
+        opening = service.feed(
+            lease,
+            PcmReader(hearing.encoding),
+            hearing.sample_rate,
             latency_ms=hearing.latency_ms,
-            sample_rate=hearing.sample_rate,
             endpoint=hearing.endpoint,
         )
-        await self._slot.enter_async_context(released(session))
-        return Feed(session, PcmReader(hearing.encoding), hearing.sample_rate)
+        return await self._slot.enter_async_context(opening)
 
     async def _replace(self) -> None:
         """Let the stream end; the next audio opens another one."""
         if self.feed is None:
             return
         self._drained.clear()
-        self.feed.session.finish()
+        self.feed.finish()
         await self._drained.wait()
         await self._slot.aclose()
         self.offset, self.feed = self.now, None
 
     async def _send(self) -> None:
         while True:
-            session, offset = await self._opened.get()
-            async for event in session:
+            feed, offset = await self._opened.get()
+            async for event in feed:
                 await self._emit(self.turns.take(_shifted(event, offset)))
                 if event.reason == "finalise":
                     self.one.got_final()
@@ -220,14 +229,14 @@ def _shifted(event: StreamEvent, seconds: float) -> StreamEvent:
 # -- secrets for browsers --------------------------------------------------------------------------
 
 
-@router.post("/v1/realtime/client_secrets")
+@router.post("/v1/realtime/client_secrets", openapi_extra=SECRET_BODY)
 async def make_client_secret(request: Request) -> Response:
     """A key that opens the realtime socket for a short time, with the session it will have."""
     secret, expires, session = await _secret(request, nested=True)
     return JSONResponse({"value": secret, "expires_at": expires, "session": session})
 
 
-@router.post("/v1/realtime/transcription_sessions")
+@router.post("/v1/realtime/transcription_sessions", openapi_extra=OLD_SESSION_BODY)
 async def make_transcription_session(request: Request) -> Response:
     """The same in the shape of the time before."""
     secret, expires, session = await _secret(request, nested=False)
@@ -239,7 +248,7 @@ async def _secret(request: Request, *, nested: bool) -> tuple[str, int, dict[str
     if not service.keys.admits(key_of(request.headers)):
         service.metrics.refusals.labels(DIALECT, "key").inc()
         raise unauthorised()
-    body = await request.body()
+    body = await limited(request, LARGEST_SECRET_BODY_BYTES).body()
     given = parse_object(body) if body else {}
     asked = (given.get("session") or {}) if nested else given
     after = given.get("expires_after") or {}
@@ -255,7 +264,7 @@ async def _secret(request: Request, *, nested: bool) -> tuple[str, int, dict[str
             "invalid_value",
             "expires_after.seconds",
         )
-    settings = SessionSettings(service)
+    settings = SessionSettings(service, request.headers)
     settings.update(asked)
     secret, expires = service.secrets.make(asked, seconds)
     return secret, expires, settings.shown(expires)

@@ -6,7 +6,7 @@ What its clients send and expect: platform.openai.com/docs/api-reference/audio.
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,11 @@ from starlette.datastructures import FormData
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from pianissimo.errors import PianissimoError
-from pianissimo.serve.auth import key_of, unauthorised
+from pianissimo.serve.auth import caller_of, key_of, unauthorised
+from pianissimo.serve.openapi import TRANSCRIPTION, TRANSCRIPTION_FORM
 from pianissimo.serve.refusal import Refusal, refusal_for
 from pianissimo.serve.service import GrowingText, Service
+from pianissimo.serve.store import Lease
 from pianissimo.serve.upload import form_with_file
 from pianissimo.transcript import Segment, Transcript, Word
 
@@ -44,42 +46,52 @@ class Asked:
 @router.get("/v1/models")
 async def list_models(request: Request) -> Response:
     service = _admitted(request)
-    models = [_model_object(name, request) for name in service.names]
+    models = [_model_object(name, request) for name in service.store.names]
     return JSONResponse({"object": "list", "data": models})
 
 
 @router.get("/v1/models/{name:path}")
 async def get_model(request: Request, name: str) -> Response:
     service = _admitted(request)
-    service.check_model(name)
+    service.store.choose(name, caller_of(request.headers))
     return JSONResponse(_model_object(name, request))
 
 
-@router.post("/v1/audio/transcriptions")
+@router.post("/v1/audio/transcriptions", openapi_extra=TRANSCRIPTION_FORM, responses=TRANSCRIPTION)
 async def create_transcription(request: Request) -> Response:
     """A recording as text: json, text, srt, vtt, verbose_json, or events as it is heard."""
     service = _admitted(request)
+    service.check_open(DIALECT)
     async with AsyncExitStack() as stack:
         upload = form_with_file(request, service.settings.largest_upload_bytes)
         form, _, path = await stack.enter_async_context(upload)
         asked = _read(form)
-        service.check_model(_text(form, "model"))
-        service.check_language(_text(form, "language"))
+        caller = caller_of(request.headers, _text(form, "user"))
+        choice = service.store.choose(_text(form, "model"), caller)
+        lease = stack.enter_context(service.lease(DIALECT, choice, caller.session))
+        lease.model.check_language(_text(form, "language"))
+        lease.model.check_languages(_list(form, "languages"))
         if asked.stream:
-            events = _server_sent(service, path, asked, stack.pop_all())
-            return StreamingResponse(events, media_type="text/event-stream")
-        transcript = await service.transcribe(path)
-    service.metrics.audio.labels(DIALECT).inc(transcript.duration)
+            events = _server_sent(service, path, asked, lease, stack.pop_all())
+            first = await anext(events)  # what fails before the first word has its own status
+            return StreamingResponse(_from(first, events), media_type="text/event-stream")
+        transcript = await service.transcribe(path, lease)
+        service.metrics.heard(DIALECT, lease, transcript.duration)
     return _response(transcript, asked)
 
 
-@router.post("/v1/audio/translations")
+@router.post(
+    "/v1/audio/translations",
+    openapi_extra=TRANSCRIPTION_FORM,
+    status_code=400,
+    response_description="Refused",
+)
 async def create_translation(request: Request) -> Response:
     """Refused: the models served here write what they hear, in its own language."""
     service = _admitted(request)
     raise Refusal(
         400,
-        f"{service.recognizer.name} does not translate; use /v1/audio/transcriptions",
+        f"{service.store.default} does not translate; use /v1/audio/transcriptions",
         "translation_unsupported",
         "model",
     )
@@ -211,13 +223,16 @@ def _log(confidence: float) -> float:
 
 
 async def _server_sent(
-    service: Service, path: Path, asked: Asked, stack: AsyncExitStack
-) -> AsyncIterator[str]:
-    """The events of a transcription; an error that comes too late for a status is one of them."""
+    service: Service, path: Path, asked: Asked, lease: Lease, stack: AsyncExitStack
+) -> AsyncGenerator[str]:
+    """The events of a transcription; an error that comes too late for a status is one of them.
+
+    Raises PianissimoError if it comes before the first event.
+    """
     text, words, seconds = GrowingText(), list[Word](), 0.0
     async with stack:
         try:
-            async with aclosing(service.events(path)) as events:
+            async with aclosing(service.events(path, lease)) as events:
                 async for event in events:
                     if isinstance(event, float):
                         seconds = event
@@ -227,15 +242,24 @@ async def _server_sent(
                     if event.type == "final":
                         words += event.words
         except PianissimoError as error:
+            if not text.sent:
+                raise
             yield _sse({"type": "error", **refusal_for(error).openai()})
             return
-    service.metrics.audio.labels(DIALECT).inc(seconds)
+    service.metrics.heard(DIALECT, lease, seconds)
     done: dict[str, Any] = {"type": "transcript.text.done", "text": text.sent}
     done["usage"] = usage(seconds)
     if asked.logprobs:
         done["logprobs"] = logprobs(words)
     yield _sse(done)
     yield "data: [DONE]\n\n"
+
+
+async def _from(first: str, rest: AsyncGenerator[str]) -> AsyncIterator[str]:
+    async with aclosing(rest):
+        yield first
+        async for event in rest:
+            yield event
 
 
 def _sse(event: Mapping[str, Any]) -> str:

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pianissimo.serve.auth import caller_of
 from pianissimo.serve.pcm import Encoding
 from pianissimo.serve.refusal import Refusal
 from pianissimo.serve.service import NO_PAUSES, Service
+from pianissimo.serve.store import Choice
 from pianissimo.streaming.endpoint import ENDPOINT, EndpointRules
 
 RATES = (8000, 16_000, 24_000, 48_000)
@@ -29,6 +31,8 @@ DEFAULTS: dict[str, Any] = {
     "transcription": None,
     "turn_detection": SERVER_VAD,
 }
+COMMITTED_MODELS = ("gpt-realtime-whisper", "gpt-live-transcribe")
+"""Names under which OpenAI finds no turns: whoever asks for one of them commits by himself."""
 OLD_FORMATS = {
     "pcm16": {"type": "audio/pcm", "rate": 24_000},
     "g711_ulaw": {"type": "audio/pcmu"},
@@ -46,16 +50,26 @@ class Hearing:
     endpoint: EndpointRules
     finds_turns: bool
     prefix_seconds: float
+    choice: Choice
 
 
 class SessionSettings:
-    """The session object, as the client sees it."""
+    """The session object, as the client sees it.
 
-    def __init__(self, service: Service) -> None:
+    `model` is the one in the address of the socket: it counts where the session names none, and
+    means nothing if it is not known here.
+    """
+
+    def __init__(
+        self, service: Service, headers: Mapping[str, str], model: str | None = None
+    ) -> None:
         self._service = service
         self.id = f"sess_{secrets.token_hex(12)}"
+        self._headers, self._model = headers, model
+        self._choices: dict[tuple[str | None, str | None], Choice] = {}
         self.input: dict[str, Any] = copy.deepcopy(DEFAULTS)
         self.include: list[str] = []
+        self._chose_turns = False
 
     def update(self, given: Any) -> None:
         """Merge what a client sent, in the present shape or the one before it.
@@ -80,38 +94,58 @@ class SessionSettings:
         if not isinstance(include, list) or not all(isinstance(each, str) for each in include):
             raise _wrong("session.include", "must be a list of names")
         transcription = merged["transcription"]
+        chose_turns = self._chose_turns or "turn_detection" in changes
         if transcription is not None:
             if not isinstance(transcription, dict):
                 raise _wrong("session.audio.input.transcription", "must be an object")
-            self._service.check_model(_text(transcription, "model"))
-            self._service.check_language(_text(transcription, "language"))
+            model = self._service.store.models[self._choose(transcription).name]
+            model.check_language(_text(transcription, "language"))
+            model.check_languages(_texts(transcription, "languages"))
+            named = _text(transcription, "model") or ""
+            if named.startswith(COMMITTED_MODELS) and not chose_turns:
+                merged["turn_detection"] = None
         self.hearing_of(merged)
-        self.input, self.include = merged, include
+        self.input, self.include, self._chose_turns = merged, include, chose_turns
 
     @property
     def hearing(self) -> Hearing:
         return self.hearing_of(self.input)
 
     def hearing_of(self, input: Mapping[str, Any]) -> Hearing:
-        """Raises Refusal for values that make no sense."""
+        """Raises Refusal for values that make no sense, OptionError for what the model cannot."""
+        transcription = input["transcription"] or {}
+        choice = self._choose(transcription)
         encoding, rate = _format(input["format"])
         endpoint = _endpoint(input["turn_detection"])
         prefix = (input["turn_detection"] or {}).get("prefix_padding_ms", 0)
         return Hearing(
             encoding,
             rate,
-            self._latency(_text(input["transcription"] or {}, "delay")),
+            self._latency(choice, _text(transcription, "delay")),
             NO_PAUSES if endpoint is None else endpoint,
             endpoint is not None,
             _number(prefix, "prefix_padding_ms", 0, 60_000) / 1000,
+            choice,
         )
 
-    def _latency(self, delay: str | None) -> int | None:
+    def _choose(self, transcription: Mapping[str, Any]) -> Choice:
+        """The model of the session: for the same name and user always the same, while it is there,
+        whatever becomes of an experiment's weights."""
+        store = self._service.store
+        name, user = _text(transcription, "model"), _text(transcription, "user")
+        known = self._choices.get((name, user))
+        if known is None or known.name not in store.models:
+            caller = caller_of(self._headers, user, self.id)
+            known = store.choose(name or self._model, caller, lenient=not name)
+            self._choices[name, user] = known
+        return known
+
+    def _latency(self, choice: Choice, delay: str | None) -> int | None:
         if delay is None:
             return None
         if delay not in DELAYS:
             raise _wrong("transcription.delay", f"must be one of {', '.join(DELAYS)}")
-        modes = self._service.recognizer.latencies_ms
+        modes = self._service.store.models[choice.name].recognizer.latencies_ms
         return modes[min(DELAYS.index(delay), len(modes) - 1)] if modes else None
 
     def shown(self, expires_at: int) -> dict[str, Any]:
@@ -184,6 +218,13 @@ def _text(given: Mapping[str, Any], name: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise _wrong(f"transcription.{name}", "must be text")
     return value
+
+
+def _texts(given: Mapping[str, Any], name: str) -> list[str]:
+    values = given.get(name) or []
+    if not isinstance(values, list) or not all(isinstance(each, str) for each in values):
+        raise _wrong(f"transcription.{name}", "must be a list of texts")
+    return values
 
 
 def _wrong(param: str, what: str) -> Refusal:

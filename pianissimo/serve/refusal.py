@@ -41,6 +41,8 @@ class Refusal(Exception):
     @property
     def close_code(self) -> int:
         """The close code of a socket that ends for this reason."""
+        if self.code == "restarting":
+            return RESTARTING
         if self.status in (429, 503):
             return FULL
         if self.status == 408:
@@ -85,3 +87,18 @@ def refusal_for(error: PianissimoError) -> Refusal:
 def busy(message: str) -> Refusal:
     """All places are taken: come back later."""
     return Refusal(429, message, "server_full", headers={"retry-after": str(RETRY_SECONDS)})
+
+
+def draining() -> Refusal:
+    """The server ends soon: go elsewhere."""
+    return Refusal(
+        503,
+        "this server takes nobody new, it is about to end; try another one",
+        "draining",
+        headers={"retry-after": str(RETRY_SECONDS)},
+    )
+
+
+def restarting() -> Refusal:
+    """The server ends now: a stream goes on where its state is read."""
+    return Refusal(503, "the server ends; resume the stream", "restarting")

@@ -9,6 +9,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import logging
 import os
 import secrets
 import time
@@ -21,12 +22,15 @@ from typing import Any, Literal
 
 from pianissimo.errors import PianissimoError, StateError
 from pianissimo.serve.pcm import Encoding, PcmReader
-from pianissimo.serve.refusal import Refusal
+from pianissimo.serve.refusal import Refusal, restarting
 from pianissimo.serve.service import NO_PAUSES, Feed, Service
+from pianissimo.serve.store import Choice, Lease
 from pianissimo.streaming.endpoint import EndpointRules
+from pianissimo.streaming.engine import Engine
 from pianissimo.streaming.session import Session
 from pianissimo.transcript import StreamEvent
 
+DIALECT = "stream"
 Command = Literal["finalise", "finish"]
 MOST_UNSEEN = 1000
 """Events kept for a client that does not say it saw them; then its stream pauses."""
@@ -35,22 +39,30 @@ MOST_AWAY_PER_SEAT = 4
 LAST_SECONDS = 5.0
 """What a stream that is finishing may take when the server ends."""
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """What a client asked for in its first message; `endpoint` None: no pause ends anything."""
+    """What a client asked for in its first message, and the model it was given.
+
+    `endpoint` None: no pause ends anything. `session` is its name in experiments.
+    """
 
     sample_rate: int
     encoding: Encoding
     channels: int
     latency_ms: int | None
     endpoint: EndpointRules | None
+    choice: Choice
+    session: str
 
 
 class ResumableStream:
     """One stream, with or without a connection at the moment.
 
     It holds a seat and a slot of the engine, unless it was parked: then all of it is in `_state`.
+    From its first connection on it holds a lease: its state belongs to those weights.
     """
 
     def __init__(self, service: Service, options: StreamOptions, token: str) -> None:
@@ -62,11 +74,15 @@ class ResumableStream:
         self.ended = False
         self.finishing = False
         self.news = asyncio.Event()
-        self.taken_over = asyncio.Event()
+        self.given_up = asyncio.Event()
+        self.farewell: Refusal | None = None
+        """What a connection that the stream was taken from tells its client."""
         self.reader = PcmReader(options.encoding, options.channels)
         self._room = asyncio.Event()
         self._lock = asyncio.Lock()
         self._attached = asyncio.Lock()
+        self._connected = self._parting = False
+        self._lease: Lease | None = None
         self._feed: Feed | None = None
         self._pump: asyncio.Task[None] | None = None
         self._taking: asyncio.Task[None] | None = None
@@ -78,23 +94,40 @@ class ResumableStream:
         """Whether the client has all there will ever be."""
         return self.ended and not self.events
 
+    @property
+    def gain_db(self) -> float:
+        """The gain before the model at the moment; 0 where nobody listens."""
+        return 0.0 if self._feed is None else self._feed.session.gain_db
+
     # -- the connection ----------------------------------------------------------------------------
 
     @asynccontextmanager
     async def attached(self) -> AsyncIterator[None]:
         """The stream belongs to one connection at a time: a new one ends the one before."""
-        self.taken_over.set()
+        self._give_up(Refusal(409, "another connection resumed this stream", "taken_over"))
         async with self._attached:
-            self.taken_over.clear()
+            self._check_stays()
+            self.given_up.clear()
             async with self._lock:
                 if self._feed is None and not self.ended:
                     self._wake(self._state)
+                self._connected = True
             try:
                 yield
             finally:
+                self._connected = False
+                self._room.set()
                 # The next connection must not be told a count that is about to change.
                 if self._taking is not None:
                     await asyncio.gather(self._taking, return_exceptions=True)
+
+    def _give_up(self, farewell: Refusal) -> None:
+        self.farewell = farewell
+        self.given_up.set()
+
+    def _check_stays(self) -> None:
+        if self._parting:
+            raise restarting()
 
     async def take(self, frame: bytes | Command) -> None:
         """Take the next frame; it is taken whole, even if the caller is cancelled meanwhile."""
@@ -103,16 +136,17 @@ class ResumableStream:
 
     async def _take(self, frame: bytes | Command) -> None:
         async with self._lock:
+            self._check_stays()
             if self.finishing or self._feed is None:
                 raise Refusal(400, "the stream was finished; open another one", "stream_state")
             if isinstance(frame, bytes):
                 seconds = await self._feed.push(frame)
-                self.service.metrics.audio.labels("stream").inc(seconds)
+                assert self._lease is not None
+                self.service.metrics.heard(DIALECT, self._lease, seconds)
             else:
                 self._asked.append(time.monotonic())
                 self.finishing = frame == "finish"
-                session = self._feed.session
-                session.finish() if self.finishing else session.finalise()
+                self._feed.finish() if self.finishing else self._feed.finalise()
             self.frames += 1
 
     def unseen(self, after: int) -> list[tuple[int, dict[str, Any]]]:
@@ -132,27 +166,33 @@ class ResumableStream:
         try:
             self.service.seats.take()
         except PianissimoError:
-            self.service.metrics.refusals.labels("stream", "full").inc()
+            self.service.metrics.refusals.labels(DIALECT, "full").inc()
             raise
         try:
-            session = self.service.open(
+            if self._lease is None:
+                options = self.options
+                self._lease = self.service.lease(DIALECT, options.choice, options.session)
+            self._feed = self.service.open_feed(
+                self._lease,
+                self.reader,
+                self.options.sample_rate,
                 latency_ms=self.options.latency_ms,
-                sample_rate=self.options.sample_rate,
                 endpoint=self.options.endpoint or NO_PAUSES,
                 state=state,
             )
         except BaseException:
             self.service.seats.leave()
             raise
-        self._feed, self._state = Feed(session, self.reader, self.options.sample_rate), None
-        self._pump = asyncio.create_task(self._collect(session))
+        self._state = None
+        self._pump = asyncio.create_task(self._collect(self._feed))
 
-    async def _collect(self, session: Session) -> None:
+    async def _collect(self, feed: Feed) -> None:
         """Keep what the stream says until it ends."""
         try:
-            async for event in session:
+            async for event in feed:
                 self._keep(event)
-                while len(self.events) >= MOST_UNSEEN:
+                # Only a client that is there can make room; without one the audio is bounded.
+                while len(self.events) >= MOST_UNSEEN and self._connected:
                     self._room.clear()
                     await self._room.wait()
             self._add({"type": "end"})
@@ -160,7 +200,9 @@ class ResumableStream:
             self._add({"type": "error", "code": error.code, "message": str(error)})
         self.ended = True
         self.news.set()
-        await self._release(session)
+        await self._release(feed)
+        if self._lease is not None:
+            self._lease.release()  # what is left to be told needs no model
 
     def _keep(self, event: StreamEvent) -> None:
         if event.type == "partial":
@@ -170,7 +212,8 @@ class ResumableStream:
         else:
             if event.reason in ("finalise", "finish") and self._asked:
                 spent = time.monotonic() - self._asked.popleft()
-                self.service.metrics.time_to_final.labels("stream").observe(spent)
+                assert self._lease is not None
+                self.service.metrics.final_after(DIALECT, self._lease, spent)
             self.partial = None
             self._add({**_shown(event), "reason": event.reason})
         self.news.set()
@@ -179,31 +222,46 @@ class ResumableStream:
         self.last_event += 1
         self.events.append((self.last_event, {**event, "event": self.last_event}))
 
-    async def _release(self, session: Session) -> None:
+    async def _release(self, feed: Feed) -> None:
         """Give slot and seat back."""
         self._feed = None
-        session.close()
-        while session.slot is not None:
-            await asyncio.sleep(0.002)
+        await feed.release()
         self.service.seats.leave()
 
     async def park(self) -> None:
         """Give the slot up and keep the stream as bytes; one that is finishing goes on instead."""
         async with self._lock:
-            if self._feed is None or self.finishing:
+            # A connection may have come while this waited for the lock.
+            if self._feed is None or self.finishing or self._connected:
                 return
-            session = self._feed.session
+            feed = self._feed
             assert self._pump is not None
             self._pump.cancel()
             await asyncio.gather(self._pump, return_exceptions=True)
             try:
-                self._state, rest = await asyncio.to_thread(_export, session, self.service)
+                assert self._lease is not None and self._lease.model.engine is not None
+                engine = self._lease.model.engine
+                self._state, rest = await asyncio.to_thread(_export, feed.session, engine)
             except PianissimoError:  # it failed, which is told as an event
-                self._pump = asyncio.create_task(self._collect(session))
+                self._pump = asyncio.create_task(self._collect(feed))
                 return
             for event in rest:
+                feed.said(event)
                 self._keep(event)
-            await self._release(session)
+            await self._release(feed)
+
+    async def part(self) -> bytes | None:
+        """The server ends: the whole stream as bytes. What arrives from now on is not taken, and
+        not counted, so that the client sends it again elsewhere."""
+        self._parting, self._connected = True, False
+        self._room.set()
+        await self.park()
+        await self.end(LAST_SECONDS)
+        return self.save()
+
+    def dismiss(self) -> None:
+        """Send the connection away, if there is one: the stream can be resumed elsewhere."""
+        self._give_up(restarting())
 
     async def end(self, seconds: float) -> None:
         """Wait, at most so long, for the last text of a stream that is finishing."""
@@ -217,7 +275,9 @@ class ResumableStream:
                 self._pump.cancel()
                 await asyncio.gather(self._pump, return_exceptions=True)
             if self._feed is not None:
-                await self._release(self._feed.session)
+                await self._release(self._feed)
+            if self._lease is not None:
+                self._lease.release()
             self._state, self.ended = None, True
             self.events.clear()
 
@@ -248,6 +308,7 @@ class ResumableStream:
             options = document["options"]
             rules = options["endpoint"]
             options["endpoint"] = None if rules is None else EndpointRules(**rules)
+            options["choice"] = Choice(**options["choice"])
             stream = cls(service, StreamOptions(**options), token)
             stream.frames, stream.last_event = document["frames"], document["last_event"]
             stream.events = deque((number, event) for number, event in document["events"])
@@ -267,6 +328,7 @@ class Streams:
         self.service = service
         self._streams: OrderedDict[str, ResumableStream] = OrderedDict()
         self._away: OrderedDict[str, asyncio.Task[None]] = OrderedDict()
+        self._closing: asyncio.Task[None] | None = None
         self._folder = service.settings.state_folder
         if self._folder is not None:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -276,12 +338,14 @@ class Streams:
         return len(self._streams)
 
     def start(self, options: StreamOptions) -> ResumableStream:
+        self._check_open()
         token = secrets.token_urlsafe(24)
         stream = self._streams[token] = ResumableStream(self.service, options, token)
         return stream
 
     def resume(self, token: str) -> ResumableStream:
         """The stream of that token; raises Refusal when it is not known any more."""
+        self._check_open()
         if token not in self._streams and self._folder is not None:
             path = self._folder / _file_name(token)
             with suppress(FileNotFoundError):
@@ -323,24 +387,41 @@ class Streams:
         self._away.pop(stream.token, None)
         await self.forget(stream)
 
+    def _check_open(self) -> None:
+        if self._closing is not None:
+            raise restarting()
+
     async def close(self) -> None:
-        """Park all streams; into the folder if there is one."""
+        """Park all streams, into the folder if there is one, and only then send clients away.
+
+        May be called again, and returns when all of them are gone.
+        """
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._part_all())
+        await asyncio.shield(self._closing)
+
+    async def _part_all(self) -> None:
         for task in self._away.values():
             task.cancel()
-        for token, stream in list(self._streams.items()):
-            await stream.park()
-            await stream.end(LAST_SECONDS)
-            data = stream.save()
-            if self._folder is not None and data is not None:
-                await asyncio.to_thread(_write, self._folder / _file_name(token), data)
-            await stream.leave()
+        async with asyncio.TaskGroup() as group:
+            for stream in self._streams.values():
+                group.create_task(self._part(stream))
         self._streams.clear()
 
+    async def _part(self, stream: ResumableStream) -> None:
+        data = await stream.part()
+        if self._folder is not None and data is not None:
+            try:
+                await asyncio.to_thread(_write, self._folder / _file_name(stream.token), data)
+            except OSError:
+                log.exception("a stream could not be saved")
+        stream.dismiss()
+        await stream.leave()
 
-def _export(session: Session, service: Service) -> tuple[bytes, list[StreamEvent]]:
+
+def _export(session: Session, engine: Engine) -> tuple[bytes, list[StreamEvent]]:
     """A stream as bytes, and what it said until just then; it says nothing more afterwards."""
-    assert service.engine is not None
-    with service.engine.lock:
+    with engine.lock:
         state, rest = session.export(), []
         while (event := session.get_nowait()) is not None:
             rest.append(event)

@@ -27,7 +27,7 @@ class Queue:
     """Recordings that are transcribed at once; as many again wait their turn, no more."""
 
     def __init__(self, most: int) -> None:
-        self.most, self.waiting = most, 0
+        self.most, self.waiting, self.taken = most, 0, 0
         self._places = asyncio.Semaphore(most)
 
     @asynccontextmanager
@@ -43,7 +43,9 @@ class Queue:
             await self._places.acquire()
         finally:
             self.waiting -= 1
+        self.taken += 1
         try:
             yield
         finally:
+            self.taken -= 1
             self._places.release()

@@ -1,24 +1,25 @@
-"""What all dialects share: one recogniser, its engine, and the limits around them."""
+"""What all dialects share: the models, and the limits around them."""
 
 import asyncio
-import logging
 import math
-import re
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pianissimo.audio.io import SAMPLE_RATE
-from pianissimo.errors import BacklogError, ModelNotFoundError, OptionError
+from pianissimo.errors import BacklogError
 from pianissimo.serve.auth import ClientSecrets, KeyRing
 from pianissimo.serve.decode import Decoders
 from pianissimo.serve.metrics import Metrics
 from pianissimo.serve.pcm import PcmReader
+from pianissimo.serve.refusal import draining
 from pianissimo.serve.seats import Queue, Seats
 from pianissimo.serve.settings import Settings
+from pianissimo.serve.shadow import Shadows, ShadowStream
+from pianissimo.serve.store import Choice, Lease, Store
 from pianissimo.streaming.endpoint import EndpointRules
 from pianissimo.transcript import StreamEvent, Transcript
 
@@ -33,105 +34,109 @@ PIECE_SECONDS = 1.0
 """A message with more audio is pushed in pieces: none fills a stream or holds up the others."""
 PATIENCE_SECONDS = 0.02
 """How soon a stream that was full is asked again."""
-ALIASES = re.compile(
-    r"pianissimo|whisper-1|gpt-4o(-mini)?-transcribe(-[\w.-]+)?|gpt-realtime.*", re.I
-)
-"""Names that clients of other servers send by default; here they mean the model there is."""
-
-log = logging.getLogger(__name__)
 
 
 class Service:
     """Made when the server starts, closed when it ends; every request is given it."""
 
-    def __init__(self, settings: Settings, recognizer: "AnyRecognizer") -> None:
-        self.settings, self.recognizer = settings, recognizer
+    def __init__(
+        self, settings: Settings, recognizers: "AnyRecognizer | Mapping[str, AnyRecognizer]"
+    ) -> None:
+        if not isinstance(recognizers, Mapping):
+            recognizers = {recognizers.name: recognizers}
+        self.settings = settings
         self.keys = KeyRing(settings.api_keys, settings.admin_key)
         self.secrets = ClientSecrets()
         self.seats, self.files = Seats(settings.max_streams), Queue(settings.max_files)
         self.decoders = Decoders(
             settings.decoders, settings.decode_stall_seconds, settings.longest_audio_seconds
         )
-        self.engine = _engine(settings, recognizer)
-        self.metrics = Metrics(lambda: self.engine)
+        slots = settings.max_streams + settings.max_files + settings.max_shadows
+        self.store = Store(settings, recognizers, slots)
+        self.metrics = Metrics(self.store)
+        self.store.on_retired = self.metrics.retired
+        self.shadows = Shadows(self.metrics, settings.max_shadows)
+        self.draining = False
         self._threads = ThreadPoolExecutor(settings.max_files, "pianissimo-file")
 
     async def close(self) -> None:
         await self.decoders.close()
-        if self.engine is not None:
-            await asyncio.to_thread(self.engine.close)
+        await self.shadows.close()
+        await self.store.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    # -- models ------------------------------------------------------------------------------------
+    @property
+    def recognizer(self) -> "AnyRecognizer":
+        """The default model's."""
+        return self.store.models[self.store.default].recognizer
 
     @property
-    def names(self) -> tuple[str, ...]:
-        return (self.recognizer.name,)
+    def engine(self) -> "Engine | None":
+        """The default model's; None if it does not stream."""
+        return self.store.models[self.store.default].engine
+
+    # -- who gets what -----------------------------------------------------------------------------
+
+    def check_open(self, dialect: str) -> None:
+        """Raises Refusal while the server takes nobody new."""
+        if self.draining:
+            self.metrics.refusals.labels(dialect, "draining").inc()
+            raise draining()
+
+    def set_draining(self, draining: bool) -> None:
+        """Take no new streams and recordings, or take them again; those there are go on."""
+        self.draining = draining
+        self.metrics.draining.set(draining)
 
     @property
-    def language(self) -> str | None:
-        """The language of a model that knows only one."""
-        config = getattr(getattr(self.recognizer, "model", None), "config", None)
-        language = getattr(config, "language", None)
-        return language if isinstance(language, str) else None
+    def idle(self) -> bool:
+        """Whether no stream and no recording is left."""
+        return self.seats.taken == 0 and self.files.taken == 0
 
-    def check_model(self, name: str | None) -> None:
-        """Raises ModelNotFoundError for a name that is neither ours nor a usual one."""
-        known = (*self.names, *(each.rpartition("/")[2] for each in self.names))
-        if not name or ALIASES.fullmatch(name):
-            return
-        if name.lower() not in (each.lower() for each in known):
-            raise ModelNotFoundError(
-                f"there is no model {name!r} here; GET /v1/models lists what there is"
-            )
-
-    def check_language(self, language: str | None) -> None:
-        """Raises OptionError for a language that the model does not know."""
-        known = self.language
-        if not language or known is None or language.lower() in ("auto", "multi"):
-            return
-        if language.lower().replace("_", "-").split("-")[0] != known.lower().split("-")[0]:
-            raise OptionError(
-                f"{self.recognizer.name} knows {known!r} only, not {language!r}; "
-                "leave the language out, or serve another model"
-            )
+    def lease(self, dialect: str, choice: Choice, session: str) -> Lease:
+        """The chosen model for a session; see `Store.choose` and `Store.lease`."""
+        lease = self.store.lease(choice, session)
+        self.metrics.began(dialect, lease)
+        return lease
 
     # -- recordings --------------------------------------------------------------------------------
 
-    async def transcribe(self, path: Path) -> Transcript:
+    async def transcribe(self, path: Path, lease: Lease) -> Transcript:
         """The transcript of a recording, as the recogniser gives it for a file.
 
         Raises AudioError, and EngineFullError when too many wait already.
         """
         async with self.files.place():
-            return await self._whole(path)
+            return await self._whole(path, lease)
 
-    async def events(self, path: Path) -> AsyncGenerator[StreamEvent | float]:
+    async def events(self, path: Path, lease: Lease) -> AsyncGenerator[StreamEvent | float]:
         """What a recording says while it is being heard, and its length in seconds at the end.
 
         A model that streams hears it as one more live stream, without waiting for the speaker;
         another one gives a single final. Raises what `transcribe` raises.
         """
         async with self.files.place():
-            if self.engine is None:
-                found = await self._whole(path)
+            if lease.model.engine is None:
+                found = await self._whole(path, lease)
                 yield StreamEvent(
                     "final", found.text, found.words, 0.0, found.duration, reason="finish"
                 )
                 yield found.duration
                 return
-            async with aclosing(self._live(path)) as events:
+            async with aclosing(self._live(path, lease)) as events:
                 async for event in events:
                     yield event
 
-    async def _whole(self, path: Path) -> Transcript:
+    async def _whole(self, path: Path, lease: Lease) -> Transcript:
         """Decoded by a decoder, which may die; recognised by a thread of ours."""
         with tempfile.NamedTemporaryFile(prefix="pianissimo-", suffix=".wav") as file:
             await self._decode(path, file)
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(
-                self._threads, lambda: self.recognizer.transcribe(file.name)
+            recognizer, loop = lease.model.recognizer, asyncio.get_running_loop()
+            found = await loop.run_in_executor(
+                self._threads, lambda: recognizer.transcribe(file.name)
             )
+            self.shadows.recording(lease, Path(file.name), found)
+            return found
 
     async def _decode(self, path: Path, target: Any) -> None:
         import soundfile
@@ -142,18 +147,16 @@ class Service:
                     await asyncio.to_thread(wav.write, block)
         target.flush()
 
-    async def _live(self, path: Path) -> AsyncGenerator[StreamEvent | float]:
-        assert self.engine is not None
-        session = self.engine.open(
-            latency_ms=self.recognizer.latencies_ms[-1],
-            sample_rate=SAMPLE_RATE,
-            endpoint=NO_PAUSES,
-            watchdog=None,
-        )
-        async with released(session):
-            feeding = asyncio.create_task(self._feed(session, path))
+    async def _live(self, path: Path, lease: Lease) -> AsyncGenerator[StreamEvent | float]:
+        options = {
+            "latency_ms": lease.model.recognizer.latencies_ms[-1],
+            "endpoint": NO_PAUSES,
+            "watchdog": None,
+        }
+        async with self.feed(lease, PcmReader("pcm_f32le"), SAMPLE_RATE, **options) as feed:
+            feeding = asyncio.create_task(self._hear(feed, path))
             try:
-                async for event in session:
+                async for event in feed:
                     yield event
                 yield await feeding
             finally:
@@ -161,85 +164,57 @@ class Service:
                 with suppress(asyncio.CancelledError, Exception):
                     await feeding
 
-    async def _feed(self, session: "Session", path: Path) -> float:
+    async def _hear(self, feed: "Feed", path: Path) -> float:
         """Push a recording into a stream as fast as that takes it; its length in seconds."""
-        samples = 0
         try:
             async with aclosing(self.decoders.blocks(path, SAMPLE_RATE)) as blocks:
                 async for block in blocks:
-                    samples += len(block)
-                    await push(session, block, SAMPLE_RATE)
-            session.finish()
+                    await feed.take(block)
+            feed.finish()
         except BaseException:
-            session.close()
+            feed.session.close()
             raise
-        return samples / SAMPLE_RATE
+        return feed.seconds
 
     # -- live streams ------------------------------------------------------------------------------
 
-    def check(self) -> None:
-        """Raises EngineError unless the engine takes another stream."""
-        if self.engine is not None:
-            self.engine.open().close()
+    @asynccontextmanager
+    async def feed(
+        self, lease: Lease, reader: PcmReader, sample_rate: int, **options: Any
+    ) -> AsyncIterator["Feed"]:
+        """A stream of the leased model for a client that has a seat; see `Engine.open`."""
+        feed = self.open_feed(lease, reader, sample_rate, **options)
+        try:
+            yield feed
+        finally:
+            await feed.release()
 
-    def latency(self, latency_ms: int | None) -> int:
-        """The latency mode of a stream that asks for this one, or for none; raises OptionError."""
-        if self.engine is None:
-            raise OptionError(
-                f"{self.recognizer.name} hears recordings whole and cannot stream; "
-                "send it files, or serve a streaming model"
-            )
-        grid = self.engine.model.grid(self.engine.recognizer.live_lookahead(latency_ms))
-        return round(grid.chunk_seconds * 1000)
-
-    def open(self, **options: Any) -> "Session":
-        """A stream of the engine, for a client that has a seat; see `Engine.open`."""
-        options["latency_ms"] = self.latency(options.get("latency_ms"))
-        assert self.engine is not None
-        return self.engine.open(**options)
-
-
-def _engine(settings: Settings, recognizer: "AnyRecognizer") -> "Engine | None":
-    if not recognizer.latencies_ms:
-        return None
-    from pianissimo.native import NativeRecognizer
-    from pianissimo.streaming.engine import Engine
-
-    assert isinstance(recognizer, NativeRecognizer)
-    return Engine(recognizer, max_streams=settings.max_streams + settings.max_files)
-
-
-@asynccontextmanager
-async def released(session: "Session") -> AsyncIterator["Session"]:
-    """Leaves the stream at the end, and waits until the engine has its slot back."""
-    try:
-        yield session
-    finally:
-        session.close()
-        while session.slot is not None:
-            await asyncio.sleep(0.002)
-
-
-async def push(session: "Session", samples: Any, sample_rate: int) -> None:
-    """Push samples into a stream, waiting for room without holding up other clients."""
-    step = max(1, math.ceil(PIECE_SECONDS * sample_rate))
-    for start in range(0, len(samples), step):
-        piece = samples[start : start + step]
-        while True:
-            try:
-                session.push(piece, wait=False)
-                break
-            except BacklogError:
-                await asyncio.sleep(PATIENCE_SECONDS)
-        if len(samples) > step:
-            await asyncio.sleep(0)
+    def open_feed(
+        self, lease: Lease, reader: PcmReader, sample_rate: int, **options: Any
+    ) -> "Feed":
+        """As `feed`, for whoever calls `Feed.release` in the end."""
+        options["sample_rate"] = sample_rate
+        session = lease.model.open(**options)
+        resumed = options.pop("state", None) is not None
+        shadow = None if resumed else self.shadows.stream(lease, **options)
+        return Feed(session, reader, sample_rate, shadow)
 
 
 class Feed:
-    """The audio of one client: bytes of a known encoding into a stream of the engine."""
+    """The audio of one client: bytes of a known encoding into a stream of the engine.
 
-    def __init__(self, session: "Session", reader: PcmReader, sample_rate: int) -> None:
+    What is pushed, marked and said here is what a shadow gets to know.
+    """
+
+    def __init__(
+        self,
+        session: "Session",
+        reader: PcmReader,
+        sample_rate: int,
+        shadow: ShadowStream | None = None,
+    ) -> None:
         self.session, self.reader, self.sample_rate = session, reader, sample_rate
+        self._shadow = shadow
         self.samples = 0
 
     @property
@@ -250,9 +225,53 @@ class Feed:
     async def push(self, data: bytes) -> float:
         """Push the bytes of one message; the seconds they hold."""
         samples = self.reader.push(data)
-        await push(self.session, samples, self.sample_rate)
-        self.samples += len(samples)
+        await self.take(samples)
         return len(samples) / self.sample_rate
+
+    async def take(self, samples: Any) -> None:
+        """Push samples, waiting for room without holding up other clients."""
+        step = max(1, math.ceil(PIECE_SECONDS * self.sample_rate))
+        for start in range(0, len(samples), step):
+            piece = samples[start : start + step]
+            while True:
+                try:
+                    self.session.push(piece, wait=False)
+                    break
+                except BacklogError:
+                    await asyncio.sleep(PATIENCE_SECONDS)
+            if self._shadow is not None:
+                self._shadow.push(piece)
+            if len(samples) > step:
+                await asyncio.sleep(0)
+        self.samples += len(samples)
+
+    def finalise(self) -> None:
+        self.session.finalise()
+        if self._shadow is not None:
+            self._shadow.finalise()
+
+    def finish(self) -> None:
+        self.session.finish()
+        if self._shadow is not None:
+            self._shadow.finish()
+
+    def said(self, event: StreamEvent) -> None:
+        """An event of the session was read."""
+        if self._shadow is not None:
+            self._shadow.said(event)
+
+    async def __aiter__(self) -> AsyncIterator[StreamEvent]:
+        async for event in self.session:
+            self.said(event)
+            yield event
+
+    async def release(self) -> None:
+        """Leave the stream, and wait until the engine has its slot back."""
+        if self._shadow is not None:
+            self._shadow.close()
+        self.session.close()
+        while self.session.slot is not None:
+            await asyncio.sleep(0.002)
 
 
 class GrowingText:

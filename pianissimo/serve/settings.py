@@ -1,30 +1,49 @@
 """Everything a server can be told, checked once at the start."""
 
 import ipaddress
+import re
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
 from pianissimo.errors import OptionError
+
+NAMED = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)", re.S)
+
+
+def parse_source(text: str | None) -> tuple[str | None, str | None]:
+    """The name, if one is given, and the place of `NAME=MODEL` or `MODEL`."""
+    found = NAMED.fullmatch(text or "")
+    return (found[1], found[2]) if found else (None, text)
 
 
 @dataclass(frozen=True)
 class Settings:
     """What `pianissimo serve` was asked for.
 
-    `max_streams` sockets are served at once and `max_files` recordings transcribed; as many again
-    may wait for their turn. `idle_seconds` is how long a socket may send nothing. A stream of our
-    own protocol whose connection broke can be resumed for `resume_seconds`; it keeps its slot for
-    `linger_seconds` of them, and outlives the process where there is a `state_folder`. `insecure`
-    allows other machines in without a key.
+    `models` are loaded at the start, the first is the default; without any it is the embedded one.
+    `spare_models`, each with its name as `NAME=MODEL`, may be loaded later. `max_streams` sockets
+    are served at once and `max_files` recordings transcribed; as many again may wait for their
+    turn. A shadow model hears `max_shadows` streams at once. `idle_seconds` is how long a socket
+    may send nothing. A stream of our own protocol whose connection broke can be resumed for
+    `resume_seconds`; it keeps its slot for `linger_seconds` of them, and outlives the process where
+    there is a `state_folder`. When the server is told to end, streams have `drain_seconds` to end
+    by themselves. `insecure` allows other machines in without a key. The Wyoming protocol is spoken
+    on a port of its own, if one is named; it knows no keys. With `tls_certificate` and `tls_key`,
+    PEM files, the server speaks TLS, Wyoming excepted. The page shows the report in the folder
+    `quietbench`, which `pianissimo quietbench` wrote.
     """
 
-    model: str | None = None
+    models: tuple[str, ...] = ()
+    spare_models: tuple[str, ...] = ()
     device: str = "auto"
     dtype: str = "auto"
     host: str = "127.0.0.1"
     port: int = 7860
+    wyoming_port: int | None = None
     max_streams: int = 64
     max_files: int = 2
+    max_shadows: int = 8
     largest_upload_mb: float = 512.0
     longest_audio_seconds: float = 4 * 3600.0
     decoders: int = 2
@@ -33,11 +52,15 @@ class Settings:
     resume_seconds: float = 120.0
     linger_seconds: float = 5.0
     state_folder: Path | None = None
+    drain_seconds: float = 10.0
     api_keys: tuple[str, ...] = ()
     admin_key: str | None = None
     allow_origins: tuple[str, ...] = ()
     insecure: bool = False
     strict_commits: bool = False
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    quietbench: Path | None = None
 
     def __post_init__(self) -> None:
         if min(self.max_streams, self.max_files, self.decoders) < 1:
@@ -47,8 +70,14 @@ class Settings:
             raise OptionError("the limits of a server must be above 0")
         if not 0 <= self.linger_seconds <= self.resume_seconds:
             raise OptionError("a stream cannot linger longer than it can be resumed")
-        if not 0 <= self.port <= 65_535:
-            raise OptionError(f"{self.port} is not a port; choose one from 0 to 65535")
+        if self.drain_seconds < 0 or self.max_shadows < 1:
+            raise OptionError("a server drains for 0 s or longer, and a shadow hears some streams")
+        for text in self.spare_models:
+            if parse_source(text)[0] is None:
+                raise OptionError(f"a spare model needs a name: --spare-model NAME={text}")
+        for port in (self.port, self.wyoming_port or 0):
+            if not 0 <= port <= 65_535:
+                raise OptionError(f"{port} is not a port; choose one from 0 to 65535")
         if any(not key.strip() for key in (*self.api_keys, self.admin_key or "-")):
             raise OptionError("an API key must not be empty")
         if not (self.loopback or self.api_keys or self.insecure):
@@ -56,6 +85,26 @@ class Settings:
                 f"on {self.host} everyone in reach could use this server: set an API key "
                 "(--api-key), listen on 127.0.0.1, or say --insecure"
             )
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise OptionError("TLS needs both: --tls-certificate and --tls-key")
+        if self.tls_certificate is not None:
+            self._check_tls()
+        if self.wyoming_port is not None and not (self.loopback or self.insecure):
+            raise OptionError(
+                f"the Wyoming protocol knows no keys: on {self.host} everyone in reach could use "
+                "it; listen on 127.0.0.1, or say --insecure"
+            )
+
+    def _check_tls(self) -> None:
+        assert self.tls_certificate is not None
+        try:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(self.tls_certificate, self.tls_key)
+        except OSError as error:  # ssl.SSLError is one, too
+            raise OptionError(
+                f"{self.tls_certificate} and {self.tls_key} cannot be used for TLS ({error}); "
+                "both must be readable PEM files that belong together"
+            ) from error
 
     @property
     def loopback(self) -> bool:

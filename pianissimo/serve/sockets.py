@@ -15,6 +15,7 @@ from pianissimo.errors import PianissimoError
 from pianissimo.serve.auth import key_of, subprotocol_of, unauthorised
 from pianissimo.serve.refusal import FAILED, RESTARTING, Refusal, refusal_for
 from pianissimo.serve.service import Service
+from pianissimo.serve.store import Lease
 
 LONGEST_REASON_BYTES = 123
 """What a close frame has room for, RFC 6455 section 5.5."""
@@ -35,6 +36,8 @@ class Client:
 
     def __init__(self, socket: WebSocket, service: Service, dialect: str) -> None:
         self.socket, self.service, self.dialect = socket, service, dialect
+        self.lease: Lease | None = None
+        """The model that the client is served by, once that is known."""
         self._awaited: deque[float] = deque()
 
     async def receive(self, idle_seconds: float | None = None) -> str | bytes:
@@ -70,9 +73,9 @@ class Client:
 
     def got_final(self) -> None:
         """The final text that was asked for first is there."""
-        if self._awaited:
+        if self._awaited and self.lease is not None:
             spent = time.monotonic() - self._awaited.popleft()
-            self.service.metrics.time_to_final.labels(self.dialect).observe(spent)
+            self.service.metrics.final_after(self.dialect, self.lease, spent)
 
 
 @asynccontextmanager
@@ -115,17 +118,19 @@ async def client(
 
 
 @asynccontextmanager
-async def seat(one: Client) -> AsyncIterator[None]:
-    """A seat for as long as the block lasts; raises EngineFullError when there is none."""
+async def seat(service: Service, dialect: str) -> AsyncIterator[None]:
+    """A seat for as long as the block lasts; raises EngineFullError when there is none, and
+    Refusal while the server takes nobody new."""
+    service.check_open(dialect)
     try:
-        one.service.seats.take()
+        service.seats.take()
     except PianissimoError:
-        one.service.metrics.refusals.labels(one.dialect, "full").inc()
+        service.metrics.refusals.labels(dialect, "full").inc()
         raise
     try:
         yield
     finally:
-        one.service.seats.leave()
+        service.seats.leave()
 
 
 async def until_first(*jobs: Coroutine[Any, Any, None]) -> None:
@@ -156,4 +161,20 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
         raise Refusal(400, f"this message is not JSON: {error}", "invalid_json") from error
     if not isinstance(value, dict):
         raise Refusal(400, "a message must be a JSON object", "invalid_json")
+    return value
+
+
+def text_field(given: Mapping[str, Any], name: str) -> str | None:
+    """The text of that name, None if there is none; raises Refusal for what is no text."""
+    value = given.get(name)
+    if value is not None and not isinstance(value, str):
+        raise Refusal(400, f"{name} must be text", "invalid_value", name)
+    return value
+
+
+def whole_field(given: Mapping[str, Any], name: str, default: int, least: int) -> int:
+    """The whole number of that name; raises Refusal for another thing, or a smaller one."""
+    value = given.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise Refusal(400, f"{name} must be a whole number from {least} on", "invalid_value", name)
     return value

@@ -11,10 +11,19 @@ from fastapi import APIRouter
 from starlette.websockets import WebSocket
 
 from pianissimo.errors import PianissimoError
+from pianissimo.serve.auth import caller_of
 from pianissimo.serve.pcm import ENCODINGS
 from pianissimo.serve.refusal import Refusal, refusal_for
 from pianissimo.serve.resumable import Command, ResumableStream, StreamOptions, Streams
-from pianissimo.serve.sockets import Client, Gone, client, parse_object, until_first
+from pianissimo.serve.sockets import (
+    Client,
+    Gone,
+    client,
+    parse_object,
+    text_field,
+    until_first,
+    whole_field,
+)
 from pianissimo.streaming.endpoint import ENDPOINT, EndpointRules
 
 DIALECT = "stream"
@@ -42,11 +51,13 @@ async def _serve(one: Client, streams: Streams) -> None:
     first = parse_object(await one.receive())
     resumed = first.get("type") == "resume"
     if resumed:
-        served = streams.resume(_text(first, "stream") or "")
+        served = streams.resume(text_field(first, "stream") or "")
     else:
+        one.service.check_open(DIALECT)
         served = streams.start(_read_options(one, first))
     streams.came(served)
-    seen, known = _whole(first, "events", 0, 0), resumed
+    seen, known = whole_field(first, "events", 0, 0), resumed
+    served.seen(seen)
     try:
         async with served.attached():
             known = True
@@ -55,7 +66,7 @@ async def _serve(one: Client, streams: Streams) -> None:
     except BaseException:
         if not known:
             await streams.forget(served)  # there was no room for it
-        elif not served.taken_over.is_set():
+        elif not served.given_up.is_set():
             streams.went(served)
         raise
 
@@ -70,12 +81,11 @@ class _Connection:
         served, service = self.served, self.one.service
         if resumed:
             service.metrics.resumed.inc()
-            served.seen(self.sent)
         await self.one.send(
             {
                 "type": "ready",
                 "stream": served.token,
-                "model": service.recognizer.name,
+                "model": served.options.choice.name,
                 "latency_ms": served.options.latency_ms,
                 "frames": served.frames,
                 "resume_seconds": service.settings.resume_seconds,
@@ -99,7 +109,7 @@ class _Connection:
                     await self.served.take(name)
                     await self._acknowledge()
                 case "ack":
-                    self.served.seen(_whole(given, "events", 0, 0))
+                    self.served.seen(whole_field(given, "events", 0, 0))
                     if self.served.done:
                         return
                 case "keepalive":
@@ -108,7 +118,8 @@ class _Connection:
                     raise Refusal(400, f"messages of the type {kind!r} are unknown", "unknown_type")
 
     async def _acknowledge(self) -> None:
-        await self.one.send({"type": "ack", "frames": self.served.frames})
+        gain = round(self.served.gain_db, 1)
+        await self.one.send({"type": "ack", "frames": self.served.frames, "gain_db": gain})
 
     async def _send(self) -> None:
         """Events in order, each once on this connection; between them the newest partial."""
@@ -125,8 +136,9 @@ class _Connection:
             await self.served.news.wait()
 
     async def _give_way(self) -> None:
-        await self.served.taken_over.wait()
-        raise Refusal(409, "another connection resumed this stream", "taken_over")
+        await self.served.given_up.wait()
+        assert self.served.farewell is not None
+        raise self.served.farewell
 
 
 # -- the first message -----------------------------------------------------------------------------
@@ -136,21 +148,25 @@ def _read_options(one: Client, first: Mapping[str, Any]) -> StreamOptions:
     """Raises Refusal for values that make no sense, and what the service says about others."""
     if first.get("type") != "start":
         raise Refusal(400, "the first message must be start or resume", "unknown_type")
-    one.service.check_model(_text(first, "model"))
-    one.service.check_language(_text(first, "language"))
-    encoding = _text(first, "encoding") or "pcm_s16le"
+    caller = caller_of(one.socket.headers, text_field(first, "user"))
+    choice = one.service.store.choose(text_field(first, "model"), caller)
+    model = one.service.store.models[choice.name]
+    model.check_language(text_field(first, "language"))
+    encoding = text_field(first, "encoding") or "pcm_s16le"
     for known in ENCODINGS:
         if encoding == known:
             break
     else:
         raise Refusal(400, f"encoding must be one of {', '.join(ENCODINGS)}", "invalid_value")
-    latency = None if first.get("latency_ms") is None else _whole(first, "latency_ms", 0, 1)
+    latency = None if first.get("latency_ms") is None else whole_field(first, "latency_ms", 0, 1)
     return StreamOptions(
-        sample_rate=_whole(first, "sample_rate", 16_000, 1000),
+        sample_rate=whole_field(first, "sample_rate", 16_000, 1000),
         encoding=known,
-        channels=_whole(first, "channels", 1, 1),
-        latency_ms=one.service.latency(latency),
+        channels=whole_field(first, "channels", 1, 1),
+        latency_ms=model.latency(latency),
         endpoint=_read_rules(first.get("endpoint", {})),
+        choice=choice,
+        session=caller.session,
     )
 
 
@@ -171,17 +187,3 @@ def _seconds(given: Mapping[str, Any], name: str, default: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > MOST_SECONDS:
         raise Refusal(400, f"endpoint.{name} must be a number of seconds", "invalid_value")
     return float(value)
-
-
-def _text(given: Mapping[str, Any], name: str) -> str | None:
-    value = given.get(name)
-    if value is not None and not isinstance(value, str):
-        raise Refusal(400, f"{name} must be text", "invalid_value", name)
-    return value
-
-
-def _whole(given: Mapping[str, Any], name: str, default: int, least: int) -> int:
-    value = given.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise Refusal(400, f"{name} must be a whole number from {least} on", "invalid_value", name)
-    return value

@@ -1,6 +1,7 @@
 """A real server on a free port, for tests: uvicorn in a thread, over a real socket."""
 
 import io
+import re
 import socket
 import threading
 import time
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import httpx
 import numpy as np
 import soundfile
 import uvicorn
@@ -29,6 +31,7 @@ class Server:
 
     port: int
     service: Service
+    wyoming_port: int = 0
 
     @property
     def http(self) -> str:
@@ -37,6 +40,12 @@ class Server:
     @property
     def ws(self) -> str:
         return f"ws://127.0.0.1:{self.port}"
+
+    def outcomes(self, outcome: str) -> float:
+        """How many requests and sockets ended that way."""
+        page = httpx.get(self.http + "/metrics").text
+        found = re.findall(rf'requests_total{{[^}}]*outcome="{outcome}"}} ([\d.]+)', page)
+        return sum(map(float, found))
 
     def wait_until_empty(self, seconds: float = 10.0) -> None:
         """Until all seats and slots are free again; fails if that does not happen."""
@@ -48,8 +57,10 @@ class Server:
 
 
 @contextmanager
-def serving(recognizer: NativeRecognizer, settings: Settings | None = None) -> Iterator[Server]:
-    """Serve a recogniser until the block ends."""
+def serving(
+    recognizer: NativeRecognizer | None, settings: Settings | None = None
+) -> Iterator[Server]:
+    """Serve a recogniser until the block ends, or the models in the settings."""
     app = create_app(settings or Settings(), recognizer)
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
@@ -62,7 +73,8 @@ def serving(recognizer: NativeRecognizer, settings: Settings | None = None) -> I
         assert thread.is_alive(), "the server did not start"
         time.sleep(0.01)
     try:
-        yield Server(listener.getsockname()[1], app.state.service)
+        wyoming = 0 if app.state.service.settings.wyoming_port is None else app.state.wyoming.port
+        yield Server(listener.getsockname()[1], app.state.service, wyoming)
     finally:
         server.should_exit = True
         thread.join(30)

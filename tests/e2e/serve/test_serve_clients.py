@@ -81,6 +81,10 @@ def test_openai_models_and_errors(client: "openai.OpenAI", clip: tuple[str, byte
     with pytest.raises(openai.BadRequestError) as caught:
         client.audio.transcriptions.create(file=("a.wav", b"nonsense" * 99), model="whisper-1")
     assert caught.value.code == "audio_undecodable" and caught.value.param == "file"
+    with pytest.raises(openai.BadRequestError) as caught:
+        file = ("a.wav", b"nonsense" * 99)
+        client.audio.transcriptions.create(file=file, model="whisper-1", stream=True)
+    assert caught.value.code == "audio_undecodable"
 
 
 def test_openai_errors_of_a_closed_server(tiny: NativeRecognizer) -> None:
@@ -128,6 +132,36 @@ def test_openai_realtime(client: "openai.OpenAI", turns: object) -> None:
                 break
     assert "error" not in kinds and "session.updated" in kinds
     assert ("input_audio_buffer.speech_started" in kinds) == (turns is not None)
+
+
+def test_openai_models_that_find_no_turns(client: "openai.OpenAI") -> None:
+    """Whoever names one of them commits, and would be cut twice by a server that also did."""
+
+    def turns(**changes: object) -> object:
+        input = {"transcription": {"model": "gpt-live-transcribe"}, **changes}
+        session = {"type": "transcription", "audio": {"input": input}}
+        connection.session.update(session=session)
+        while (event := connection.recv()).type != "session.updated":
+            assert event.type == "session.created"
+        return event.session.audio.input.turn_detection
+
+    with client.realtime.connect(extra_query={"intent": "transcription"}) as connection:
+        assert turns() is None
+        assert turns(turn_detection={"type": "server_vad"}).type == "server_vad"
+        assert turns().type == "server_vad"
+
+
+def test_openai_languages(client: "openai.OpenAI", clip: tuple[str, bytes, str]) -> None:
+    """Several may be spoken: the model has to know one of them."""
+
+    def text(*languages: str) -> str:
+        body = {"languages": list(languages)}
+        create = client.audio.transcriptions.create
+        return create(file=clip, model="gpt-transcribe", extra_body=body).text
+
+    assert text("fr", "en-GB") == NUMBER
+    with pytest.raises(openai.BadRequestError, match="'fr, de'"):
+        text("fr", "de")
 
 
 # -- deepgram --------------------------------------------------------------------------------------

@@ -236,6 +236,7 @@ def test_metrics_time_the_finals(tiny: NativeRecognizer) -> None:
             say(socket, "CloseStream")
             rest(socket)
         page = httpx.get(server.http + "/metrics").text
-        assert 'pianissimo_time_to_final_seconds_count{dialect="deepgram"} 2.0' in page
-        assert 'pianissimo_audio_seconds_total{dialect="deepgram"} 2.5' in page
+        labels = '{dialect="deepgram",experiment="",model="tiny"}'
+        assert f"pianissimo_time_to_final_seconds_count{labels} 2.0" in page
+        assert f"pianissimo_audio_seconds_total{labels} 2.5" in page
         assert 'pianissimo_sockets{dialect="deepgram"} 0.0' in page

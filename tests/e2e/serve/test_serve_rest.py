@@ -327,9 +327,11 @@ def test_metrics_count_what_happened(tiny: NativeRecognizer, sound: bytes) -> No
         page = httpx.get(server.http + "/metrics").text
         assert f'pianissimo_requests_total{{dialect="{URL}",outcome="200"}} 2.0' in page
         assert f'pianissimo_requests_total{{dialect="{URL}",outcome="400"}} 1.0' in page
-        assert 'pianissimo_audio_seconds_total{dialect="openai"} 14.6' in page
-        assert "pianissimo_engine_streams 0.0" in page
-        assert re.search(r'chunk_delay_seconds\{latency_ms="1120",quantile="0.99"\} \d', page)
+        labels = '{dialect="openai",experiment="",model="tiny"}'
+        assert f"pianissimo_audio_seconds_total{labels} 14.6" in page
+        assert 'pianissimo_engine_streams{model="tiny"} 0.0' in page
+        delay = r'chunk_delay_seconds\{latency_ms="1120",model="tiny",quantile="0.99"\} \d'
+        assert re.search(delay, page)
 
 
 def test_the_command_serves_until_it_is_told_to_stop(tiny_model_folder: Path, sound: bytes) -> None:

@@ -1,23 +1,21 @@
 """Our own socket: the words, every way to be refused, and nothing lost however often it breaks."""
 
 import asyncio
-import importlib.util
 import json
-import random
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 import soundfile
+from cutting import EXAMPLE, Cutter, check_same, listen, talk
 from serving import RATE, Server, pcm, serving, speech
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
@@ -26,7 +24,6 @@ from pianissimo.native import NativeRecognizer
 from pianissimo.serve.settings import Settings
 
 NUMBER = "enter four seven two nine"
-EXAMPLE = Path(__file__).parents[3] / "examples" / "stream_client.py"
 
 
 @contextmanager
@@ -56,12 +53,6 @@ def rest(socket: ClientConnection) -> list[dict[str, Any]]:
                     socket.send(json.dumps({"type": "ack", "events": events[-1]["event"]}))
     except ConnectionClosed:
         return events
-
-
-def talk() -> np.ndarray:
-    """Half a minute with pauses that end utterances and some that do not."""
-    quiet = np.zeros(round(1.6 * RATE), np.float32)
-    return np.concatenate([part for i in range(3) for part in (speech(7.5, first=i), quiet)])
 
 
 # -- one connection --------------------------------------------------------------------------------
@@ -159,82 +150,18 @@ def test_a_full_server_keeps_nothing_of_whom_it_refused(tiny: NativeRecognizer) 
 # -- many connections ------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("stream_client", EXAMPLE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-class Cutter:
-    """Passes bytes on to a server and cuts every connection after a random time."""
-
-    def __init__(self, port: int, seed: int, longest_seconds: float) -> None:
-        self.target, self.random, self.longest = port, random.Random(seed), longest_seconds
-        self.cuts = 0
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[int]:
-        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
-        try:
-            yield server.sockets[0].getsockname()[1]
-        finally:
-            server.close()
-
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection("127.0.0.1", self.target)
-        jobs = [
-            asyncio.create_task(self._pass(reader, back)),
-            asyncio.create_task(self._pass(there, writer)),
-        ]
-        seconds = 0.05 + self.random.random() * self.longest
-        _, pending = await asyncio.wait(jobs, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        self.cuts += len(pending) == 2
-        for job in jobs:
-            job.cancel()
-        await asyncio.gather(*jobs, return_exceptions=True)
-        for end in (writer, back):
-            end.transport.abort()
-
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(4096):
-            writer.write(data)
-            await writer.drain()
-
-
-async def listen(
-    example: ModuleType, port: int, samples: np.ndarray, seconds: float
-) -> tuple[list[dict[str, Any]], int]:
-    """All but the partials, of samples sent over about so many seconds, finalised at times."""
-    events: list[dict[str, Any]] = []
-    client = example.StreamClient(f"ws://127.0.0.1:{port}", events.append, sample_rate=RATE)
-    running = asyncio.create_task(client.run())
-    size = 1600
-    count = -(-len(samples) // size)
-    for number in range(count):
-        await client.send(pcm(samples[number * size : (number + 1) * size]))
-        if number % 97 == 96:
-            client.finalise()
-        await asyncio.sleep(seconds / count)
-    client.finish()
-    await asyncio.wait_for(running, 120)
-    return [event for event in events if event["type"] != "partial"], client.connections
-
-
 @pytest.mark.parametrize("linger_seconds", [5.0, 0.0], ids=["kept in its slot", "parked"])
 def test_a_stream_cut_again_and_again_loses_nothing(
-    embedded: NativeRecognizer, example: ModuleType, linger_seconds: float
+    embedded: NativeRecognizer, linger_seconds: float
 ) -> None:
     samples = talk()
 
     async def both(port: int) -> tuple[list, list, int]:
-        whole, connections = await listen(example, port, samples, 0.1)
+        whole, connections = await listen(port, samples, 0.1)
         assert connections == 1
-        cutter = Cutter(port, seed=3, longest_seconds=0.6)
+        cutter = Cutter(port, seed=3, shortest=0.05, longest=0.65)
         async with cutter.running() as cut_port:
-            cut, connections = await listen(example, cut_port, samples, 5.0)
+            cut, connections = await listen(cut_port, samples, 5.0)
         assert cutter.cuts >= 5
         return whole, cut, connections
 
@@ -244,16 +171,7 @@ def test_a_stream_cut_again_and_again_loses_nothing(
         server.wait_until_empty()
     assert connections >= 5
     assert f"pianissimo_resumed_total {connections - 1}.0" in page or connections > 5
-    assert [event["event"] for event in cut] == list(range(1, len(cut) + 1))
-    assert len(cut) == len(whole)
-    for one, other in zip(cut, whole, strict=True):
-        words = [one.pop("words", []), other.pop("words", [])]
-        assert one == other
-        for word, same in zip(*words, strict=True):
-            assert (word["text"], word["start"], word["end"]) == (
-                *(same["text"], same["start"], same["end"]),
-            )
-            assert word["confidence"] == pytest.approx(same["confidence"], abs=1e-3)
+    check_same(cut, whole)
 
 
 def test_a_stream_outlives_its_server(embedded: NativeRecognizer, tmp_path: Path) -> None:

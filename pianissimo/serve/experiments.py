@@ -1,0 +1,55 @@
+"""Which arm of an experiment somebody belongs to: by a hash, so the same one every time.
+
+Weighted rendezvous hashing (Schindelhauer and Schomaker 2005): when a weight changes, only as many
+change their arm as must, and none between two arms whose weights stayed.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from pianissimo.errors import OptionError
+
+By = Literal["session", "key", "user"]
+HASH_BITS = 52
+"""As many as a float holds with a half added: no hash becomes 0 or 1."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks: a session of a socket or one request, the API key, and the user it names."""
+
+    session: str
+    key: str | None = None
+    user: str | None = None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Models and their weights; `by` says whose model stays the same.
+
+    A caller without a key or user is told apart by the session.
+    """
+
+    weights: Mapping[str, float]
+    by: By = "session"
+
+    def __post_init__(self) -> None:
+        if self.by not in get_args(By):
+            raise OptionError(f"a split goes by {', '.join(get_args(By))}, not by {self.by!r}")
+        numbers = self.weights.values()
+        if not all(math.isfinite(w) and w >= 0 for w in numbers) or not sum(numbers) > 0:
+            raise OptionError("the weights of a split must be numbers from 0 on, not all of them 0")
+
+    def arm(self, alias: str, caller: Caller) -> str:
+        """The model of this caller in the experiment of that name."""
+        who = getattr(caller, self.by) or caller.session
+
+        def score(model: str) -> float:
+            text = "\0".join((alias, model, who)).encode("utf-8", "surrogatepass")
+            drawn = int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> (64 - HASH_BITS)
+            return self.weights[model] / -math.log((drawn + 0.5) / 2**HASH_BITS)
+
+        return max(sorted(self.weights), key=score)

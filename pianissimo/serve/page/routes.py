@@ -1,0 +1,184 @@
+"""What the page fetches: its own files, what the server has, and recordings with their progress.
+
+The files are read once, so no path of a request is ever opened. Nothing the page needs lies on
+another machine, and its headers forbid that it asks one.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
+
+from pianissimo import __version__
+from pianissimo.errors import PianissimoError
+from pianissimo.serve.auth import caller_of, key_of, unauthorised
+from pianissimo.serve.page.recordings import Progress, news, with_gain
+from pianissimo.serve.refusal import Refusal, refusal_for
+from pianissimo.serve.service import Service
+from pianissimo.serve.store import Lease
+from pianissimo.serve.upload import form_with_file
+from pianissimo.transcript import Transcript
+
+DIALECT = "page"
+STATIC = Path(__file__).parent / "static"
+KINDS = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        "img-src 'self'; media-src 'self' blob:; worker-src 'self'; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'"
+    ),
+    "permissions-policy": "microphone=(self), camera=(), geolocation=()",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "cache-control": "no-cache",
+}
+QUIETBENCH_SUMMARY = "summary.json"
+
+router = APIRouter(include_in_schema=False)
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StaticFile:
+    """One file of the page as it is sent."""
+
+    content: bytes
+    headers: Mapping[str, str]
+
+
+@cache
+def static_files() -> Mapping[str, StaticFile]:
+    """Everything in `static`, by name."""
+    found = {}
+    for path in sorted(STATIC.iterdir()):
+        if path.suffix in KINDS:
+            content = path.read_bytes()
+            tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+            headers = {**HEADERS, "content-type": KINDS[path.suffix], "etag": tag}
+            found[path.name] = StaticFile(content, headers)
+    return found
+
+
+@router.get("/")
+async def index(request: Request) -> Response:
+    return _sent(request, "index.html")
+
+
+@router.get("/page/{name}.{suffix}")
+async def static_file(request: Request, name: str, suffix: str) -> Response:
+    return _sent(request, f"{name}.{suffix}")
+
+
+@router.get("/gradio_api")
+@router.get("/gradio_api/")
+async def gradio_api() -> Response:
+    """Where people look for the interfaces of a speech page."""
+    return RedirectResponse("/#api")
+
+
+@router.get("/page/server")
+async def server(request: Request) -> Response:
+    """What the page offers: the models and their latency modes, and the limits."""
+    service = _admitted(request)
+    settings = service.settings
+    return JSONResponse(
+        {
+            "version": __version__,
+            "models": [
+                {
+                    "name": name,
+                    "latencies_ms": model.recognizer.latencies_ms,
+                    "gain": hasattr(model.recognizer, "front_end"),
+                }
+                for name, model in service.store.models.items()
+            ],
+            "largest_upload_mb": settings.largest_upload_mb,
+            "quietbench": settings.quietbench is not None,
+        }
+    )
+
+
+@router.get("/page/quietbench")
+async def quietbench(request: Request) -> Response:
+    """The summary that `pianissimo quietbench` wrote into the folder named by the operator."""
+    folder = _admitted(request).settings.quietbench
+    if folder is None:
+        raise Refusal(404, "the server was not started with --quietbench FOLDER", "no_report")
+    path = folder / QUIETBENCH_SUMMARY
+    try:
+        content = await asyncio.to_thread(path.read_bytes)
+        return JSONResponse(json.loads(content))
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be shown: %s", path, error)
+        raise Refusal(
+            404, f"the folder of --quietbench has no {QUIETBENCH_SUMMARY} to show", "no_report"
+        ) from error
+
+
+@router.post("/page/recordings")
+async def recordings(request: Request) -> Response:
+    """A form with `file`, `model` and `gain`: lines of JSON with the progress, then the transcript.
+
+    It is the transcript of `pianissimo transcribe`, with the reasons of the guards.
+    """
+    service = _admitted(request)
+    service.check_open(DIALECT)
+    async with AsyncExitStack() as stack:
+        upload = form_with_file(request, service.settings.largest_upload_bytes)
+        form, _, path = await stack.enter_async_context(upload)
+        model, gain = form.get("model"), form.get("gain")
+        caller = caller_of(request.headers)
+        choice = service.store.choose(model if isinstance(model, str) else None, caller)
+        lease = stack.enter_context(service.lease(DIALECT, choice, caller.session))
+        recognizer = with_gain(lease.model.recognizer, gain if isinstance(gain, str) else None)
+        told = news(service, recognizer, path, request, stack.pop_all())
+        return StreamingResponse(_lines(service, lease, told), media_type="application/x-ndjson")
+
+
+async def _lines(
+    service: Service, lease: Lease, told: AsyncGenerator[Progress | Transcript]
+) -> AsyncIterator[str]:
+    try:
+        async with aclosing(told):
+            async for each in told:
+                if isinstance(each, Progress):
+                    line = {"type": "progress", "decoded": each.decoded, "heard": each.heard}
+                else:
+                    service.metrics.heard(DIALECT, lease, each.duration)
+                    line = {"type": "transcript", **json.loads(each.to_json())}
+                yield json.dumps(line, ensure_ascii=False) + "\n"
+    except PianissimoError as error:
+        refusal = refusal_for(error)
+        yield json.dumps({"type": "error", **refusal.openai()}, ensure_ascii=False) + "\n"
+
+
+def _sent(request: Request, name: str) -> Response:
+    file = static_files().get(name)
+    if file is None:
+        raise HTTPException(404, "Not Found")
+    if request.headers.get("if-none-match") == file.headers["etag"]:
+        return Response(status_code=304, headers=dict(file.headers))
+    return Response(file.content, headers=dict(file.headers))
+
+
+def _admitted(request: Request) -> Service:
+    service: Service = request.app.state.service
+    if not service.keys.admits(key_of(request.headers)):
+        service.metrics.refusals.labels(DIALECT, "key").inc()
+        raise unauthorised()
+    return service

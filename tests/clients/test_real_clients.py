@@ -1,0 +1,159 @@
+"""Unmodified clients, each in an environment of its own, against `pianissimo serve`.
+
+`make clients` makes the environments from the requirements beside this file. A program here prints
+as JSON what its client was given; the programs in docs/clients.md are run as they stand there.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "clients.md"
+RECIPE = re.compile(r"^```python (\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+CLIENTS = ("deepgram", "livekit", "openai", "pipecat", "wyoming")
+NUMBER = "enter four seven two nine"
+WORDS = NUMBER.split()
+START_SECONDS, TALK_SECONDS = 120.0, 300.0
+
+
+@dataclass(frozen=True)
+class Served:
+    """Where the server is, and a clip in the folder where the programs run."""
+
+    port: int
+    wyoming_port: int
+    folder: Path
+
+    def run(self, client: str, *arguments: str | Path) -> str:
+        """What a program of a client prints; fails if it does."""
+        python = ROOT / ".venv-clients" / client / "bin" / "python"
+        if not python.exists():
+            pytest.skip(f"no environment for {client}: make clients")
+        done = subprocess.run(
+            [python, *arguments],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=TALK_SECONDS,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        return done.stdout
+
+    def talk(self, client: str) -> dict[str, Any]:
+        """What the client's program here says about the clip."""
+        program = Path(__file__).with_name(f"talk_{client}.py")
+        port = self.wyoming_port if client == "wyoming" else self.port
+        found: dict[str, Any] = json.loads(
+            self.run(client, program, f"127.0.0.1:{port}", "talk.wav")
+        )
+        return found
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    import soundfile
+
+    folder = tmp_path_factory.mktemp("clients")
+    samples, rate = soundfile.read(ROOT / "examples" / "audio" / "number.flac")
+    soundfile.write(folder / "talk.wav", samples, rate, subtype="PCM_16")
+    command = [sys.executable, "-m", "pianissimo", "serve", "--port", "0", "--wyoming-port", "0"]
+    log = folder / "serve.log"
+    with open(log, "wb") as file:
+        process = subprocess.Popen([*command, "--verbose"], stderr=file)
+    try:
+        end = time.monotonic() + START_SECONDS
+        while not (
+            (http := re.search(r"running on http://127.0.0.1:(\d+)", log.read_text()))
+            and (tcp := re.search(r"listens on tcp://127.0.0.1:(\d+)", log.read_text()))
+        ):
+            assert process.poll() is None and time.monotonic() < end, log.read_text()
+            time.sleep(0.1)
+        yield Served(int(http[1]), int(tcp[1]), folder)
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0, log.read_text()
+    assert "Traceback" not in log.read_text()
+
+
+def test_openai(served: Served) -> None:
+    found = served.talk("openai")
+    told = found["recordings"]
+    assert told["text"] == told["deltas"] == NUMBER and told["done"] == [NUMBER]
+    assert [word for word, _, _ in told["words"]] == WORDS
+    assert NUMBER in told["srt"] and told["refused"] == "model_not_found"
+    assert told["models"] == ["embedded-en"]
+    for live in (found["realtime"], found["realtime, committed"]):
+        assert live["text"] == live["deltas"] == NUMBER and "error" not in live["events"]
+    started = "input_audio_buffer.speech_started"
+    assert started in found["realtime"]["events"]
+    assert started not in found["realtime, committed"]["events"]
+
+
+def test_deepgram(served: Served) -> None:
+    found = served.talk("deepgram")
+    live = found["live"]
+    assert live["text"] == found["recording"]["text"] == NUMBER
+    assert [word for word, _, _ in live["words"]] == WORDS
+    assert len(live["interim"]) >= 2 and NUMBER.startswith(live["interim"][0])
+    assert live["duration"] == pytest.approx(2.5, abs=0.1)
+    kinds = {"ListenV1SpeechStarted", "ListenV1Results", "ListenV1Metadata"}
+    assert set(live["types"]) == kinds
+
+
+def test_wyoming(served: Served) -> None:
+    found = served.talk("wyoming")
+    assert found["text"] == found["chunks"] == NUMBER
+    assert found["models"] == ["embedded-en"] and found["languages"] == ["en"]
+
+
+def test_pipecat(served: Served) -> None:
+    found = served.talk("pipecat")
+    for name, heard in found.items():
+        assert heard["text"] == NUMBER and not heard["errors"], (name, heard)
+    # Only a service that asked for the final text, or sends whole utterances, marks it.
+    marked = {name: heard["finalized"] for name, heard in found.items()}
+    expected = {"deepgram": True, "rest": True, "realtime": False}
+    assert marked == {**expected, "realtime with server VAD": False}
+    assert found["deepgram"]["interim"].endswith(NUMBER)
+    assert found["realtime"]["interim"].replace("|", "") == NUMBER
+    assert found["realtime with server VAD"]["proposed"] == ["started", "stopped"]
+
+
+def test_livekit(served: Served) -> None:
+    found = served.talk("livekit")
+    assert {heard["text"] for heard in found.values()} == {NUMBER}
+    for name in ("deepgram", "realtime", "realtime, committed"):
+        assert NUMBER.startswith(found[name]["interim"]) and found[name]["interim"]
+        assert found[name]["events"][0] == "start_of_speech"
+        assert "end_of_speech" in found[name]["events"]
+    assert found["deepgram"]["words"] == len(WORDS)
+
+
+RECIPES = RECIPE.findall(PAGE.read_text(encoding="utf-8"))
+
+
+def test_every_client_has_a_recipe() -> None:
+    assert {client for client, _ in RECIPES} == set(CLIENTS)
+
+
+@pytest.mark.parametrize(
+    ("client", "code"), RECIPES, ids=[f"{client}{i}" for i, (client, _) in enumerate(RECIPES)]
+)
+def test_recipes_of_the_page_print_the_words(served: Served, client: str, code: str) -> None:
+    code = code.replace("7860", str(served.port)).replace("10300", str(served.wyoming_port))
+    program = served.folder / "recipe.py"
+    program.write_text(code)
+    lines = [line for line in served.run(client, program).splitlines() if line.strip()]
+    assert lines and all(line.startswith(NUMBER) for line in lines), lines

@@ -1,0 +1,106 @@
+"""A network that breaks every connection, and a client that does not mind."""
+
+import asyncio
+import importlib.util
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from serving import RATE, pcm, speech
+
+EXAMPLE = Path(__file__).parents[3] / "examples" / "stream_client.py"
+
+
+@cache
+def example() -> ModuleType:
+    """The one-file client."""
+    spec = importlib.util.spec_from_file_location("stream_client", EXAMPLE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Cutter:
+    """Passes bytes on to a server and cuts every connection after a random time."""
+
+    def __init__(self, port: int, seed: int, shortest: float, longest: float) -> None:
+        self.target, self.random = port, random.Random(seed)
+        self.shortest, self.longest = shortest, longest
+        self.cuts = 0
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[int]:
+        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            server.close()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", self.target)
+        jobs = [
+            asyncio.create_task(self._pass(reader, back)),
+            asyncio.create_task(self._pass(there, writer)),
+        ]
+        seconds = self.random.uniform(self.shortest, self.longest)
+        _, pending = await asyncio.wait(jobs, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        self.cuts += len(pending) == 2
+        for job in jobs:
+            job.cancel()
+        await asyncio.gather(*jobs, return_exceptions=True)
+        for end in (writer, back):
+            end.transport.abort()
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(4096):
+            writer.write(data)
+            await writer.drain()
+
+
+def talk(times: int = 1) -> np.ndarray:
+    """Half a minute with pauses that end utterances and some that do not."""
+    quiet = np.zeros(round(1.6 * RATE), np.float32)
+    once = np.concatenate([part for i in range(3) for part in (speech(7.5, first=i), quiet)])
+    return np.tile(once, times)
+
+
+async def listen(
+    port: int, samples: np.ndarray, seconds: float, **options: Any
+) -> tuple[list[dict[str, Any]], int]:
+    """All but the partials, of samples sent over about so many seconds, finalised at times; and
+    how many connections it took."""
+    events: list[dict[str, Any]] = []
+    client = example().StreamClient(
+        f"ws://127.0.0.1:{port}", events.append, sample_rate=RATE, **options
+    )
+    running = asyncio.create_task(client.run())
+    size = 1600
+    count = -(-len(samples) // size)
+    for number in range(count):
+        await client.send(pcm(samples[number * size : (number + 1) * size]))
+        if number % 97 == 96:
+            client.finalise()
+        await asyncio.sleep(seconds / count)
+    client.finish()
+    await asyncio.wait_for(running, 240)
+    return [event for event in events if event["type"] != "partial"], client.connections
+
+
+def check_same(cut: list[dict[str, Any]], whole: list[dict[str, Any]]) -> None:
+    """Every event once and in order, each as it is without cuts."""
+    assert [event["event"] for event in cut] == list(range(1, len(cut) + 1))
+    assert len(cut) == len(whole)
+    for one, other in zip(cut, whole, strict=True):
+        assert {**one, "words": []} == {**other, "words": []}
+        for word, same in zip(one.get("words", ()), other.get("words", ()), strict=True):
+            assert (word["text"], word["start"], word["end"]) == (
+                *(same["text"], same["start"], same["end"]),
+            )
+            assert word["confidence"] == pytest.approx(same["confidence"], abs=1e-3)

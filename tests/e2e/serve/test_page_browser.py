@@ -1,0 +1,310 @@
+"""The page in Chromium: words from a microphone, from files, side by side; nobody is left out."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from browsing import browsing, need_browser, visiting
+from serving import RATE, Server, pcm, serving, speech, wav
+
+from pianissimo.native import NativeRecognizer
+from pianissimo.serve.settings import Settings
+from pianissimo.transcript import Transcript
+
+need_browser()
+
+NUMBER = "enter four seven two nine"
+DIGITS = NUMBER.split()[1:]
+KEPT_SOCKETS = """
+const Socket = window.WebSocket;
+window.sockets = [];
+window.WebSocket = class extends Socket {
+  constructor(...given) { super(...given); window.sockets.push(this); }
+};
+"""
+CUT = """new Promise((resolve) => {
+  const socket = window.sockets.at(-1);
+  const cut = () => { socket.close(4000); resolve(); };
+  if (socket.readyState === WebSocket.OPEN) cut();
+  else socket.addEventListener("open", cut);
+})"""
+
+
+def pause(seconds: float) -> np.ndarray:
+    return np.zeros(round(seconds * RATE), np.float32)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Its microphone hears the number, a pause, and the number twice without one."""
+    path = tmp_path_factory.mktemp("microphone") / "talk.wav"
+    number = speech(2.5)
+    talk = [pause(0.4), number, pause(1.2), number, pause(0.2), number, pause(1.0)]
+    soundfile.write(path, np.concatenate(talk), RATE, subtype="PCM_16")
+    with browsing(path) as running:
+        yield running
+
+
+def words(page: Any, root: str) -> list[str]:
+    return page.locator(f"{root} .word").all_text_contents()
+
+
+def recording(seconds: float, name: str = "number.wav") -> dict[str, Any]:
+    return {"name": name, "mimeType": "audio/wav", "buffer": wav(speech(seconds))}
+
+
+def saved(page: Any, click: Callable[[], None]) -> str:
+    with page.expect_download() as download:
+        click()
+    return Path(download.value.path()).read_text(encoding="utf-8")
+
+
+def paragraphs(page: Any, count: int) -> None:
+    """Wait until there are so many that will not change."""
+    page.locator("#live-text .paragraph:not(.partial)").nth(count - 1).wait_for()
+
+
+# -- live ------------------------------------------------------------------------------------------
+
+
+def test_the_microphone_becomes_partial_and_final_words(browser: Any, words_server: Server) -> None:
+    with visiting(browser, words_server.http) as page:
+        page.get_by_role("button", name="Listen").click()
+        partial = page.locator("#live-text .partial p")
+        partial.filter(has_text="four").wait_for()
+        assert NUMBER.startswith(partial.text_content().strip())
+        paragraphs(page, 1)
+        assert words(page, "#live-text") == NUMBER.split()
+        assert page.locator("#live-log").text_content() == NUMBER
+        for readout in ("delay", "final"):
+            assert re.fullmatch(r"\d+ ms", page.locator(f"#live-{readout}").text_content())
+        assert re.fullmatch(r"[+−]\d+ dB", page.locator("#live-gain").text_content())
+        page.locator("#live-text .word").first.click()
+        page.locator("#live-text .word.playing", has_text="enter").wait_for()
+        page.get_by_role("button", name="Stop").click()
+        page.get_by_role("button", name="Listen").wait_for()
+        words_server.wait_until_empty()
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Save sound").click()
+        sound, rate = soundfile.read(download.value.path(), dtype="float32")
+        assert 2.5 < len(sound) / rate < 20 and np.abs(sound).max() > 0.1
+
+
+def test_another_latency_while_talking_loses_no_word(browser: Any, words_server: Server) -> None:
+    with visiting(browser, words_server.http) as page:
+        page.get_by_role("button", name="Listen").click()
+        partial = page.locator("#live-text .partial p")
+        partial.filter(has_text=re.compile("four seven")).wait_for()
+        page.get_by_label("80 ms", exact=True).check()
+        paragraphs(page, 1)
+        partial.filter(has_text=re.compile("two|seven")).wait_for()
+        page.get_by_label("1120 ms", exact=True).check()
+        page.locator("#live-text .word", has_text="nine").nth(2).wait_for()
+        page.get_by_role("button", name="Stop").click()
+        page.get_by_role("button", name="Listen").wait_for()
+        heard = [word for word in words(page, "#live-text") if word != "enter"]
+        assert heard == 3 * DIGITS
+
+
+def test_a_cut_connection_is_taken_up_again(browser: Any, words_server: Server) -> None:
+    with visiting(browser, words_server.http, script=KEPT_SOCKETS) as page:
+        page.get_by_role("button", name="Listen").click()
+        for text in ("enter", "seven"):
+            page.locator("#live-text .partial p", has_text=text).wait_for()
+            page.evaluate(CUT)
+        paragraphs(page, 1)
+        assert words(page, "#live-text") == NUMBER.split()
+        assert page.evaluate("sockets.length") >= 3
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def test_a_file_becomes_words_that_can_be_corrected_and_saved(
+    browser: Any, words_server: Server, embedded: NativeRecognizer
+) -> None:
+    with visiting(browser, words_server.http + "/#file") as page:
+        page.locator("#file-input").set_input_files(recording(2.5))
+        page.locator("#file-text .word").first.wait_for()
+        assert words(page, "#file-text") == NUMBER.split()
+        page.locator("#file-text .word", has_text="seven").click()
+        page.locator("#file-text .word.playing").first.wait_for()
+        begun = page.locator("#file-audio").evaluate("audio => audio.played.start(0)")
+        start = embedded.transcribe(speech(2.5), sample_rate=RATE).words[2].start
+        assert start - 0.5 < begun < start
+        panel = page.locator("#file")
+        panel.get_by_role("button", name="Edit").click()
+        panel.get_by_role("textbox", name="Paragraph").fill("enter the four 7 two nine")
+        panel.get_by_role("button", name="Done").click()
+        files = {
+            kind: saved(page, panel.get_by_role("button", name=f"Save as {kind}").click)
+            for kind in ("txt", "srt", "vtt", "json")
+        }
+    assert files["txt"] == "enter the four 7 two nine\n"
+    found = Transcript.from_json(files["json"])
+    before = embedded.transcribe(speech(2.5), sample_rate=RATE)
+    assert [word.text for word in found.words] == "enter the four 7 two nine".split()
+    assert (found.model, found.duration) == (embedded.name, pytest.approx(2.5))
+    for index, same in ((0, 0), (2, 1), (4, 3), (5, 4)):
+        assert found.words[index].start == pytest.approx(before.words[same].start, abs=0.1)
+    times = [time for word in found.words for time in (word.start, word.end)]
+    assert times == sorted(times) and found.words[1].confidence is None
+    cue = r"(\d\d:\d\d:\d\d{0}\d\d\d) --> (\d\d:\d\d:\d\d{0}\d\d\d)\n(.+\n)+"
+    assert re.fullmatch("1\n" + cue.format(","), files["srt"])
+    assert re.fullmatch("WEBVTT\n\n" + cue.format(r"\."), files["vtt"])
+
+
+def test_silence_is_told_as_such(browser: Any, words_server: Server) -> None:
+    silence = {"name": "still.wav", "mimeType": "audio/wav", "buffer": wav(pause(2.0))}
+    with visiting(browser, words_server.http + "/#file") as page:
+        page.locator("#file-input").set_input_files(silence)
+        page.get_by_text("No speech found: it holds no sound at all").wait_for()
+        assert words(page, "#file-text") == []
+
+
+def test_a_long_file_shows_how_far_it_is_and_can_be_cancelled(
+    browser: Any, words_server: Server, tmp_path: Path
+) -> None:
+    long = tmp_path / "long.wav"
+    long.write_bytes(wav(speech(600.0)))
+    with visiting(browser, words_server.http + "/#file") as page:
+        page.locator("#file-input").set_input_files(long)
+        page.get_by_text(re.compile(r"is heard: \d+:\d\d of 10:00")).wait_for()
+        assert 0 < page.locator("#file-progress").evaluate("p => p.value") < 1
+        page.get_by_role("button", name="Cancel").click()
+        page.get_by_text("Cancelled.").wait_for()
+        assert not page.locator("#file-work").is_visible()
+        page.locator("#file-input").set_input_files(recording(2.5))
+        page.locator("#file-text .word").first.wait_for()
+        assert words(page, "#file-text") == NUMBER.split()
+
+
+# -- side by side, quiet, interfaces ---------------------------------------------------------------
+
+
+def test_two_ways_of_hearing_stand_side_by_side(browser: Any, words_server: Server) -> None:
+    with visiting(browser, words_server.http + "/#compare") as page:
+        names = page.locator("#lane-a option:checked, #lane-b option:checked").all_text_contents()
+        assert names == ["embedded-en, live at 80 ms", "embedded-en, live at 1120 ms"]
+        page.locator("#compare-input").set_input_files(recording(2.5))
+        page.get_by_text("Both heard the same words.").wait_for()
+        assert words(page, "#text-a") == words(page, "#text-b") == NUMBER.split()
+        page.locator("#lane-b").select_option("embedded-en, whole")
+        page.get_by_role("button", name="Use the microphone").click()
+        page.locator("#text-a .word", has_text="nine").first.wait_for()
+        page.locator("#compare").get_by_role("button", name="Stop").click()
+        page.locator("#took-b", has_text="complete").wait_for()
+        assert words(page, "#text-a")[:5] == words(page, "#text-b")[:5] == NUMBER.split()
+
+
+def test_two_models_stand_side_by_side(
+    browser: Any, embedded: NativeRecognizer, tiny: NativeRecognizer
+) -> None:
+    with (
+        serving({"good": embedded, "babble": tiny}) as server,
+        visiting(browser, server.http + "/#compare") as page,
+    ):
+        names = page.locator("#lane-a option:checked, #lane-b option:checked").all_text_contents()
+        assert [name.split(",")[0] for name in names] == ["good", "babble"]
+        page.locator("#compare-input").set_input_files(recording(2.5))
+        page.locator("#took-a", has_text="complete").wait_for()
+        page.locator("#took-b", has_text="complete").wait_for()
+        assert words(page, "#text-a") == NUMBER.split() != words(page, "#text-b")
+        assert page.locator("#text-a .differs").count() == len(NUMBER.split())
+        page.get_by_role("tab", name="File").click()
+        page.get_by_label("Model").and_(page.locator("#file-model")).select_option("babble")
+        page.locator("#file-input").set_input_files(recording(2.5))
+        page.locator("#file-text .word").first.wait_for()
+        assert words(page, "#file-text") != NUMBER.split()
+
+
+def test_a_clip_is_made_quiet_and_heard_with_gain_and_without(
+    browser: Any, words_server: Server
+) -> None:
+    with visiting(browser, words_server.http + "/#quiet") as page:
+        page.get_by_text("pianissimo serve --quietbench").wait_for()
+        page.locator("#quiet-input").set_input_files(recording(2.5))
+        page.locator("#quiet-level").fill("-65")
+        page.get_by_role("button", name="Transcribe").click()
+        row = page.locator("#quiet-found tbody tr")
+        row.wait_for()
+        level, off, on = row.locator("th, td").all_text_contents()
+        assert level == "−65 dBFS" and on == NUMBER and off != on
+
+
+def test_the_report_of_a_benchmark_is_shown(
+    browser: Any, tiny: NativeRecognizer, tmp_path: Path
+) -> None:
+    error = {"value": 0.125, "low": 0.1, "high": 0.15}
+    system = {"recognizer": "tiny", "gain": "on", "scenarios": {"whisper": {"error": error}}}
+    (tmp_path / "summary.json").write_text(json.dumps({"systems": [system]}))
+    with serving(tiny, Settings(quietbench=tmp_path)) as server:
+        with visiting(browser, server.http + "/#quiet") as page:
+            page.locator("#quiet-report td", has_text="12.5 %").wait_for()
+
+
+def test_the_examples_work_as_they_stand(
+    browser: Any, words_server: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "talk.mp3").write_bytes(wav(speech(2.5)))
+    (tmp_path / "talk.raw").write_bytes(pcm(speech(2.5)))
+    with visiting(browser, words_server.http + "/gradio_api/") as page:
+        page.get_by_role("tab", name="API", selected=True).wait_for()
+        codes = page.locator("#api pre").all_text_contents()
+    for code in codes:
+        command = ["sh", "-c", code] if code.startswith("curl") else [sys.executable, "-c", code]
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert NUMBER in done.stdout, done.stderr
+    assert len(codes) == 4
+
+
+# -- who may, and on what --------------------------------------------------------------------------
+
+
+def test_the_key_is_asked_for_once(browser: Any, embedded: NativeRecognizer) -> None:
+    with (
+        serving(embedded, Settings(api_keys=("pp-3f9c",))) as server,
+        visiting(browser, server.http, expected="401") as page,
+    ):
+        for key in ("wrong", "pp-3f9c"):
+            page.get_by_label("API key").fill(key)
+            page.get_by_role("button", name="Use it").click()
+            page.wait_for_load_state("networkidle")
+        page.get_by_role("button", name="Listen").click()
+        page.locator("#live-text .partial p", has_text="enter").wait_for()
+        page.reload()
+        page.get_by_role("button", name="Listen").and_(page.locator(":enabled")).wait_for()
+        assert not page.get_by_role("dialog").is_visible()
+        assert page.evaluate("localStorage.length") == 0
+
+
+@pytest.mark.parametrize("tab", ["live", "file", "compare", "quiet", "api"])
+def test_it_fits_a_phone(browser: Any, words_server: Server, tab: str) -> None:
+    phone = {"width": 375, "height": 700}
+    with visiting(browser, f"{words_server.http}/#{tab}", viewport=phone) as page:
+        page.locator(f"#{tab}").wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 375
+
+
+def test_the_keyboard_reaches_everything(browser: Any, words_server: Server) -> None:
+    with visiting(browser, words_server.http) as page:
+        page.get_by_role("tab", name="Live").focus()
+        page.keyboard.press("ArrowRight")
+        assert page.get_by_role("tab", name="File").get_attribute("aria-selected") == "true"
+        page.locator("#file-input").set_input_files(recording(2.5))
+        page.locator("#file-text .word").first.wait_for()
+        page.locator("#file-text").focus()
+        for _ in range(3):
+            page.keyboard.press("ArrowRight")
+        assert page.locator("#file-text .word.active").text_content() == "seven"
+        page.keyboard.press("Enter")
+        assert page.locator("#file-audio").evaluate("a => a.currentTime") > 0.5

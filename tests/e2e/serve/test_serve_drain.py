@@ -1,0 +1,109 @@
+"""The end of a server: a real process, a real signal, and the streams go on in the next one."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from serving import pcm, speech
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+SOUND = pcm(speech(6.0))
+HALF = len(SOUND) // 2
+
+
+@contextmanager
+def process(model: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """`pianissimo serve` and its port."""
+    command = [sys.executable, "-m", "pianissimo", "serve", "-m", f"m={model}", "--port", "0"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PIANISSIMO_")}
+    running = subprocess.Popen(
+        [*command, "--verbose", *options], stderr=subprocess.PIPE, text=True, env=environment
+    )
+    assert running.stderr is not None
+    try:
+        for line in running.stderr:
+            if found := re.search(r"running on http://127.0.0.1:(\d+)", line):
+                break
+        yield running, int(found[1])
+    finally:
+        running.kill()
+        running.wait()
+        running.stderr.close()
+
+
+def ask(socket: ClientConnection, first: dict[str, Any]) -> dict[str, Any]:
+    socket.send(json.dumps(first))
+    return json.loads(socket.recv(timeout=60))
+
+
+def until(socket: ClientConnection, kind: str) -> dict[str, Any]:
+    while (event := json.loads(socket.recv(timeout=60)))["type"] != kind:
+        pass
+    return event
+
+
+def closed(socket: ClientConnection) -> int | None:
+    with pytest.raises(ConnectionClosed):
+        while True:
+            socket.recv(timeout=60)
+    return socket.close_code
+
+
+def test_streams_end_in_peace_and_go_on_elsewhere(tiny_model_folder: Path, tmp_path: Path) -> None:
+    state = ("--state-folder", str(tmp_path), "--drain-seconds")
+    start = {"type": "start", "endpoint": None}
+    with process(tiny_model_folder, *state, "4") as (running, port):
+        url = f"ws://127.0.0.1:{port}/v1/stream"
+        with connect(url) as short, connect(url) as long:
+            ask(short, start)
+            token = ask(long, start)["stream"]
+            short.send(SOUND)
+            long.send(SOUND[:HALF])
+            long.send('{"type": "finalise"}')
+            first = until(long, "final")
+            long.send(json.dumps({"type": "ack", "events": first["event"]}))
+            running.send_signal(signal.SIGTERM)
+            while httpx.get(f"http://127.0.0.1:{port}/readyz").text != "draining\n":
+                pass
+            with connect(url) as late:
+                assert ask(late, start)["code"] == "draining"
+                assert closed(late) == 1013
+            # Who is there has time to end.
+            short.send('{"type": "finish"}')
+            whole = until(short, "final")
+            short.send(json.dumps({"type": "ack", "events": until(short, "end")["event"]}))
+            assert closed(short) == 1000
+            # Who does not end is sent away when the state lies there, not before.
+            assert closed(long) == 1012
+            assert len([*tmp_path.glob("*.stream")]) == 1
+        assert running.wait(60) == 0
+    with process(tiny_model_folder, *state, "60") as (running, port):
+        with connect(f"ws://127.0.0.1:{port}/v1/stream") as long:
+            resume = {"type": "resume", "stream": token, "events": first["event"]}
+            assert ask(long, resume)["frames"] == 2
+            long.send(SOUND[HALF:])
+            long.send('{"type": "finish"}')
+            second = until(long, "final")
+            assert second["event"] == first["event"] + 1
+            halves = [*first["words"], *second["words"]]
+            assert len(halves) > 5 and abs(len(halves) - len(whole["words"])) <= 2
+            assert halves[-1]["end"] == pytest.approx(whole["words"][-1]["end"], abs=0.2)
+        with connect(f"ws://127.0.0.1:{port}/v1/stream") as last:
+            ask(last, start)
+            # A second signal does not wait for anybody.
+            running.send_signal(signal.SIGTERM)
+            while httpx.get(f"http://127.0.0.1:{port}/readyz").text != "draining\n":
+                pass
+            running.send_signal(signal.SIGTERM)
+            assert closed(last) == 1012
+        assert running.wait(60) == 0
