@@ -19,10 +19,13 @@ from pianissimo.errors import MissingExtraError
 
 Float64 = npt.NDArray[np.float64]
 Codec = Literal["ALAW", "ULAW", "GSM610"]
+Background = Literal["hvac", "diffuse", "floor", "music"]
+"""What is heard beside the speaker; "diffuse" is air conditioning through the room."""
 
 _MAX_ORDER = 40
 _MIC_HEIGHT, _MOUTH_HEIGHT = 1.1, 1.5
 _WALL_METRES = 0.5  # nobody stands closer to a wall
+_LOG_METRES = (np.log(0.45), np.log(3.0))
 _FLAT_BELOW_HZ = 60.0
 _FRAME = SAMPLE_RATE // 50
 _TELEPHONE_RATE = 8_000
@@ -86,6 +89,16 @@ def room_response(room: Room, distance: float, rng: np.random.Generator) -> Floa
     return response / np.sqrt(np.sum(np.square(response)))
 
 
+def draw_responses(count: int, seed: int) -> tuple[Float64, ...]:
+    """Impulse responses of the three rooms in turn, from 0.45 to 3 m: a stock to draw from."""
+    rng = np.random.default_rng(seed)
+    rooms = (SMALL_ROOM, MEDIUM_ROOM, LARGE_ROOM)
+    return tuple(
+        room_response(rooms[i % len(rooms)], float(np.exp(rng.uniform(*_LOG_METRES))), rng)
+        for i in range(count)
+    )
+
+
 def convolve(samples: Float64, response: Float64) -> Float64:
     """What arrives through a room: (n,), the tail that runs on behind the end left out."""
     n = len(samples)
@@ -117,6 +130,13 @@ def hvac(n: int, rng: np.random.Generator) -> Float64:
     phases = rng.uniform(0, 2 * np.pi, 4)
     hum = sum(np.sin(2 * np.pi * blade * k * time + phases[k - 1]) / k**1.5 for k in range(1, 5))
     return at_rms(coloured_noise(n, 6.0, rng) + 0.4 * hum, 0.0)
+
+
+def background(kind: Background, n: int, rng: np.random.Generator) -> Float64:
+    """Noise of one kind (n,); RMS 1. The diffuse kind is still to be sent through a room."""
+    if kind == "music":
+        return music(n, rng)
+    return coloured_noise(n, 0.0, rng) if kind == "floor" else hvac(n, rng)
 
 
 def key_clicks(n: int, rng: np.random.Generator) -> Float64:

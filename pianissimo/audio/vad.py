@@ -8,7 +8,7 @@ speech has it. Whether a recording is muted or silent is not decided here but on
 
 Windows are 512 samples (32 ms) on an absolute grid, so blocks of any size give the same spans; the
 model hears eight at a time (256 ms), which takes a third of the time of one by one. It comes with
-the package `silero-vad` (extra `vad`) and runs in onnxruntime; without it only the energy decides.
+the package `silero-vad` and runs in onnxruntime; where either is missing only the energy decides.
 """
 
 import math
@@ -31,12 +31,13 @@ WINDOW_SAMPLES = 512
 WINDOW_SECONDS = WINDOW_SAMPLES / SAMPLE_RATE
 CONTEXT_SAMPLES = 64
 """What the model also sees of the window before."""
+GROUP_WINDOWS = 8
+"""The model hears so many windows at a time."""
 SURE_PROBABILITY = 0.5
 """From here on the model thinks speech likelier than not."""
 
 Preset = Literal["normal", "quiet", "strict"]
 
-_GROUP_WINDOWS = 8
 _MODEL_FILE = "silero_vad_16k_sequence.onnx"
 _STATE_SIZE = 128
 _QUIETEST = 1e-12
@@ -148,11 +149,14 @@ class SpeechModel:
         return output.reshape(-1), np.stack([h, c])
 
 
-_INSTALL = "voice activity detection needs the extra vad: pip install 'pianissimo[vad]'"
+_INSTALL = (
+    "voice activity detection needs two packages that pianissimo installs: "
+    "pip install silero-vad onnxruntime"
+)
 
 
 def available() -> bool:
-    """Whether the extra `vad` is installed."""
+    """Whether both packages are there; a platform may lack onnxruntime."""
     return find_spec("onnxruntime") is not None and find_spec("silero_vad") is not None
 
 
@@ -165,6 +169,37 @@ def _model_path() -> Path:
         if path.is_file():
             return path
     raise MissingExtraError(_INSTALL)
+
+
+@dataclass
+class Track:
+    """How likely speech is in consecutive windows of a stream, from window `first` on.
+
+    The probability that the model gave; without a model 1 where the energy speaks for speech and 0
+    elsewhere.
+    """
+
+    first: int = 0
+    values: list[float] = field(default_factory=list)
+
+    def highest(self, start: float, end: float) -> float:
+        """The highest value from `start` to `end` seconds; 1 where nothing is known."""
+        known = self.first + len(self.values)
+        low = max(math.floor(start / WINDOW_SECONDS), self.first)
+        high = min(math.ceil(end / WINDOW_SECONDS), known)
+        return max(self.values[low - self.first : max(high, low) - self.first], default=1.0)
+
+    def part(self, start: float, end: float) -> "Track":
+        """The windows from the one at `start` to the last that ended by `end` seconds."""
+        low = max(math.floor(start / WINDOW_SECONDS), self.first)
+        high = min(math.floor(end / WINDOW_SECONDS), self.first + len(self.values))
+        return Track(low, self.values[low - self.first : max(high, low) - self.first])
+
+    def forget(self, before: float) -> None:
+        """Drop the windows that ended before that many seconds."""
+        gone = min(max(0, int(before / WINDOW_SECONDS) - self.first), len(self.values))
+        self.first += gone
+        del self.values[:gone]
 
 
 @dataclass
@@ -195,6 +230,8 @@ class VadState:
     max_over_noise_db: float = 0.0
     histogram: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS, np.int64))
     """How many windows had which energy, in bins of 1 dB from -120 dB on."""
+    track: Track | None = None
+    """Kept for those who put one here."""
 
 
 class VoiceDetector:
@@ -225,10 +262,10 @@ class VoiceDetector:
         block = check_samples(samples)
         state.received += len(block)
         x = np.concatenate([state.rest, block])
-        size = _GROUP_WINDOWS * WINDOW_SAMPLES
+        size = GROUP_WINDOWS * WINDOW_SAMPLES
         whole = len(x) - len(x) % size
         state.rest = x[whole:].copy()
-        groups = x[:whole].reshape(-1, _GROUP_WINDOWS, WINDOW_SAMPLES)
+        groups = x[:whole].reshape(-1, GROUP_WINDOWS, WINDOW_SAMPLES)
         return [span for group in groups for span in self._take(group, state)]
 
     def finish(self, state: VadState) -> list[SpeechSpan]:
@@ -252,7 +289,10 @@ class VoiceDetector:
         for k, probability in enumerate(self._probabilities(windows, state)):
             over = self._over_noise(energies[k], state)
             state.histogram[min(max(int(energies[k]) + 120, 0), _BINS - 1)] += 1
-            if self._is_speech(probability, over, shares[k], state):
+            speech = self._is_speech(probability, over, shares[k], state)
+            if state.track is not None:
+                state.track.values.append(float(speech) if self.model is None else probability)
+            if speech:
                 if state.start is None:
                     state.start = state.windows
                     state.probability = state.over_noise_db = 0.0

@@ -5,8 +5,8 @@
 The engine and the single stream drive the same object, so they cannot differ.
 """
 
-import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -15,7 +15,14 @@ import numpy.typing as npt
 
 from pianissimo.audio.buffer import SampleBuffer
 from pianissimo.audio.io import SAMPLE_RATE
-from pianissimo.audio.vad import GROUP_SECONDS, WINDOW_SECONDS, Track, VadState, VoiceDetector
+from pianissimo.audio.vad import (
+    GROUP_WINDOWS,
+    WINDOW_SAMPLES,
+    WINDOW_SECONDS,
+    Track,
+    VadState,
+    VoiceDetector,
+)
 from pianissimo.decoding.boosting import PhraseTrie
 from pianissimo.decoding.hypothesis import Hypothesis
 from pianissimo.guards import JUDGED_SECONDS, Verdict, evidence_from
@@ -70,6 +77,7 @@ class LiveStream:
         self.finished = False
         self.replays = 0
         self._marks: deque[tuple[int, Mark]] = deque()
+        self._rests: deque[Sequence[float]] = deque()
         self._origin = 0
         self._chunks = 0
         self._last_frame = -1
@@ -103,6 +111,16 @@ class LiveStream:
     def mark(self, kind: Mark) -> None:
         """Ask for the text of everything pushed so far, and with "finish" for the stream's end."""
         self._marks.append((self.buffer.end, kind))
+        self._rests.append(self._rest())
+
+    def _rest(self) -> list[float]:
+        """What the detector thinks of the samples that are too few for its next step."""
+        if self._detector is None or not self._guard:
+            return []
+        ending = replace(self._voice, track=Track(), histogram=self._voice.histogram.copy())
+        self._detector.finish(ending)
+        assert ending.track is not None
+        return ending.track.values
 
     # -- what is due -------------------------------------------------------------------------------
 
@@ -176,12 +194,16 @@ class LiveStream:
     def take_tail(self, found: Hypothesis) -> list[StreamEvent]:
         """Take the tokens of the tail that was due: the final that answers its mark."""
         position, kind = self._marks.popleft()
+        rest = self._rests.popleft()
         self._pushed = position
+        done = self._origin + self._chunks * self.grid.chunk_samples
+        tail = self.buffer.read(done, max(done, position), floor=self.buffer.start)
+        self._peak = max(self._peak, float(np.abs(tail).max(initial=0.0)))
         if found.frames:
             self._last_frame = found.frames[-1]
         self.text.push(found)
         self.finished = kind == "finish"
-        return [self._close(kind, position / self._rate)]
+        return [self._close(kind, position / self._rate, rest)]
 
     def _rule(self) -> list[StreamEvent]:
         rules, first, last = self.options.endpoint, self.text.first, self.text.last
@@ -213,8 +235,8 @@ class LiveStream:
         self._shown = self._shown or bool(events)
         return events
 
-    def _close(self, reason: Reason, heard: float) -> StreamEvent:
-        final = self.text.close(reason, heard, self._weigh(heard))
+    def _close(self, reason: Reason, heard: float, rest: Sequence[float] = ()) -> StreamEvent:
+        final = self.text.close(reason, heard, self._weigh(heard, rest))
         self._begin(heard)
         return final
 
@@ -222,27 +244,33 @@ class LiveStream:
         """Forget what spoke for the utterance that is over."""
         self._since, self._peak, self._shown = heard, 0.0, shown
 
-    def _weigh(self, until: float, *, partial: bool = False) -> Verdict | None:
+    def _weigh(
+        self, until: float, rest: Sequence[float] = (), *, partial: bool = False
+    ) -> Verdict | None:
         """Whether the text since the last final may stand; None if nobody asks or there is none.
 
-        If it may, and was not shown yet, words beside all speech leave it. In the first second a
-        final is not doubted, a partial is.
+        If it may, and was not shown yet, words beside all speech leave it. `rest` is what the
+        detector thought at a mark of the samples behind its last step. In the first second a final
+        is not doubted, a partial is.
         """
         first, track = self.text.first, self._voice.track if self._guard else None
         if first is None or track is None:
             return None
         start = max(self._since, first - JUDGED_SECONDS)
         # What the detector had heard by then, however far ahead a client pushed.
-        pushed = min(until, self._pushed / self._rate)
-        known = track.part(start, math.floor(pushed / GROUP_SECONDS) * GROUP_SECONDS)
+        steps = min(round(until * self._rate), self._pushed) // (GROUP_WINDOWS * WINDOW_SAMPLES)
+        known = track.values[: max(0, steps * GROUP_WINDOWS - track.first)]
+        heard = Track(track.first, [*known, *rest]).part(start, until + WINDOW_SECONDS)
         model = self._detector is not None and self._detector.model is not None
-        evidence = evidence_from(known, until - start, self._peak, model=model)
+        evidence = evidence_from(heard, until - start, self._peak, model=model)
         found, frame_seconds = self.text.found, self._frame_samples / self._rate
         tokenizer, language = self._tokenizer, self.options.language
-        heard = found if self._shown else heard_words(found, tokenizer, frame_seconds, evidence)
+        standing = found
+        if not self._shown:
+            kept = heard_words(found, tokenizer, frame_seconds, evidence)
+            standing = kept if kept.tokens else found
         if partial:
             evidence = replace(evidence, seconds=max(evidence.seconds, JUDGED_SECONDS))
-        standing = heard if heard.tokens else found
         verdict = weigh(standing, tokenizer, frame_seconds, evidence, language)
         if self._shown:
             return Verdict(True, verdict.reasons)
@@ -282,6 +310,7 @@ class LiveStream:
             "chunks": self._chunks,
             "last_frame": self._last_frame,
             "marks": [list(mark) for mark in self._marks],
+            "rests": [list(rest) for rest in self._rests],
             "floor_dbfs": self._meter.floor_dbfs,
             "unheard_seconds": self._unheard_seconds,
             "may_replay": self._may_replay,
@@ -300,6 +329,7 @@ class LiveStream:
         self._origin, self._chunks = int(saved["origin"]), int(saved["chunks"])
         self._last_frame = int(saved["last_frame"])
         self._marks = deque((int(position), kind) for position, kind in saved["marks"])
+        self._rests = deque(saved.get("rests", [[] for _ in self._marks]))
         self._meter.floor_dbfs = saved["floor_dbfs"]
         self._unheard_seconds = float(saved["unheard_seconds"])
         self._may_replay, self.replays = bool(saved["may_replay"]), int(saved["replays"])

@@ -17,6 +17,7 @@ from typing import Any
 from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.io import SAMPLE_RATE, Samples
 from pianissimo.audio.vad import VoiceDetector
+from pianissimo.decoding.boosting import Boost
 from pianissimo.errors import BacklogError, EngineError, OptionError, StateError, StreamError
 from pianissimo.guards import Evidence, Witness, judge
 from pianissimo.recognizer import Recognizer, Stream, StreamRecognizer
@@ -70,6 +71,11 @@ class SegmentedEngine:
 
     # -- clients -----------------------------------------------------------------------------------
 
+    @property
+    def alive(self) -> bool:
+        """Whether streams are served: until `close`."""
+        return not self._closed
+
     def open(
         self,
         *,
@@ -77,15 +83,17 @@ class SegmentedEngine:
         sample_rate: int | None = None,
         endpoint: EndpointRules | None = ENDPOINT,
         watchdog: None = None,
+        boost: Boost | None = None,
         state: bytes | None = None,
     ) -> Session:
         """Open a stream of samples at `sample_rate` Hz (16 kHz, by default).
 
         `endpoint` says which pauses end an utterance; None leaves it to `finalise` and `finish`,
-        with finals of reason "length" in longer pauses. There are no latency modes, there is
-        nothing for a watchdog to do, and no saved state: `latency_ms`, `watchdog` and `state` are
-        there to be None. Raises EngineFullError when all streams are in use, OptionError for a
-        latency, AudioValueError for an unusable rate, StateError for a state.
+        with finals of reason "length" in longer pauses; `boost` are phrases that its finals should
+        rather have. There are no latency modes, there is nothing for a watchdog to do, and no saved
+        state: `latency_ms`, `watchdog` and `state` are there to be None. Raises EngineFullError
+        when all streams are in use, OptionError for a latency or for phrases that cannot be
+        boosted, AudioValueError for an unusable rate, StateError for a state.
         """
         if latency_ms is not None:
             raise OptionError(
@@ -96,8 +104,9 @@ class SegmentedEngine:
             raise StateError(
                 f"a stream of {self.recognizer.name} cannot be taken up again: open a new one"
             )
+        recognizer = _boosted(self.recognizer, boost)
         draft = None if self.partials is None else Draft(self.partials.stream())
-        live = Listening(Segmenter(self._detector, self._front_end, endpoint), draft)
+        live = Listening(Segmenter(self._detector, self._front_end, endpoint), draft, recognizer)
         input = StreamInput(sample_rate or SAMPLE_RATE, SAMPLE_RATE)
         with self.lock:
             self._check_serves()
@@ -243,7 +252,7 @@ class SegmentedEngine:
             session, segment = work
             began = time.monotonic()
             try:
-                events = self._events(segment)
+                events = self._events(_listening(session).recognizer, segment)
             except Exception as error:
                 log.exception("a segment could not be recognised")
                 failure = EngineError(f"this stream failed: {error!r}")
@@ -264,11 +273,11 @@ class SegmentedEngine:
                     self._end(session)
                 self._room.notify_all()
 
-    def _events(self, segment: LiveSegment) -> list[StreamEvent]:
+    def _events(self, recognizer: Recognizer, segment: LiveSegment) -> list[StreamEvent]:
         """What was said in a segment. Nothing is nothing, unless somebody waits for the answer."""
         start = segment.start / SAMPLE_RATE
         end = start + len(segment.samples) / SAMPLE_RATE
-        text, words = self._said(segment.samples)
+        text, words = self._said(recognizer, segment.samples)
         if not text and segment.reason in ("endpoint", "length"):
             return []
         words = tuple(
@@ -288,12 +297,12 @@ class SegmentedEngine:
             return [final]
         return [final, StreamEvent("endpoint", "", (), final.end, final.end)]
 
-    def _said(self, samples: Samples) -> tuple[str, tuple[Word, ...]]:
+    def _said(self, recognizer: Recognizer, samples: Samples) -> tuple[str, tuple[Word, ...]]:
         """The text of a segment and its words, timed from its start, unless nothing speaks for
         them."""
         if not len(samples):
             return "", ()
-        found = self.recognizer.transcribe(samples, sample_rate=SAMPLE_RATE)
+        found = recognizer.transcribe(samples, sample_rate=SAMPLE_RATE)
         text = found.text.strip()
         tokens = [word.text for word in found.words]
         verdict = judge(text, self._evidence(samples), language=found.language, tokens=tokens)
@@ -311,8 +320,8 @@ class Listening:
 
     replays = 0
 
-    def __init__(self, segmenter: Segmenter, draft: "Draft | None") -> None:
-        self._segmenter, self._draft = segmenter, draft
+    def __init__(self, segmenter: Segmenter, draft: "Draft | None", recognizer: Recognizer) -> None:
+        self._segmenter, self._draft, self.recognizer = segmenter, draft, recognizer
         self.waiting: deque[LiveSegment] = deque()
         """Segments that are not answered, the one in work included."""
 
@@ -439,3 +448,14 @@ def _listening(session: Session) -> Listening:
     live = session._live
     assert isinstance(live, Listening)
     return live
+
+
+def _boosted(recognizer: Recognizer, boost: Boost | None) -> Recognizer:
+    """The recogniser for recordings with these phrases; OptionError if it cannot be told any."""
+    if not boost:
+        return recognizer
+    make = getattr(recognizer, "boosted", None)
+    if make is None:
+        raise OptionError(f"{recognizer.name} cannot boost phrases: leave them out")
+    boosted: Recognizer = make(boost)
+    return boosted

@@ -13,8 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pianissimo.audio import simulate
 from pianissimo.audio.features import hz_to_mel, mel_to_hz
 from pianissimo.audio.io import SAMPLE_RATE
+from pianissimo.audio.level import active_speech_level, amplitude
+from pianissimo.audio.simulate import Background, Codec, Float64
+from pianissimo.errors import OptionError
 
 Samples = NDArray[np.float32]
 
@@ -83,6 +87,61 @@ class Augmenter:
             return change_level(samples, rng.uniform(*self.gain_db))
         level_dbfs = 10 * math.log10(speech_power + 1e-10)
         return change_level(samples, rng.uniform(*self.level_dbfs) - level_dbfs)
+
+
+@dataclass(frozen=True)
+class QuietAugmenter:
+    """What QuietBench does to speech, drawn at random: room, noise, line, gain, 16 bits.
+
+    `responses` are the rooms to draw from, see `simulate.draw_responses`; without them there is no
+    room. At least `low_snr_share` of the clips get noise at `low_snr_db` below their active speech
+    level, a further `noise_share` at `snr_db`, the others none. `gain_db` is what the clip loses at
+    the end. Ranges are uniform, in dB. Raises OptionError for shares that are none.
+    """
+
+    responses: tuple[Float64, ...] = ()
+    room_probability: float = 0.5
+    backgrounds: tuple[Background, ...] = ("hvac", "diffuse", "floor", "music")
+    low_snr_share: float = 0.2
+    low_snr_db: tuple[float, float] = (0.0, 10.0)
+    noise_share: float = 0.4
+    snr_db: tuple[float, float] = (10.0, 30.0)
+    telephone_probability: float = 0.15
+    codecs: tuple[Codec | None, ...] = (None, "ALAW", "ULAW", "GSM610")
+    gain_db: tuple[float, float] = (-40.0, -10.0)
+
+    def __post_init__(self) -> None:
+        shares = (self.low_snr_share, self.noise_share, self.low_snr_share + self.noise_share)
+        if not all(0 <= share <= 1 for share in shares):
+            raise OptionError(
+                "low_snr_share and noise_share must lie in 0..1, and their sum too, "
+                f"not {self.low_snr_share} and {self.noise_share}"
+            )
+
+    def __call__(self, samples: Samples, rng: random.Random) -> Samples:
+        generator = np.random.default_rng(rng.getrandbits(64))
+        out = samples.astype(np.float64)
+        in_room = bool(self.responses) and rng.random() < self.room_probability
+        if in_room:
+            out = simulate.convolve(out, rng.choice(self.responses))
+        snr_db = self._snr(rng)
+        if snr_db is not None and out.any():
+            kind = rng.choice(self.backgrounds)
+            noise = simulate.background(kind, len(out), generator)
+            if kind == "diffuse" and in_room:
+                noise = simulate.convolve(noise, rng.choice(self.responses))
+            level_db = active_speech_level(out.astype(np.float32))[0]
+            out = out + simulate.at_rms(noise, level_db - snr_db)
+        if rng.random() < self.telephone_probability:
+            out = simulate.telephone(out, rng.choice(self.codecs))
+        out = out * amplitude(rng.uniform(*self.gain_db))
+        return simulate.quantize(out, generator).astype(np.float32) / np.float32(32768)
+
+    def _snr(self, rng: random.Random) -> float | None:
+        drawn = rng.random()
+        if drawn < self.low_snr_share:
+            return rng.uniform(*self.low_snr_db)
+        return rng.uniform(*self.snr_db) if drawn < self.low_snr_share + self.noise_share else None
 
 
 def change_speed(samples: Samples, factor: float) -> Samples:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -8,7 +9,7 @@ from spoken import as_int16, pink, speech
 from tiny import cut
 
 from pianissimo.audio.front_end import FrontEnd
-from pianissimo.audio.vad import PRESETS, SpeechSpan, VoiceDetector
+from pianissimo.audio.vad import PRESETS, SpeechSpan, Track, VoiceDetector
 from pianissimo.errors import AudioValueError
 from pianissimo.guards import (
     REASONS,
@@ -139,6 +140,31 @@ def test_doubtful_text_is_marked_and_only_unsure_text_dropped():
     assert judge("call the office", WEAK, mean_log_probability=-0.3).reasons == ("low_evidence",)
     assert not judge("call the office", WEAK, mean_log_probability=-1.4).keep
     assert judge("call the office", CLEAR, mean_log_probability=-1.4).keep
+
+
+def track_of(*stretches):
+    """A track from pairs of seconds and probability."""
+    return Track(0, [p for seconds, p in stretches for _ in range(round(seconds / 0.032))])
+
+
+def test_what_is_written_beside_speech_was_not_heard():
+    evidence = replace(CLEAR, track=track_of((2.0, 0.1), (1.0, 0.9), (2.0, 0.1)))
+    assert not evidence.heard(1.0, 1.5)
+    assert evidence.heard(1.5, 2.0)  # a token may be written a little early
+    assert evidence.heard(3.3, 3.4)  # or late
+    assert not evidence.heard(3.6, 3.7)
+    assert replace(evidence, seconds=0.9).heard(1.0, 1.5)
+    assert CLEAR.heard(1.0, 1.5)
+
+
+def test_text_written_mostly_beside_speech_is_dropped_unless_there_was_much_speech():
+    brief = replace(CLEAR, sure_seconds=1.5)
+    assert not judge("four oh one", brief, heard_share=0.5).keep
+    assert judge("four oh one", brief, heard_share=0.7, mean_log_probability=-0.3).keep
+    assert not judge("four oh one", brief, heard_share=0.7, mean_log_probability=-0.6).keep
+    assert judge("four oh one", brief, heard_share=0.7).reasons == ("low_evidence",)
+    assert judge("four oh one", brief, heard_share=0.9, mean_log_probability=-0.6).keep
+    assert judge("four oh one", CLEAR, heard_share=0.2, mean_log_probability=-2.0).keep
 
 
 @pytest.mark.parametrize(

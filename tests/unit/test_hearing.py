@@ -1,7 +1,9 @@
 """The gain and the guards inside the recogniser of our own models."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +15,13 @@ from tiny import WHOLE_CONTEXT, cut, make_model
 from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.level import measure_levels
 from pianissimo.audio.vad import VoiceDetector
-from pianissimo.errors import OptionError
-from pianissimo.hearing import Hearing
+from pianissimo.decoding.hypothesis import Hypothesis
+from pianissimo.errors import AudioValueError, OptionError
+from pianissimo.hearing import Hearing, heard_words, weigh
 from pianissimo.loading import load
 from pianissimo.models.asr import AsrModel
 from pianissimo.native import NativeRecognizer
-from pianissimo.text.tokenizer import Tokenizer
+from pianissimo.text.tokenizer import WORD_START, Tokenizer
 
 RATE = 16_000
 Samples = NDArray[np.float32]
@@ -98,6 +101,75 @@ def test_nothing_becomes_no_text(
     assert reason in transcript.reasons
     assert reason == "low_evidence" or transcript.reasons == (reason,)
     assert transcript.duration == len(samples) / RATE
+
+
+def test_the_detector_hears_the_right_level_even_without_gain() -> None:
+    samples = as_int16(speech(6, -52) + pink(6, -85))
+    evidence = {}
+    for name, front_end in (("on", FrontEnd("on")), ("off", FrontEnd("off")), ("none", None)):
+        hearing = Hearing(front_end, VoiceDetector())
+        out = np.concatenate(list(hearing.levelled(blocks(samples, [7_000]))))
+        assert (name == "on") != np.array_equal(out, samples)
+        evidence[name] = hearing.evidence
+    assert evidence["on"] == evidence["off"] == evidence["none"]
+
+
+def hypothesis_of(tokenizer: Tokenizer, words: list[tuple[float, float]]) -> Hypothesis:
+    """Words at seconds, with a probability each; of one piece."""
+    start = next(i for i, p in enumerate(tokenizer.pieces) if p.startswith(WORD_START) and p[1:])
+    found = Hypothesis()
+    for seconds, probability in words:
+        found.append(start, round(seconds / 0.08), math.log(probability), probability)
+    return found
+
+
+def test_words_beside_all_speech_leave_unless_they_are_sure(tiny_tokenizer: Tokenizer) -> None:
+    hearing = Hearing(FrontEnd("on"), VoiceDetector())
+    silence = pink(3, -70)
+    hearing.whole(np.concatenate([silence, speech(4, -30) + pink(4, -70, 1), silence]))
+    assert hearing.evidence is not None
+    found = hypothesis_of(
+        tiny_tokenizer, [(1.0, 0.5), (2.0, 0.95), (3.6, 0.4), (5.0, 0.9), (9.5, 0.6)]
+    )
+    kept = heard_words(found, tiny_tokenizer, 0.08, hearing.evidence)
+    assert kept.frames == [25, 45, 62]
+    assert kept.log_probs == [found.log_probs[i] for i in (1, 2, 3)]
+    verdict = weigh(found, tiny_tokenizer, 0.08, hearing.evidence, "en")
+    assert verdict.keep  # there was much speech
+    assert "low_evidence" in verdict.reasons
+    nothing = heard_words(Hypothesis(), tiny_tokenizer, 0.08, hearing.evidence)
+    assert nothing == Hypothesis()
+
+
+@pytest.mark.parametrize(
+    ("samples", "refused"),
+    [
+        ([np.nan, 0.1], True),
+        (np.append(speech(1, -30), np.inf), True),
+        (speech(1, -30) * 32768, True),
+        ([], False),
+        ([0.3], False),
+        (np.zeros(16_000), False),
+        (speech(1, -45) + 0.2, False),
+        (np.clip(speech(1, -10) * 8, -4, 4), False),
+        (np.where(np.arange(16_000) % 80 < 40, 4.0, -4.0), False),
+    ],
+    ids=["nan", "inf", "int16 as floats", "none", "one", "zeros", "offset", "+12 dBFS", "square"],
+)
+def test_bad_input_has_a_typed_error_or_a_defined_result(
+    recognizer: NativeRecognizer, samples: Any, refused: bool
+) -> None:
+    samples = np.asarray(samples, np.float32)
+    if refused:
+        with pytest.raises(AudioValueError):
+            recognizer.transcribe(samples, sample_rate=RATE)
+        return
+    transcript = recognizer.transcribe(samples, sample_rate=RATE)
+    assert transcript.duration == len(samples) / RATE
+    assert all(0 <= word.start <= word.end <= transcript.duration for word in transcript.words)
+    if len(samples) < RATE / 10 or not samples.any():
+        assert transcript.text == ""
+        assert transcript.reasons
 
 
 def test_batched_equals_alone(recognizer: NativeRecognizer, tmp_path) -> None:

@@ -11,10 +11,11 @@ import json
 import platform
 import resource
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -89,14 +90,21 @@ class Speed:
     streams: bool
 
 
-def fingerprint(recognizer: Recognizer) -> str:
-    """Twelve hex digits of the recogniser's parameters, or its name where it shows none."""
+def fingerprint(recognizer: Recognizer, path: Path | None = None) -> str:
+    """Twelve hex digits of the recogniser's parameters; of the files at `path` it was read from,
+    where it shows no parameters; or of its name, where no path is given either."""
     model: Any = getattr(recognizer, "model", None)
     digest = hashlib.sha256(recognizer.name.encode())
     if hasattr(model, "named_parameters"):
         for name, parameter in sorted(model.named_parameters()):
             digest.update(name.encode())
             digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+    elif path is not None:
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        for file in (file for file in files if file.is_file()):
+            digest.update(file.name.encode())
+            with open(file, "rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
     return digest.hexdigest()[:12]
 
 
@@ -147,24 +155,26 @@ def run(
     folder: Path,
     *,
     gains: Sequence[GainMode] = ("off", "on"),
+    weights: Mapping[str, str] = MappingProxyType({}),
     advance: Callable[[], None] | None = None,
 ) -> list[Result]:
     """All recognisers over all clips with every gain mode; the results of this run's keys.
 
-    What `folder` has already is taken from there. `advance` is called after every result.
+    What `folder` has already is taken from there. `weights` has the fingerprints of recognisers by
+    name, for those that show no parameters. `advance` is called after every result.
     """
     known = {result.key: result for result in read_results(folder)}
     results = []
     _end_last_line(folder / RESULTS)
     with open(folder / RESULTS, "a", encoding="utf-8") as file:
         for recognizer in recognizers:
-            weights = fingerprint(recognizer)
+            own = weights.get(recognizer.name) or fingerprint(recognizer)
             for gain in gains:
                 levelled = with_gain(recognizer, gain)
                 for clip in clips:
-                    result = known.get((recognizer.name, weights, gain, clip.id, clip.sha256))
+                    result = known.get((recognizer.name, own, gain, clip.id, clip.sha256))
                     if result is None:
-                        result = _one(levelled, weights, gain, clip)
+                        result = _one(levelled, own, gain, clip)
                         file.write(json.dumps(asdict(result), ensure_ascii=False) + "\n")
                         file.flush()
                     results.append(result)
@@ -267,7 +277,9 @@ def _wait_for_device(recognizer: Recognizer) -> None:
         torch.cuda.synchronize(device)
 
 
-def environment(recognizers: Sequence[Recognizer]) -> dict[str, Any]:
+def environment(
+    recognizers: Sequence[Recognizer], weights: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """Device, precision, threads and versions: without them a number says nothing."""
     import torch
 
@@ -281,7 +293,7 @@ def environment(recognizers: Sequence[Recognizer]) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "recognizers": {
             recognizer.name: {
-                "weights": fingerprint(recognizer),
+                "weights": weights.get(recognizer.name) or fingerprint(recognizer),
                 "device": str(getattr(getattr(recognizer, "model", None), "device", "cpu")),
                 "dtype": str(getattr(getattr(recognizer, "model", None), "dtype", "unknown")),
             }

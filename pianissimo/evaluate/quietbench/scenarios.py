@@ -8,9 +8,9 @@ clip's record.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +18,17 @@ import numpy.typing as npt
 from pianissimo.audio import simulate
 from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.audio.level import active_speech_level, amplitude, measure_levels, rms_level
-from pianissimo.audio.simulate import LARGE_ROOM, MEDIUM_ROOM, SMALL_ROOM, Codec, Room
+from pianissimo.audio.simulate import (
+    LARGE_ROOM,
+    MEDIUM_ROOM,
+    SMALL_ROOM,
+    Background,
+    Codec,
+    Room,
+)
 from pianissimo.errors import AudioValueError
 
 Float64 = npt.NDArray[np.float64]
-Noise = Literal["hvac", "diffuse", "floor", "music"]
 
 RECIPE_VERSION = 2
 """Part of every clip's identity: another version builds and runs everything anew."""
@@ -45,7 +51,7 @@ class Scenario:
     level_db: float
     rooms: tuple[Room, ...] = ()
     distance: float = 0.0
-    noise: Noise | None = None
+    noise: Background | None = None
     snr_db: float | None = None
     noise_db: float | None = None
     codecs: tuple[Codec, ...] = ()
@@ -161,13 +167,7 @@ def at_active_level(speech: Float64, level_db: float) -> Float64:
 def _noise(scenario: Scenario, room: Room | None, n: int, rng: np.random.Generator) -> Float64:
     if scenario.noise is None:
         return np.zeros(n)
-    makers: dict[Noise, Callable[[], Float64]] = {
-        "hvac": lambda: simulate.hvac(n, rng),
-        "diffuse": lambda: simulate.hvac(n, rng),
-        "floor": lambda: simulate.coloured_noise(n, 0.0, rng),
-        "music": lambda: simulate.music(n, rng),
-    }
-    noise = makers[scenario.noise]()
+    noise = simulate.background(scenario.noise, n, rng)
     if scenario.noise == "diffuse" and room is not None:
         noise = simulate.convolve(noise, simulate.room_response(room, scenario.distance, rng))
     if scenario.noise_db is not None:

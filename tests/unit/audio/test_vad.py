@@ -17,6 +17,7 @@ from pianissimo.audio.io import load_audio
 from pianissimo.audio.vad import (
     PRESETS,
     SpeechModel,
+    Track,
     VadOptions,
     VoiceDetector,
     preset,
@@ -33,7 +34,7 @@ SPEECH = Path(os.environ.get("PIANISSIMO_SPEECH", ROOT / "../shared/data/speech"
 @pytest.fixture(scope="module")
 def silero() -> SpeechModel:
     if not vad.available():
-        pytest.skip("the extra vad is not installed")
+        pytest.skip("silero-vad or onnxruntime is not installed")
     return SpeechModel()
 
 
@@ -207,7 +208,24 @@ def test_an_unknown_preset_names_the_known_ones():
         preset("loud")
 
 
+def test_a_track_is_what_the_detector_thought_when(model):
+    detector = VoiceDetector(model=model)
+    state = detector.start()
+    state.track = Track()
+    detector.push(np.concatenate([np.zeros(2 * RATE), speech(3, -30)]).astype(np.float32), state)
+    assert len(state.track.values) == state.windows
+    assert state.track.highest(0.0, 1.9) < 0.3 <= state.track.highest(2.0, 4.0)
+    part = state.track.part(1.0, 3.0)
+    assert part.first == 31
+    assert part.values == state.track.values[31:93]
+    state.track.forget(2.0)
+    assert state.track.first == 62
+    assert state.track.highest(2.0, 4.0) >= 0.3
+    assert state.track.highest(0.0, 1.0) == 1.0  # forgotten: nothing is known
+    assert Track().highest(0.0, 1.0) == 1.0
+
+
 def test_without_the_extra_the_message_names_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingExtraError, match=r"pianissimo\[vad\]"):
+    with pytest.raises(MissingExtraError, match="pip install silero-vad onnxruntime"):
         SpeechModel()

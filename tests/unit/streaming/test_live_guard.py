@@ -113,6 +113,16 @@ def test_a_short_stream_made_on_purpose_is_kept(
     assert run(recognizer, word, [1280])[-1].text == run(unguarded, word, [1280])[-1].text
 
 
+@pytest.mark.parametrize("latency", [80, 1120])
+def test_speech_at_the_very_end_counts(recognizer: NativeRecognizer, latency: int) -> None:
+    """Behind the last chunk of the model and the last step of the detector."""
+    samples = np.concatenate([pink(0.7, -60), speech(3, -20)[RATE // 2 :][: RATE // 3]])
+    stream = recognizer.stream(latency_ms=latency, endpoint=None)
+    final = [*stream.push(samples), *stream.finish()][-1]
+    assert "silence" not in final.reasons
+    assert final.text
+
+
 def test_without_gain_or_detector_nothing_is_held_back(
     talker: AsrModel, tiny_tokenizer: Tokenizer, unguarded: NativeRecognizer
 ) -> None:
