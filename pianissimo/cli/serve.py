@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pianissimo.cli.options import DeviceOption, DtypeOption, VerboseOption
+from pianissimo.cli.options import DeviceOption, DtypeOption, GainOption, VerboseOption
 from pianissimo.cli.output import INTERRUPTED, UNEXPECTED, say
 from pianissimo.errors import MissingExtraError
 
@@ -43,6 +43,7 @@ def serve(
     ] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
+    gain: GainOption = None,
     host: Annotated[
         str, typer.Option(envvar="PIANISSIMO_HOST", help="The address to listen on.")
     ] = "127.0.0.1",
@@ -108,6 +109,13 @@ def serve(
             help="A key that clients must send; may be repeated. Better in the environment.",
         ),
     ] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="PIANISSIMO_KEY_FILE",
+            help="TOML: keys with names and limits, see docs/operations.md.",
+        ),
+    ] = None,
     admin_key: Annotated[
         str | None,
         typer.Option(
@@ -155,6 +163,7 @@ def serve(
     SIGTERM and Ctrl-C end it: nobody new is taken, streams have some seconds to end, then their
     sockets are closed with code 1012 and their state is saved; a second signal ends it at once.
     """
+    from pianissimo.serve.keys import read_keys
     from pianissimo.serve.settings import Settings
 
     settings = Settings(
@@ -162,6 +171,7 @@ def serve(
         spare_models=tuple(spare_model or ()),
         device=device,
         dtype=dtype,
+        gain=gain,
         host=host,
         port=port,
         wyoming_port=wyoming_port,
@@ -175,7 +185,7 @@ def serve(
         linger_seconds=min(Settings.linger_seconds, resume_seconds),
         state_folder=state_folder,
         drain_seconds=drain_seconds,
-        api_keys=tuple(api_key or ()),
+        api_keys=(*(api_key or ()), *(read_keys(key_file) if key_file else ())),
         admin_key=admin_key,
         allow_origins=tuple(allow_origin or ()),
         tls_certificate=tls_certificate,
@@ -248,7 +258,7 @@ def _summary(settings: "Settings", recognizers: "Mapping[str, AnyRecognizer]") -
     """What is served where and to whom, without any key."""
     modes = {mode for recognizer in recognizers.values() for mode in recognizer.latencies_ms}
     shown = ", ".join(map(str, sorted(modes)))
-    live = f"{settings.max_streams} streams at {shown} ms" if modes else "no live streams"
+    live = f"{settings.max_streams} streams" + (f" at {shown} ms" if modes else "")
     keys = f"{len(settings.api_keys)} API keys" if settings.api_keys else "no API key needed"
     scheme = "http" if settings.tls_certificate is None else "https"
     place = f"{scheme}://{settings.host}:{settings.port}"

@@ -4,12 +4,14 @@ It opens with the admin key only, and is closed where none was set. Requests nam
 server was started with; no path is taken from them.
 """
 
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from pianissimo.errors import ModelError, ModelNotFoundError, OptionError
+from pianissimo.serve.accounts import Account
 from pianissimo.serve.auth import key_of, unauthorised
 from pianissimo.serve.experiments import Experiment
 from pianissimo.serve.refusal import Refusal
@@ -48,6 +50,13 @@ async def unload(request: Request, name: str) -> Response:
     service = _admitted(request)
     service.store.unload(name)
     return JSONResponse(_state(service))
+
+
+@router.get("/keys")
+async def show_keys(request: Request) -> Response:
+    """What each key may use, and what it used since the start; keys are shown by name only."""
+    service = _admitted(request)
+    return JSONResponse({"keys": [_account(account) for account in service.accounts]})
 
 
 @router.put("/splits/{alias}")
@@ -179,9 +188,21 @@ def _model(model: ServedModel, store: Store) -> dict[str, Any]:
         "loaded": True,
         "default": model.name == store.default,
         "alive": model.alive,
-        "streams": model.engine is not None,
+        "latencies_ms": model.latencies_ms,
         **_version(model),
         "retired": [_version(old) for old in store.retired if old.name == model.name],
+    }
+
+
+def _account(account: Account) -> dict[str, Any]:
+    return {
+        "name": account.name,
+        "limits": asdict(account.limits),
+        "requests": account.requests,
+        "streams": account.streams,
+        "streams_opened": account.streams_opened,
+        "audio_seconds": round(account.audio_seconds, 3),
+        "limited": account.refused,
     }
 
 

@@ -9,6 +9,7 @@ import hmac
 import secrets
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,7 +18,9 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
+from pianissimo.serve.accounts import Account
 from pianissimo.serve.experiments import Caller
+from pianissimo.serve.keys import ANYONE, ApiKey, Limits
 from pianissimo.serve.refusal import POLICY, Refusal
 
 SECRET_PREFIX = "ek_"
@@ -31,21 +34,23 @@ LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
 class KeyRing:
     """The keys that open the server; without any it is open to whoever can connect."""
 
-    def __init__(self, keys: Iterable[str], admin_key: str | None = None) -> None:
-        self._digests = [_digest(key) for key in keys]
+    def __init__(self, keys: Iterable[ApiKey], admin_key: str | None = None) -> None:
+        self._known = [(_digest(key.key), Account(key.name, key.limits)) for key in keys]
+        self._anyone = Account(ANYONE, Limits())
         self._admin = None if admin_key is None else _digest(admin_key)
 
     @property
-    def open(self) -> bool:
-        return not self._digests
+    def accounts(self) -> tuple[Account, ...]:
+        """Of each key; of an open server the one that all share."""
+        return tuple(account for _, account in self._known) or (self._anyone,)
 
-    def admits(self, key: str | None) -> bool:
-        """Whether this key, or none, may use the server."""
-        if self.open:
-            return True
+    def account(self, key: str | None) -> Account | None:
+        """The account of whoever sends this key, or none; None if he may not use the server."""
+        if not self._known:
+            return self._anyone
         given = _digest(key or "")
-        matches = [hmac.compare_digest(given, digest) for digest in self._digests]
-        return any(matches) and bool(key)
+        matches = [hmac.compare_digest(given, digest) for digest, _ in self._known]
+        return self._known[matches.index(True)][1] if any(matches) and key else None
 
     @property
     def has_admin(self) -> bool:
@@ -58,26 +63,35 @@ class KeyRing:
         return hmac.compare_digest(_digest(key or ""), self._admin) and bool(key)
 
 
+@dataclass(frozen=True)
+class ClientSecret:
+    """What a secret opens, until `expires`, and whose key pays for it."""
+
+    expires: float
+    session: dict[str, Any]
+    account: Account
+
+
 class ClientSecrets:
     """Short-lived keys for the realtime socket, each with the session it was made for."""
 
     def __init__(self) -> None:
-        self._made: dict[bytes, tuple[float, dict[str, Any]]] = {}
+        self._made: dict[bytes, ClientSecret] = {}
 
-    def make(self, session: dict[str, Any], seconds: float) -> tuple[str, int]:
-        """A new secret and when it expires, in seconds since 1970."""
+    def make(self, session: dict[str, Any], seconds: float, account: Account) -> tuple[str, int]:
+        """A new secret and when it expires, in seconds since 1970; `account` is its maker's."""
         now = time.time()
-        self._made = {k: made for k, made in self._made.items() if made[0] > now}
+        self._made = {k: made for k, made in self._made.items() if made.expires > now}
         if len(self._made) >= MOST_SECRETS:
             raise Refusal(429, "too many client secrets are waiting to be used", "too_many_secrets")
         secret, expires = SECRET_PREFIX + secrets.token_urlsafe(32), now + seconds
-        self._made[_digest(secret)] = (expires, session)
+        self._made[_digest(secret)] = ClientSecret(expires, session, account)
         return secret, round(expires)
 
-    def session(self, secret: str | None) -> dict[str, Any] | None:
-        """The session of a secret that is valid now."""
-        expires, session = self._made.get(_digest(secret or ""), (0.0, {}))
-        return session if expires > time.time() else None
+    def find(self, secret: str | None) -> ClientSecret | None:
+        """What a secret that is valid now was made for."""
+        made = self._made.get(_digest(secret or ""))
+        return made if made is not None and made.expires > time.time() else None
 
 
 def key_of(headers: Mapping[str, str]) -> str | None:

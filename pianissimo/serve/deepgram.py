@@ -7,7 +7,7 @@ stretch of time, which will not change; stretches follow each other from the sta
 import asyncio
 import hashlib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
+from starlette.datastructures import QueryParams
 from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, Response
 from starlette.websockets import WebSocket
 
+from pianissimo.decoding.boosting import LARGEST_WEIGHT, Phrase
 from pianissimo.errors import OptionError, PianissimoError
-from pianissimo.serve.auth import caller_of, key_of, unauthorised
+from pianissimo.serve.accounts import Account
+from pianissimo.serve.auth import caller_of
 from pianissimo.serve.openapi import LISTEN, LISTEN_BODY
 from pianissimo.serve.pcm import Encoding, PcmReader
 from pianissimo.serve.refusal import FAILED, Refusal
@@ -37,6 +40,8 @@ IDLE_SECONDS = 10.0
 SHORTEST_PAUSE_SECONDS = 0.3
 """Shorter values of `endpointing`, which some clients send, would end an utterance at each word."""
 SHORTEST_UTTERANCE_END_SECONDS = 1.0
+LEAST_WEIGHT = 0.1
+"""Of a keyword: Deepgram's intensifiers may be as small as one likes."""
 WATCH_SECONDS = 0.1
 ENCODINGS: dict[str, Encoding] = {"linear16": "pcm_s16le", "mulaw": "mulaw", "alaw": "alaw"}
 G711 = ("mulaw", "alaw")
@@ -56,6 +61,7 @@ class Asked:
     utterance_end_seconds: float | None
     vad_events: bool
     utterances: bool
+    boost: tuple[Phrase, ...]
 
 
 @router.websocket("/v1/listen")
@@ -70,22 +76,23 @@ async def listen(socket: WebSocket) -> None:
                 "encoding_required",
             )
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(seat(one.service, DIALECT))
-            one.lease = lease = stack.enter_context(_lease(one.service, socket, request_id))
+            await stack.enter_async_context(seat(one.service, DIALECT, one.account))
+            lease = _lease(one.service, socket, request_id, one.account)
+            one.lease = stack.enter_context(lease)
             reader = PcmReader(asked.encoding, asked.channels)
             rate, endpoint = asked.sample_rate, asked.endpoint
-            opening = one.service.feed(lease, reader, rate, endpoint=endpoint)
+            opening = one.service.feed(lease, reader, rate, endpoint=endpoint, boost=asked.boost)
             feed = await stack.enter_async_context(opening)
             await _Listener(one, asked, feed, lease, request_id).run()
 
 
-def _lease(service: Service, asks: HTTPConnection, request_id: str) -> Lease:
+def _lease(service: Service, asks: HTTPConnection, request_id: str, account: Account) -> Lease:
     """The model of a request; a name that only Deepgram knows means the default."""
     query = asks.query_params
     caller = caller_of(asks.headers, query.get("user"), request_id)
     choice = service.store.choose(query.get("model"), caller, lenient=True)
     service.store.models[choice.name].check_language(query.get("language"))
-    return service.lease(DIALECT, choice, request_id)
+    return service.lease(DIALECT, choice, request_id, account)
 
 
 class _Listener:
@@ -132,16 +139,16 @@ class _Listener:
             match parse_object(message).get("type") if message else "CloseStream":
                 case "Finalize":
                     self.one.asked_for_final()
-                    self.feed.finalise()
+                    await self.feed.finalise()
                 case "CloseStream":
                     open = False
                     self.one.asked_for_final()
-                    self.feed.finish()
+                    await self.feed.finish()
 
     async def _hear(self, data: bytes) -> None:
         self.digest.update(data)
         seconds = await self.feed.push(data)
-        self.one.service.metrics.heard(DIALECT, self.lease, seconds)
+        self.one.service.heard(DIALECT, self.lease, seconds)
 
     async def _watch_pauses(self) -> None:
         while True:
@@ -208,9 +215,7 @@ class _Listener:
 async def listen_to_recording(request: Request) -> Response:
     """A recording in the body: any container, or raw samples if the query says which."""
     service: Service = request.app.state.service
-    if not service.keys.admits(key_of(request.headers)):
-        service.metrics.refusals.labels(DIALECT, "key").inc()
-        raise unauthorised()
+    account = service.admit(DIALECT, request.headers)
     service.check_open(DIALECT)
     asked, request_id = read_query(request.query_params), str(uuid.uuid4())
     if request.headers.get("content-type", "").startswith("application/json"):
@@ -220,15 +225,15 @@ async def listen_to_recording(request: Request) -> Response:
             "remote_content_unsupported",
         )
     async with AsyncExitStack() as stack:
-        lease = stack.enter_context(_lease(service, request, request_id))
-        limit = service.settings.largest_upload_bytes
+        lease = stack.enter_context(_lease(service, request, request_id, account))
+        limit = account.largest_upload_bytes(service.settings.largest_upload_bytes)
         path = await stack.enter_async_context(body_as_file(request, limit))
         digest = await _sha256(path)
         if asked.encoding is not None and not _is_container(path):
             raw = raw_as_wav(path, asked.encoding, asked.sample_rate, asked.channels)
             path = await stack.enter_async_context(raw)
-        found = await service.transcribe(path, lease)
-        service.metrics.heard(DIALECT, lease, found.duration)
+        found = await service.transcribe(path, lease, asked.boost)
+        service.heard(DIALECT, lease, found.duration)
     about = _metadata(lease, request_id, digest, found.duration, 1)
     return JSONResponse({"metadata": about, "results": _recording_results(found, asked)})
 
@@ -253,7 +258,7 @@ def _recording_results(found: Transcript, asked: Asked) -> dict[str, Any]:
 # -- what was asked --------------------------------------------------------------------------------
 
 
-def read_query(query: Mapping[str, str]) -> Asked:
+def read_query(query: QueryParams) -> Asked:
     """Raises Refusal for values that make no sense."""
     encoding = query.get("encoding")
     if encoding is not None and encoding not in ENCODINGS:
@@ -277,6 +282,7 @@ def read_query(query: Mapping[str, str]) -> Asked:
         utterance_end_seconds=_utterance_end(query),
         vad_events=_flag(query, "vad_events"),
         utterances=_flag(query, "utterances"),
+        boost=(*_keyterms(query), *_keywords(query)),
     )
 
 
@@ -297,6 +303,25 @@ def _utterance_end(query: Mapping[str, str]) -> float | None:
     if query.get("utterance_end_ms", "false").lower() == "false":
         return None
     return max(_number(query, "utterance_end_ms", 0) / 1000, SHORTEST_UTTERANCE_END_SECONDS)
+
+
+def _keyterms(query: QueryParams) -> Iterator[Phrase]:
+    return (Phrase(text) for text in query.getlist("keyterm") if text.strip())
+
+
+def _keywords(query: QueryParams) -> Iterator[Phrase]:
+    """`keywords=WORD:INTENSIFIER`; one that is not above 0 asks for less of a word, not for it."""
+    for text in query.getlist("keywords"):
+        word, colon, number = text.rpartition(":")
+        try:
+            intensifier = float(number) if colon else 1.0
+        except ValueError:
+            raise Refusal(
+                400, f"keywords={text}: say WORD:INTENSIFIER, a number", "invalid_value"
+            ) from None
+        if intensifier > 0:
+            weight = min(max(intensifier, LEAST_WEIGHT), LARGEST_WEIGHT)
+            yield Phrase(word or text, weight)
 
 
 def _flag(query: Mapping[str, str], name: str) -> bool:

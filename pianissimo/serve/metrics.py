@@ -1,16 +1,20 @@
 """What the server tells Prometheus: counters of its own, and the engines' when it is asked."""
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-if TYPE_CHECKING:
-    from pianissimo.serve.store import Lease, ServedModel, Store
-    from pianissimo.streaming.engine import Engine
+from pianissimo.streaming.engine import Engine
+from pianissimo.streaming.segmented import SegmentedEngine
 
+if TYPE_CHECKING:
+    from pianissimo.serve.accounts import Account
+    from pianissimo.serve.store import Lease, ServedModel, Store
+
+Engines: TypeAlias = dict[str, list[Engine | SegmentedEngine]]
 FINAL_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0)
 QUANTILES = (0.5, 0.99)
 TOTALS = {
@@ -26,6 +30,15 @@ TOTALS = {
 """Name of a counter -> the field of `EngineStats`."""
 
 
+KEY_TOTALS = {
+    "requests": "requests",
+    "streams_opened": "streams_opened",
+    "audio_seconds": "audio_seconds",
+    "limited": "refused",
+}
+"""Name of a counter -> the field of `Account`."""
+
+
 class Metrics:
     """One server's numbers, in a registry of its own.
 
@@ -33,7 +46,7 @@ class Metrics:
     which a client came to it, "" if none.
     """
 
-    def __init__(self, store: "Store") -> None:
+    def __init__(self, store: "Store", accounts: "Sequence[Account]") -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "pianissimo_requests",
@@ -95,6 +108,7 @@ class Metrics:
         )
         self._engines = _EngineCollector(store)
         self.registry.register(self._engines)
+        self.registry.register(_AccountCollector(accounts))
 
     def began(self, dialect: str, lease: "Lease") -> None:
         self.sessions.labels(dialect, lease.model.name, lease.experiment).inc()
@@ -115,6 +129,29 @@ class Metrics:
         return generate_latest(self.registry)
 
 
+class _AccountCollector(Collector):
+    """What each key has used, by the names of the keys."""
+
+    def __init__(self, accounts: "Sequence[Account]") -> None:
+        self._accounts = accounts
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        streams = GaugeMetricFamily("pianissimo_key_streams", "Live now", labels=["key"])
+        for account in self._accounts:
+            streams.add_metric([account.name], account.streams)
+        yield streams
+        for counter, field in KEY_TOTALS.items():
+            family = CounterMetricFamily(
+                f"pianissimo_key_{counter}", "Since the start", labels=["key"]
+            )
+            for account in self._accounts:
+                family.add_metric([account.name], getattr(account, field))
+            yield family
+
+
 class _EngineCollector(Collector):
     """The engines' own counters, read when somebody asks; versions of one model add up."""
 
@@ -126,8 +163,7 @@ class _EngineCollector(Collector):
         return ()
 
     def keep(self, model: "ServedModel") -> None:
-        if model.engine is not None:
-            _add(self._gone.setdefault(model.name, {}), model.engine)
+        _add(self._gone.setdefault(model.name, {}), model.engine)
 
     def collect(self) -> Iterator[Metric]:
         loaded, retired = tuple(self._store.models.values()), tuple(self._store.retired)
@@ -142,19 +178,18 @@ class _EngineCollector(Collector):
             "Loadings that were replaced and are still in use",
             labels=["model"],
         )
-        engines: dict[str, list[Engine]] = {name: [] for name in self._gone}
+        engines: Engines = {name: [] for name in self._gone}
         for model in loaded:
             info.add_metric([model.name], model.version)
             alive.add_metric([model.name], model.alive)
             draining.add_metric([model.name], sum(old.name == model.name for old in retired))
         for model in (*loaded, *retired):
-            if model.engine is not None:
-                engines.setdefault(model.name, []).append(model.engine)
+            engines.setdefault(model.name, []).append(model.engine)
         yield from (info, alive, draining)
         yield from self._totals(engines)
         yield self._delays(engines)
 
-    def _totals(self, engines: "dict[str, list[Engine]]") -> Iterator[Metric]:
+    def _totals(self, engines: Engines) -> Iterator[Metric]:
         streams = GaugeMetricFamily("pianissimo_engine_streams", "Live now", labels=["model"])
         totals = {name: dict(self._gone.get(name, {})) for name in engines}
         for name, found in engines.items():
@@ -170,7 +205,7 @@ class _EngineCollector(Collector):
                 family.add_metric([name], values[counter])
             yield family
 
-    def _delays(self, engines: "dict[str, list[Engine]]") -> Metric:
+    def _delays(self, engines: Engines) -> Metric:
         family = GaugeMetricFamily(
             "pianissimo_engine_chunk_delay_seconds",
             "From a complete chunk to its tokens, over the last chunks",
@@ -179,6 +214,8 @@ class _EngineCollector(Collector):
         for name, found in engines.items():
             delays: dict[int, list[float]] = {}
             for engine in found:
+                if isinstance(engine, SegmentedEngine):
+                    continue  # it has no chunks
                 with engine.lock:
                     measured = list(engine.stats.delays)
                 for lookahead, delay in measured:
@@ -192,7 +229,7 @@ class _EngineCollector(Collector):
         return family
 
 
-def _add(totals: dict[str, float], engine: "Engine") -> None:
+def _add(totals: dict[str, float], engine: Engine | SegmentedEngine) -> None:
     with engine.lock:
         for counter, field in TOTALS.items():
             totals[counter] = totals.get(counter, 0.0) + getattr(engine.stats, field)

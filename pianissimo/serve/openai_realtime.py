@@ -24,7 +24,6 @@ from pianissimo.serve.auth import (
     LONGEST_SECRET_SECONDS,
     SHORTEST_SECRET_SECONDS,
     key_of,
-    unauthorised,
 )
 from pianissimo.serve.openapi import OLD_SESSION_BODY, SECRET_BODY
 from pianissimo.serve.pcm import PcmReader
@@ -49,12 +48,15 @@ router = APIRouter()
 @router.websocket("/v1/realtime")
 async def realtime(socket: WebSocket) -> None:
     service: Service = socket.app.state.service
-    prepared = service.secrets.session(key_of(socket.headers))
-    admitted = prepared is not None
-    async with client(socket, DIALECT, admitted=admitted) as one, seat(service, DIALECT):
+    prepared = service.secrets.find(key_of(socket.headers))
+    account = None if prepared is None else prepared.account
+    async with (
+        client(socket, DIALECT, account=account) as one,
+        seat(service, DIALECT, one.account),
+    ):
         settings = SessionSettings(service, socket.headers, socket.query_params.get("model"))
-        if prepared:
-            settings.update(prepared)
+        if prepared is not None and prepared.session:
+            settings.update(prepared.session)
         await _Conversation(one, settings).run()
 
 
@@ -77,16 +79,15 @@ class _Conversation:
         self._slot = AsyncExitStack()
 
     async def run(self) -> None:
-        model = self.one.service.store.models[self.settings.hearing.choice.name]
-        model.latency(None)  # says why if it cannot stream
         await self._emit([{"type": "session.created", "session": self._shown()}])
         try:
             async with self._slot, asyncio.timeout(LONGEST_SESSION_SECONDS):
                 await until_first(self._receive(), self._send())
         except TimeoutError:
             await self.one.close(GOING_AWAY, "the session has expired")
-        except PianissimoError as error:
-            await self._emit(self.turns.fail(str(error), error.code))
+        except (Refusal, PianissimoError) as error:
+            refusal = error if isinstance(error, Refusal) else refusal_for(error)
+            await self._emit(self.turns.fail(refusal.message, refusal.code or refusal.kind))
             raise
 
     @property
@@ -107,6 +108,8 @@ class _Conversation:
                 event_id = given.get("event_id")
                 await self._handle(given)
             except Refusal as refusal:
+                if refusal.status == 429:
+                    raise  # nothing is wrong with the message: the session ends
                 await self._complain(refusal, event_id)
 
     async def _handle(self, given: Mapping[str, Any]) -> None:
@@ -121,7 +124,7 @@ class _Conversation:
                 feed = await self._open()
                 await self._emit(self.turns.clear(self.now))
                 self.uncommitted_seconds = 0.0
-                feed.finalise()
+                await feed.finalise()
             case kind:
                 raise Refusal(
                     400, f"messages of the type {kind!r} are not known here", "unknown_type", "type"
@@ -149,7 +152,7 @@ class _Conversation:
         seconds = await feed.push(data)
         self.uncommitted_seconds += seconds
         assert self.one.lease is not None
-        self.one.service.metrics.heard(DIALECT, self.one.lease, seconds)
+        self.one.service.heard(DIALECT, self.one.lease, seconds)
 
     async def _commit(self) -> None:
         if self.uncommitted_seconds == 0 and self.one.service.settings.strict_commits:
@@ -159,7 +162,7 @@ class _Conversation:
         await self._emit(self.turns.commit(self.now))
         self.uncommitted_seconds = 0.0
         self.one.asked_for_final()
-        feed.finalise()
+        await feed.finalise()
 
     # -- the stream --------------------------------------------------------------------------------
 
@@ -174,7 +177,7 @@ class _Conversation:
 
     async def _new_feed(self, hearing: Hearing) -> Feed:
         service = self.one.service
-        lease = service.lease(DIALECT, hearing.choice, self.settings.id)
+        lease = service.lease(DIALECT, hearing.choice, self.settings.id, self.one.account)
         self.one.lease = self._slot.enter_context(lease)
         opening = service.feed(
             lease,
@@ -182,6 +185,7 @@ class _Conversation:
             hearing.sample_rate,
             latency_ms=hearing.latency_ms,
             endpoint=hearing.endpoint,
+            boost=await asyncio.to_thread(lease.model.hints, hearing.boost),
         )
         return await self._slot.enter_async_context(opening)
 
@@ -190,7 +194,7 @@ class _Conversation:
         if self.feed is None:
             return
         self._drained.clear()
-        self.feed.finish()
+        await self.feed.finish()
         await self._drained.wait()
         await self._slot.aclose()
         self.offset, self.feed = self.now, None
@@ -245,9 +249,7 @@ async def make_transcription_session(request: Request) -> Response:
 
 async def _secret(request: Request, *, nested: bool) -> tuple[str, int, dict[str, Any]]:
     service: Service = request.app.state.service
-    if not service.keys.admits(key_of(request.headers)):
-        service.metrics.refusals.labels(DIALECT, "key").inc()
-        raise unauthorised()
+    account = service.admit(DIALECT, request.headers)
     body = await limited(request, LARGEST_SECRET_BODY_BYTES).body()
     given = parse_object(body) if body else {}
     asked = (given.get("session") or {}) if nested else given
@@ -266,5 +268,5 @@ async def _secret(request: Request, *, nested: bool) -> tuple[str, int, dict[str
         )
     settings = SessionSettings(service, request.headers)
     settings.update(asked)
-    secret, expires = service.secrets.make(asked, seconds)
+    secret, expires = service.secrets.make(asked, seconds, account)
     return secret, expires, settings.shown(expires)

@@ -3,27 +3,30 @@
 What its clients send and expect: platform.openai.com/docs/api-reference/audio.
 """
 
+import asyncio
 import json
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.datastructures import FormData
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
+from pianissimo.decoding.boosting import Phrase
 from pianissimo.errors import PianissimoError
-from pianissimo.serve.auth import caller_of, key_of, unauthorised
+from pianissimo.serve.accounts import Account
+from pianissimo.serve.auth import caller_of
 from pianissimo.serve.openapi import TRANSCRIPTION, TRANSCRIPTION_FORM
+from pianissimo.serve.phrases import terms
 from pianissimo.serve.refusal import Refusal, refusal_for
 from pianissimo.serve.service import GrowingText, Service
 from pianissimo.serve.store import Lease
 from pianissimo.serve.upload import form_with_file
-from pianissimo.transcript import Segment, Transcript, Word
+from pianissimo.transcript import Segment, StreamEvent, Transcript, Word
 
 DIALECT = "openai"
 FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
@@ -41,18 +44,19 @@ class Asked:
     granularities: tuple[str, ...]
     logprobs: bool
     stream: bool
+    boost: tuple[Phrase, ...]
 
 
 @router.get("/v1/models")
 async def list_models(request: Request) -> Response:
-    service = _admitted(request)
+    service, _ = _admitted(request)
     models = [_model_object(name, request) for name in service.store.names]
     return JSONResponse({"object": "list", "data": models})
 
 
 @router.get("/v1/models/{name:path}")
 async def get_model(request: Request, name: str) -> Response:
-    service = _admitted(request)
+    service, _ = _admitted(request)
     service.store.choose(name, caller_of(request.headers))
     return JSONResponse(_model_object(name, request))
 
@@ -60,23 +64,26 @@ async def get_model(request: Request, name: str) -> Response:
 @router.post("/v1/audio/transcriptions", openapi_extra=TRANSCRIPTION_FORM, responses=TRANSCRIPTION)
 async def create_transcription(request: Request) -> Response:
     """A recording as text: json, text, srt, vtt, verbose_json, or events as it is heard."""
-    service = _admitted(request)
+    service, account = _admitted(request)
     service.check_open(DIALECT)
     async with AsyncExitStack() as stack:
-        upload = form_with_file(request, service.settings.largest_upload_bytes)
+        most = account.largest_upload_bytes(service.settings.largest_upload_bytes)
+        upload = form_with_file(request, most)
         form, _, path = await stack.enter_async_context(upload)
         asked = _read(form)
         caller = caller_of(request.headers, _text(form, "user"))
         choice = service.store.choose(_text(form, "model"), caller)
-        lease = stack.enter_context(service.lease(DIALECT, choice, caller.session))
+        lease = stack.enter_context(service.lease(DIALECT, choice, caller.session, account))
         lease.model.check_language(_text(form, "language"))
         lease.model.check_languages(_list(form, "languages"))
+        boost = await asyncio.to_thread(lease.model.hints, asked.boost)
         if asked.stream:
-            events = _server_sent(service, path, asked, lease, stack.pop_all())
+            heard = service.events(path, lease, boost)
+            events = _server_sent(service, heard, asked, lease, stack.pop_all())
             first = await anext(events)  # what fails before the first word has its own status
             return StreamingResponse(_from(first, events), media_type="text/event-stream")
-        transcript = await service.transcribe(path, lease)
-        service.metrics.heard(DIALECT, lease, transcript.duration)
+        transcript = await service.transcribe(path, lease, boost)
+        service.heard(DIALECT, lease, transcript.duration)
     return _response(transcript, asked)
 
 
@@ -88,7 +95,7 @@ async def create_transcription(request: Request) -> Response:
 )
 async def create_translation(request: Request) -> Response:
     """Refused: the models served here write what they hear, in its own language."""
-    service = _admitted(request)
+    service, _ = _admitted(request)
     raise Refusal(
         400,
         f"{service.store.default} does not translate; use /v1/audio/transcriptions",
@@ -100,12 +107,9 @@ async def create_translation(request: Request) -> Response:
 # -- what was asked --------------------------------------------------------------------------------
 
 
-def _admitted(request: Request) -> Service:
+def _admitted(request: Request) -> tuple[Service, Account]:
     service: Service = request.app.state.service
-    if not service.keys.admits(key_of(request.headers)):
-        service.metrics.refusals.labels(DIALECT, "key").inc()
-        raise unauthorised()
-    return service
+    return service, service.admit(DIALECT, request.headers)
 
 
 def _read(form: FormData) -> Asked:
@@ -131,6 +135,7 @@ def _read(form: FormData) -> Asked:
         granularities or ("segment",),
         "logprobs" in _list(form, "include"),
         (_text(form, "stream") or "").lower() in ("true", "1"),
+        terms(_text(form, "prompt") or ""),
     )
 
 
@@ -223,7 +228,11 @@ def _log(confidence: float) -> float:
 
 
 async def _server_sent(
-    service: Service, path: Path, asked: Asked, lease: Lease, stack: AsyncExitStack
+    service: Service,
+    heard: AsyncGenerator[StreamEvent | float],
+    asked: Asked,
+    lease: Lease,
+    stack: AsyncExitStack,
 ) -> AsyncGenerator[str]:
     """The events of a transcription; an error that comes too late for a status is one of them.
 
@@ -232,7 +241,7 @@ async def _server_sent(
     text, words, seconds = GrowingText(), list[Word](), 0.0
     async with stack:
         try:
-            async with aclosing(service.events(path, lease)) as events:
+            async with aclosing(heard) as events:
                 async for event in events:
                     if isinstance(event, float):
                         seconds = event
@@ -246,7 +255,7 @@ async def _server_sent(
                 raise
             yield _sse({"type": "error", **refusal_for(error).openai()})
             return
-    service.metrics.heard(DIALECT, lease, seconds)
+    service.heard(DIALECT, lease, seconds)
     done: dict[str, Any] = {"type": "transcript.text.done", "text": text.sent}
     done["usage"] = usage(seconds)
     if asked.logprobs:

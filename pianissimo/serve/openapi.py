@@ -129,6 +129,8 @@ LISTEN_BODY = {
         _query("encoding", _one_of("linear16", "mulaw", "alaw")),
         _query("sample_rate", {"type": "integer", "minimum": 1000, "maximum": 384_000}),
         _query("channels", {"type": "integer", "minimum": 1, "maximum": 8}),
+        _query("keyterm", _list(TEXT)),
+        _query("keywords", _list(TEXT)),
         _query("utterances", FLAG),
         _query("endpointing", TEXT),
         _query("utterance_end_ms", TEXT),

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pianissimo.decoding.boosting import Phrase
 from pianissimo.serve.auth import caller_of
 from pianissimo.serve.pcm import Encoding
+from pianissimo.serve.phrases import terms
 from pianissimo.serve.refusal import Refusal
 from pianissimo.serve.service import NO_PAUSES, Service
 from pianissimo.serve.store import Choice
@@ -51,6 +53,7 @@ class Hearing:
     finds_turns: bool
     prefix_seconds: float
     choice: Choice
+    boost: tuple[Phrase, ...]
 
 
 class SessionSettings:
@@ -70,6 +73,7 @@ class SessionSettings:
         self.input: dict[str, Any] = copy.deepcopy(DEFAULTS)
         self.include: list[str] = []
         self._chose_turns = False
+        self._choose({})  # now: a session keeps its model, whatever becomes of a split
 
     def update(self, given: Any) -> None:
         """Merge what a client sent, in the present shape or the one before it.
@@ -126,6 +130,7 @@ class SessionSettings:
             endpoint is not None,
             _number(prefix, "prefix_padding_ms", 0, 60_000) / 1000,
             choice,
+            _phrases(transcription),
         )
 
     def _choose(self, transcription: Mapping[str, Any]) -> Choice:
@@ -145,7 +150,7 @@ class SessionSettings:
             return None
         if delay not in DELAYS:
             raise _wrong("transcription.delay", f"must be one of {', '.join(DELAYS)}")
-        modes = self._service.store.models[choice.name].recognizer.latencies_ms
+        modes = self._service.store.models[choice.name].latencies_ms
         return modes[min(DELAYS.index(delay), len(modes) - 1)] if modes else None
 
     def shown(self, expires_at: int) -> dict[str, Any]:
@@ -225,6 +230,16 @@ def _texts(given: Mapping[str, Any], name: str) -> list[str]:
     if not isinstance(values, list) or not all(isinstance(each, str) for each in values):
         raise _wrong(f"transcription.{name}", "must be a list of texts")
     return values
+
+
+def _phrases(transcription: Mapping[str, Any]) -> tuple[Phrase, ...]:
+    """The terms of `prompt` and `keywords`; whoever sends something else has sent none."""
+    prompt, keywords = transcription.get("prompt"), transcription.get("keywords")
+    lines = [prompt] if isinstance(prompt, str) else []
+    found = [*terms("\n".join(lines))]
+    if isinstance(keywords, list):
+        found += terms("\n".join(each for each in keywords if isinstance(each, str)))
+    return tuple(dict.fromkeys(found))
 
 
 def _wrong(param: str, what: str) -> Refusal:

@@ -20,13 +20,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pianissimo.decoding.boosting import Phrase
 from pianissimo.errors import PianissimoError, StateError
+from pianissimo.serve.accounts import Account
 from pianissimo.serve.pcm import Encoding, PcmReader
 from pianissimo.serve.refusal import Refusal, restarting
 from pianissimo.serve.service import NO_PAUSES, Feed, Service
 from pianissimo.serve.store import Choice, Lease
 from pianissimo.streaming.endpoint import EndpointRules
 from pianissimo.streaming.engine import Engine
+from pianissimo.streaming.segmented import SegmentedEngine
 from pianissimo.streaming.session import Session
 from pianissimo.transcript import StreamEvent
 
@@ -56,6 +59,7 @@ class StreamOptions:
     endpoint: EndpointRules | None
     choice: Choice
     session: str
+    boost: tuple[Phrase, ...] = ()
 
 
 class ResumableStream:
@@ -84,6 +88,7 @@ class ResumableStream:
         self._connected = self._parting = False
         self._lease: Lease | None = None
         self._feed: Feed | None = None
+        self._account: Account | None = None
         self._pump: asyncio.Task[None] | None = None
         self._taking: asyncio.Task[None] | None = None
         self._state: bytes | None = None
@@ -102,15 +107,19 @@ class ResumableStream:
     # -- the connection ----------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def attached(self) -> AsyncIterator[None]:
-        """The stream belongs to one connection at a time: a new one ends the one before."""
+    async def attached(self, account: Account) -> AsyncIterator[None]:
+        """The stream belongs to one connection at a time: a new one ends the one before.
+
+        It counts for the `account` of the connection that woke it.
+        """
         self._give_up(Refusal(409, "another connection resumed this stream", "taken_over"))
         async with self._attached:
             self._check_stays()
             self.given_up.clear()
             async with self._lock:
                 if self._feed is None and not self.ended:
-                    self._wake(self._state)
+                    await self._wake(self._state, account)
+                self._check_stays()
                 self._connected = True
             try:
                 yield
@@ -142,11 +151,11 @@ class ResumableStream:
             if isinstance(frame, bytes):
                 seconds = await self._feed.push(frame)
                 assert self._lease is not None
-                self.service.metrics.heard(DIALECT, self._lease, seconds)
+                self.service.heard(DIALECT, self._lease, seconds)
             else:
                 self._asked.append(time.monotonic())
                 self.finishing = frame == "finish"
-                self._feed.finish() if self.finishing else self._feed.finalise()
+                await (self._feed.finish() if self.finishing else self._feed.finalise())
             self.frames += 1
 
     def unseen(self, after: int) -> list[tuple[int, dict[str, Any]]]:
@@ -161,29 +170,27 @@ class ResumableStream:
 
     # -- the engine --------------------------------------------------------------------------------
 
-    def _wake(self, state: bytes | None) -> None:
-        """Take a seat and a slot; raises EngineFullError."""
-        try:
-            self.service.seats.take()
-        except PianissimoError:
-            self.service.metrics.refusals.labels(DIALECT, "full").inc()
-            raise
+    async def _wake(self, state: bytes | None, account: Account) -> None:
+        """Take a seat and a slot; raises EngineFullError, and Refusal at a limit of the key."""
+        self.service.take_seat(DIALECT, account)
         try:
             if self._lease is None:
                 options = self.options
-                self._lease = self.service.lease(DIALECT, options.choice, options.session)
-            self._feed = self.service.open_feed(
+                self._lease = self.service.lease(DIALECT, options.choice, options.session, account)
+            self._lease.account = account
+            self._feed = await self.service.open_feed(
                 self._lease,
                 self.reader,
                 self.options.sample_rate,
                 latency_ms=self.options.latency_ms,
                 endpoint=self.options.endpoint or NO_PAUSES,
+                boost=self.options.boost,
                 state=state,
             )
         except BaseException:
-            self.service.seats.leave()
+            self.service.leave_seat(account)
             raise
-        self._state = None
+        self._state, self._account = None, account
         self._pump = asyncio.create_task(self._collect(self._feed))
 
     async def _collect(self, feed: Feed) -> None:
@@ -226,7 +233,8 @@ class ResumableStream:
         """Give slot and seat back."""
         self._feed = None
         await feed.release()
-        self.service.seats.leave()
+        assert self._account is not None
+        self.service.leave_seat(self._account)
 
     async def park(self) -> None:
         """Give the slot up and keep the stream as bytes; one that is finishing goes on instead."""
@@ -239,10 +247,10 @@ class ResumableStream:
             self._pump.cancel()
             await asyncio.gather(self._pump, return_exceptions=True)
             try:
-                assert self._lease is not None and self._lease.model.engine is not None
+                assert self._lease is not None
                 engine = self._lease.model.engine
                 self._state, rest = await asyncio.to_thread(_export, feed.session, engine)
-            except PianissimoError:  # it failed, which is told as an event
+            except PianissimoError:  # it failed, which is told as an event, or must stay here
                 self._pump = asyncio.create_task(self._collect(feed))
                 return
             for event in rest:
@@ -309,6 +317,7 @@ class ResumableStream:
             rules = options["endpoint"]
             options["endpoint"] = None if rules is None else EndpointRules(**rules)
             options["choice"] = Choice(**options["choice"])
+            options["boost"] = tuple(Phrase(**phrase) for phrase in options.get("boost", ()))
             stream = cls(service, StreamOptions(**options), token)
             stream.frames, stream.last_event = document["frames"], document["last_event"]
             stream.events = deque((number, event) for number, event in document["events"])
@@ -419,7 +428,7 @@ class Streams:
         await stream.leave()
 
 
-def _export(session: Session, engine: Engine) -> tuple[bytes, list[StreamEvent]]:
+def _export(session: Session, engine: Engine | SegmentedEngine) -> tuple[bytes, list[StreamEvent]]:
     """A stream as bytes, and what it said until just then; it says nothing more afterwards."""
     with engine.lock:
         state, rest = session.export(), []

@@ -5,8 +5,13 @@ import re
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pianissimo.errors import OptionError
+from pianissimo.serve.keys import ApiKey
+
+if TYPE_CHECKING:
+    from pianissimo.audio.level import GainMode
 
 NAMED = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)", re.S)
 
@@ -22,22 +27,24 @@ class Settings:
     """What `pianissimo serve` was asked for.
 
     `models` are loaded at the start, the first is the default; without any it is the embedded one.
-    `spare_models`, each with its name as `NAME=MODEL`, may be loaded later. `max_streams` sockets
-    are served at once and `max_files` recordings transcribed; as many again may wait for their
-    turn. A shadow model hears `max_shadows` streams at once. `idle_seconds` is how long a socket
-    may send nothing. A stream of our own protocol whose connection broke can be resumed for
-    `resume_seconds`; it keeps its slot for `linger_seconds` of them, and outlives the process where
-    there is a `state_folder`. When the server is told to end, streams have `drain_seconds` to end
-    by themselves. `insecure` allows other machines in without a key. The Wyoming protocol is spoken
-    on a port of its own, if one is named; it knows no keys. With `tls_certificate` and `tls_key`,
-    PEM files, the server speaks TLS, Wyoming excepted. The page shows the report in the folder
-    `quietbench`, which `pianissimo quietbench` wrote.
+    `spare_models`, each with its name as `NAME=MODEL`, may be loaded later. `gain` is that of
+    `pianissimo.load`, for all models. `max_streams` sockets are served at once and `max_files`
+    recordings transcribed; as many again may wait for their turn. A shadow model hears
+    `max_shadows` streams at once. `idle_seconds` is how long a socket may send nothing. A stream of
+    our own protocol whose connection broke can be resumed for `resume_seconds`; it keeps its slot
+    for `linger_seconds` of them, and outlives the process where there is a `state_folder`. When the
+    server is told to end, streams have `drain_seconds` to end by themselves. Plain `api_keys` have
+    no names and no limits of their own. `insecure` allows other machines in without a key. The
+    Wyoming protocol is spoken on a port of its own, if one is named; it knows no keys. With
+    `tls_certificate` and `tls_key`, PEM files, the server speaks TLS, Wyoming excepted. The page
+    shows the report in the folder `quietbench`, which `pianissimo quietbench` wrote.
     """
 
     models: tuple[str, ...] = ()
     spare_models: tuple[str, ...] = ()
     device: str = "auto"
     dtype: str = "auto"
+    gain: "GainMode | None" = None
     host: str = "127.0.0.1"
     port: int = 7860
     wyoming_port: int | None = None
@@ -53,7 +60,7 @@ class Settings:
     linger_seconds: float = 5.0
     state_folder: Path | None = None
     drain_seconds: float = 10.0
-    api_keys: tuple[str, ...] = ()
+    api_keys: tuple[str | ApiKey, ...] = ()
     admin_key: str | None = None
     allow_origins: tuple[str, ...] = ()
     insecure: bool = False
@@ -78,8 +85,11 @@ class Settings:
         for port in (self.port, self.wyoming_port or 0):
             if not 0 <= port <= 65_535:
                 raise OptionError(f"{port} is not a port; choose one from 0 to 65535")
-        if any(not key.strip() for key in (*self.api_keys, self.admin_key or "-")):
+        if self.admin_key is not None and not self.admin_key.strip():
             raise OptionError("an API key must not be empty")
+        keys = self.keys
+        if len({key.key for key in keys}) < len(keys) or len({k.name for k in keys}) < len(keys):
+            raise OptionError("two API keys are the same, or have the same name")
         if not (self.loopback or self.api_keys or self.insecure):
             raise OptionError(
                 f"on {self.host} everyone in reach could use this server: set an API key "
@@ -105,6 +115,14 @@ class Settings:
                 f"{self.tls_certificate} and {self.tls_key} cannot be used for TLS ({error}); "
                 "both must be readable PEM files that belong together"
             ) from error
+
+    @property
+    def keys(self) -> tuple[ApiKey, ...]:
+        """All API keys; one that was given without a name is called by its number."""
+        return tuple(
+            key if isinstance(key, ApiKey) else ApiKey(f"key-{number}", key)
+            for number, key in enumerate(self.api_keys, start=1)
+        )
 
     @property
     def loopback(self) -> bool:

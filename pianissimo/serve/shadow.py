@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
+from pianissimo.decoding.boosting import Boost
 from pianissimo.errors import BacklogError, EngineFullError
 from pianissimo.evaluate.wer import word_errors
 from pianissimo.serve.metrics import Metrics
@@ -118,12 +119,12 @@ class Shadows:
         """The shadow of a stream that is opened with these options; None if it gets none."""
         if lease.shadow is None:
             return None
-        if lease.shadow.engine is None or len(self.streams) >= self.most_streams:
+        if len(self.streams) >= self.most_streams:
             self.dropped(lease.shadow, "full")
             return None
         return ShadowStream(self, lease.model, lease.shadow, options)
 
-    def recording(self, lease: Lease, path: Path, found: Transcript) -> None:
+    def recording(self, lease: Lease, path: Path, found: Transcript, boost: Boost) -> None:
         """Have a recording transcribed once more, from a link of its own."""
         if lease.shadow is None:
             return
@@ -137,11 +138,14 @@ class Shadows:
             self.dropped(lease.shadow, "failed")
             return
         self._recordings += 1
-        self.start(self._transcribe(lease.model, Lease(lease.shadow), link, found.text))
+        self.start(self._transcribe(lease.model, Lease(lease.shadow), link, found.text, boost))
 
-    async def _transcribe(self, first: ServedModel, lease: Lease, path: Path, text: str) -> None:
+    async def _transcribe(
+        self, first: ServedModel, lease: Lease, path: Path, text: str, boost: Boost
+    ) -> None:
         def compare() -> tuple[int, int]:
-            other = lease.model.recognizer.transcribe(str(path)).text
+            hints = lease.model.hints(boost)
+            other = lease.model.recognizer.transcribe(str(path), boost=hints).text
             counts = word_errors(normalize_for_scoring(text), normalize_for_scoring(other))
             return counts.words, counts.errors
 
@@ -232,7 +236,7 @@ class ShadowStream:
         session: Session | None = None
         collecting: asyncio.Task[None] | None = None
         try:
-            session = await self._in_thread(lambda: self._lease.model.open(**self._options))
+            session = await self._in_thread(self._open)
             collecting = asyncio.create_task(self._collect(session))
             await self._work(session)
             async with asyncio.timeout(LAST_SECONDS):
@@ -256,6 +260,14 @@ class ShadowStream:
             self._tell()
             self._lease.release()
             self._shadows.streams.discard(self)
+
+    def _open(self) -> "Session":
+        """As the first model's stream, in the shadow's own latency if it has not the same."""
+        model, options = self._lease.model, dict(self._options)
+        if options.get("latency_ms") not in model.latencies_ms:
+            options["latency_ms"] = None
+        options["boost"] = model.hints(options.get("boost") or ())
+        return model.open(**options)
 
     async def _work(self, session: "Session") -> None:
         """Give the stream what waits for it, until its audio has ended or it is left."""

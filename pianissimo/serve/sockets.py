@@ -12,7 +12,8 @@ from typing import Any
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from pianissimo.errors import PianissimoError
-from pianissimo.serve.auth import key_of, subprotocol_of, unauthorised
+from pianissimo.serve.accounts import Account
+from pianissimo.serve.auth import subprotocol_of
 from pianissimo.serve.refusal import FAILED, RESTARTING, Refusal, refusal_for
 from pianissimo.serve.service import Service
 from pianissimo.serve.store import Lease
@@ -33,6 +34,9 @@ class Gone(Exception):
 
 class Client:
     """One accepted socket of a dialect."""
+
+    account: Account
+    """Whose it is, once it is let in."""
 
     def __init__(self, socket: WebSocket, service: Service, dialect: str) -> None:
         self.socket, self.service, self.dialect = socket, service, dialect
@@ -83,13 +87,13 @@ async def client(
     socket: WebSocket,
     dialect: str,
     *,
-    admitted: bool = False,
+    account: Account | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Client]:
     """Accept a socket, and close it with the code that fits what happened.
 
     Refusals and errors of ours become close codes, what nobody foresaw is logged and becomes 1011.
-    `admitted` is for a client whose key was checked already.
+    `account` is that of a client whose key was checked already.
     """
     service: Service = socket.app.state.service
     raw = [(k.encode(), v.encode()) for k, v in (headers or {}).items()]
@@ -97,9 +101,11 @@ async def client(
     one, outcome = Client(socket, service, dialect), "done"
     service.metrics.sockets.labels(dialect).inc()
     try:
-        if not admitted and not service.keys.admits(key_of(socket.headers)):
-            service.metrics.refusals.labels(dialect, "key").inc()
-            raise unauthorised()
+        if account is None:
+            account = service.admit(dialect, socket.headers)
+        else:
+            account.requests += 1
+        one.account = account
         yield one
         await one.close(1000)
     except Gone as gone:
@@ -118,19 +124,15 @@ async def client(
 
 
 @asynccontextmanager
-async def seat(service: Service, dialect: str) -> AsyncIterator[None]:
-    """A seat for as long as the block lasts; raises EngineFullError when there is none, and
-    Refusal while the server takes nobody new."""
+async def seat(service: Service, dialect: str, account: Account) -> AsyncIterator[None]:
+    """A seat for as long as the block lasts; raises what `Service.take_seat` says, and Refusal
+    while the server takes nobody new."""
     service.check_open(dialect)
-    try:
-        service.seats.take()
-    except PianissimoError:
-        service.metrics.refusals.labels(dialect, "full").inc()
-        raise
+    service.take_seat(dialect, account)
     try:
         yield
     finally:
-        service.seats.leave()
+        service.leave_seat(account)
 
 
 async def until_first(*jobs: Coroutine[Any, Any, None]) -> None:

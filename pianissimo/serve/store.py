@@ -16,14 +16,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pianissimo.audio.io import SAMPLE_RATE
+from pianissimo.decoding.boosting import Boost
 from pianissimo.errors import ModelError, ModelNotFoundError, OptionError
+from pianissimo.serve.accounts import Account
 from pianissimo.serve.experiments import Caller, Experiment
 from pianissimo.serve.refusal import Refusal
 from pianissimo.serve.settings import Settings, parse_source
+from pianissimo.streaming.engine import Engine
+from pianissimo.streaming.segmented import SegmentedEngine
 
 if TYPE_CHECKING:
     from pianissimo.loading import AnyRecognizer
-    from pianissimo.streaming.engine import Engine
     from pianissimo.streaming.session import Session
 
 ALIASES = re.compile(
@@ -41,7 +44,7 @@ log = logging.getLogger(__name__)
 
 
 class ServedModel:
-    """One loading of a model: recogniser, engine if it streams, and how many use it."""
+    """One loading of a model: recogniser, engine, and how many use it."""
 
     def __init__(self, name: str, version: int, recognizer: "AnyRecognizer", slots: int) -> None:
         self.name, self.version, self.recognizer = name, version, recognizer
@@ -58,11 +61,16 @@ class ServedModel:
 
     @property
     def alive(self) -> bool:
-        return self.engine is None or self.engine.alive
+        return self.engine.alive
 
     @property
     def in_use(self) -> bool:
-        return self.leases > 0 or (self.engine is not None and self.engine.stats.streams > 0)
+        return self.leases > 0 or self.engine.stats.streams > 0
+
+    @property
+    def latencies_ms(self) -> tuple[int, ...]:
+        """The latency modes of its streams; none if they go from pause to pause."""
+        return self.recognizer.latencies_ms if isinstance(self.engine, Engine) else ()
 
     def check_language(self, language: str | None) -> None:
         """Raises OptionError for a language that the model does not know."""
@@ -80,26 +88,49 @@ class ServedModel:
                 "leave the language out, or choose another model"
             )
 
-    def latency(self, latency_ms: int | None) -> int:
-        """The latency mode of a stream that asks for this one, or for none; raises OptionError."""
-        if self.engine is None:
-            raise OptionError(
-                f"{self.name} hears recordings whole and cannot stream; "
-                "send it files, or choose a streaming model"
-            )
+    def latency(self, latency_ms: int | None) -> int | None:
+        """The latency mode of a stream that asks for this one, or for none; raises OptionError.
+
+        None for a model without modes.
+        """
+        if isinstance(self.engine, SegmentedEngine):
+            if latency_ms is not None:
+                raise OptionError(
+                    f"{self.name} has no latency modes: it hears what was said between two pauses; "
+                    "leave the latency out, or choose a streaming model"
+                )
+            return None
         grid = self.engine.model.grid(self.engine.recognizer.live_lookahead(latency_ms))
         return round(grid.chunk_seconds * 1000)
 
     def open(self, **options: Any) -> "Session":
-        """A stream of the engine; see `Engine.open`."""
+        """A stream of the engine; see `Engine.open`. Many phrases to boost take a while."""
         options["latency_ms"] = self.latency(options.get("latency_ms"))
-        assert self.engine is not None
         return self.engine.open(**options)
+
+    def hints(self, phrases: Boost) -> Boost:
+        """Those of some phrases that the model can be told; a list of hints is no demand.
+
+        Takes a while, as `open` does.
+        """
+        if not phrases or self._can_boost(phrases):
+            return phrases
+        known = [phrase for phrase in phrases if self._can_boost([phrase])]
+        left = len(phrases) - len(known)
+        log.debug("%s: %d of %d phrases are left out", self.name, left, len(phrases))
+        return known
+
+    def _can_boost(self, phrases: Boost) -> bool:
+        try:
+            self.recognizer.boosted(phrases)
+        except OptionError:
+            return False
+        return True
 
     def try_out(self) -> None:
         """Hear a second of silence, so that what cannot work never replaces what does."""
         silence = np.zeros(SAMPLE_RATE, np.float32)
-        if self.engine is None:
+        if isinstance(self.engine, SegmentedEngine):  # silence does not reach its model
             self.recognizer.transcribe(silence, sample_rate=SAMPLE_RATE)
             return
         with self.open(sample_rate=SAMPLE_RATE) as session:
@@ -109,17 +140,17 @@ class ServedModel:
                 pass
 
     def close(self) -> None:
-        if self.engine is not None:
-            self.engine.close()
+        self.engine.close()
 
 
-def _engine(recognizer: "AnyRecognizer", slots: int) -> "Engine | None":
-    if not recognizer.latencies_ms:
-        return None
+def _engine(recognizer: "AnyRecognizer", slots: int) -> Engine | SegmentedEngine:
     from pianissimo.native import NativeRecognizer
-    from pianissimo.streaming.engine import Engine
 
-    assert isinstance(recognizer, NativeRecognizer)
+    if not isinstance(recognizer, NativeRecognizer):
+        partials = recognizer if recognizer.latencies_ms else None
+        return SegmentedEngine(recognizer, max_streams=slots, partials=partials)
+    if not recognizer.latencies_ms:
+        return SegmentedEngine(recognizer, max_streams=slots)
     return Engine(recognizer, max_streams=slots)
 
 
@@ -139,6 +170,8 @@ class Lease:
     experiment: str = ""
     shadow: ServedModel | None = None
     """Hears the same, if there is one; it is leased by whoever uses it."""
+    account: Account | None = None
+    """Of the client; None for work that nobody asked for."""
     _held: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
@@ -246,12 +279,12 @@ class Store:
         usual = not name or ALIASES.fullmatch(name)
         return DEFAULT_ALIAS if usual and DEFAULT_ALIAS in self.experiments else None
 
-    def lease(self, choice: Choice, session: str = "") -> Lease:
+    def lease(self, choice: Choice, session: str = "", account: Account | None = None) -> Lease:
         """The model as it is now; `session` says whether its shadow hears this one too."""
         model = self.models.get(choice.name)
         if model is None:
             raise ModelNotFoundError(f"{choice.name} is not loaded any more; choose another model")
-        return Lease(model, choice.experiment, self._shadow_of(choice.name, session))
+        return Lease(model, choice.experiment, self._shadow_of(choice.name, session), account)
 
     def _shadow_of(self, name: str, session: str) -> ServedModel | None:
         rule = self.shadow
@@ -374,7 +407,7 @@ class Store:
 def read(settings: Settings, place: str | None) -> "AnyRecognizer":
     from pianissimo.loading import load
 
-    return load(place, device=settings.device, dtype=settings.dtype)
+    return load(place, device=settings.device, dtype=settings.dtype, gain=settings.gain)
 
 
 def read_all(settings: Settings) -> "dict[str, AnyRecognizer]":

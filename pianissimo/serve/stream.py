@@ -13,6 +13,7 @@ from starlette.websockets import WebSocket
 from pianissimo.errors import PianissimoError
 from pianissimo.serve.auth import caller_of
 from pianissimo.serve.pcm import ENCODINGS
+from pianissimo.serve.phrases import read_boost
 from pianissimo.serve.refusal import Refusal, refusal_for
 from pianissimo.serve.resumable import Command, ResumableStream, StreamOptions, Streams
 from pianissimo.serve.sockets import (
@@ -59,7 +60,7 @@ async def _serve(one: Client, streams: Streams) -> None:
     seen, known = whole_field(first, "events", 0, 0), resumed
     served.seen(seen)
     try:
-        async with served.attached():
+        async with served.attached(one.account):
             known = True
             await _Connection(one, served, seen).run(resumed)
         await streams.forget(served)
@@ -167,6 +168,7 @@ def _read_options(one: Client, first: Mapping[str, Any]) -> StreamOptions:
         endpoint=_read_rules(first.get("endpoint", {})),
         choice=choice,
         session=caller.session,
+        boost=read_boost(first.get("boost")),
     )
 
 

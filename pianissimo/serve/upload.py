@@ -74,6 +74,8 @@ async def form_with_file(
         file = form.get("file")
         if not isinstance(file, UploadFile):
             raise Refusal(400, "the form has no file: send one as 'file'", "missing_file", "file")
+        if (file.size or 0) > most_bytes:
+            raise too_large(most_bytes)
         with tempfile.NamedTemporaryFile(prefix="pianissimo-") as copy:
             await asyncio.to_thread(_copy, file.file, copy)
             yield form, file, Path(copy.name)

@@ -113,6 +113,7 @@ class WyomingServer:
         """Serve a connection, and count how it ended."""
         metrics, outcome = self.service.metrics, "done"
         metrics.sockets.labels(DIALECT).inc()
+        self.service.wyoming.requests += 1
         try:
             if len(self._connections) > MOST_CONNECTIONS_PER_SEAT * self.service.seats.most:
                 metrics.refusals.labels(DIALECT, "full").inc()
@@ -196,9 +197,9 @@ class _Connection:
         self._choice = choice
 
     async def _start(self, format: AudioFormat) -> _Turn:
-        await self._slot.enter_async_context(seat(self.service, DIALECT))
+        await self._slot.enter_async_context(seat(self.service, DIALECT, self.service.wyoming))
         choice = self._choice or self.service.store.choose(None, self._caller)
-        lease = self.service.lease(DIALECT, choice, self._caller.session)
+        lease = self.service.lease(DIALECT, choice, self._caller.session, self.service.wyoming)
         self._slot.enter_context(lease)
         reader = PcmReader("pcm_s16le", format.channels)
         opening = self.service.feed(lease, reader, format.rate, endpoint=NO_PAUSES)
@@ -215,7 +216,7 @@ class _Connection:
             raise Refusal(400, f"the audio of a turn became {format}: start another", "bad_audio")
         async for piece in self._payload(event):
             seconds = await turn.feed.push(piece)
-            self.service.metrics.heard(DIALECT, turn.lease, seconds)
+            self.service.heard(DIALECT, turn.lease, seconds)
 
     async def _stop(self) -> None:
         """Answer what was said, also when nothing was."""
@@ -224,7 +225,7 @@ class _Connection:
             await self._answer("")
             return
         asked = time.monotonic()
-        turn.feed.finish()
+        await turn.feed.finish()
         await turn.told.wait()
         await self._answer(turn.text.sent)
         self.service.metrics.final_after(DIALECT, turn.lease, time.monotonic() - asked)

@@ -20,7 +20,8 @@ from starlette.responses import JSONResponse, RedirectResponse, Response, Stream
 
 from pianissimo import __version__
 from pianissimo.errors import PianissimoError
-from pianissimo.serve.auth import caller_of, key_of, unauthorised
+from pianissimo.serve.accounts import Account
+from pianissimo.serve.auth import caller_of
 from pianissimo.serve.page.recordings import Progress, news, with_gain
 from pianissimo.serve.refusal import Refusal, refusal_for
 from pianissimo.serve.service import Service
@@ -94,7 +95,7 @@ async def gradio_api() -> Response:
 @router.get("/page/server")
 async def server(request: Request) -> Response:
     """What the page offers: the models and their latency modes, and the limits."""
-    service = _admitted(request)
+    service, _ = _admitted(request)
     settings = service.settings
     return JSONResponse(
         {
@@ -102,7 +103,7 @@ async def server(request: Request) -> Response:
             "models": [
                 {
                     "name": name,
-                    "latencies_ms": model.recognizer.latencies_ms,
+                    "latencies_ms": model.latencies_ms,
                     "gain": hasattr(model.recognizer, "front_end"),
                 }
                 for name, model in service.store.models.items()
@@ -116,7 +117,7 @@ async def server(request: Request) -> Response:
 @router.get("/page/quietbench")
 async def quietbench(request: Request) -> Response:
     """The summary that `pianissimo quietbench` wrote into the folder named by the operator."""
-    folder = _admitted(request).settings.quietbench
+    folder = _admitted(request)[0].settings.quietbench
     if folder is None:
         raise Refusal(404, "the server was not started with --quietbench FOLDER", "no_report")
     path = folder / QUIETBENCH_SUMMARY
@@ -136,15 +137,16 @@ async def recordings(request: Request) -> Response:
 
     It is the transcript of `pianissimo transcribe`, with the reasons of the guards.
     """
-    service = _admitted(request)
+    service, account = _admitted(request)
     service.check_open(DIALECT)
     async with AsyncExitStack() as stack:
-        upload = form_with_file(request, service.settings.largest_upload_bytes)
+        most = account.largest_upload_bytes(service.settings.largest_upload_bytes)
+        upload = form_with_file(request, most)
         form, _, path = await stack.enter_async_context(upload)
         model, gain = form.get("model"), form.get("gain")
         caller = caller_of(request.headers)
         choice = service.store.choose(model if isinstance(model, str) else None, caller)
-        lease = stack.enter_context(service.lease(DIALECT, choice, caller.session))
+        lease = stack.enter_context(service.lease(DIALECT, choice, caller.session, account))
         recognizer = with_gain(lease.model.recognizer, gain if isinstance(gain, str) else None)
         told = news(service, recognizer, path, request, stack.pop_all())
         return StreamingResponse(_lines(service, lease, told), media_type="application/x-ndjson")
@@ -159,7 +161,7 @@ async def _lines(
                 if isinstance(each, Progress):
                     line = {"type": "progress", "decoded": each.decoded, "heard": each.heard}
                 else:
-                    service.metrics.heard(DIALECT, lease, each.duration)
+                    service.heard(DIALECT, lease, each.duration)
                     line = {"type": "transcript", **json.loads(each.to_json())}
                 yield json.dumps(line, ensure_ascii=False) + "\n"
     except PianissimoError as error:
@@ -176,9 +178,6 @@ def _sent(request: Request, name: str) -> Response:
     return Response(file.content, headers=dict(file.headers))
 
 
-def _admitted(request: Request) -> Service:
+def _admitted(request: Request) -> tuple[Service, Account]:
     service: Service = request.app.state.service
-    if not service.keys.admits(key_of(request.headers)):
-        service.metrics.refusals.labels(DIALECT, "key").inc()
-        raise unauthorised()
-    return service
+    return service, service.admit(DIALECT, request.headers)

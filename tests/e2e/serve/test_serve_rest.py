@@ -233,9 +233,9 @@ def test_a_file_that_kills_or_hangs_its_decoder_harms_nobody(
 
 
 def test_uploads_and_recordings_have_limits(tiny: NativeRecognizer, sound: bytes) -> None:
-    settings = Settings(largest_upload_mb=0.1, longest_audio_seconds=5.0)
+    settings = Settings(largest_upload_mb=0.3, longest_audio_seconds=5.0)
     with serving(tiny, settings) as server:
-        quick = "the upload is larger than the 0.1 MB"
+        quick = "the upload is larger than the 0.3 MB"
         big = bytes(3_000_000)
         assert quick in refused(post(server, big), 413, "file_too_large", "file")
 
@@ -248,6 +248,7 @@ def test_uploads_and_recordings_have_limits(tiny: NativeRecognizer, sound: bytes
         answer = httpx.post(server.http + URL, content=chunks(), headers=headers)
         assert quick in refused(answer, 413, "file_too_large", "file")
         slow = wav(speech(6.0), 8000)
+        assert refused(post(server, bytes(400_000)), 413, "file_too_large", "file")
         assert "longer than" in refused(post(server, slow), 400, "audio_invalid_values", "file")
         assert post(server, wav(speech(2.0))).status_code == 200
 

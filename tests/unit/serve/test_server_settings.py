@@ -3,7 +3,9 @@
 import pytest
 
 from pianissimo.errors import OptionError
+from pianissimo.serve.accounts import Account
 from pianissimo.serve.auth import ClientSecrets, KeyRing, key_of
+from pianissimo.serve.keys import ApiKey, Limits
 from pianissimo.serve.settings import Settings
 
 
@@ -17,6 +19,8 @@ from pianissimo.serve.settings import Settings
         {"largest_upload_mb": 0.0},
         {"linger_seconds": 9.0, "resume_seconds": 5.0},
         {"api_keys": (" ",)},
+        {"api_keys": ("a", "a")},
+        {"api_keys": ("a", ApiKey("key-1", "b"))},
     ],
 )
 def test_what_makes_no_sense_is_refused(values: dict) -> None:
@@ -42,16 +46,23 @@ def test_keys_come_in_headers_or_among_subprotocols() -> None:
 
 
 def test_a_key_ring_admits_its_keys_only() -> None:
-    ring = KeyRing(["a", "b"], "boss")
-    assert ring.admits("a") and ring.admits("b")
-    assert not any(ring.admits(key) for key in ("", None, "c", "boss", "ab"))
+    ring = KeyRing(Settings(api_keys=("a", ApiKey("bob", "b"))).keys, "boss")
+    found = [ring.account("a"), ring.account("b")]
+    assert [account and account.name for account in found] == ["key-1", "bob"]
+    assert found == [*ring.accounts] and ring.account("a") is found[0]
+    assert not any(ring.account(key) for key in ("", None, "c", "boss", "ab", "bob", "key-1"))
     assert ring.admits_admin("boss") and not ring.admits_admin("a")
-    assert KeyRing([]).admits(None) and KeyRing([]).admits_admin(None)
+    everybody = KeyRing([])
+    assert everybody.account(None) is everybody.account("any") is everybody.accounts[0]
+    assert everybody.admits_admin(None)
 
 
 def test_secrets_expire() -> None:
     made = ClientSecrets()
-    secret, _ = made.make({"type": "transcription"}, 60)
-    old, _ = made.make({}, -1)
-    assert made.session(secret) == {"type": "transcription"}
-    assert made.session(old) is None and made.session("ek_") is None and made.session(None) is None
+    maker = Account("alice", Limits())
+    secret, _ = made.make({"type": "transcription"}, 60, maker)
+    old, _ = made.make({}, -1, maker)
+    found = made.find(secret)
+    assert found is not None and found.session == {"type": "transcription"}
+    assert found.account is maker
+    assert made.find(old) is None and made.find("ek_") is None and made.find(None) is None

@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import noise
+from tiny import WHOLE_CONTEXT, make_model, noise
 
+from pianissimo.audio.level import GainMode
 from pianissimo.errors import ModelError, ModelNotFoundError, OptionError
 from pianissimo.models.asr import load_model, save_model
+from pianissimo.native import NativeRecognizer
 from pianissimo.serve.experiments import Caller, Experiment
 from pianissimo.serve.refusal import Refusal
 from pianissimo.serve.settings import Settings
 from pianissimo.serve.store import Choice, ServedModel, ShadowRule, Store, read_all
+from pianissimo.text.tokenizer import Tokenizer
 
 ANYONE = Caller("s")
 Test = Callable[[Store, Path], Coroutine[Any, Any, None]]
@@ -235,3 +238,27 @@ def test_an_engine_that_died_is_noticed(folder: Path) -> None:
         assert store.fault() is None
 
     run(folder, test)
+
+
+@pytest.mark.parametrize("gain", ["on", "off"])
+def test_every_model_is_read_with_the_gain_of_the_settings(folder: Path, gain: GainMode) -> None:
+    settings = Settings(models=(f"one={folder}",), device="cpu", gain=gain)
+    assert [each.front_end.mode for each in read_all(settings).values()] == [gain]
+
+
+def test_a_model_that_hears_recordings_whole_is_live_without_latencies(
+    tiny_tokenizer: Tokenizer,
+) -> None:
+    network = make_model(encoder=WHOLE_CONTEXT, vocab_size=tiny_tokenizer.vocab_size)
+    model = ServedModel("whole", 1, NativeRecognizer(network, tiny_tokenizer), 2)
+    model.try_out()
+    assert model.alive and model.latencies_ms == () and model.latency(None) is None
+    with pytest.raises(OptionError, match="no latency modes"):
+        model.open(latency_ms=160)
+    with model.open(sample_rate=16_000) as session:
+        assert model.in_use
+        session.push(noise(16_000))
+        session.finish()
+        assert [event.reason for event in session if event.type == "final"][-1] == "finish"
+    model.close()
+    assert not model.alive and not model.in_use

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -368,3 +369,40 @@ def test_what_there_is_not_is_refused_with_its_reason() -> None:
         assert [event.reason for event in said(session)] == ["finish"]
     with pytest.raises(OptionError, match="above 0"):
         SegmentedEngine(model, backlog_seconds=0.0)
+
+
+# -- phrases ---------------------------------------------------------------------------------------
+
+
+class Hinted(Stopwatch):
+    """Once it was told phrases it writes nothing but the first of them."""
+
+    told = ""
+
+    def boosted(self, boost: list[str]) -> "Hinted":
+        other = Hinted()
+        other.told = boost[0]
+        return other
+
+    def transcribe(self, source: Any, **options: Any) -> Transcript:
+        found = super().transcribe(source, **options)
+        return replace(found, text=self.told or found.text)
+
+
+def test_each_stream_has_its_own_phrases() -> None:
+    with SegmentedEngine(Hinted()) as engine:
+        sessions = [engine.open(boost=boost) for boost in (["Ada"], None, ["Babbage"])]
+        for session in sessions:
+            session.push(paused(1))
+            session.finish()
+        texts = [finals(list(session))[0].text for session in sessions]
+    assert texts[0] == "Ada" and texts[1].isdigit() and texts[2] == "Babbage"
+
+
+def test_a_model_that_cannot_boost_says_so_before_it_takes_a_slot() -> None:
+    with SegmentedEngine(Stopwatch(), max_streams=1) as engine:
+        assert engine.alive
+        with pytest.raises(OptionError, match="cannot boost"):
+            engine.open(boost=["Ada"])
+        engine.open(boost=[]).close()
+    assert not engine.alive
