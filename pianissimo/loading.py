@@ -39,7 +39,7 @@ def load(
     gain: "GainMode | None" = None,
     decoding: "Decoding | None" = None,
 ) -> AnyRecognizer:
-    """A recogniser from a name of the catalogue, a folder or a `.nemo` file.
+    """A recogniser from a name of the catalogue, a folder, a `.nemo` file or a pack of ESPnet2.
 
     Without `model` it is the embedded English one. `device` is "auto", "cpu", "cuda" or "cuda:N";
     `dtype` "auto" (float32 unless the model says otherwise), float32, bfloat16, float16, or int8
@@ -56,7 +56,7 @@ def load(
     kind = layout(path) or model_type(path)
     if kind in FAMILIES:
         options = FamilyOptions(precision, dtype == INT8, head, language, task, decoding)
-        if decoding is not None and FAMILIES[kind] is not _load_ctc_family:
+        if decoding is not None and FAMILIES[kind] not in (_load_ctc_family, _load_espnet):
             raise OptionError(f"{path.name} has a search of its own: leave the decoding out")
         other = FAMILIES[kind](path, target, options)
         _set_gain(other, gain)
@@ -219,6 +219,19 @@ def _load_faster_whisper(
     )
 
 
+def _load_espnet(path: Path, device: "torch.device", options: FamilyOptions) -> "OfflineRecognizer":
+    from pianissimo.adapters.espnet import read_espnet, search_options
+
+    _refuse(path, options, head=(None, "ctc"))
+    if options.dtype not in (None, choose_dtype("float32")):
+        raise OptionError(f"{path.name} is computed in float32, not in {options.dtype}")
+    if options.language is not None:
+        raise OptionError(f"{path.name} knows no choice of languages: leave it out")
+    search = search_options(options.decoding, ctc_only=options.head == "ctc")
+    ngram = None if options.decoding is None else options.decoding.lm
+    return read_espnet(path, device, options=search, ngram=ngram)
+
+
 FAMILIES: dict[str | None, "Callable[[Path, torch.device, FamilyOptions], OfflineRecognizer]"] = {
     "wav2vec2": _load_ctc_family,
     "hubert": _load_ctc_family,
@@ -230,6 +243,7 @@ FAMILIES: dict[str | None, "Callable[[Path, torch.device, FamilyOptions], Offlin
     "Glmasr": _load_glm_asr,  # as the first layout has it, which is refused by its name
     "sherpa-onnx": _load_sherpa,
     "ctranslate2": _load_faster_whisper,
+    "espnet": _load_espnet,
 }
 """The layout of a folder, or the `model_type` of one written by Transformers -> what reads it."""
 
@@ -253,12 +267,17 @@ def _refuse(
 
 
 def layout(path: Path) -> str | None:
-    """The layout of a folder that Transformers did not write; None for every other path."""
+    """The layout of a path that neither Transformers nor NeMo wrote, nor we; None for those."""
     from pianissimo.adapters.faster_whisper import is_ctranslate2_folder
     from pianissimo.adapters.sherpa import is_sherpa_folder
     from pianissimo.models.convert import recognise_format
+    from pianissimo.models.espnet_files import is_espnet
 
-    if not path.is_dir() or recognise_format(path) is not None:
+    if recognise_format(path) is not None:
+        return None
+    if is_espnet(path):
+        return "espnet"
+    if not path.is_dir():
         return None
     if is_ctranslate2_folder(path):
         return "ctranslate2"
