@@ -184,17 +184,18 @@ def count_ngrams(sentences: Iterable[Sequence[str]], order: int = 3) -> Arpa:
     """
     if not 1 <= order <= LARGEST_ORDER:
         raise OptionError(f"the order of a language model is 1 to {LARGEST_ORDER}, not {order}")
-    counts = _counts(sentences, order)
-    words = (UNKNOWN, BEGIN, END, *sorted({w for (w,) in counts[0]} - {UNKNOWN, BEGIN, END}))
-    if len(words) == 3:
+    # No order is higher than the longest sentence with its marks.
+    counts = [table for table in _counts(sentences, order) if table]
+    if not counts:
         raise OptionError("a language model needs at least one sentence with a word")
+    words = (UNKNOWN, BEGIN, END, *sorted({w for (w,) in counts[0]} - {UNKNOWN, BEGIN, END}))
     ids = {word: i for i, word in enumerate(words)}
     # <unk> takes its share of what the seen words leave; <s> is never predicted.
     lower: dict[tuple[str, ...], float] = {(): 1.0 / (len(words) - 1)}
     probabilities: list[dict[tuple[str, ...], float]] = []
     backoffs: list[dict[tuple[str, ...], float]] = []
-    for k in range(order):
-        current, left = _discounted(counts[k], lower)
+    for k, table in enumerate(counts):
+        current, left = _discounted(table, lower)
         if k == 0:
             current[(UNKNOWN,)] = left[()] * lower[()]
             current[(BEGIN,)] = 1e-99
