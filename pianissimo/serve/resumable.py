@@ -93,6 +93,7 @@ class ResumableStream:
         self._taking: asyncio.Task[None] | None = None
         self._state: bytes | None = None
         self._asked: deque[float] = deque()
+        self.failure: PianissimoError | None = None
 
     @property
     def done(self) -> bool:
@@ -146,6 +147,8 @@ class ResumableStream:
     async def _take(self, frame: bytes | Command) -> None:
         async with self._lock:
             self._check_stays()
+            if self.failure is not None:
+                raise self.failure
             if self.finishing or self._feed is None:
                 raise Refusal(400, "the stream was finished; open another one", "stream_state")
             if isinstance(frame, bytes):
@@ -204,7 +207,7 @@ class ResumableStream:
                     await self._room.wait()
             self._add({"type": "end"})
         except PianissimoError as error:
-            self._add({"type": "error", "code": error.code, "message": str(error)})
+            self.failure = error
         self.ended = True
         self.news.set()
         await self._release(feed)

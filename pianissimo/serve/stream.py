@@ -130,6 +130,8 @@ class _Connection:
             for number, event in self.served.unseen(self.sent):
                 await self.one.send(event)
                 self.sent = number
+            if self.served.failure is not None:
+                raise self.served.failure
             partial = self.served.partial
             if partial is not None and partial is not shown:
                 shown = partial

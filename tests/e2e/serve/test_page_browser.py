@@ -191,6 +191,7 @@ def test_a_long_file_shows_how_far_it_is_and_can_be_cancelled(
 
 def test_two_ways_of_hearing_stand_side_by_side(browser: Any, words_server: Server) -> None:
     with visiting(browser, words_server.http + "/#compare") as page:
+        page.locator("#lane-b option:checked").wait_for(state="attached")
         names = page.locator("#lane-a option:checked, #lane-b option:checked").all_text_contents()
         assert names == ["embedded-en, live at 80 ms", "embedded-en, live at 1120 ms"]
         page.locator("#compare-input").set_input_files(recording(2.5))
@@ -198,10 +199,16 @@ def test_two_ways_of_hearing_stand_side_by_side(browser: Any, words_server: Serv
         assert words(page, "#text-a") == words(page, "#text-b") == NUMBER.split()
         page.locator("#lane-b").select_option("embedded-en, whole")
         page.get_by_role("button", name="Use the microphone").click()
-        page.locator("#text-a .word", has_text="nine").first.wait_for()
+        # The microphone may begin in the middle of its loop: what counts is one whole round.
+        page.wait_for_function(
+            "phrase => [...document.querySelectorAll('#text-a .word')]"
+            ".map(word => word.textContent.trim()).join(' ').includes(phrase)",
+            arg=NUMBER,
+        )
         page.locator("#compare").get_by_role("button", name="Stop").click()
         page.locator("#took-b", has_text="complete").wait_for()
-        assert words(page, "#text-a")[:5] == words(page, "#text-b")[:5] == NUMBER.split()
+        assert NUMBER in " ".join(words(page, "#text-a"))
+        assert NUMBER in " ".join(words(page, "#text-b"))
 
 
 def test_two_models_stand_side_by_side(
@@ -211,6 +218,7 @@ def test_two_models_stand_side_by_side(
         serving({"good": embedded, "babble": tiny}) as server,
         visiting(browser, server.http + "/#compare") as page,
     ):
+        page.locator("#lane-b option:checked").wait_for(state="attached")
         names = page.locator("#lane-a option:checked, #lane-b option:checked").all_text_contents()
         assert [name.split(",")[0] for name in names] == ["good", "babble"]
         page.locator("#compare-input").set_input_files(recording(2.5))
