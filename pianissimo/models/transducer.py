@@ -52,8 +52,12 @@ class Predictor(nn.Module):
     def __init__(self, config: TransducerConfig) -> None:
         super().__init__()
         self.config = config
+        weight = torch.empty(config.vocab_size + 1, config.predictor_dim)
+        if not weight.is_meta:  # drawing numbers that nobody reads would load PyTorch's compiler
+            nn.init.normal_(weight)
+            weight[config.blank] = 0.0
         self.embedding = nn.Embedding(
-            config.vocab_size + 1, config.predictor_dim, padding_idx=config.blank
+            len(weight), config.predictor_dim, padding_idx=config.blank, _weight=weight
         )
         self.lstm = nn.LSTM(
             config.predictor_dim, config.predictor_dim, config.predictor_layers, batch_first=True
