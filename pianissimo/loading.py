@@ -43,7 +43,7 @@ def load(
 
     Without `model` it is the embedded English one. `device` is "auto", "cpu", "cuda" or "cuda:N";
     `dtype` "auto" (float32 unless the model says otherwise), float32, bfloat16, float16, or int8
-    for the encoder's linear layers of our own models on a CPU; `head` chooses the decoder of a
+    for encoder and predictor of our own models on a CPU; `head` chooses the decoder of a
     hybrid model, `language` the language of a multilingual one, `task` what Whisper writes. `gain`
     says whether quiet speech is brought to level first: "on", "off", "auto" (only where it is
     needed), by default what suits the family; `decoding` asks for a beam or a language model.

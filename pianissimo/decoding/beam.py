@@ -38,6 +38,7 @@ from pianissimo.decoding.fusion import Fusion, FusionState, LanguageModel
 from pianissimo.decoding.hypothesis import Hypothesis
 from pianissimo.errors import OptionError
 from pianissimo.models.asr import AsrModel
+from pianissimo.models.packed import packed
 from pianissimo.models.transducer import Joiner, Predictor, PredictorState
 
 SURE = 1e-6
@@ -121,8 +122,8 @@ class BeamSearch:
                 "there is no beam search for a token-and-duration transducer; decode it greedily, "
                 "or with its CTC head if it has one"
             )
-        self.predictor: Predictor = model.predictor
-        self.joiner: Joiner = model.joiner
+        self.predictor: Predictor = packed(model.predictor, "float32")
+        self.joiner: Joiner = packed(model.joiner, "float32")
         self.blank = model.config.transducer.blank
         self.max_symbols = model.config.max_symbols
         self.options, self.lm = options or BeamOptions(), lm

@@ -84,6 +84,21 @@ def _is_tar(path: Path) -> bool:
     return head[257:262] == b"ustar"
 
 
+def parse_yaml(data: bytes, where: str) -> Any:
+    """What a foreign YAML file holds; CheckpointError, naming `where`, if it cannot be read."""
+    import yaml
+
+    try:
+        # Pure Python: the C loader overflows its stack on deep nesting. Without merge keys, whose
+        # expansion grows without bounds, and which nobody who writes checkpoints uses.
+        loader = yaml.SafeLoader(data)
+        loader.flatten_mapping = lambda node: None  # type: ignore[method-assign]
+        return loader.get_single_data()
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise CheckpointError(f"{where} is not readable YAML ({reason})") from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; CheckpointError if it is missing, damaged, too large or something else."""
     data = read_capped(path, LARGEST_CONFIG_BYTES)

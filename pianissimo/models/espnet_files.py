@@ -29,7 +29,13 @@ from pianissimo.models.archive import (
     Files,
     read_tensors,
 )
-from pianissimo.models.convert import LARGEST_CONFIG_BYTES, MOST_LAYERS, Section, listed
+from pianissimo.models.convert import (
+    LARGEST_CONFIG_BYTES,
+    MOST_LAYERS,
+    Section,
+    listed,
+    parse_yaml,
+)
 from pianissimo.models.espnet import (
     LEGACY_FIRST,
     DecoderConfig,
@@ -295,18 +301,8 @@ def _members(files: Files, path: Path) -> dict[str, str]:
 
 
 def _yaml(files: Files, name: str) -> Section:
-    import yaml
-
     where = f"{files.where}: {name}"
-    try:
-        # Without merge keys, whose expansion grows without bounds, and which ESPnet does not write.
-        loader = yaml.SafeLoader(files.read(name, LARGEST_CONFIG_BYTES))
-        loader.flatten_mapping = lambda node: None  # type: ignore[method-assign]
-        value = loader.get_single_data()
-    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        reason = str(error).partition("\n")[0][:200]
-        raise CheckpointError(f"{where} is not readable YAML ({reason})") from error
-    return Section(value, where)
+    return Section(parse_yaml(files.read(name, LARGEST_CONFIG_BYTES), where), where)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from pianissimo.models.convert import (
     adopt,
     is_integer,
     module_table,
+    parse_yaml,
     release,
     shown,
 )
@@ -67,7 +68,10 @@ def read_nemo(path: Path) -> tuple[AsrModel, Tokenizer]:
     """
     with open_files(path) as files:
         yaml_bytes = files.read(NEMO_CONFIG_FILE, LARGEST_CONFIG_BYTES)
-        data = _parse_yaml(yaml_bytes, f"{path}: {NEMO_CONFIG_FILE}")
+        where = f"{path}: {NEMO_CONFIG_FILE}"
+        data = parse_yaml(yaml_bytes, where)
+        if not isinstance(data, dict):
+            raise CheckpointError(f"{where} holds no mapping: not a NeMo configuration")
         source = f"{path} ({_class_name(data.get('target')) or 'unknown class'})"
         tokenizer = _read_tokenizer(Section(data, source), files)
         config = config_from_nemo(data, tokenizer.vocab_size, source, path.stem)
@@ -319,23 +323,6 @@ def _class_name(target: Any) -> str:
 
 
 # -- files -----------------------------------------------------------------------------------------
-
-
-def _parse_yaml(data: bytes, where: str) -> dict[str, Any]:
-    import yaml
-
-    try:
-        # Pure Python: the C loader overflows its stack on deep nesting. Without merge keys, whose
-        # expansion grows without bounds, and which NeMo does not write.
-        loader = yaml.SafeLoader(data)
-        loader.flatten_mapping = lambda node: None  # type: ignore[method-assign]
-        value = loader.get_single_data()
-    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        reason = str(error).partition("\n")[0][:200]
-        raise CheckpointError(f"{where} is not readable YAML ({reason})") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{where} holds no mapping: not a NeMo configuration")
-    return value
 
 
 def _read_tokenizer(root: Section, files: Files) -> Tokenizer:

@@ -120,8 +120,8 @@ def packed(module: M, precision: Precision) -> M:
         return _copied(module, Int8Linear)
     if precision != "float32":
         raise OptionError(f"linear layers are packed as float32 or int8, not as {precision!r}")
-    weight = next(module.parameters())
-    if weight.device.type != "cpu" or weight.dtype != torch.float32:
+    weight = next(module.parameters(), None)  # none where all are packed already
+    if weight is None or weight.device.type != "cpu" or weight.dtype != torch.float32:
         return module
     if not _packs_float32():
         log.info("this PyTorch cannot pack linear layers; they stay as they are")

@@ -23,7 +23,7 @@ def detector(request: pytest.FixtureRequest) -> VoiceDetector:
     if request.param == "energy":
         return VoiceDetector()
     if not vad.available():
-        pytest.skip("the extra vad is not installed")
+        pytest.skip("the voice detector cannot be loaded")
     return VoiceDetector(model=SpeechModel())
 
 
