@@ -1,26 +1,31 @@
 """The embedded English model: 6 M parameters, four latency modes, from 6.6 hours of recordings.
 
     python recipes/find_words.py --data DIR --run runs/embedded_en
-    python recipes/speak_commands.py --data DIR --run runs/embedded_en
+    python recipes/speak.py --data DIR --sentences FILE --run runs/embedded_en
     pianissimo train recipes/embedded_en.py --data DIR --run runs/embedded_en
 
-`DIR` holds `manifest.jsonl` (see docs/training.md). The first command finds where each word lies,
-the second makes synthetic commands. With so little data a transducer learns the texts before it
-listens, and CTC stays on blanks; so the first run begins with the single words of the command
-corpus, where there is nothing to align and people speak clearly, goes on to runs of words, and ends
-with whole recordings. The second run starts from its weights and adds what the recordings lack:
-other voices, channels, levels and orders of words.
+`DIR` holds `manifest.jsonl` (see docs/training.md), FILE sentences, one a line. The first command
+finds where each word lies, the second makes synthetic commands and sentences. With so little data a
+transducer learns the texts before it listens, and CTC stays on blanks; so the first run begins with
+the single words of the command corpus, where there is nothing to align and people speak clearly,
+goes on to runs of words, and ends with whole recordings. The second and third start from its
+weights and add what the recordings lack: other voices, channels, levels and orders of words. All
+that teaches commands alone. Then the encoder learns which phone sounds when, of all recordings, and
+the fourth run goes on from there with commands and prose together.
 """
 
 import io
 import json
 import math
 import random
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import sentencepiece
 import torch
 
@@ -41,6 +46,7 @@ from pianissimo.train.data import (
     span_clips,
     splice_clips,
 )
+from pianissimo.train.frames import LABELS_PER_SECOND, AlignedSet, FrameTask, Labels, train_frames
 from pianissimo.train.loop import Stage, TrainConfig, train
 from pianissimo.train.validate import streaming_errors
 
@@ -98,11 +104,38 @@ THIRD = TrainConfig(
 )
 # Averaged over these steps of the third run: each is better at some modes, worse at others.
 THIRD_KEPT = (1500, 2600, THIRD.steps)
+PHONES = (
+    "AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W "
+    "Y Z ZH SIL"
+).split()
+HEARING = TrainConfig(
+    steps=2800,
+    peak_lr=1.2e-3,
+    warmup_steps=100,
+    flat_until=840,
+    final_lr_share=0.03,
+    clip_norm=2.0,
+    save_every=100,
+)
+HEARING_LOOKAHEADS = (13, 13, 6, 1, 0)
+FOURTH = TrainConfig(
+    steps=4400,
+    peak_lr=5e-4,
+    warmup_steps=150,
+    flat_until=1500,
+    clip_norm=2.0,
+    ctc_weight=0.4,
+    ema_decay=0.997,
+    save_every=100,
+    seed=4,
+)
+FOURTH_LOOKAHEADS = (13, 13, 6, 1, 0, 0)
+LONGEST_PROSE_SECONDS = 12.0
 # The two shortest modes lose most, so the last run draws them more often.
 THIRD_LOOKAHEADS = (13, 6, 1, 1, 0, 0, 0)
 SINGLE_WORDS_UNTIL, COMMANDS_UNTIL, SHORT_UNTIL, MIXED_UNTIL = 700, 1100, 1500, 3100
 SHORT_SECONDS = 4.0
-SHORTEST_SECONDS = 0.12
+SHORTEST_SECONDS, SHORTEST_WORD, SHORTEST_RUN = 0.12, 0.15, 0.25
 PLAIN = Augmenter(
     speeds=(0.95, 1.0, 1.05),
     gain_db=(-3.0, 3.0),
@@ -141,6 +174,7 @@ ANYWHERE = Augmenter(
     room_probability=0.15,
     telephone_probability=0.25,
 )
+IN_PLACE = replace(ANYWHERE, speeds=(1.0,), pad_probability=0.0)
 BY_LINE = Augmenter(
     speeds=SPEEDS,
     level_dbfs=(-48.0, -14.0),
@@ -188,19 +222,41 @@ def make_tokenizer(utterances: list[Utterance]) -> Tokenizer:
 
 def read_words(run: Path) -> dict[int, list[tuple[str, float, float]]]:
     """Word times per recording, as `find_words.py` wrote them."""
+    return {row["recording"]: [tuple(w) for w in row["words"]] for row in _alignments(run)}
+
+
+def read_phones(run: Path) -> dict[int, Labels]:
+    """The index in PHONES that sounds in each 10 ms of a recording, by `find_words.py` as well."""
+    silence, labels = PHONES.index("SIL"), {}
+    for row in _alignments(run):
+        if not row["phones"]:
+            continue
+        found = np.full(round(row["phones"][-1][2] * LABELS_PER_SECOND), silence, np.int64)
+        for phone, start, end in row["phones"]:
+            cut = slice(round(start * LABELS_PER_SECOND), round(end * LABELS_PER_SECOND))
+            found[cut] = PHONES.index(phone) if phone in PHONES else silence  # noises
+        labels[row["recording"]] = found
+    return labels
+
+
+def _alignments(run: Path) -> list[dict[str, Any]]:
     path = run / "words.jsonl"
     if not path.is_file():
         raise ManifestError(f"{path} is not there: run recipes/find_words.py with the same --run")
-    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    return {row["recording"]: [tuple(word) for word in row["words"]] for row in rows}
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def read_voices(run: Path) -> list[Utterance]:
-    """The synthetic speech, as `speak_commands.py` made it."""
-    path = run / "spoken" / "manifest.jsonl"
+def read_voices(run: Path, kind: str = "spoken") -> list[Utterance]:
+    """The synthetic speech, as `speak.py` made it: commands in "spoken", sentences in "prose"."""
+    path = run / kind / "manifest.jsonl"
     if not path.is_file():
-        raise ManifestError(f"{path} is not there: run recipes/speak_commands.py with this --run")
+        raise ManifestError(f"{path} is not there: run recipes/speak.py with this --run")
     return read_manifest(path)
+
+
+def plain(text: str) -> str:
+    """Lower case without punctuation, as most of the recordings are written."""
+    return " ".join(re.sub(r"[^a-z' ]", " ", text.lower().replace("-", " ")).split())
 
 
 def first_stages(utterances: list[Utterance], run: Path) -> list[Stage]:
@@ -296,6 +352,48 @@ def third_stages(utterances: list[Utterance], run: Path) -> list[Stage]:
     return [Stage(THIRD.steps, mixture, 30.0, WARPED, THIRD_LOOKAHEADS)]
 
 
+def fourth_stages(utterances: list[Utterance], run: Path) -> list[Stage]:
+    """Commands as before, and prose: whole, in runs of words, in new orders, and synthetic."""
+    commands = later_mixture(utterances, run, 3)
+    utterances = [replace(u, text=plain(u.text)) for u in utterances]
+    audio = AudioCache(utterances, run / "cache")
+    prose = {i for i, u in enumerate(utterances) if u.extra["subset"] != "an4"}
+    words = {
+        i: [(plain(word), start, end) for word, start, end in found if plain(word)]
+        for i, found in read_words(run).items()
+        if i in prose
+    }
+    rng = random.Random(11)
+    whole = [
+        Clip(i, 0.0, utterances[i].duration, utterances[i].text)
+        for i in sorted(prose)
+        if utterances[i].duration < LONGEST_PROSE_SECONDS
+    ]
+    runs = [clip for i, found in words.items() for clip in span_clips(i, found, 9, rng, 0.03)]
+    by_speaker: dict[str, list[Clip]] = {}
+    for i, found in words.items():
+        clips = [c for c in span_clips(i, found, 1, rng, 0.02) if c.end - c.start > SHORTEST_WORD]
+        by_speaker.setdefault(utterances[i].extra["speaker"], []).extend(clips)
+    spliced = [
+        splice
+        for _, single in sorted(by_speaker.items())
+        for splice in splice_clips(
+            single, max(4, len(single) // 12), 6, (0.0, 0.0, 0.05, 0.15), rng
+        )
+    ]
+    runs = [clip for clip in runs if clip.end - clip.start > SHORTEST_RUN]
+    voices = read_voices(run, "prose")
+    synthetic = [Clip(i, 0.0, u.duration, plain(u.text)) for i, u in enumerate(voices)]
+    mixture = Mixture(
+        [
+            *commands.sets,
+            TrainingSet(audio, [*whole, *runs, *runs, *spliced], ANYWHERE),
+            TrainingSet(AudioCache(voices, run / "cache"), synthetic, ANYWHERE),
+        ]
+    )
+    return [Stage(FOURTH.steps, mixture, 40.0, WARPED, FOURTH_LOOKAHEADS)]
+
+
 def initialise(model: AsrModel) -> None:
     """Start so that the signal reaches the head.
 
@@ -358,34 +456,72 @@ def main(
         saved.write_bytes(make_tokenizer(utterances).to_bytes())
     tokenizer = Tokenizer.from_sentencepiece(saved.read_bytes())
     deadline = time.monotonic() + 60 * minutes
-    before: Path | None = None
+
+    def learn(
+        name: str,
+        config: TrainConfig,
+        make_stages: Callable[[list[Utterance], Path], list[Stage]],
+        kept: Sequence[int],
+        start: Callable[[AsrModel], None],
+    ) -> Path | None:
+        """The folder of the mean of the kept steps of a run; None if there was no time for it."""
+        done = run / name / "model"
+        if done.is_dir():
+            return done
+        for step in kept:
+            if (run / name / f"step-{step}").is_dir():
+                continue
+            model, finished = train(
+                config,
+                MODEL,
+                tokenizer,
+                [replace(s, until=min(s.until, step)) for s in make_stages(utterances, run)],
+                run / name,
+                initialise=start,
+                validate=streaming_errors(dev, tokenizer) if dev else None,
+                device=device,
+                minutes=(deadline - time.monotonic()) / 60,
+                tensorboard=tensorboard,
+            )
+            if not finished:
+                return None
+            save_model(run / name / f"step-{step}", model.cpu(), tokenizer)
+        save_model(done, mean([run / name / f"step-{step}" for step in kept]), tokenizer)
+        return done
+
+    start = initialise
     for name, config, make_stages, kept in (
         ("first", FIRST, first_stages, (FIRST.steps,)),
         ("second", SECOND, second_stages, (SECOND.steps,)),
         ("third", THIRD, third_stages, THIRD_KEPT),
     ):
-        done = run / name / "model"
-        if not done.is_dir():
-            for step in kept:
-                if (run / name / f"step-{step}").is_dir():
-                    continue
-                model, finished = train(
-                    config,
-                    MODEL,
-                    tokenizer,
-                    [replace(s, until=min(s.until, step)) for s in make_stages(utterances, run)],
-                    run / name,
-                    initialise=initialise if before is None else copying(before),
-                    validate=streaming_errors(dev, tokenizer) if dev else None,
-                    device=device,
-                    minutes=(deadline - time.monotonic()) / 60,
-                    tensorboard=tensorboard,
-                )
-                if not finished:
-                    return
-                save_model(run / name / f"step-{step}", model.cpu(), tokenizer)
-            save_model(done, mean([run / name / f"step-{step}" for step in kept]), tokenizer)
-        before = done
+        done = learn(name, config, make_stages, kept, start)
+        if done is None:
+            return
+        start = copying(done)
+    heard = run / "hearing" / "model"
+    if not heard.is_dir():
+        model, _ = load_model(done)
+        audio = AudioCache(utterances, run / "cache")
+        finished = train_frames(
+            HEARING,
+            model.encoder,
+            model.features,
+            AlignedSet(audio, read_phones(run), IN_PLACE, SPEEDS),
+            FrameTask(len(PHONES), PHONES.index("SIL")),
+            run / "hearing",
+            spec_augment=WARPED,
+            lookaheads=HEARING_LOOKAHEADS,
+            device=device,
+            minutes=(deadline - time.monotonic()) / 60,
+            tensorboard=tensorboard,
+        )
+        if not finished:
+            return
+        save_model(heard, model.cpu(), tokenizer)
+    done = learn("fourth", FOURTH, fourth_stages, (FOURTH.steps,), copying(heard))
+    if done is None:
+        return
     model, _ = load_model(done)
     assert model.joiner is not None
     with torch.no_grad():

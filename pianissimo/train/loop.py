@@ -399,7 +399,7 @@ def draw_lookahead(lookaheads: Sequence[int], seed: int, step: int) -> int | Non
     return random.Random(f"{seed}-lookahead-{step}").choice(lookaheads) if lookaheads else None
 
 
-def make_optimizer(model: AsrModel, config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW that decays all parameters but vectors: those of norms and the biases of layers."""
     trained = trained_weights(model).values()
     decayed = [p for p in trained if p.dim() > 1]

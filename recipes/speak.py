@@ -1,0 +1,62 @@
+"""Synthetic commands and sentences for the embedded model, spoken by free voices.
+
+    apt-get install espeak-ng flite festival festvox-kallpc16k festvox-kdlpc16k \\
+        festvox-us-slt-hts libttspico-utils
+    python recipes/speak.py --data DIR --sentences FILE --run runs/embedded_en
+
+Writes WAV files and `manifest.jsonl` into `spoken` (digits, letters, commands) and `prose` (lines
+of FILE) in the run's folder; an interrupted run goes on. The words that are spelled are those of
+the recorded transcripts. About ten minutes on one core for each.
+"""
+
+import argparse
+import random
+import re
+from pathlib import Path
+
+import embedded_en
+
+from pianissimo.train.synthesize import (
+    Prompt,
+    cast,
+    compose_commands,
+    installed_engines,
+    synthesize,
+)
+
+COMMANDS, SEED = 5000, 1
+SENTENCES, SENTENCE_SEED, FEWEST_WORDS, MOST_WORDS = 4500, 5, 2, 12
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--sentences", type=Path, required=True, help="text, a sentence a line")
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    texts = [u.text.lower() for u in embedded_en.read_data(options.data)]
+    prompts = compose_commands(COMMANDS, SEED, " ".join(texts).split())
+    lines = options.sentences.read_text(encoding="utf-8").splitlines()
+    for folder, said, seed in (
+        ("spoken", prompts, SEED),
+        ("prose", sentences(lines), SENTENCE_SEED),
+    ):
+        speeches = cast(said, seed, installed_engines())
+        print(synthesize(speeches, options.run / folder, processes=options.processes))
+
+
+def sentences(lines: list[str]) -> list[Prompt]:
+    """Lines that hold nothing but words, so that what is written follows from the sound."""
+    usable = [
+        line
+        for line in map(str.strip, lines)
+        if re.fullmatch(r"[A-Za-z' ,.;:!?\"-]+", line)
+        and FEWEST_WORDS <= len(line.split()) <= MOST_WORDS
+    ]
+    random.Random(SENTENCE_SEED).shuffle(usable)
+    return [Prompt(embedded_en.plain(line), spelled=False) for line in usable[:SENTENCES]]
+
+
+if __name__ == "__main__":
+    main()
