@@ -417,7 +417,7 @@ async def overload(plan: Plan) -> None:
         await asyncio.sleep(UNTIMED_SECONDS)
         until = time.monotonic() + plan.overload_seconds
         async with asyncio.TaskGroup() as group:
-            for number in range(admitted):
+            for number in range(max(admitted, len(plan.dialects))):
                 dialect = plan.dialects[number % len(plan.dialects)]
                 group.create_task(knock(server, plan, dialect, until, refusals[dialect]))
         crowded = await running

@@ -1,9 +1,12 @@
 """`pianissimo serve`: the model behind the protocols that clients already speak."""
 
+import json
 import logging
 import signal
 import sys
+import tomllib
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +14,7 @@ import typer
 
 from pianissimo.cli.options import DeviceOption, DtypeOption, GainOption, VerboseOption
 from pianissimo.cli.output import INTERRUPTED, UNEXPECTED, say
-from pianissimo.errors import MissingExtraError
+from pianissimo.errors import MissingExtraError, OptionError
 
 if TYPE_CHECKING:
     from pianissimo.loading import AnyRecognizer
@@ -21,7 +24,36 @@ LARGEST_MESSAGE_BYTES = 16 << 20
 GRACE_SECONDS = 20
 
 
+def _read_settings(context: typer.Context, path: Path | None) -> Path | None:
+    """Values of a file where neither the command line nor the environment has them."""
+    if path is None:
+        return None
+    try:
+        given = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise OptionError(f"the settings in {path} cannot be read: {error}") from error
+    found = {name.replace("-", "_"): value for name, value in given.items()}
+    known = {param.name for param in context.command.params} - {"settings", "help"}
+    for name, value in found.items():
+        if name not in known or isinstance(value, dict):
+            raise OptionError(
+                f"{name!r} in {path} is no option of `pianissimo serve`: write them as "
+                "max-streams = 64, without tables"
+            )
+    context.default_map = found
+    return path
+
+
 def serve(
+    settings: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="PIANISSIMO_SETTINGS",
+            is_eager=True,
+            callback=_read_settings,
+            help="TOML: any of these options, where they are not given otherwise.",
+        ),
+    ] = None,
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -61,6 +93,10 @@ def serve(
     max_files: Annotated[
         int, typer.Option(envvar="PIANISSIMO_MAX_FILES", help="Recordings transcribed at once.")
     ] = 2,
+    max_shadows: Annotated[
+        int,
+        typer.Option(envvar="PIANISSIMO_MAX_SHADOWS", help="Streams that a shadow hears at once."),
+    ] = 8,
     largest_upload_mb: Annotated[
         float, typer.Option(envvar="PIANISSIMO_LARGEST_UPLOAD_MB", help="Largest upload in MB.")
     ] = 512.0,
@@ -156,6 +192,10 @@ def serve(
             help="The folder of a QuietBench run, for the page to show.",
         ),
     ] = None,
+    log_json: Annotated[
+        bool,
+        typer.Option(envvar="PIANISSIMO_LOG_JSON", help="Log objects of JSON, one per line."),
+    ] = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Serve the model: OpenAI's audio endpoints, live sockets, and numbers for Prometheus.
@@ -166,7 +206,7 @@ def serve(
     from pianissimo.serve.keys import read_keys
     from pianissimo.serve.settings import Settings
 
-    settings = Settings(
+    asked = Settings(
         models=tuple(model or ()),
         spare_models=tuple(spare_model or ()),
         device=device,
@@ -177,6 +217,7 @@ def serve(
         wyoming_port=wyoming_port,
         max_streams=max_streams,
         max_files=max_files,
+        max_shadows=max_shadows,
         largest_upload_mb=largest_upload_mb,
         longest_audio_seconds=longest_audio_seconds,
         decoders=decoders,
@@ -194,10 +235,10 @@ def serve(
         strict_commits=strict_commits,
         quietbench=quietbench,
     )
-    raise typer.Exit(_run(settings, verbose, offline))
+    raise typer.Exit(_run(asked, verbose, log_json, offline))
 
 
-def _run(settings: "Settings", verbose: bool, offline: bool) -> int:
+def _run(settings: "Settings", verbose: bool, log_json: bool, offline: bool) -> int:
     try:
         import uvicorn
 
@@ -212,11 +253,7 @@ def _run(settings: "Settings", verbose: bool, offline: bool) -> int:
     if offline:
         _go_offline(settings)
     recognizers = read_all(settings)
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    _begin_log(verbose, log_json)
     app = create_app(settings, recognizers)
     server = DrainingServer(
         uvicorn.Config(
@@ -242,6 +279,41 @@ def _run(settings: "Settings", verbose: bool, offline: bool) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0 if server.started else UNEXPECTED
+
+
+class _JsonLines(logging.Formatter):
+    """One object per record: time, level, logger, message, and the trace of an exception."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["trace"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def _begin_log(verbose: bool, as_json: bool) -> None:
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    if as_json:
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(_JsonLines())
+    for name in ("uvicorn.access", "uvicorn.error"):
+        logging.getLogger(name).addFilter(_without_queries)
+
+
+def _without_queries(record: logging.LogRecord) -> bool:
+    """Queries may name what will be said: a line per request ends before them."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(a.partition("?")[0] if isinstance(a, str) else a for a in record.args)
+    return True
 
 
 def _go_offline(settings: "Settings") -> None:

@@ -19,6 +19,7 @@ from pianissimo import __version__
 from pianissimo.errors import PianissimoError
 from pianissimo.serve import admin, deepgram, openai_realtime, openai_rest, page, stream
 from pianissimo.serve.auth import OriginGuard, key_of, unauthorised
+from pianissimo.serve.early import EarlyAnswers
 from pianissimo.serve.openapi import ERRORS
 from pianissimo.serve.refusal import Refusal, refusal_for
 from pianissimo.serve.resumable import Streams
@@ -93,6 +94,7 @@ def create_app(
         allowed=settings.allow_origins,
         check_host=settings.loopback and not settings.api_keys,
     )
+    app.add_middleware(EarlyAnswers)
     return app
 
 

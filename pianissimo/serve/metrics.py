@@ -1,5 +1,6 @@
 """What the server tells Prometheus: counters of its own, and the engines' when it is asked."""
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 Engines: TypeAlias = dict[str, list[Engine | SegmentedEngine]]
 FINAL_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0)
 QUANTILES = (0.5, 0.99)
+MARGIN_SECONDS = 60.0
+"""An engine that answered nothing for so long has no margin to tell of."""
 TOTALS = {
     "streams_opened": "opened",
     "streams_failed": "failed",
@@ -188,6 +191,8 @@ class _EngineCollector(Collector):
         yield from (info, alive, draining)
         yield from self._totals(engines)
         yield self._delays(engines)
+        yield self._ages(engines)
+        yield self._margins(engines)
 
     def _totals(self, engines: Engines) -> Iterator[Metric]:
         streams = GaugeMetricFamily("pianissimo_engine_streams", "Live now", labels=["model"])
@@ -226,6 +231,39 @@ class _EngineCollector(Collector):
                 for quantile in QUANTILES:
                     value = values[min(len(values) - 1, int(quantile * len(values)))]
                     family.add_metric([name, str(latency), str(quantile)], value)
+        return family
+
+    def _ages(self, engines: Engines) -> Metric:
+        family = GaugeMetricFamily(
+            "pianissimo_engine_queue_age_seconds",
+            "How long the oldest chunk or segment has waited for its words",
+            labels=["model"],
+        )
+        for name, found in engines.items():
+            if found:
+                family.add_metric([name], max(engine.queue_age() for engine in found))
+        return family
+
+    def _margins(self, engines: Engines) -> Metric:
+        """1 - time waited / time heard: at 0 and below, streams fall behind their speakers."""
+        family = GaugeMetricFamily(
+            "pianissimo_engine_realtime_margin",
+            "The share of their length that chunks or segments did not wait, in the last minute",
+            labels=["model", "latency_ms"],
+        )
+        since = time.monotonic() - MARGIN_SECONDS
+        for name, found in engines.items():
+            sums: dict[str, tuple[float, float]] = {}
+            for engine in found:
+                segmented = isinstance(engine, SegmentedEngine)
+                with engine.lock:
+                    recent = [each for each in engine.stats.answered if each.at >= since]
+                for each in recent:
+                    latency = "" if segmented else str(round(each.seconds * 1000))
+                    heard, waited = sums.get(latency, (0.0, 0.0))
+                    sums[latency] = heard + each.seconds, waited + each.waited
+            for latency, (heard, waited) in sorted(sums.items()):
+                family.add_metric([name, latency], 1 - waited / heard)
         return family
 
 

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -71,10 +71,20 @@ class EngineOptions:
             raise OptionError("the bounds of an engine must be above 0")
 
 
+class Answered(NamedTuple):
+    """One chunk or segment: the seconds it holds, how many its stream waited for what was said in
+    them once it had nothing older to wait for, and when that came by the monotonic clock."""
+
+    seconds: float
+    waited: float
+    at: float
+
+
 @dataclass
 class EngineStats:
     """What an engine did so far. `delays` are the last chunks' seconds from complete to answered,
-    with the chunk's lookahead."""
+    with the chunk's lookahead; `answered` are the same chunks, without what their streams brought
+    along to wait for."""
 
     streams: int = 0
     opened: int = 0
@@ -87,18 +97,20 @@ class EngineStats:
     replays: int = 0
     step_seconds: float = 0.0
     delays: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=DELAYS_KEPT))
+    answered: deque[Answered] = field(default_factory=lambda: deque(maxlen=DELAYS_KEPT))
 
 
 class _Seat:
     """What the engine knows of a session besides its stream."""
 
-    __slots__ = ("arrivals", "busy", "due_since", "fresh", "saved")
+    __slots__ = ("arrivals", "busy", "due_since", "fresh", "saved", "waits_since")
 
     def __init__(self, saved: dict[str, torch.Tensor] | None, frames: int) -> None:
         self.fresh = True
         self.saved = None if saved is None else (saved, frames)
         self.busy = False
         self.due_since = 0.0
+        self.waits_since: float | None = None  # when its turn came to be waited for, until it ends
         self.arrivals: deque[tuple[int, float]] = deque()  # where each push ended, and when
 
     def arrival(self, position: int) -> float:
@@ -155,6 +167,12 @@ class Engine:
     def alive(self) -> bool:
         """Whether streams are served: not closed, and no failure ended the thread."""
         return self._error is None and not self._stopping and self._thread.is_alive()
+
+    def queue_age(self) -> float:
+        """Seconds that the oldest work has waited, the step in which it is included; 0 without."""
+        with self.lock:
+            waits = [s.waits_since for s in self._seats.values() if s.waits_since is not None]
+            return time.monotonic() - min(waits) if waits else 0.0
 
     def open(
         self,
@@ -344,6 +362,8 @@ class Engine:
         grid = session._live.grid
         tail = due == "tail"
         seat.due_since = seat.arrival(session._live.due_position)
+        if seat.waits_since is None:
+            seat.waits_since = now
         apart = self.runner.graphs is not None and session._live.options.trie is not None
         group = Group(grid.chunk - 1, tail, apart)
         self._scheduler.add(session, group, now + (0.0 if tail else grid.chunk_seconds))
@@ -455,8 +475,9 @@ class Engine:
         return [work if isinstance(work, Exception) else next(found) for work in works]
 
     def _end_step(self, session: Any, batch: Batch, result: Hypothesis | Exception) -> None:
-        seat = self._seats[session]
-        seat.busy = False
+        seat, now = self._seats[session], time.monotonic()
+        waits_since, seat.waits_since, seat.busy = seat.waits_since, None, False
+        assert waits_since is not None
         if session._ended:
             self._release(session)
             return
@@ -474,7 +495,8 @@ class Engine:
         else:
             events = live.take_chunk(result)
             self.stats.chunks += 1
-            self.stats.delays.append((batch.group.lookahead, time.monotonic() - seat.due_since))
+            self.stats.delays.append((batch.group.lookahead, now - seat.due_since))
+            self.stats.answered.append(Answered(live.grid.chunk_seconds, now - waits_since, now))
             if (restart := live.take_restart()) is not None:
                 assert session.slot is not None
                 self.runner.clear(session.slot, restart, live.options.trie)

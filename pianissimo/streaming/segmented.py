@@ -2,17 +2,20 @@
 and what was said in it comes as a final.
 
 The caller's thread finds the segments; one thread per engine, which lives only while there is work,
-recognises them in the order in which they ended. A model that streams may write partials meanwhile,
-in the caller's thread: the final then replaces what it wrote.
+recognises them: of each stream the oldest, and first the one whose stream has waited longest. So
+nobody waits for more than one segment of each of the others. Those of several streams go to the
+model together where it can hear them so. A model that streams may write partials meanwhile, in the
+caller's thread: the final then replaces what it wrote.
 """
 
 import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.io import SAMPLE_RATE, Samples
@@ -22,27 +25,41 @@ from pianissimo.errors import BacklogError, EngineError, OptionError, StateError
 from pianissimo.guards import Evidence, Witness, judge
 from pianissimo.recognizer import Recognizer, Stream, StreamRecognizer
 from pianissimo.streaming.endpoint import ENDPOINT, EndpointRules
-from pianissimo.streaming.engine import EngineStats
+from pianissimo.streaming.engine import Answered, EngineStats
 from pianissimo.streaming.input import StreamInput
 from pianissimo.streaming.live import Mark
 from pianissimo.streaming.segmenter import LiveSegment, Segmenter
 from pianissimo.streaming.session import Session
 from pianissimo.streaming.slots import Slots
 from pianissimo.text.words import joined
-from pianissimo.transcript import StreamEvent, Word
+from pianissimo.transcript import StreamEvent, Transcript, Word
 
 BACKLOG_SECONDS = 60.0
+BATCH_SECONDS = 240.0
 UNREAD_EVENTS = 256
 
 log = logging.getLogger(__name__)
+
+
+Work = tuple[Session, LiveSegment]
+
+
+@runtime_checkable
+class HearsTogether(Protocol):
+    """A recogniser that hears several recordings at once, each as it would hear it alone."""
+
+    def transcribe_together(self, recordings: Sequence[Samples]) -> Iterator[Transcript]:
+        """Recordings of mono float32 at 16 kHz; each transcript when it is there, in order."""
+        ...
 
 
 class SegmentedEngine:
     """What `Engine` is to models that stream: `open` sessions, push audio, read their events.
 
     A stream may have `backlog_seconds` of speech waiting before `push` makes its caller wait, and
-    `unread_events` before it pauses. `partials` is a recogniser whose streams write the partials;
-    without it there are only finals.
+    `unread_events` before it pauses. Segments that are recognised together have `batch_seconds`
+    with padding at most; 0 recognises them one by one. `partials` is a recogniser whose streams
+    write the partials; without it there are only finals.
     """
 
     def __init__(
@@ -52,18 +69,21 @@ class SegmentedEngine:
         max_streams: int = 64,
         partials: StreamRecognizer | None = None,
         backlog_seconds: float = BACKLOG_SECONDS,
+        batch_seconds: float = BATCH_SECONDS,
         unread_events: int = UNREAD_EVENTS,
     ) -> None:
         if min(max_streams, unread_events) < 1 or backlog_seconds <= 0:
             raise OptionError("the bounds of an engine must be above 0")
+        if not batch_seconds >= 0:
+            raise OptionError(f"batch_seconds must be 0 or more, not {batch_seconds}")
         self.recognizer, self.partials = recognizer, partials
         self.backlog_seconds, self.unread_events = backlog_seconds, unread_events
+        self.batch_seconds = batch_seconds
         self.lock = threading.RLock()
         self.stats = EngineStats()
         self._room = threading.Condition(self.lock)
         self._slots = Slots(max_streams)
         self._sessions: set[Session] = set()
-        self._work: deque[tuple[Session, LiveSegment]] = deque()
         self._thread: threading.Thread | None = None
         self._closed = False
         self._front_end = getattr(recognizer, "front_end", None) or FrontEnd()
@@ -75,6 +95,19 @@ class SegmentedEngine:
     def alive(self) -> bool:
         """Whether streams are served: until `close`."""
         return not self._closed
+
+    def queue_age(self) -> float:
+        """Seconds that the oldest segment has waited, its own recognition included; 0 without.
+
+        Streams that pause because nobody reads their events do not count.
+        """
+        with self.lock:
+            waits = [
+                _listening(session).waits_since
+                for session in self._sessions
+                if _listening(session).waiting and len(session._events) < self.unread_events
+            ]
+            return time.monotonic() - min(waits) if waits else 0.0
 
     def open(
         self,
@@ -195,6 +228,7 @@ class SegmentedEngine:
     def was_read(self, session: Session) -> None:
         """A session's event was read: it may have paused because too many were not."""
         if len(session._events) == self.unread_events - 1:
+            _listening(session).waits_since = time.monotonic()
             self._start()
 
     # -- under the lock ----------------------------------------------------------------------------
@@ -204,32 +238,55 @@ class SegmentedEngine:
             raise EngineError("this engine is closed; make a new one")
 
     def _queue(self, session: Session, segments: list[LiveSegment]) -> None:
-        for segment in segments:
-            self._work.append((session, segment))
-            _listening(session).waiting.append(segment)
+        live = _listening(session)
+        if segments and not live.waiting:
+            live.waits_since = time.monotonic()
+        live.waiting += segments
         self._start()
 
     def _start(self) -> None:
         """A thread for the work, if there is any and none does it."""
-        if self._thread is None and self._next() is not None:
+        if self._thread is None and self._next():
             self._thread = threading.Thread(
                 target=self._serve, name="pianissimo-segments", daemon=True
             )
             self._thread.start()
 
-    def _next(self) -> tuple[Session, LiveSegment] | None:
-        """The oldest segment of a session that reads its events."""
-        for session, segment in self._work:
-            if len(session._events) < self.unread_events:
-                return session, segment
-        return None
+    def _next(self) -> list[Work]:
+        """What is to be recognised next: the oldest segment of the stream that has waited longest,
+        and those of others that may share its batch. Streams whose events nobody reads wait."""
+        heads = [
+            (session, _listening(session).waiting[0])
+            for session in self._sessions
+            if _listening(session).waiting and len(session._events) < self.unread_events
+        ]
+        heads.sort(key=lambda head: (_listening(head[0]).waits_since, head[0].slot))
+        group, longest = heads[:1], 0
+        for session, segment in heads[1:]:
+            recognizer = _listening(group[0][0]).recognizer
+            if _listening(session).recognizer is not recognizer or not len(segment.samples):
+                continue
+            if not isinstance(recognizer, HearsTogether) or not len(group[0][1].samples):
+                break
+            longest = max(longest, len(group[0][1].samples), len(segment.samples))
+            if longest * (len(group) + 1) > self.batch_seconds * SAMPLE_RATE:
+                break
+            group.append((session, segment))
+        return group
+
+    def _answered(self, live: "Listening") -> None:
+        """The oldest segment of a stream is done with."""
+        segment, now = live.waiting.popleft(), time.monotonic()
+        waited, live.waits_since = now - live.waits_since, now
+        if len(segment.samples):
+            seconds = len(segment.samples) / SAMPLE_RATE
+            self.stats.answered.append(Answered(seconds, waited, now))
 
     def _end(self, session: Session, error: EngineError | None = None) -> None:
         """End a session, whatever still waits of it."""
         if session not in self._sessions:
             return
         self._sessions.remove(session)
-        self._work = deque(work for work in self._work if work[0] is not session)
         _listening(session).waiting.clear()
         if not session._ended:
             session._end(error)
@@ -244,40 +301,81 @@ class SegmentedEngine:
     def _serve(self) -> None:
         while True:
             with self.lock:
-                work = self._next()
-                if work is None:
+                group = self._next()
+                if not group:
                     self._thread = None
                     return
-                self._work.remove(work)
-            session, segment = work
             began = time.monotonic()
-            try:
-                events = self._events(_listening(session).recognizer, segment)
-            except Exception as error:
-                log.exception("a segment could not be recognised")
-                failure = EngineError(f"this stream failed: {error!r}")
-                failure.__cause__ = error
+            for i, (session, segment, heard) in enumerate(self._heard(group)):
+                answer = self._answer(segment, heard)
                 with self.lock:
-                    self.stats.failed += 1
-                    self._end(session, failure)
-                continue
-            with self.lock:
-                self.stats.steps += 1
-                self.stats.step_seconds += time.monotonic() - began
-                if session not in self._sessions:
-                    continue
-                _listening(session).waiting.popleft()
-                self.stats.finals += sum(event.type == "final" for event in events)
-                session._deliver(events)
-                if segment.reason == "finish":
-                    self._end(session)
-                self._room.notify_all()
+                    now = time.monotonic()
+                    self.stats.steps += i == 0
+                    self.stats.step_seconds += now - began
+                    began = now
+                    self._deliver(session, segment, answer)
+                    if self._closed:
+                        break
 
-    def _events(self, recognizer: Recognizer, segment: LiveSegment) -> list[StreamEvent]:
+    def _heard(
+        self, group: list[Work]
+    ) -> Iterator[tuple[Session, LiveSegment, Transcript | Exception | None]]:
+        """What the model made of each segment, or what went wrong; None for one without samples.
+
+        A batch that fails is tried again one by one, so that it ends no stream but who caused it.
+        """
+        recognizer = _listening(group[0][0]).recognizer
+        left = deque(group)
+        if len(group) > 1 and isinstance(recognizer, HearsTogether):
+            try:
+                for found in recognizer.transcribe_together([s.samples for _, s in group]):
+                    yield *left.popleft(), found
+            except Exception:
+                log.exception("segments could not be recognised together; they go one by one")
+        for session, segment in left:
+            heard: Transcript | Exception | None = None
+            if len(segment.samples):
+                try:
+                    heard = recognizer.transcribe(segment.samples, sample_rate=SAMPLE_RATE)
+                except Exception as error:
+                    heard = error
+            yield session, segment, heard
+
+    def _answer(
+        self, segment: LiveSegment, heard: Transcript | Exception | None
+    ) -> list[StreamEvent] | Exception:
+        if isinstance(heard, Exception):
+            return heard
+        try:
+            return self._events(segment, heard)
+        except Exception as error:
+            return error
+
+    def _deliver(
+        self, session: Session, segment: LiveSegment, answer: list[StreamEvent] | Exception
+    ) -> None:
+        """Under the lock: give a stream its events, or end it."""
+        if isinstance(answer, Exception):
+            log.error("a segment could not be recognised", exc_info=answer)
+            failure = EngineError(f"this stream failed: {answer!r}")
+            failure.__cause__ = answer
+            self.stats.failed += 1
+            self._end(session, failure)
+            return
+        if session not in self._sessions:
+            return
+        self._answered(_listening(session))
+        self.stats.finals += sum(event.type == "final" for event in answer)
+        session._deliver(answer)
+        if segment.reason == "finish":
+            self._end(session)
+        self._room.notify_all()
+
+    def _events(self, segment: LiveSegment, heard: Transcript | None) -> list[StreamEvent]:
         """What was said in a segment. Nothing is nothing, unless somebody waits for the answer."""
         start = segment.start / SAMPLE_RATE
         end = start + len(segment.samples) / SAMPLE_RATE
-        text, words = self._said(recognizer, segment.samples)
+        text, words = self._said(heard, segment.samples)
         if not text and segment.reason in ("endpoint", "length"):
             return []
         words = tuple(
@@ -297,12 +395,11 @@ class SegmentedEngine:
             return [final]
         return [final, StreamEvent("endpoint", "", (), final.end, final.end)]
 
-    def _said(self, recognizer: Recognizer, samples: Samples) -> tuple[str, tuple[Word, ...]]:
+    def _said(self, found: Transcript | None, samples: Samples) -> tuple[str, tuple[Word, ...]]:
         """The text of a segment and its words, timed from its start, unless nothing speaks for
         them."""
-        if not len(samples):
+        if found is None:
             return "", ()
-        found = recognizer.transcribe(samples, sample_rate=SAMPLE_RATE)
         text = found.text.strip()
         tokens = [word.text for word in found.words]
         verdict = judge(text, self._evidence(samples), language=found.language, tokens=tokens)
@@ -324,6 +421,8 @@ class Listening:
         self._segmenter, self._draft, self.recognizer = segmenter, draft, recognizer
         self.waiting: deque[LiveSegment] = deque()
         """Segments that are not answered, the one in work included."""
+        self.waits_since = 0.0
+        """When the first of them became the first."""
 
     @property
     def backlog_seconds(self) -> float:

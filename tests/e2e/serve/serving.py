@@ -1,8 +1,11 @@
 """A real server on a free port, for tests: uvicorn in a thread, over a real socket."""
 
 import io
+import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -79,6 +82,26 @@ def serving(
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive(), "the server did not stop"
+
+
+@contextmanager
+def process(model: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """`pianissimo serve` as a process of its own, and its port."""
+    command = [sys.executable, "-m", "pianissimo", "serve", "-m", f"m={model}", "--port", "0"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PIANISSIMO_")}
+    running = subprocess.Popen(
+        [*command, "--verbose", *options], stderr=subprocess.PIPE, text=True, env=environment
+    )
+    assert running.stderr is not None
+    try:
+        for line in running.stderr:
+            if found := re.search(r"running on http://127.0.0.1:(\d+)", line):
+                break
+        yield running, int(found[1])
+    finally:
+        running.kill()
+        running.wait()
+        running.stderr.close()
 
 
 @cache

@@ -83,6 +83,17 @@ def test_every_query_asks_for_what_the_server_says(page: dict[str, set[str]]) ->
     assert "pianissimo_engine_chunk_delay_seconds" in asked
 
 
+def test_the_manual_names_every_metric_and_no_other(page: dict[str, set[str]]) -> None:
+    """It writes the beginning that one shares with those before it only once."""
+    manual = (DOCKER.parent / "docs" / "operations.md").read_text()
+    named = set(NAME.findall(manual))
+    told = {re.sub("_(bucket|sum|count)$", "", name) for name in page if "_created" not in name}
+    assert named <= told, f"not there: {named - told}"
+    for name in told:
+        ends = {name[at:] for at, letter in enumerate(name) if letter == "_"}
+        assert name in named or any(f"`{end}`" in manual for end in ends), f"{name} is missing"
+
+
 def test_the_dashboard_finds_its_source() -> None:
     board = json.loads(DASHBOARD.read_text())
     provisioning = DOCKER / "grafana" / "provisioning"

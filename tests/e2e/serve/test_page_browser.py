@@ -14,9 +14,10 @@ import soundfile
 from browsing import browsing, need_browser, visiting
 from serving import RATE, Server, pcm, serving, speech, wav
 
+from pianissimo.adapters.offline import OfflineRecognizer
 from pianissimo.native import NativeRecognizer
 from pianissimo.serve.settings import Settings
-from pianissimo.transcript import Transcript
+from pianissimo.transcript import Segment, Transcript
 
 need_browser()
 
@@ -122,6 +123,56 @@ def test_a_cut_connection_is_taken_up_again(browser: Any, words_server: Server) 
         paragraphs(page, 1)
         assert words(page, "#live-text") == NUMBER.split()
         assert page.evaluate("sockets.length") >= 3
+
+
+class Whole(OfflineRecognizer):
+    """The embedded model as one that hears recordings whole and gives no times of words."""
+
+    name, model, language = "whole", None, "en"
+
+    def __init__(self, recognizer: NativeRecognizer) -> None:
+        self.recognizer = recognizer
+
+    def _recognise(self, recordings: Any, words: bool) -> Iterator[Transcript]:
+        for blocks in recordings:
+            samples = np.concatenate([*blocks])
+            found = self.recognizer.transcribe(samples, sample_rate=RATE)
+            segment = Segment(found.text, 0.0, found.duration)
+            yield Transcript(found.text, (segment,), (), "en", found.duration, self.name)
+
+
+def test_a_model_without_latencies_writes_in_pauses(
+    browser: Any, embedded: NativeRecognizer
+) -> None:
+    with (
+        serving({"whole": Whole(embedded), "live": embedded}) as server,
+        visiting(browser, server.http) as page,
+    ):
+        page.get_by_text("This model writes when you pause.").wait_for()
+        assert not page.get_by_role("group", name="Latency").is_visible()
+        page.get_by_role("button", name="Listen").click()
+        paragraphs(page, 1)
+        assert page.locator("#live-text .paragraph p").first.text_content() == NUMBER
+        assert re.fullmatch(r"\d+ ms", page.locator("#live-final").text_content())
+        page.locator("#live-text .word", has_text="seven").click()
+        page.locator("#live-text .word.playing", has_text="seven").wait_for()
+        page.get_by_label("Model").and_(page.locator("#live-model")).select_option("live")
+        page.get_by_label("160 ms", exact=True).and_(page.locator(":checked")).wait_for()
+        assert not page.get_by_text("This model writes when you pause.").is_visible()
+        page.locator("#live-text .word", has_text="nine").nth(2).wait_for()
+        page.get_by_role("button", name="Stop").click()
+        page.get_by_role("button", name="Listen").wait_for()
+        assert [word for word in words(page, "#live-text") if word != "enter"] == 3 * DIGITS
+        panel = page.locator("#live")
+        text = saved(page, panel.get_by_role("button", name="Save as srt").click)
+        assert text.count(" --> ") >= 2 and NUMBER in text
+        found = saved(page, panel.get_by_role("button", name="Save as json").click)
+        assert json.loads(found)["segments"][0]["words"] == [], "no times are made up"
+        page.get_by_role("tab", name="Compare").click()
+        page.locator("#lane-a").select_option("whole, whole")
+        page.locator("#lane-b").select_option("live, whole")
+        page.locator("#compare-input").set_input_files(recording(2.5))
+        page.get_by_text("Both heard the same words.").wait_for()
 
 
 # -- files -----------------------------------------------------------------------------------------

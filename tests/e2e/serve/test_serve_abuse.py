@@ -2,8 +2,10 @@
 
 import base64
 import json
+import select
 import socket as sockets
 import threading
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -14,6 +16,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from pianissimo.native import NativeRecognizer
+from pianissimo.serve import early
 from pianissimo.serve.settings import Settings
 
 PLACES = ["/v1/stream", "/v1/realtime", "/v1/listen?encoding=linear16&sample_rate=16000"]
@@ -103,6 +106,52 @@ def test_messages_have_a_largest_size(server: Server) -> None:
         assert socket.close_code == 1009
 
 
+@pytest.mark.parametrize("place", PLACES)
+def test_who_says_nothing_is_sent_away(tiny: NativeRecognizer, place: str) -> None:
+    """Whether or not he had begun."""
+    code = 1011 if "listen" in place else 1001
+    with serving(tiny, Settings(idle_seconds=0.5)) as server:
+        for first in ([], STARTS.get(place, [])):
+            with connect(server.ws + place) as socket:
+                for message in first:
+                    socket.send(json.dumps(message))
+                with pytest.raises(ConnectionClosed):
+                    while True:
+                        socket.recv(timeout=30)
+                assert socket.close_code == code
+        server.wait_until_empty()
+
+
+def test_no_address_in_a_request_is_asked(server: Server) -> None:
+    """Not where the recording is said to be, not where the answer is said to go."""
+    with sockets.create_server(("127.0.0.1", 0)) as elsewhere:
+        elsewhere.settimeout(0.5)
+        address = f"http://127.0.0.1:{elsewhere.getsockname()[1]}/a.wav"
+        listen = server.http + "/v1/listen"
+        answer = httpx.post(listen, json={"url": address})
+        assert answer.status_code == 400
+        assert answer.json()["err_code"] == "REMOTE_CONTENT_UNSUPPORTED"
+        answer = httpx.post(listen, params={"callback": address}, content=wav(speech(1.0)))
+        assert answer.status_code == 200
+        playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{address}\n#EXT-X-ENDLIST\n"
+        place = server.http + "/v1/audio/transcriptions"
+        for upload in (playlist, address):
+            files = {"file": (address, upload.encode())}
+            assert httpx.post(place, files=files, timeout=60).status_code == 400
+        with pytest.raises(TimeoutError):
+            elsewhere.accept()
+
+
+def test_a_form_of_many_fields_is_refused(server: Server) -> None:
+    place = server.http + "/v1/audio/transcriptions"
+    files = {"file": ("a.wav", wav(speech(0.5)))}
+    fields = {f"field{number}": "x" for number in range(201)}
+    answer = httpx.post(place, files=files, data=fields, timeout=60)
+    assert answer.status_code == 400 and answer.json()["error"]["code"] == "invalid_form"
+    answer = httpx.post(place, files=files, data={"prompt": "x" * (2 << 20)}, timeout=60)
+    assert answer.status_code == 400
+
+
 def test_sessions_of_secrets_have_a_largest_size(server: Server) -> None:
     """They are kept until their secret expires, so a large one is not even read."""
     place = server.http + "/v1/realtime/client_secrets"
@@ -112,6 +161,51 @@ def test_sessions_of_secrets_have_a_largest_size(server: Server) -> None:
 
     undeclared = (b" " * 9999 for _ in range(9))
     assert httpx.post(place, content=undeclared).status_code == 413
+
+
+@pytest.mark.parametrize("length", ["transfer-encoding: chunked", "content-length: 99999999999999"])
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/v1/audio/transcriptions", 413), ("/v1/listen", 413), ("/page/nothing", 404)],
+)
+def test_a_body_without_end_is_not_read_for_ever(
+    tiny: NativeRecognizer, monkeypatch: pytest.MonkeyPatch, length: str, path: str, status: int
+) -> None:
+    """Its client gets the answer while it sends, and is cut off when it goes on."""
+    monkeypatch.setattr(early, "LINGER_SECONDS", 0.5)
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n{length}\r\n"
+        "content-type: multipart/form-data; boundary=b\r\n\r\n"
+    )
+    first = b'--b\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    chunked = length.endswith("chunked")
+
+    def framed(data: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(data), data) if chunked else data
+
+    answer, end = b"", time.monotonic() + 60
+    with (
+        serving(tiny, Settings(largest_upload_mb=1)) as server,
+        sockets.create_connection(("127.0.0.1", server.port), timeout=60) as raw,
+    ):
+        raw.sendall(head.encode() + framed(first))
+        with pytest.raises(ConnectionError):
+            while time.monotonic() < end:
+                raw.sendall(framed(bytes(1 << 16)))
+                while select.select([raw], [], [], 0)[0] and (data := raw.recv(1 << 16)):
+                    answer += data
+        server.wait_until_empty()
+    assert answer.startswith(b"HTTP/1.1 %d" % status) and b"\r\nconnection: close\r\n" in answer
+    assert answer.endswith(b"}") and answer.count(b"HTTP/1.1") == 1
+
+
+def test_an_early_answer_is_read_by_who_sends_everything_first(tiny: NativeRecognizer) -> None:
+    with serving(tiny, Settings(largest_upload_mb=1)) as server, httpx.Client() as client:
+        for place in ("/v1/audio/transcriptions", "/v1/listen"):
+            files = {"file": ("a.wav", bytes(20_000_000))}
+            answer = client.post(server.http + place, files=files, timeout=60)
+            assert answer.status_code == 413 and answer.headers["connection"] == "close"
+        assert client.get(server.http + "/healthz").status_code == 200
 
 
 def test_a_page_of_another_site_gets_no_socket(server: Server) -> None:

@@ -1,44 +1,18 @@
 """The end of a server: a real process, a real signal, and the streams go on in the next one."""
 
 import json
-import os
-import re
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from serving import pcm, speech
+from serving import pcm, process, speech
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 SOUND = pcm(speech(6.0))
 HALF = len(SOUND) // 2
-
-
-@contextmanager
-def process(model: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """`pianissimo serve` and its port."""
-    command = [sys.executable, "-m", "pianissimo", "serve", "-m", f"m={model}", "--port", "0"]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PIANISSIMO_")}
-    running = subprocess.Popen(
-        [*command, "--verbose", *options], stderr=subprocess.PIPE, text=True, env=environment
-    )
-    assert running.stderr is not None
-    try:
-        for line in running.stderr:
-            if found := re.search(r"running on http://127.0.0.1:(\d+)", line):
-                break
-        yield running, int(found[1])
-    finally:
-        running.kill()
-        running.wait()
-        running.stderr.close()
 
 
 def ask(socket: ClientConnection, first: dict[str, Any]) -> dict[str, Any]:

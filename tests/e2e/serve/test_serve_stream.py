@@ -21,6 +21,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from pianissimo.native import NativeRecognizer
+from pianissimo.serve import resumable
 from pianissimo.serve.settings import Settings
 
 NUMBER = "enter four seven two nine"
@@ -245,6 +246,54 @@ def test_a_stream_nobody_resumes_is_forgotten(tiny: NativeRecognizer) -> None:
         time.sleep(0.6)
         with streaming(server, {"type": "resume", "stream": token}) as socket:
             assert rest(socket)[0]["code"] == "no_stream"
+
+
+def test_the_oldest_are_forgotten_when_many_were_cut(tiny: NativeRecognizer) -> None:
+    """Streams that wait for their client hold no seat, but not more wait than there is room for."""
+    most = resumable.MOST_AWAY_PER_SEAT
+    tokens = []
+    with serving(tiny, Settings(max_streams=1, linger_seconds=0.0)) as server:
+        for _ in range(most + 2):
+            with streaming(server) as socket:
+                tokens.append(receive(socket)["stream"])
+                socket.send(pcm(speech(0.5)))
+            server.wait_until_empty()
+        for number, token in enumerate(tokens):
+            with streaming(server, {"type": "resume", "stream": token}) as socket:
+                first = receive(socket)
+                assert first.get("code") == ("no_stream" if number < 2 else None), first
+                if number >= 2:
+                    socket.send('{"type": "finish"}')
+                    assert rest(socket)[-1]["type"] == "end"
+            server.wait_until_empty()
+
+
+def test_who_acknowledges_nothing_makes_his_stream_pause(
+    tiny: NativeRecognizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resumable, "MOST_UNSEEN", 5)
+    with serving(tiny) as server, streaming(server) as socket:
+        receive(socket)
+        for _ in range(12):
+            socket.send('{"type": "finalise"}')
+        for most in (5, 10, 12):
+            while until(socket, "final")["event"] < most:
+                pass
+            with suppress(TimeoutError):
+                while True:
+                    assert json.loads(socket.recv(timeout=0.3))["type"] == "ack", "no sixth final"
+            socket.send(json.dumps({"type": "ack", "events": most}))
+        socket.send('{"type": "finish"}')
+        assert rest(socket)[-1]["type"] == "end"
+
+
+def test_samples_that_are_none_end_their_stream(server: Server) -> None:
+    with streaming(server, {"type": "start", "encoding": "pcm_f32le"}) as socket:
+        receive(socket)
+        socket.send(np.full(1600, np.nan, "<f4").tobytes())
+        assert rest(socket)[-1]["code"] == "audio_invalid_values"
+        assert socket.close_code == 1008
+    server.wait_until_empty()
 
 
 def test_the_example_writes_the_words(words_server: Server, tmp_path: Path) -> None:

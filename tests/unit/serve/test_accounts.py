@@ -3,21 +3,13 @@
 from pathlib import Path
 
 import pytest
+from clock import Clock
 
 from pianissimo.errors import OptionError
 from pianissimo.serve import accounts
 from pianissimo.serve.accounts import Account
 from pianissimo.serve.keys import ApiKey, Limits, read_keys
 from pianissimo.serve.refusal import Refusal
-
-
-class Clock:
-    """Seconds that pass when they are told to."""
-
-    now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 @pytest.fixture

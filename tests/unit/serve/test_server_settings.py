@@ -3,9 +3,11 @@
 import pytest
 
 from pianissimo.errors import OptionError
+from pianissimo.serve import auth
 from pianissimo.serve.accounts import Account
 from pianissimo.serve.auth import ClientSecrets, KeyRing, key_of
 from pianissimo.serve.keys import ApiKey, Limits
+from pianissimo.serve.refusal import Refusal
 from pianissimo.serve.settings import Settings
 
 
@@ -55,6 +57,18 @@ def test_a_key_ring_admits_its_keys_only() -> None:
     everybody = KeyRing([])
     assert everybody.account(None) is everybody.account("any") is everybody.accounts[0]
     assert everybody.admits_admin(None)
+
+
+def test_no_more_secrets_wait_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auth, "MOST_SECRETS", 2)
+    secrets, account = ClientSecrets(), Account("a", Limits())
+    secrets.make({}, 0, account)  # expired at once, so it does not count
+    for _ in range(2):
+        found, _ = secrets.make({}, 60, account)
+        assert secrets.find(found) is not None
+    with pytest.raises(Refusal, match="too many") as refused:
+        secrets.make({}, 60, account)
+    assert refused.value.status == 429
 
 
 def test_secrets_expire() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clock import Clock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -30,8 +31,9 @@ from pianissimo.errors import (
 )
 from pianissimo.models.asr import AsrModel
 from pianissimo.native import NativeRecognizer
+from pianissimo.streaming import engine as engine_module
 from pianissimo.streaming.endpoint import EndpointRules
-from pianissimo.streaming.engine import Engine, EngineOptions
+from pianissimo.streaming.engine import Answered, Engine, EngineOptions
 from pianissimo.streaming.session import Session
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.transcript import StreamEvent
@@ -517,6 +519,53 @@ def test_who_does_not_read_is_paused_and_goes_on_when_he_does(mute: NativeRecogn
         events = said(session)
     assert sum(e.reason == "finalise" for e in events) == 20
     assert events[-1].reason == "finish"
+
+
+def test_who_waits_and_who_waited_is_told(
+    recognizer: NativeRecognizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(engine_module, "time", clock)
+    begun, gate = threading.Semaphore(0), threading.Semaphore(0)
+    with make_engine(recognizer) as engine:
+        assert engine.queue_age() == 0.0
+        engine.open().finish()
+        assert settled(engine), "the engine is warm when its first client has gone"
+        step = engine.runner.step
+
+        def held(works: Any, grid: Any) -> Any:
+            begun.release()
+            assert gate.acquire(timeout=SOON)
+            return step(works, grid)
+
+        monkeypatch.setattr(engine.runner, "step", held)
+        slow, quick = engine.open(latency_ms=160), engine.open(latency_ms=80)
+        slow.push(noise(16_000))
+        assert begun.acquire(timeout=SOON)
+        clock.now += 3
+        assert engine.queue_age() == 3, "work counts as long as its step takes"
+        quick.push(noise(16_000))
+        clock.now += 1
+        assert engine.queue_age() == 4, "the oldest counts"
+        gate.release()
+        assert begun.acquire(timeout=SOON)  # quick's first: it queued before slow's second
+        clock.now += 2
+        assert engine.queue_age() == 3
+        gate.release()
+        assert begun.acquire(timeout=SOON)  # slow's second, which waited for quick's first
+        clock.now += 0.5
+        assert engine.queue_age() == 2.5
+        gate.release(100)
+        for session in (slow, quick):
+            session.finish()
+            said(session)
+        assert engine.queue_age() == 0.0
+        assert list(engine.stats.answered)[:3] == [
+            Answered(0.16, 4.0, 1004.0),
+            Answered(0.08, 3.0, 1006.0),
+            Answered(0.16, 2.5, 1006.5),
+        ]
+        assert len(engine.stats.answered) == engine.stats.chunks
 
 
 # -- what goes wrong -------------------------------------------------------------------------------

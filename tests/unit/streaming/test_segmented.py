@@ -2,18 +2,20 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from clock import Clock
 from numpy.typing import NDArray
 from spoken import pink, speech
 from tiny import WHOLE_CONTEXT, cut, make_model
 
 import pianissimo
+from pianissimo.adapters import ctc_family
 from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.vad import VoiceDetector
 from pianissimo.errors import (
@@ -28,8 +30,10 @@ from pianissimo.errors import (
 from pianissimo.models.asr import AsrModel
 from pianissimo.native import NativeRecognizer
 from pianissimo.recognizer import Recognizer, Stream
+from pianissimo.streaming import segmented
 from pianissimo.streaming.endpoint import ENDPOINT, EndpointRules
-from pianissimo.streaming.segmented import SegmentedEngine, SegmentedStream
+from pianissimo.streaming.engine import Answered
+from pianissimo.streaming.segmented import HearsTogether, SegmentedEngine, SegmentedStream
 from pianissimo.streaming.segmenter import Segmenter
 from pianissimo.streaming.session import Session
 from pianissimo.text.tokenizer import Tokenizer
@@ -269,6 +273,112 @@ def test_streams_side_by_side_say_what_they_say_alone() -> None:
         assert all(session.slot is None and session.ended for session in sessions)
 
 
+class Together(Stopwatch):
+    """Hears several recordings at once, and remembers how long those were."""
+
+    def __init__(self, meanwhile: Callable[[], object] = lambda: None) -> None:
+        super().__init__(meanwhile)
+        self.batches = list[list[float]]()
+
+    def transcribe_together(self, recordings: Sequence[Samples]) -> Iterator[Transcript]:
+        self.batches.append([round(len(samples) / RATE, 2) for samples in recordings])
+        for samples in recordings:
+            yield self.transcribe(samples, sample_rate=RATE)
+
+
+def gathered(
+    model: Stopwatch, recordings: list[Samples], **options: Any
+) -> tuple[list[list[StreamEvent]], SegmentedEngine]:
+    """The events of streams whose segments all wait while the model hears a first one."""
+    begun, gate = threading.Event(), threading.Event()
+    meanwhile = model.meanwhile
+
+    def hold() -> None:
+        begun.set()
+        assert gate.wait(SOON)
+        meanwhile()
+
+    model.meanwhile = hold
+    with SegmentedEngine(model, **options) as engine:
+        first = engine.open()
+        first.push(paused(1))
+        assert begun.wait(SOON)
+        sessions = [engine.open() for _ in recordings]
+        for session, samples in zip(sessions, recordings, strict=True):
+            session.push(samples)
+            session.finish()
+        gate.set()
+        first.finish()
+        events = []
+        for session in sessions:
+            try:
+                events.append(said(session))
+            except EngineError:
+                events.append([])
+    return events, engine
+
+
+def test_segments_of_several_streams_are_recognised_together() -> None:
+    recordings = [paused(1), paused(2)[8000:], paused(3)[:130_000]]
+    alone = [run(SegmentedStream(Stopwatch()), samples) for samples in recordings]
+    model = Together()
+    events, engine = gathered(model, recordings)
+    assert events == alone
+    assert [len(batch) for batch in model.batches] == [3, 2]
+    assert engine.stats.finals == sum(len(finals(found)) for found in alone) + 2
+    seconds = model.batches[0]
+    narrow = Together()
+    assert gathered(narrow, recordings, batch_seconds=2 * max(seconds))[0] == alone
+    assert {len(batch) for batch in narrow.batches} == {2}
+    single = Together()
+    assert gathered(single, recordings, batch_seconds=0.0)[0] == alone
+    assert single.batches == []
+
+
+def test_who_says_much_keeps_nobody_waiting() -> None:
+    model = Stopwatch()
+    gathered(model, [paused(4), paused(1) * np.float32(0.3)])
+    peaks = [float(np.abs(heard).max()) for heard in model.heard]
+    assert [peak < 0.5 * peaks[0] for peak in peaks] == [False, False, True, False, False, False]
+
+
+def test_a_batch_that_fails_ends_only_the_stream_that_made_it_fail() -> None:
+    model = Together()
+
+    def fail_for_the_longest() -> None:
+        if len(model.heard[-1]) > 4.0 * RATE:
+            raise RuntimeError("out of memory")
+
+    model.meanwhile = fail_for_the_longest
+    long = np.concatenate([np.zeros(RATE, np.float32), speech(6.0), np.zeros(RATE, np.float32)])
+    recordings = [paused(1), long, paused(1)[1000:]]
+    events, engine = gathered(model, recordings)
+    assert [len(finals(found)) for found in events] == [2, 0, 2]
+    assert engine.stats.failed == 1
+
+
+@pytest.mark.parametrize("family", ["wav2vec2", "bert"])
+def test_neighbours_in_a_batch_change_nothing(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ctc_family.GROUP_SECONDS, "cpu", 480.0)
+    recognizer = pianissimo.load(FAMILIES / family, device="cpu")
+    assert isinstance(recognizer, HearsTogether)
+    samples = [speech(2.0), speech(5.0, level_db=-60), speech(3.0)[2 * RATE :]]
+    for found, alone in zip(recognizer.transcribe_together(samples), samples, strict=True):
+        expected = recognizer.transcribe(alone, sample_rate=RATE)
+        assert found.text == expected.text != ""
+        assert [(w.text, w.start, w.end) for w in found.words] == [
+            (w.text, w.start, w.end) for w in expected.words
+        ]
+
+
+def test_a_model_of_ours_hears_segments_together(tiny_tokenizer: Tokenizer) -> None:
+    model = make_model(encoder=WHOLE_CONTEXT, vocab_size=tiny_tokenizer.vocab_size)
+    recognizer = NativeRecognizer(model, tiny_tokenizer)
+    samples = [speech(2.0), speech(3.0)[RATE:]]
+    expected = [recognizer.transcribe(each, sample_rate=RATE) for each in samples]
+    assert list(recognizer.transcribe_together(samples)) == expected
+
+
 def test_events_can_be_awaited() -> None:
     async def listen(engine: SegmentedEngine) -> list[StreamEvent]:
         session = engine.open()
@@ -310,6 +420,48 @@ def test_a_stream_whose_events_nobody_reads_pauses_and_the_others_go_on() -> Non
         assert len(finals(said(keen))) == 2
         lazy.finish()
         assert len(finals(said(lazy))) == 5
+
+
+def test_who_waits_and_who_waited_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(segmented, "time", clock)
+    begun, gate = threading.Semaphore(0), threading.Semaphore(0)
+
+    def hold() -> None:
+        begun.release()
+        assert gate.acquire(timeout=SOON)
+
+    model = Stopwatch(hold)
+    with SegmentedEngine(model, unread_events=2) as engine:
+        session, other = engine.open(), engine.open()
+        assert engine.queue_age() == 0.0
+        session.push(paused(2))
+        assert begun.acquire(timeout=SOON)
+        clock.now += 4
+        assert engine.queue_age() == 4, "work counts as long as it takes"
+        thread = engine._thread
+        assert thread is not None
+        gate.release()
+        thread.join(SOON)  # two events are unread, so the stream pauses
+        clock.now += 100
+        assert engine.queue_age() == 0, "who does not read keeps nobody waiting"
+        assert session.get(SOON) is not None
+        assert begun.acquire(timeout=SOON)
+        clock.now += 1
+        other.push(paused(1))
+        clock.now += 2
+        assert engine.queue_age() == 3
+        gate.release(2)
+        for each in (session, other):
+            each.finish()
+            said(each)
+        assert engine.queue_age() == 0
+    seconds = [len(heard) / RATE for heard in model.heard]
+    assert list(engine.stats.answered) == [
+        Answered(seconds[0], 4.0, 1004.0),
+        Answered(seconds[1], 3.0, 1107.0),
+        Answered(seconds[2], 2.0, 1107.0),
+    ]
 
 
 def test_a_failure_ends_its_stream_only() -> None:
@@ -369,6 +521,8 @@ def test_what_there_is_not_is_refused_with_its_reason() -> None:
         assert [event.reason for event in said(session)] == ["finish"]
     with pytest.raises(OptionError, match="above 0"):
         SegmentedEngine(model, backlog_seconds=0.0)
+    with pytest.raises(OptionError, match="batch_seconds"):
+        SegmentedEngine(model, batch_seconds=-1.0)
 
 
 # -- phrases ---------------------------------------------------------------------------------------

@@ -32,7 +32,8 @@ export class LiveSession {
   #done;
 
   /**
-   * Hears `recording` from its `start` in seconds on. Of the `handlers`, `partial` and `final` get
+   * Hears `recording` from its `start` in seconds on; `latency` is null for a model that hears what
+   * was said between two pauses. Of the `handlers`, `partial` and `final` get
    * {text, words, start, end}, the `delay` in ms since the last word was spoken (of the final that
    * was `asked` for, since then; null where that means nothing), and `joins`: it goes on with the
    * paragraph before. A final may be empty.
@@ -125,7 +126,7 @@ export class LiveSession {
     } else if (event.reason === "finish") {
       this.#ended(news);
     } else {
-      this.#tell(news, this.#since(this.recording.clock(news.words.at(-1)?.end)));
+      this.#tell(news, this.#since(news.text ? this.recording.clock(news.end) : NaN));
       this.#utterance = this.#told;
     }
   }
@@ -138,6 +139,11 @@ export class LiveSession {
       return;
     }
     const cut = this.#end / this.recording.rate;
+    const far = cut - MOST_AGAIN_SECONDS;
+    if (final.text !== "" && final.words.length === 0 && this.#utterance >= far) {
+      this.#open(this.#utterance); // nobody knows which words were whole: all of it is heard again
+      return;
+    }
     const last = final.words.at(-1);
     if (last !== undefined && cut - last.end < RISK_SECONDS) {
       const text = final.text.slice(0, final.text.lastIndexOf(last.text)).trimEnd();
@@ -146,7 +152,8 @@ export class LiveSession {
     }
     this.#tell(final, null);
     this.#joins ||= final.text !== "";
-    this.#open(Math.max(this.#utterance, cut - MOST_AGAIN_SECONDS));
+    // A model without modes may give no words that could be known again: it hears what is left.
+    this.#open(Math.max(this.latency === null ? this.#told : this.#utterance, far));
   }
 
   #tell(final, delay) {

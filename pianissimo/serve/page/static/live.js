@@ -25,11 +25,7 @@ const view = new TranscriptView(at("text"), (start, end) => hear(start, end));
 
 /** Called once with what the server has. */
 export function startLive(server, handOver) {
-  models = server.models.filter((model) => model.latencies_ms.length > 0);
-  if (models.length === 0) {
-    note("The models here hear recordings whole: use the File tab.");
-    return;
-  }
+  models = server.models;
   const choice = at("model");
   choice.replaceChildren(...models.map(({ name }) => new Option(name)));
   at("model-field").hidden = models.length < 2;
@@ -47,8 +43,10 @@ function model() {
   return models.find(({ name }) => name === at("model").value);
 }
 
+/** What hears: a model, and its latency mode or null where it has none. */
 function way() {
-  return { model: model().name, latency: Number(at("modes").querySelector(":checked").value) };
+  const mode = at("modes").querySelector(":checked");
+  return { model: model().name, latency: mode && Number(mode.value) };
 }
 
 function showModes() {
@@ -63,6 +61,8 @@ function showModes() {
     return label;
   });
   at("modes").replaceChildren(at("modes").querySelector("legend"), ...labels);
+  at("modes").hidden = latencies.length === 0;
+  at("pauses").hidden = latencies.length > 0;
 }
 
 function tools(handOver) {

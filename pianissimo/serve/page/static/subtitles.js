@@ -43,7 +43,8 @@ function toJson({ segments, ...rest }) {
 function cues({ segments }) {
   const found = [];
   let before = 0;
-  for (const { words } of segments) {
+  for (const segment of segments) {
+    const words = timed(segment);
     for (let begin = 0; begin < words.length; ) {
       const end = cueEnd(words, begin);
       const start = Math.max(Math.round(words[begin].start * 1000), before);
@@ -55,6 +56,20 @@ function cues({ segments }) {
     }
   }
   return found;
+}
+
+/** The words of a segment; of one that has times only as a whole by their share of its characters. */
+export function timed({ text, words, start, end }) {
+  if (words.length) return words;
+  const texts = text.split(/\s+/).filter(Boolean);
+  const total = texts.join("").length;
+  let done = 0;
+  const time = () => start + ((end - start) * done) / total;
+  return texts.map((word) => {
+    const begun = time();
+    done += word.length;
+    return { text: word, start: begun, end: time(), confidence: null };
+  });
 }
 
 /** The index behind the last word of the cue that begins at `begin`. */

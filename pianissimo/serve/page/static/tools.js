@@ -16,7 +16,7 @@ export function addTools(root, view, about, extra = []) {
   const transcript = () => {
     if (view.editing) edit.click();
     const segments = view.paragraphs
-      .filter(({ words }) => words.length > 0)
+      .filter(({ text }) => text !== "")
       .map(({ text, words, start, end }) => ({ text, start, end, words }));
     const { model, duration, language = null } = about();
     return { model, duration, language, segments };

@@ -1,6 +1,7 @@
 // A transcript on the page: paragraphs of words that can be heard, corrected and marked.
 
 import { align } from "/page/align.js";
+import { timed } from "/page/subtitles.js";
 
 const SURE = 0.8;
 const DOUBTFUL = 0.5;
@@ -16,7 +17,7 @@ export class TranscriptView {
   constructor(root, hear) {
     this.root = root;
     this.hear = hear;
-    this.paragraphs = []; // { text, words, start, end }
+    this.paragraphs = []; // { text, words, start, end }; some models give no words
     root.tabIndex = -1;
     root.setAttribute("role", "group");
     root.setAttribute("aria-label", "Transcript. Arrow keys walk through its words, Enter plays one.");
@@ -30,7 +31,7 @@ export class TranscriptView {
   }
 
   get words() {
-    return this.paragraphs.flatMap((paragraph) => paragraph.words);
+    return this.paragraphs.flatMap(timed);
   }
 
   clear() {
@@ -66,8 +67,9 @@ export class TranscriptView {
     if (text === "") return;
     const last = this.paragraphs.at(-1);
     if (joins && last) {
+      const known = last.words.length + words.length > 0;
+      last.words = known ? [...timed(last), ...timed({ text, words, start, end })] : [];
       last.text += ` ${text}`;
-      last.words = [...last.words, ...words];
       last.end = end;
       this.#fill(last);
     } else {
@@ -130,7 +132,7 @@ export class TranscriptView {
     const field = paragraph.element.querySelector("p");
     field.replaceChildren();
     let at = 0;
-    for (const word of paragraph.words) {
+    for (const word of timed(paragraph)) {
       const found = paragraph.text.indexOf(word.text, at);
       if (found < 0) continue;
       field.append(paragraph.text.slice(at, found), this.#wordElement(word));
@@ -207,9 +209,10 @@ export class TranscriptView {
     const text = paragraph.element.querySelector("p").textContent.replace(/\s+/g, " ").trim();
     if (text === paragraph.text) return;
     const typed = text === "" ? [] : text.split(" ");
-    const kept = new Map(align(typed, paragraph.words.map((word) => word.text)));
+    const before = timed(paragraph);
+    const kept = new Map(align(typed, before.map((word) => word.text)));
     const words = typed.map((word, i) =>
-      kept.has(i) ? paragraph.words[kept.get(i)] : { text: word, confidence: null },
+      kept.has(i) ? before[kept.get(i)] : { text: word, confidence: null },
     );
     for (let i = 0; i < words.length; i += 1) {
       if (kept.has(i)) continue;
