@@ -4,9 +4,9 @@
 
 `precision` stores a model in float32, float16 and 8 bits and loads it again, also computing in
 8 bits; `onnx` does so with ONNX files, whose streams are fed the whole recording; `pruning` makes
-weights zero, or takes units out of the feed-forwards, and with `--train` trains the rest for
-`--steps` steps. Word errors are of the manifest's recordings at one latency mode. Tables go to
-standard output.
+weights zero, or takes units out of the feed-forwards or heads out of the attention, and with
+`--train` chooses the heads by that data and trains the rest for `--steps` steps. Word errors are of
+the manifest's recordings at one latency mode. Tables go to standard output.
 """
 
 import argparse
@@ -28,9 +28,16 @@ from pianissimo.models.asr import AsrModel, save_model
 from pianissimo.native import NativeRecognizer
 from pianissimo.text.normalize import normalize_for_scoring
 from pianissimo.train.data import read_manifest
-from pianissimo.train.finetune import training_set
+from pianissimo.train.finetune import example_losses
 from pianissimo.train.loop import Stage, TrainConfig, train_model
-from pianissimo.train.prune import prune_units, prune_weights
+from pianissimo.train.material import training_set
+from pianissimo.train.prune import (
+    head_importance,
+    head_norms,
+    prune_heads,
+    prune_units,
+    prune_weights,
+)
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
@@ -126,10 +133,11 @@ def pruning(plan: Plan) -> list[Row]:
     rows, whole = [], 0
     original = load(plan.model)
     with tempfile.TemporaryDirectory() as folder:
-        for kind in ("weights", "units"):
+        worth = worth_of_heads(original, plan, Path(folder))
+        for kind in ("weights", "units", "heads"):
             for share in plan.shares:
                 tell(f"{share:.0%} of the {kind}")
-                model = pruned(original.model, kind, share)
+                model = pruned(original.model, kind, share, worth)
                 row = {"pruned": kind, "share": f"{share:.0%}"}
                 recognizer = NativeRecognizer(model, original.tokenizer)
                 recognizer.front_end, recognizer.detector = original.front_end, original.detector
@@ -148,9 +156,20 @@ def pruning(plan: Plan) -> list[Row]:
     return rows
 
 
-def pruned(model: AsrModel, kind: str, share: float) -> AsrModel:
+def worth_of_heads(recognizer: NativeRecognizer, plan: Plan, place: Path) -> torch.Tensor:
+    """By the loss on the training data, or by norms without."""
+    if plan.train is None:
+        return head_norms(recognizer.model)
+    model = copy.deepcopy(recognizer.model).requires_grad_()
+    data = training_set(read_manifest(plan.train), place / "cache", augment=False)
+    return head_importance(model, example_losses(model, recognizer.tokenizer, data))
+
+
+def pruned(model: AsrModel, kind: str, share: float, worth: torch.Tensor) -> AsrModel:
     if kind == "units":
         return prune_units(model, share)
+    if kind == "heads":
+        return prune_heads(model, share, worth)
     model = copy.deepcopy(model).requires_grad_()
     prune_weights(model, share)
     return model

@@ -36,7 +36,7 @@ def main() -> None:
         "cuda": torch.version.cuda,
     }
     with tempfile.TemporaryDirectory() as folder:
-        plan = make_plan(options, folder, precisions=("bfloat16",))
+        plan = make_plan(options, folder, precision="bfloat16")
         run(plan, options.parts or list(PARTS), options, **about)
 
 

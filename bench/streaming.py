@@ -36,7 +36,10 @@ PEER_TIMEOUT_SECONDS = 3600
 MANY_FAULTS = 100
 """Pages read back from disk in a measurement that is not to be trusted."""
 EMBEDDED, LARGE = "embedded", "0.6b"
+USUAL = {EMBEDDED: "float32", LARGE: "int8"}
+"""The precision a model is run in on a CPU when one does not think about it."""
 QUICK = {
+    "precision": "usual",
     "seconds": 6.0,
     "streams": [1, 4],
     "trial_seconds": 3.0,
@@ -57,7 +60,7 @@ class Plan:
     """
 
     models: dict[str, str | None]
-    precisions: Sequence[str]
+    precision: str
     modes_ms: Sequence[int] = (80, 160, 560, 1120)
     device: str = "cpu"
     threads: int | None = None
@@ -76,6 +79,12 @@ class Plan:
     memory_seconds: float = 10.0
     peers: str | None = None
     peer_models: Path | None = None
+
+    def precisions(self, label: str) -> Sequence[str]:
+        """Those in which to measure the model of that label."""
+        if self.precision == "usual":
+            return (USUAL.get(label, "float32"),)
+        return ("float32", "int8") if self.precision == "both" else (self.precision,)
 
     def task(self, part: str, model: str | None, precision: str, **more: Any) -> Task:
         options = {
@@ -104,7 +113,7 @@ def each(plan: Plan, part: str, **more: Any) -> list[Row]:
     """The rows of a part for all models and precisions."""
     rows: list[Row] = []
     for label, model in plan.models.items():
-        for precision in plan.precisions:
+        for precision in plan.precisions(label):
             rows += measure(plan.task(part, model, precision, **more), label)
     return rows
 
@@ -165,7 +174,7 @@ def drift(plan: Plan) -> list[Row]:
     rows: list[Row] = []
     for label, model in plan.models.items():
         minutes = plan.drift_minutes[0 if label == EMBEDDED else 1]
-        for precision in plan.precisions:
+        for precision in plan.precisions(label):
             more = {"modes_ms": plan.drift_modes or plan.modes_ms, "seconds": minutes * 60}
             rows += measure(plan.task("drift", model, precision, **more), label)
     print("\nTime of a chunk in the last minute of one stream over that in its first, and resident")
@@ -194,7 +203,7 @@ def peers(plan: Plan) -> list[Row]:
     rows: list[Row] = []
     for ms in plan.modes_ms:
         for streams in plan.streams:
-            for precision in plan.precisions:
+            for precision in plan.precisions(LARGE):
                 more = {"seconds": plan.seconds, "streams": [streams], "modes_ms": [ms]}
                 task = plan.task("latency", str(folder / "model.nemo"), precision, wav=wav, **more)
                 ours = f"pianissimo {precision}"
@@ -418,7 +427,12 @@ def make_plan(options: argparse.Namespace, folder: str, **more: Any) -> Plan:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_options(parser, list(MEASURES))
-    parser.add_argument("--precision", choices=("float32", "int8", "both"), default="both")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "int8", "both", "usual"),
+        default="both",
+        help="usual: float32 for the embedded model, int8 for 0.6b",
+    )
     parser.add_argument("--peers", help="Python of an environment with the peers")
     parser.add_argument("--peer-models", type=Path, help="folder that make_models.py wrote")
     options = parse(parser, list(MEASURES), QUICK)
@@ -426,12 +440,10 @@ def main() -> None:
     parts = options.parts or can
     if "peers" in parts and "peers" not in can:
         parser.error("peers needs --peers PYTHON and --peer-models DIR")
-    both = ("float32", "int8")
-    precisions = both if options.precision == "both" else (options.precision,)
     with tempfile.TemporaryDirectory() as folder:
         if parts == ["peers"]:
             options.model = EMBEDDED  # not used: no need to make the other one
-        plan = make_plan(options, folder, precisions=precisions)
+        plan = make_plan(options, folder)
         run(plan, parts, options)
 
 

@@ -119,10 +119,10 @@ HEARING = TrainConfig(
 )
 HEARING_LOOKAHEADS = (13, 13, 6, 1, 0)
 FOURTH = TrainConfig(
-    steps=4400,
+    steps=6000,
     peak_lr=5e-4,
     warmup_steps=150,
-    flat_until=1500,
+    flat_until=2500,
     clip_norm=2.0,
     ctc_weight=0.4,
     ema_decay=0.997,

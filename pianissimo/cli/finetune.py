@@ -121,20 +121,23 @@ def finetune(
     replay_share: Annotated[
         float,
         typer.Option(envvar="PIANISSIMO_REPLAY_SHARE", help="Its share of the seconds."),
-    ] = 0.3,
+    ] = 0.5,
     regression: Annotated[
         Path | None,
         typer.Option(
             envvar="PIANISSIMO_REGRESSION",
-            help="General data whose word errors to report before and after.",
+            help="General data whose word errors count as much as those of --val.",
         ),
     ] = None,
     l2sp: Annotated[
-        float,
+        float | None,
         typer.Option(
-            envvar="PIANISSIMO_L2SP", min=0.0, help="Strength of a pull to the original weights."
+            envvar="PIANISSIMO_L2SP",
+            min=0.0,
+            help="Strength of a pull to the original weights [default: 0.1; 0 with --lora, "
+            "--replay or --ewc].",
         ),
-    ] = 0.0,
+    ] = None,
     ewc: Annotated[
         float,
         typer.Option(
@@ -143,6 +146,14 @@ def finetune(
             help="The same, but weights count as far as --replay depends on them.",
         ),
     ] = 0.0,
+    blend: Annotated[
+        float,
+        typer.Option(
+            envvar="PIANISSIMO_BLEND",
+            help="How far from the original weights to the best ones those lie that are saved: "
+            "0.8 forgets less.",
+        ),
+    ] = 1.0,
     minutes: Annotated[
         float | None,
         typer.Option(
@@ -178,6 +189,7 @@ def finetune(
         raise OptionError(f"--out {out} is not a folder")
     from pianissimo.loading import choose_device
     from pianissimo.train import finetune as run
+    from pianissimo.train.material import RUN
     from pianissimo.train.plan import FinetuneOptions
 
     options = FinetuneOptions(
@@ -201,6 +213,7 @@ def finetune(
         regression=regression,
         l2sp=l2sp,
         ewc=ewc,
+        blend=blend,
         skip_faulty=skip_faulty,
         seed=seed,
         workers=workers,
@@ -214,7 +227,7 @@ def finetune(
     chosen = str(choose_device(device))
     if find_lr:
         curve = run.find_learning_rate(options, device=chosen, say=say)
-        path = options.out / run.RUN / run.RATE_CURVE
+        path = options.out / RUN / run.RATE_CURVE
         emit(f"suggested: --lr {curve.suggestion:.1e} (the curve is in {path})\n")
         return
     result = run.finetune(
@@ -226,4 +239,4 @@ def finetune(
     )
     if result is not None:
         emit(result.render() + "\n")
-        say(f"the model is in {out}; what happened in {options.out / run.RUN}")
+        say(f"the model is in {out}; what happened in {options.out / RUN}")

@@ -42,7 +42,10 @@ class EncoderConfig:
 
     `left_context` and `lookaheads` describe chunk-limited attention; the first lookahead is the
     default. Both None / empty mean that every frame sees the whole utterance. `conv_norm` "folded"
-    is a batch norm whose running statistics were folded into the depthwise convolution.
+    is a batch norm whose running statistics were folded into the depthwise convolution. With
+    `depthwise_subsampling` False its convolutions mix channels, as those of the first Conformers
+    (Gulati et al. 2020, arXiv 2005.08100) do. Heads share
+    `dim` among them, or are `head_width` wide each, where some were taken out.
     """
 
     n_mels: int = 128
@@ -62,6 +65,8 @@ class EncoderConfig:
     left_context: int | None = 70
     lookaheads: tuple[int, ...] = (13, 6, 1, 0)
     dropout: float = 0.0
+    head_width: int | None = None
+    depthwise_subsampling: bool = True
 
     def __post_init__(self) -> None:
         sizes = ("n_mels", "dim", "layers", "heads", "ff_dim", "conv_kernel")
@@ -72,7 +77,9 @@ class EncoderConfig:
             raise OptionError(
                 f"encoder dropout {self.dropout} or lookaheads {self.lookaheads} are out of range"
             )
-        if self.dim % self.heads:
+        if self.head_width is not None and self.head_width < 1:
+            raise OptionError(f"encoder head_width is {self.head_width}, expected 1 or more")
+        if self.head_width is None and self.dim % self.heads:
             raise OptionError(f"encoder width {self.dim} is not divisible by {self.heads} heads")
         if self.subsampling_factor & (self.subsampling_factor - 1) or self.subsampling_factor < 2:
             raise OptionError(
@@ -89,7 +96,12 @@ class EncoderConfig:
 
     @property
     def head_dim(self) -> int:
-        return self.dim // self.heads
+        return self.head_width or self.dim // self.heads
+
+    @property
+    def attention_dim(self) -> int:
+        """The width of all heads together."""
+        return self.heads * self.head_dim
 
     @property
     def streams(self) -> bool:
@@ -155,7 +167,7 @@ class ChunkPlan:
 
 
 class Subsampling(nn.Module):
-    """Depthwise-striding convolutions: (B, T, F) mel -> (B, about T / factor, D).
+    """Striding convolutions, depthwise or plain: (B, T, F) mel -> (B, about T / factor, D).
 
     Each stage pads the frequency axis and time by zeros; the causal form pads time on the left
     only, so encoder frame s never reads a mel frame later than factor * s.
@@ -167,15 +179,17 @@ class Subsampling(nn.Module):
         self.left = KERNEL - 1 if config.causal_subsampling else KERNEL // 2
         self.right = STRIDE - 1 if config.causal_subsampling else KERNEL // 2
         stages = config.subsampling_stages
+        self.depthwise = config.depthwise_subsampling
+        groups = channels if self.depthwise else 1
         self.conv = nn.ModuleList(
             [nn.Conv2d(1, channels, KERNEL, STRIDE)]
             + [
-                nn.Conv2d(channels, channels, KERNEL, STRIDE, groups=channels)
+                nn.Conv2d(channels, channels, KERNEL, STRIDE, groups=groups)
                 for _ in range(stages - 1)
             ]
         )
         self.pointwise = nn.ModuleList(
-            [nn.Conv2d(channels, channels, 1) for _ in range(stages - 1)]
+            [nn.Conv2d(channels, channels, 1) for _ in range(stages - 1 if self.depthwise else 0)]
         )
         bins = config.n_mels
         self.bins = [bins]
@@ -233,7 +247,7 @@ class Subsampling(nn.Module):
                 x = x.new_zeros(x.shape[0], self.channels, 0, self.bins[stage + 1])
                 continue
             x = conv(F.pad(x, (self.left, self.right)))
-            if stage:
+            if stage and self.depthwise:
                 x = self.pointwise[stage - 1](x)
             x = F.relu(x)
         x = self._mask(x, state.emitted, valid)
@@ -291,11 +305,11 @@ class RelativeAttention(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        D, bias = config.dim, config.attention_bias
+        D, A, bias = config.dim, config.attention_dim, config.attention_bias
         self.heads, self.head_dim = config.heads, config.head_dim
-        self.qkv = nn.Linear(D, 3 * D, bias=bias)
-        self.out = nn.Linear(D, D, bias=bias)
-        self.position = nn.Linear(D, D, bias=False)
+        self.qkv = nn.Linear(D, 3 * A, bias=bias)
+        self.out = nn.Linear(A, D, bias=bias)
+        self.position = nn.Linear(D, A, bias=False)
         self.bias_u = nn.Parameter(torch.zeros(self.heads, self.head_dim))
         self.bias_v = nn.Parameter(torch.zeros(self.heads, self.head_dim))
 

@@ -91,8 +91,12 @@ def nemo_names(config: AsrConfig) -> ModuleTable:
     """Where NeMo keeps each of our modules."""
     subsampling = {"encoder.subsampling.conv.0": "encoder.pre_encode.conv.0"}
     for i in range(1, config.encoder.subsampling_stages):
-        subsampling[f"encoder.subsampling.conv.{i}"] = f"encoder.pre_encode.conv.{3 * i - 1}"
-        subsampling[f"encoder.subsampling.pointwise.{i - 1}"] = f"encoder.pre_encode.conv.{3 * i}"
+        at, theirs = f"encoder.subsampling.conv.{i}", "encoder.pre_encode.conv"
+        if config.encoder.depthwise_subsampling:
+            subsampling[at] = f"{theirs}.{3 * i - 1}"
+            subsampling[f"encoder.subsampling.pointwise.{i - 1}"] = f"{theirs}.{3 * i}"
+        else:
+            subsampling[at] = f"{theirs}.{2 * i}"
     ctc = "decoder" if config.transducer is None else "ctc_decoder"
     head = {"ctc.out": f"{ctc}.decoder_layers.0"}
     return module_table(config, MODULES | subsampling | head, LAYER)
@@ -187,7 +191,9 @@ def _encoder(encoder: Section) -> EncoderConfig:
     _check_class(encoder, "ConformerEncoder")
     dim = encoder.integer("d_model", most=1 << 14)
     encoder.only("feat_out", (-1, 0, dim), -1)
-    encoder.only("subsampling", ("dw_striding",), "striding")
+    depthwise = encoder.only("subsampling", ("dw_striding", "striding"), "striding") != "striding"
+    if not depthwise:
+        encoder.only("causal_downsampling", (False,), False)
     encoder.only("reduction", (None,), None)
     encoder.only("self_attention_model", ("rel_pos",), "rel_pos")
     encoder.only("untie_biases", (True,), True)
@@ -219,6 +225,7 @@ def _encoder(encoder: Section) -> EncoderConfig:
         scale_input=encoder.flag("xscaling", True),
         left_context=left,
         lookaheads=lookaheads,
+        depthwise_subsampling=depthwise,
     )
 
 

@@ -1,7 +1,7 @@
 """One encoder step for many independent streams: the layers over the rings of the arena.
 
 Shape legend: B rows of the step, Q frames per row, L left context, W = L + Q keys, D width,
-H heads, K head width, R = L + 2Q - 1 distances.
+H heads, K head width, A = H * K, R = L + 2Q - 1 distances.
 
 The numbers are those of `FastConformerEncoder.step` for each stream alone. What differs is where
 the past lies: here each row reads the ring of its own slot, at its own phase. The order of keys
@@ -195,7 +195,7 @@ class SlotEncoder:
         view: _View,
     ) -> Tensor:
         attention = layer.attention
-        B, Q, D = query.shape
+        B, Q, A = query.shape  # all heads
         H, K = attention.heads, attention.head_dim
         query = query.view(B, Q, H, K)
         by_distance = (query + attention.bias_v).view(B * Q, H, K).transpose(0, 1)
@@ -212,19 +212,19 @@ class SlotEncoder:
             attn_mask=bias,
             scale=self.scale,
         )
-        return heads.transpose(1, 2).reshape(B, Q, D)
+        return heads.transpose(1, 2).reshape(B, Q, A)
 
     def _windows(self, i: int, view: _View, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Each row's ring with its new frames behind it, keys and values: (B, W, D).
+        """Each row's ring with its new frames behind it, keys and values: (B, W, A).
 
         They share one buffer for all layers, small enough to stay in the processor's cache.
         """
-        B, Q, D = key.shape
+        B, Q, A = key.shape
         L = self.arena.left
-        cells = 2 * B * (L + Q) * D
+        cells = 2 * B * (L + Q) * A
         if self.scratch.numel() < cells:
             self.scratch = self.arena.key.new_zeros(cells)
-        keys, values = self.scratch[:cells].view(2, B, L + Q, D)
+        keys, values = self.scratch[:cells].view(2, B, L + Q, A)
         for window, ring, new in (
             (keys, self.arena.key[i], key),
             (values, self.arena.value[i], value),

@@ -38,7 +38,7 @@ class Arena:
         """An arena of `slots` rows on the encoder's device and in its dtype."""
         config, weight = encoder.config, encoder.subsampling.weight
         assert config.left_context is not None
-        ring = (config.layers, slots, config.left_context, config.dim)
+        ring = (config.layers, slots, config.left_context, config.attention_dim)
         return cls(
             key=weight.new_zeros(ring),
             value=weight.new_zeros(ring),

@@ -3,7 +3,8 @@
 LoRA (Hu et al. 2021, arXiv 2106.09685) adds a product of two narrow matrices to a linear layer and
 is merged into it afterwards, so what is saved is a plain model. L2-SP (Li et al. 2018, arXiv
 1802.01483) pulls weights back to where they began; EWC (Kirkpatrick et al. 2017, arXiv 1612.00796)
-does so in proportion to how much the old task depends on each.
+does so in proportion to how much the old task depends on each. Weights between the old and the new
+ones often keep most of both (Wortsman et al. 2022, arXiv 2109.01903).
 """
 
 import math
@@ -85,6 +86,13 @@ def merge_lora(model: AsrModel) -> None:
             if isinstance(child, LoraLinear):
                 setattr(module, name, child.merged())
     model.requires_grad_(True)
+
+
+@torch.no_grad()
+def blend(model: nn.Module, original: nn.Module, share: float) -> None:
+    """Move the weights of a model to `share` of the way that it went from the original."""
+    for weight, origin in zip(model.parameters(), original.parameters(), strict=True):
+        weight.lerp_(origin.to(weight.device, weight.dtype), 1 - share)
 
 
 def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:

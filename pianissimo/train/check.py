@@ -7,16 +7,15 @@ but transcripts, which are brought into letters that the model has where that lo
 import hashlib
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from pianissimo.audio.io import SAMPLE_RATE, Samples, describe, load_audio
 from pianissimo.errors import AudioError
-from pianissimo.models.asr import AsrConfig
-from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train.data import Utterance, cut_utterance, manifest_lines
 
 SILENT_PEAK = 1e-4
@@ -43,6 +42,32 @@ ODDITIES = {
     "speaker": "a speaker of the training set in the validation set",
     "spelling": "spelled with other characters, which the model has",
 }
+
+
+class Writer(Protocol):
+    """What makes targets of transcripts: a `Tokenizer`, or the letters of a CTC model."""
+
+    @property
+    def special_ids(self) -> Collection[int]:
+        """Ids that never enter text, that of what cannot be written among them."""
+        ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Iterable[int]) -> str: ...
+
+
+class Capacity(Protocol):
+    """How much a model can write in how much time; `AsrConfig` is one."""
+
+    @property
+    def frame_seconds(self) -> float: ...
+
+    @property
+    def ctc(self) -> bool: ...
+
+    @property
+    def max_symbols(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -113,8 +138,8 @@ class Checked:
 
 def check_manifest(
     path: Path,
-    tokenizer: Tokenizer,
-    config: AsrConfig,
+    writer: Writer,
+    capacity: Capacity,
     *,
     bounds: Bounds | None = None,
     whole: bool = False,
@@ -124,7 +149,7 @@ def check_manifest(
     `whole` asks for whole recordings, as validation does. Raises ManifestError if there is no such
     file.
     """
-    look = _Look(tokenizer, config, bounds or Bounds(), whole)
+    look = _Look(writer, capacity, bounds or Bounds(), whole)
     lines: list[Line] = []
     findings: list[Finding] = []
     first: dict[bytes, Line] = {}
@@ -163,14 +188,14 @@ def check_overlap(train: Checked, val: Checked) -> Checked:
 
 
 class Spelling:
-    """Transcripts in characters that a tokenizer has.
+    """Transcripts in characters that a model can write.
 
     A character that it lacks becomes its other case, a plain apostrophe or, if it is a mark, a
     space; what is left is counted in `lacking`.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
         self._known: dict[str, str | None] = {" ": " "}
         self.lacking: Counter[str] = Counter()
 
@@ -193,19 +218,17 @@ class Spelling:
         return self._known[character]
 
     def _has(self, character: str) -> bool:
-        ids = self._tokenizer.encode(character)
-        lost = any(id in self._tokenizer.special_ids for id in ids)
-        return not lost and bool(self._tokenizer.decode(ids).strip())
+        ids = self._writer.encode(character)
+        lost = any(id in self._writer.special_ids for id in ids)
+        return not lost and bool(self._writer.decode(ids).strip())
 
 
 class _Look:
     """One pass over a manifest; keeps the last recording, as parts of one stand together."""
 
-    def __init__(
-        self, tokenizer: Tokenizer, config: AsrConfig, bounds: Bounds, whole: bool
-    ) -> None:
-        self.tokenizer, self.config, self.bounds, self.whole = tokenizer, config, bounds, whole
-        self.spelling = Spelling(tokenizer)
+    def __init__(self, writer: Writer, capacity: Capacity, bounds: Bounds, whole: bool) -> None:
+        self.writer, self.capacity, self.bounds, self.whole = writer, capacity, bounds, whole
+        self.spelling = Spelling(writer)
         self._last: tuple[Path, Samples, list[tuple[str, str]]] | None = None
 
     def at(self, number: int, u: Utterance) -> tuple[Line | None, list[Finding]]:
@@ -238,9 +261,9 @@ class _Look:
         pace = len(text) / u.duration
         if text and not low <= pace <= high:
             yield "pace", f"{pace:.1f} characters per second: {text[:60]!r}"
-        frames = int(u.duration / self.config.frame_seconds)
-        most = frames if self.config.ctc else frames * self.config.max_symbols
-        tokens = len(self.tokenizer.encode(text))
+        frames = int(u.duration / self.capacity.frame_seconds)
+        most = frames if self.capacity.ctc else frames * self.capacity.max_symbols
+        tokens = len(self.writer.encode(text))
         if tokens > most:
             yield "crowded", f"{tokens} tokens in {u.duration:.2f} s, at most {most}"
 

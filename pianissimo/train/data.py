@@ -10,7 +10,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,20 +27,20 @@ from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train.augment import SpecAugment
 
 Samples = NDArray[np.float32]
-FAULTS_SHOWN = 20
 DURATION_TOLERANCE = 0.02
 """Audio may be shorter than its manifest says by this share, or by 0.1 s."""
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """One line of a manifest; `duration` and `offset` in seconds."""
+    """One line of a manifest, by its number there; `duration` and `offset` in seconds."""
 
     path: Path
     duration: float
     text: str
     offset: float = 0.0
     extra: dict[str, Any] = field(default_factory=dict)
+    line: int | None = field(default=None, compare=False)
 
 
 def read_manifest(path: Path) -> list[Utterance]:
@@ -52,9 +52,8 @@ def read_manifest(path: Path) -> list[Utterance]:
         else:
             faults.append(f"line {number}: {found}")
     if faults or not utterances:
-        shown = "\n  ".join(faults[:FAULTS_SHOWN]) or "it has no lines"
-        more = f"\n  and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
-        raise ManifestError(f"manifest {path} is not usable:\n  {shown}{more}")
+        shown = "\n  ".join(faults) or "it has no lines"
+        raise ManifestError(f"manifest {path} is not usable:\n  {shown}")
     return utterances
 
 
@@ -67,7 +66,7 @@ def manifest_lines(path: Path) -> Iterator[tuple[int, "Utterance | str"]]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                yield number, _utterance(json.loads(line), path.parent)
+                yield number, replace(_utterance(json.loads(line), path.parent), line=number)
             except (ValueError, TypeError) as error:
                 yield number, str(error)
 
@@ -136,13 +135,14 @@ class AudioCache:
                     try:
                         samples = cut_utterance(u, load_audio(u.path))
                     except (AudioError, ValueError) as error:
-                        faults.append(f"{u.path}: {error}")
+                        where = f"{u.path}: " if u.line is None else f"line {u.line}: {u.path}: "
+                        faults.append(where + str(error))
                         continue
                     pcm = np.rint(np.clip(samples * 32768, -32768, 32767))
                     out.write(pcm.astype(np.int16).tobytes())
                     offsets.append(offsets[-1] + len(samples))
             if faults:
-                raise ManifestError("unusable audio:\n  " + "\n  ".join(faults[:FAULTS_SHOWN]))
+                raise ManifestError("unusable audio:\n  " + "\n  ".join(faults))
             np.save(partial_index, np.array(offsets))
             partial.rename(data)
             partial_index.rename(index)  # last: it says that the other is whole

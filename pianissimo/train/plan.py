@@ -15,6 +15,8 @@ EPOCHS, FEWEST_STEPS, MOST_STEPS = 20, 400, 20_000
 BATCHES_PER_EPOCH = 20
 BATCH_SECONDS = (20.0, 120.0)
 VALIDATIONS = 12
+L2SP = 0.1
+"""Of 0.1 and 1 the one that costs the new data little; docs/training.md has the numbers."""
 
 Method = Literal["full", "heads", "lora"]
 
@@ -25,9 +27,10 @@ class FinetuneOptions:
 
     `method` "full" trains everything, "heads" all but the encoder, "lora" the heads and a LoRA of
     `rank` in the encoder. `replay` is a manifest of older data of which `replay_share` of the
-    seconds come; `regression` one whose errors are reported before and after. `l2sp` and `ewc` are
-    strengths of the pull towards the original weights; EWC needs `replay`. Faulty lines stop
-    everything, or are left out with `skip_faulty`.
+    seconds come; `regression` one whose errors count as much as those of `val`. `l2sp` and `ewc`
+    are strengths of the pull towards the original weights; EWC needs `replay`. What is saved lies
+    `blend` of the way from the original weights to the best ones. Faulty lines stop everything, or
+    are left out with `skip_faulty`.
     """
 
     manifest: Path
@@ -46,10 +49,11 @@ class FinetuneOptions:
     patience: int = 4
     augment: bool = True
     replay: Path | None = None
-    replay_share: float = 0.3
+    replay_share: float = 0.5
     regression: Path | None = None
-    l2sp: float = 0.0
+    l2sp: float | None = None
     ewc: float = 0.0
+    blend: float = 1.0
     skip_faulty: bool = False
     seed: int = 1
     workers: int = 1
@@ -57,21 +61,24 @@ class FinetuneOptions:
     def __post_init__(self) -> None:
         if self.method != "lora" and self.rank is not None:
             raise OptionError("a rank is for LoRA only")
-        if self.l2sp < 0 or self.ewc < 0 or (self.l2sp and self.ewc):
+        if (self.l2sp or 0.0) < 0 or self.ewc < 0 or (self.l2sp and self.ewc):
             raise OptionError("choose one of L2-SP and EWC, with a strength above 0")
         if self.ewc and self.replay is None:
             raise OptionError("EWC needs older data to see what matters to it: add --replay")
         if not 0 < self.replay_share < 1:
             raise OptionError(f"the replay share is {self.replay_share:g}: choose between 0 and 1")
+        if not 0 < self.blend <= 1:
+            raise OptionError(f"the blend is {self.blend:g}: choose above 0, up to 1")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What was asked for or chosen: the method, the dials, and the seconds of a batch."""
+    """What was asked for or chosen: method, dials, seconds of a batch, and the pull of L2-SP."""
 
     method: Method
     config: TrainConfig
     batch_seconds: float
+    l2sp: float
 
     def render(self) -> str:
         """In one line."""
@@ -80,6 +87,7 @@ class Plan:
             f"training {self.method}: {config.steps} steps of "
             f"{self.batch_seconds * config.accumulate:.0f} s at a peak rate of "
             f"{config.peak_lr:.1e}, errors every {config.validate_every} steps"
+            + (f", L2-SP {self.l2sp:g}" if self.l2sp else "")
         )
 
 
@@ -108,7 +116,7 @@ def make_plan(options: FinetuneOptions, parameters: int, seconds: float) -> Plan
         recompute=options.recompute,
         patience=options.patience,
     )
-    return Plan(method, config, batch)
+    return Plan(method, config, batch, choose_pull(options, method))
 
 
 def choose_method(options: FinetuneOptions, parameters: int) -> Method:
@@ -118,6 +126,14 @@ def choose_method(options: FinetuneOptions, parameters: int) -> Method:
     if method == "lora" and (options.l2sp or options.ewc):
         raise OptionError("L2-SP and EWC hold whole weights: use them with --full or --freeze")
     return method
+
+
+def choose_pull(options: FinetuneOptions, method: Method) -> float:
+    """The strength of L2-SP: what was asked for, or a mild one where nothing else holds."""
+    if options.l2sp is not None:
+        return options.l2sp
+    held = method == "lora" or options.ewc or options.replay is not None
+    return 0.0 if held else L2SP
 
 
 def choose_rate(method: Method, parameters: int) -> float:

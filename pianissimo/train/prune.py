@@ -1,23 +1,25 @@
-"""Pruning: weights that are small, or whole units of the feed-forwards, and keeping them out.
+"""Pruning: weights that are small, whole units of the feed-forwards, or whole attention heads.
 
 Papers: Han et al. 2015 (magnitude pruning and retraining, arXiv 1506.02626), Li et al. 2017 (whole
-filters by their norm, arXiv 1608.08710).
+filters by their norm, arXiv 1608.08710), Michel et al. 2019 (heads by what the loss owes them,
+arXiv 1905.10650).
 
 Unstructured pruning makes weights zero and changes no shape: what it saves depends on who stores or
-multiplies the matrices. Structured pruning takes units out, so every runtime gains. Either may be
-followed by training: `train_model` as it is, on the model that was pruned; and a model without some
-units, once saved, is one like any other for `pianissimo finetune`.
+multiplies the matrices. Structured pruning takes units or heads out, so every runtime gains. Either
+may be followed by training: `train_model` as it is, on the model that was pruned; and a model
+without some units or heads, once saved, is one like any other for `pianissimo finetune`.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pianissimo.errors import OptionError
 from pianissimo.models.asr import AsrModel
-from pianissimo.models.fastconformer import FeedForward
+from pianissimo.models.fastconformer import EncoderConfig, FeedForward
 
 
 def prunable(model: AsrModel) -> Iterator[tuple[str, Tensor]]:
@@ -42,8 +44,7 @@ def prune_weights(model: AsrModel, share: float) -> None:
     differ in scale, not in worth. Gradients of what is pruned are zero from now on, so no optimiser
     that starts at zero moves it. Raises OptionError for a share outside [0, 1).
     """
-    if not 0 <= share < 1:
-        raise OptionError(f"a share of {share} cannot be pruned; choose one from 0 to below 1")
+    _refuse(share)
     weights = dict(prunable(model))
     worth = {name: w.abs() / w.square().mean().sqrt() for name, w in weights.items()}
     every = torch.cat([w.flatten() for w in worth.values()])
@@ -70,8 +71,7 @@ def prune_units(model: AsrModel, share: float) -> AsrModel:
     feed-forwards keep equally many, as the configuration has one width for them. The model given is
     left as it is. Raises OptionError for a share outside [0, 1).
     """
-    if not 0 <= share < 1:
-        raise OptionError(f"a share of {share} cannot be pruned; choose one from 0 to below 1")
+    _refuse(share)
     config = model.config
     width = max(1, round(config.encoder.ff_dim * (1 - share)))
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
@@ -83,8 +83,88 @@ def prune_units(model: AsrModel, share: float) -> AsrModel:
             weights[f"{name}.down.weight"] = module.down.weight[:, kept]
             if module.up.bias is not None:
                 weights[f"{name}.up.bias"] = module.up.bias[kept]
-    encoder = dataclasses.replace(config.encoder, ff_dim=width)
+    return _built(model, dataclasses.replace(config.encoder, ff_dim=width), weights)
+
+
+@torch.no_grad()
+def prune_heads(model: AsrModel, share: float, worth: Tensor | None = None) -> AsrModel:
+    """A model without the least `share` of the attention heads of each layer; at least one stays.
+
+    `worth` is (layers, H), such as `head_importance` gives; by default that of the norms of a
+    head's values and of what the output makes of them. All layers keep equally many. The model
+    given is left as it is. Raises OptionError for a share outside [0, 1).
+    """
+    _refuse(share)
+    config = model.config.encoder
+    H, K = config.heads, config.head_dim
+    count = max(1, round(H * (1 - share)))
+    worth = head_norms(model) if worth is None else worth
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    for i, layer in enumerate(model.encoder.layers):
+        kept = worth[i].topk(count).indices.sort().values.cpu()
+        rows = (kept[:, None] * K + torch.arange(K)).flatten()  # of one of query, key and value
+        triple = torch.cat([part * H * K + rows for part in range(3)])
+        attention, name = layer.attention, f"encoder.layers.{i}.attention"
+        weights[f"{name}.qkv.weight"] = attention.qkv.weight[triple]
+        weights[f"{name}.out.weight"] = attention.out.weight[:, rows]
+        weights[f"{name}.position.weight"] = attention.position.weight[rows]
+        weights[f"{name}.bias_u"] = attention.bias_u[kept]
+        weights[f"{name}.bias_v"] = attention.bias_v[kept]
+        if attention.qkv.bias is not None:
+            weights[f"{name}.qkv.bias"] = attention.qkv.bias[triple]
+    return _built(model, dataclasses.replace(config, heads=count, head_width=K), weights)
+
+
+def head_norms(model: AsrModel) -> Tensor:
+    """What each head can add at most: norm of its values times that of its outputs, (layers, H)."""
+    H, K = model.config.encoder.heads, model.config.encoder.head_dim
+    rows = []
+    for layer in model.encoder.layers:
+        values = layer.attention.qkv.weight[2 * H * K :].reshape(H, -1).norm(dim=1)
+        outputs = layer.attention.out.weight.T.reshape(H, -1).norm(dim=1)
+        rows.append((values * outputs).detach())
+    return torch.stack(rows)
+
+
+def head_importance(model: AsrModel, losses: Iterable[Callable[[], Tensor]]) -> Tensor:
+    """How much the loss would change, to first order, without each head: (layers, H).
+
+    `losses` are functions, each giving the loss of one example; the mean of |output . gradient|
+    over them, each layer brought to a norm of one (Michel et al. 2019, sections 3.1 and 4.1).
+    """
+    H, K = model.config.encoder.heads, model.config.encoder.head_dim
+    held: dict[int, Tensor] = {}
+
+    def hold(i: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            held[i] = inputs[0]
+
+        return hook
+
+    layers = [layer.attention.out for layer in model.encoder.layers]
+    hooks = [out.register_forward_pre_hook(hold(i)) for i, out in enumerate(layers)]
+    total = torch.zeros(len(layers), H)
+    try:
+        for loss in losses:
+            value = loss()
+            heads = [held[i] for i in range(len(layers))]
+            for i, gradient in enumerate(torch.autograd.grad(value, heads)):
+                product = (heads[i] * gradient).detach().view(-1, H, K).sum((0, 2))
+                total[i] += product.abs().float().cpu()
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return total / total.norm(dim=1, keepdim=True).clamp_min(1e-12)
+
+
+def _refuse(share: float) -> None:
+    if not 0 <= share < 1:
+        raise OptionError(f"a share of {share} cannot be pruned; choose one from 0 to below 1")
+
+
+def _built(model: AsrModel, encoder: EncoderConfig, weights: dict[str, Tensor]) -> AsrModel:
+    """A model like that one but for its encoder's shape, on these weights."""
     with torch.device("meta"):
-        smaller = AsrModel(dataclasses.replace(config, encoder=encoder))
+        smaller = AsrModel(dataclasses.replace(model.config, encoder=encoder))
     smaller.load_state_dict(weights, assign=True)
     return smaller.train(model.training)

@@ -1,4 +1,4 @@
-"""What a fine-tuning did: word errors before and after, and a picture of the losses."""
+"""What a fine-tuning did: word errors before and after."""
 
 import dataclasses
 import json
@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pianissimo.train.log import LOG_FILE
-
-REPORT_FILE, PICTURE_FILE = "report.json", "losses.png"
+REPORT_FILE = "report.json"
 
 
 @dataclass(frozen=True)
@@ -62,27 +60,3 @@ def _rows(
         for when, scores in (("before", before), ("after", after)):
             rates = {k.removeprefix(prefix): v for k, v in scores.items() if k.startswith(prefix)}
             yield name if subset == "all" else f"{name} {subset}", when, rates
-
-
-def draw_losses(run: Path) -> bool:
-    """Draw the losses and error rates in a run's log, if matplotlib is there to do it."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
-    rows = [json.loads(line) for line in (run / LOG_FILE).read_text("utf-8").splitlines()]
-    figure = Figure(figsize=(7, 6), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True)
-    for axes, wanted in ((upper, ("loss", "ctc", "transducer")), (lower, ("wer",))):
-        names = dict.fromkeys(key for row in rows for key in row if key.split()[0] in wanted)
-        for name in names:
-            points = [(row["step"], row[name]) for row in rows if name in row]
-            axes.plot(*zip(*points, strict=True), label=name)
-        axes.grid(alpha=0.3)
-        if names:
-            axes.legend(fontsize="small")
-    upper.set_ylabel("nats per token")
-    lower.set_ylabel("word error rate")
-    lower.set_xlabel("step")
-    figure.savefig(run / PICTURE_FILE, dpi=120)
-    return True

@@ -1,4 +1,4 @@
-"""Speech from the free synthesisers of a Linux distribution: sentences to files and a manifest.
+"""Speech from the free synthesisers of a Linux distribution: to files, or straight into training.
 
 Four programs, each with several voices: espeak-ng (formants, many speaker variants), flite,
 festival and SVOX pico. Their output may be used for anything; voices whose licences forbid that
@@ -13,14 +13,14 @@ import shutil
 import subprocess
 import tempfile
 import wave
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pianissimo.audio.io import SAMPLE_RATE, load_audio
+from pianissimo.audio.io import SAMPLE_RATE, Samples, load_audio
 from pianissimo.errors import OptionError, PianissimoError
 from pianissimo.train.augment import cut_weak_ends
 
@@ -50,6 +50,10 @@ SILENCE_DB = -40.0
 MARGIN_SECONDS = 0.03
 PEAK = 0.5
 LONGEST_RUN_SECONDS = 60
+ATTEMPTS = 3
+PROMPT_SECONDS, SPOKEN_SECONDS, SPELLED_SECONDS = 0.3, 0.085, 0.4
+"""What a prompt takes beside its words, a letter of a word, and a spelled letter: generous, as
+batches are filled by it."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,11 @@ class Prompt:
 
     text: str
     spelled: bool = True
+
+    def seconds(self, word: str) -> float:
+        """What a word takes, about: a letter that is spelled has a name."""
+        spelled = self.spelled and len(word) == 1
+        return SPELLED_SECONDS if spelled else SPOKEN_SECONDS * len(word)
 
 
 @dataclass(frozen=True)
@@ -133,21 +142,23 @@ def cast(prompts: Sequence[Prompt], seed: int, engines: Sequence[str]) -> list[S
         raise OptionError(
             "no speech synthesiser is installed: apt-get install espeak-ng flite festival"
         )
-    speeches = []
-    for i, prompt in enumerate(prompts):
-        rng = random.Random(f"{seed}-{i}")
-        engine = rng.choices(engines, [SHARES[e] for e in engines])[0]
-        speeches.append(
-            Speech(
-                prompt,
-                engine,
-                rng.choice(VOICES[engine]),
-                rate=round(rng.uniform(0.8, 1.25), 3),
-                pitch=round(rng.uniform(0.6, 1.5), 3),
-                pauses=rng.random() < 0.6,
-            )
-        )
-    return speeches
+    return [
+        draw_voice(prompt, random.Random(f"{seed}-{i}"), engines)
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+def draw_voice(prompt: Prompt, rng: random.Random, engines: Sequence[str]) -> Speech:
+    """A prompt with a voice, a rate and a pitch."""
+    engine = rng.choices(engines, [SHARES[e] for e in engines])[0]
+    return Speech(
+        prompt,
+        engine,
+        rng.choice(VOICES[engine]),
+        rate=round(rng.uniform(0.8, 1.25), 3),
+        pitch=round(rng.uniform(0.6, 1.5), 3),
+        pauses=rng.random() < 0.6,
+    )
 
 
 def synthesize(speeches: Sequence[Speech], folder: Path, *, processes: int = 2) -> Path:
@@ -176,22 +187,64 @@ def synthesize(speeches: Sequence[Speech], folder: Path, *, processes: int = 2) 
     return manifest
 
 
+def speak(speech: Speech) -> Samples:
+    """The samples of a prompt in its voice, silence around it cut off, at half of full scale.
+
+    Raises PianissimoError if the program fails or says nothing.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        raw = Path(scratch) / "raw.wav"
+        command, said = speech.command(raw)
+        done = subprocess.run(
+            command, input=said, text=True, capture_output=True, timeout=LONGEST_RUN_SECONDS
+        )
+        if done.returncode or not raw.is_file():
+            raise PianissimoError(f"{command} failed: {done.stderr.strip()[-200:]}")
+        samples = cut_weak_ends(load_audio(raw), SILENCE_DB, MARGIN_SECONDS)
+    if not len(samples):
+        raise PianissimoError(f"{command} made silence: leave this voice or text out")
+    return samples * np.float32(PEAK / np.abs(samples).max())
+
+
+@dataclass(frozen=True)
+class SpokenSet:
+    """Prompts that are spoken while training, in another voice each time; nothing is kept.
+
+    What a synthesiser fails to say is said by another voice. Each example is fixed by the generator
+    it is given, so the batches that `BatchSource` makes are the same for the same seed.
+    """
+
+    prompts: Sequence[Prompt]
+    engines: Sequence[str]
+    augment: Callable[[Samples, random.Random], Samples] | None = None
+
+    def durations(self) -> list[float]:
+        """Seconds of each prompt, estimated from its letters."""
+        return [
+            PROMPT_SECONDS + sum(map(prompt.seconds, prompt.text.split()))
+            for prompt in self.prompts
+        ]
+
+    def example(self, item: int, rng: random.Random) -> tuple[Samples, str]:
+        """Samples and transcript of one prompt, freshly spoken and augmented."""
+        prompt = self.prompts[item]
+        for attempt in range(ATTEMPTS):
+            try:
+                samples = speak(draw_voice(prompt, rng, self.engines))
+                break
+            except PianissimoError:
+                if attempt == ATTEMPTS - 1:
+                    raise
+        return (samples if self.augment is None else self.augment(samples, rng)), prompt.text
+
+
 def _speak(speech: Speech, folder: Path) -> float:
     """Write one recording, unless it is there; its seconds."""
     path = folder / speech.file_name
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            raw, ready = Path(scratch) / "raw.wav", Path(scratch) / "ready.wav"
-            command, said = speech.command(raw)
-            done = subprocess.run(
-                command, input=said, text=True, capture_output=True, timeout=LONGEST_RUN_SECONDS
-            )
-            if done.returncode or not raw.is_file():
-                raise PianissimoError(f"{command} failed: {done.stderr.strip()[-200:]}")
-            samples = cut_weak_ends(load_audio(raw), SILENCE_DB, MARGIN_SECONDS)
-            if not len(samples):
-                raise PianissimoError(f"{command} made silence: leave this voice or text out")
-            samples = samples * (PEAK / np.abs(samples).max())
+            ready = Path(scratch) / "ready.wav"
+            samples = speak(speech)
             with wave.open(str(ready), "wb") as out:
                 out.setparams((1, 2, SAMPLE_RATE, len(samples), "NONE", "not compressed"))
                 out.writeframes(np.rint(samples * 32767).astype("<i2").tobytes())

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pianissimo.evaluate.run import Reference, evaluate, read_references
+from pianissimo.loading import AnyRecognizer
 from pianissimo.models.asr import AsrModel
 from pianissimo.native import NativeRecognizer
 from pianissimo.text.tokenizer import Tokenizer
@@ -30,19 +31,26 @@ def errors_on(references: Sequence[Reference], tokenizer: Tokenizer) -> Validate
 
     def validate(model: AsrModel) -> dict[str, float]:
         recognizer = NativeRecognizer(model, tokenizer)
-        passes = evaluate(
-            recognizer,
-            references,
-            latencies_ms=recognizer.latencies_ms or [None],
-            batch_seconds=BATCH_SECONDS,
-        )
-        return {
-            f"wer {score.subset} {mode_name(done.latency_ms)}": score.errors.rate
-            for done in passes
-            for score in done.scores
-        }
+        return errors_of(recognizer, references, recognizer.latencies_ms)
 
     return validate
+
+
+def errors_of(
+    recognizer: AnyRecognizer, references: Sequence[Reference], latencies_ms: Sequence[int] = ()
+) -> dict[str, float]:
+    """Word error rates of a recogniser by name; whole recordings if it has no latency modes."""
+    passes = evaluate(
+        recognizer,
+        references,
+        latencies_ms=latencies_ms or [None],
+        batch_seconds=BATCH_SECONDS,
+    )
+    return {
+        f"wer {score.subset} {mode_name(done.latency_ms)}": score.errors.rate
+        for done in passes
+        for score in done.scores
+    }
 
 
 def mode_name(latency_ms: int | None) -> str:

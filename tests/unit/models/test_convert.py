@@ -206,7 +206,7 @@ def test_max_symbols_has_two_spellings(greedy: dict[str, Any], expected: int) ->
         ("preprocessor", "exact_pad", True),
         ("preprocessor", "_target_", "nemo.AudioToMFCCPreprocessor"),
         ("encoder", "_target_", "evil.Encoder"),
-        ("encoder", "subsampling", "striding"),
+        ("encoder", "subsampling", "vggnet"),
         ("encoder", "self_attention_model", "rel_pos_local_attn"),
         ("encoder", "untie_biases", False),
         ("encoder", "att_context_style", "regular"),

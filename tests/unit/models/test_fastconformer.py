@@ -19,6 +19,9 @@ from pianissimo.models.fastconformer import (
     skew,
 )
 
+CONFORMER = dataclasses.replace(
+    WHOLE_CONTEXT, subsampling_factor=4, subsampling_channels=DIM, depthwise_subsampling=False
+)
 SEVENTY, FIFTY_SIX = (13, 6, 1, 0), (0, 3, 6, 13)
 MODES = [(70, r) for r in SEVENTY] + [(56, r) for r in FIFTY_SIX]
 LENGTHS = [0, 1, 5, 8, 9, 104, 113, 114, 331, 778, 1003]
@@ -276,7 +279,7 @@ def test_unlimited_context_sees_everything() -> None:
     assert bool((offline(encoder, mel)[:, 0] != offline(encoder, other)[:, 0]).any())
 
 
-@pytest.mark.parametrize("config", [WHOLE_CONTEXT, ENCODER])
+@pytest.mark.parametrize("config", [WHOLE_CONTEXT, CONFORMER, ENCODER])
 def test_queries_in_blocks_equal_one_block(
     config: EncoderConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,7 +295,7 @@ def test_queries_in_blocks_equal_one_block(
     assert_close(singles, whole)
 
 
-@pytest.mark.parametrize("config", [WHOLE_CONTEXT, ENCODER])
+@pytest.mark.parametrize("config", [WHOLE_CONTEXT, CONFORMER, ENCODER])
 def test_work_in_blocks_equals_work_at_once(
     config: EncoderConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,7 +310,7 @@ def test_work_in_blocks_equals_work_at_once(
             assert_close(blocks, whole)
 
 
-@pytest.mark.parametrize("config", [WHOLE_CONTEXT, ENCODER])
+@pytest.mark.parametrize("config", [WHOLE_CONTEXT, CONFORMER, ENCODER])
 def test_an_utterance_without_a_frame_gives_none(config: EncoderConfig) -> None:
     encoder = make_encoder(config)
     with torch.no_grad():

@@ -114,10 +114,10 @@ def test_every_faulty_line_is_named_by_its_number(folder: Path) -> None:
     assert str(path) in message
 
 
-def test_many_faults_are_counted_and_not_all_shown(folder: Path) -> None:
-    path = write_manifest(folder, *["{"] * 50)
-    with pytest.raises(ManifestError, match="and 30 more"):
-        read_manifest(path)
+def test_however_many_faults_there_are_each_is_shown(folder: Path) -> None:
+    with pytest.raises(ManifestError) as raised:
+        read_manifest(write_manifest(folder, *["{"] * 50))
+    assert all(f"line {number}:" in str(raised.value) for number in range(1, 51))
 
 
 def test_a_manifest_without_lines_or_without_a_file_is_refused(folder: Path) -> None:
@@ -176,14 +176,16 @@ def test_the_cache_is_made_once_for_a_set_and_anew_for_another(folder: Path) -> 
 
 def test_unusable_audio_is_listed_and_nothing_is_kept(folder: Path) -> None:
     (folder / "broken.wav").write_text("no audio", encoding="utf-8")
-    utterances = [
-        Utterance(folder / "audio" / "a.wav", 2.0, ""),
-        Utterance(folder / "broken.wav", 2.0, ""),
-        Utterance(folder / "audio" / "b.wav", 5.0, ""),
+    rows = [
+        row(audio_filepath="audio/a.wav", duration=2.0),
+        row(audio_filepath="broken.wav", duration=2.0),
+        row(audio_filepath="audio/b.wav", duration=5.0),
     ]
+    utterances = read_manifest(write_manifest(folder, *rows))
     with pytest.raises(ManifestError) as raised:
         AudioCache(utterances, folder / "cache")
-    assert "broken.wav" in str(raised.value)
+    assert f"line 2: {folder / 'broken.wav'}" in str(raised.value)
+    assert f"line 3: {folder / 'audio' / 'b.wav'}" in str(raised.value)
     assert "ends 1.50 s before the 5.00 s" in str(raised.value)
     assert "a.wav" not in str(raised.value)
     assert list((folder / "cache").iterdir()) == []

@@ -1,21 +1,32 @@
 """What is pruned stays out, what is kept stays as it was, and nobody else is touched."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny import make_model, noise
+from tiny import ENCODER, make_model, noise
 from tones import sentences, write_clips
 
 from pianissimo.errors import OptionError
+from pianissimo.loading import load
 from pianissimo.models.asr import AsrConfig, AsrModel, load_model, save_model
 from pianissimo.models.fastconformer import FeedForward
+from pianissimo.native import NativeRecognizer
+from pianissimo.streaming.engine import Engine
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train.data import read_manifest
-from pianissimo.train.finetune import training_set
 from pianissimo.train.loop import Stage, TrainConfig, train_model
-from pianissimo.train.prune import prunable, prune_units, prune_weights, sparsity
+from pianissimo.train.material import training_set
+from pianissimo.train.prune import (
+    head_importance,
+    prunable,
+    prune_heads,
+    prune_units,
+    prune_weights,
+    sparsity,
+)
 
 
 def encoded(model: AsrModel) -> torch.Tensor:
@@ -94,6 +105,106 @@ def test_a_model_with_fewer_units_is_saved_like_any_other(
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])
 def test_a_share_that_makes_no_sense_is_refused(share: float) -> None:
-    for prune in (prune_weights, prune_units):
+    for prune in (prune_weights, prune_units, prune_heads):
         with pytest.raises(OptionError, match="cannot be pruned"):
             prune(make_model(), share)
+
+
+# -- attention heads -------------------------------------------------------------------------------
+
+FOUR_HEADS = dataclasses.replace(ENCODER, heads=4)
+
+
+def mute_heads(model: AsrModel, lost: list[list[int]]) -> None:
+    """Nothing of these heads of each layer reaches its output."""
+    K = model.config.encoder.head_dim
+    with torch.no_grad():
+        for layer, heads in zip(model.encoder.layers, lost, strict=True):
+            for head in heads:
+                layer.attention.out.weight[:, head * K : (head + 1) * K] = 0
+
+
+def least_by_norm(model: AsrModel, count: int) -> list[list[int]]:
+    """The least heads of each layer, in NumPy."""
+    H, K, D = 4, model.config.encoder.head_dim, model.config.encoder.dim
+    lost = []
+    for layer in model.encoder.layers:
+        qkv = layer.attention.qkv.weight.detach().numpy().reshape(3, H, K, D)
+        out = layer.attention.out.weight.detach().numpy().reshape(D, H, K)
+        worth = [np.linalg.norm(qkv[2, h]) * np.linalg.norm(out[:, h]) for h in range(H)]
+        lost.append(np.argsort(worth)[:count].tolist())
+    return lost
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_model_with_fewer_heads_is_the_whole_one_with_those_muted(bias: bool) -> None:
+    config = dataclasses.replace(FOUR_HEADS, attention_bias=bias)
+    model, muted = make_model(encoder=config), make_model(encoder=config)
+    was = encoded(model)
+    smaller = prune_heads(model, 0.5)
+    assert (smaller.config.encoder.heads, smaller.config.encoder.head_dim) == (2, 4)
+    assert smaller.parameter_count() < model.parameter_count()
+    assert torch.equal(encoded(model), was)
+    mute_heads(muted, least_by_norm(muted, 2))
+    assert not torch.allclose(encoded(muted), was, atol=1e-3)
+    torch.testing.assert_close(encoded(smaller), encoded(muted), atol=1e-5, rtol=1e-5)
+
+
+def test_one_head_stays_and_a_given_worth_decides() -> None:
+    model, muted = make_model(encoder=FOUR_HEADS), make_model(encoder=FOUR_HEADS)
+    worth = torch.tensor([[0.0, 3.0, 1.0, 2.0], [5.0, 3.0, 1.0, 2.0]])
+    smaller = prune_heads(model, 0.99, worth)
+    assert smaller.config.encoder.heads == 1
+    mute_heads(muted, [[0, 2, 3], [1, 2, 3]])
+    torch.testing.assert_close(encoded(smaller), encoded(muted), atol=1e-5, rtol=1e-5)
+
+
+def test_fewer_heads_stream_and_are_saved_like_any_other(
+    tone_model: AsrConfig, tiny_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """The folder loads, live streams say what whole recordings give, and it can be trained."""
+    torch.manual_seed(0)
+    encoder = dataclasses.replace(tone_model.encoder, heads=4)
+    model = AsrModel(dataclasses.replace(tone_model, encoder=encoder)).eval()
+    smaller = prune_heads(model, 0.5)
+    save_model(tmp_path / "smaller", smaller, tiny_tokenizer)
+    read, _ = load_model(tmp_path / "smaller")
+    assert read.config.encoder == smaller.config.encoder
+    torch.testing.assert_close(encoded(read), encoded(smaller))
+    recognizer = load(tmp_path / "smaller", gain="off")
+    assert isinstance(recognizer, NativeRecognizer)
+    recognizer.detector = None
+    samples = noise(40_000)
+    latency = recognizer.latencies_ms[-1]
+    whole = recognizer.transcribe(samples, sample_rate=16_000, latency_ms=latency).text
+    with Engine(recognizer, max_streams=2) as engine:
+        session = engine.open(latency_ms=latency)
+        session.push(samples)
+        session.finish()
+        live = " ".join(event.text for event in session if event.type == "final")
+    assert live.split() == whole.split()
+
+
+def test_the_importance_of_a_head_is_what_its_absence_does_to_the_loss() -> None:
+    """Against the loss with each head scaled down a little."""
+    model = make_model(encoder=FOUR_HEADS).requires_grad_()
+    K = model.config.encoder.head_dim
+    mel = model.features.whole(torch.from_numpy(noise(30_000)))[None]
+
+    def loss() -> torch.Tensor:
+        frames, _ = model.encoder(mel, torch.tensor([mel.shape[1]]), 1)
+        return frames.square().mean()
+
+    found = head_importance(model, [loss, loss])
+    model.requires_grad_(False)
+    base, eps = float(loss()), 1e-3
+    expected = torch.zeros(2, 4)
+    for i, layer in enumerate(model.encoder.layers):
+        for head in range(4):
+            part = layer.attention.out.weight.data[:, head * K : (head + 1) * K]
+            kept = part.clone()
+            part.mul_(1 - eps)
+            expected[i, head] = abs(float(loss()) - base)
+            part.copy_(kept)
+    expected /= expected.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0.1)

@@ -1,0 +1,229 @@
+"""A larger English model for one datacentre GPU and about 25 minutes, while 16 cores synthesise.
+
+    pianissimo train recipes/embedded_en_gpu.py --data DIR --run runs/embedded_en_gpu --device cuda
+
+Not yet run on a GPU: its shapes, its stages and its resuming are tested on a CPU at a small size;
+batches and steps are an estimate for 16 cores that keep the GPU busy. Error rates are unknown.
+
+`DIR` holds `manifest.jsonl` (see docs/training.md) and `sentences.txt`, a sentence a line, with
+case and marks as the model shall write them. Synthetic speech is made by the workers that prepare
+batches, another voice each time, and kept nowhere. Short commands come first, where CTC has little
+to align; then sentences, the transducer, and the recordings of people, each drawn several times an
+epoch. The synthesisers of this machine are used; recipes/speak.py says which packages they need.
+"""
+
+import io
+import math
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import sentencepiece
+import torch
+
+from pianissimo.audio.features import FeatureConfig
+from pianissimo.errors import ManifestError
+from pianissimo.models.asr import AsrConfig, AsrModel, save_model
+from pianissimo.models.fastconformer import EncoderConfig
+from pianissimo.models.transducer import TransducerConfig
+from pianissimo.text.tokenizer import Tokenizer
+from pianissimo.train.augment import Augmenter, SpecAugment
+from pianissimo.train.data import AudioCache, Clip, Replay, TrainingSet, Utterance, read_manifest
+from pianissimo.train.loop import Stage, TrainConfig, train
+from pianissimo.train.synthesize import Prompt, SpokenSet, compose_commands, installed_engines
+from pianissimo.train.validate import streaming_errors
+
+LONGEST_SECONDS, MOST_WORDS = 18.0, 16
+# Mean and deviation of a log-mel cell over augmented training clips.
+CELL_MEAN, CELL_DEVIATION = -12.0, 3.5
+BRANCH_SCALE = 0.3
+AUGMENT = Augmenter(
+    speeds=(0.84, 0.9, 0.95, 1.0, 1.05, 1.1, 1.16),
+    level_dbfs=(-48.0, -14.0),
+    colour_probability=0.5,
+    noise_probability=0.3,
+    snr_db=(5.0, 35.0),
+    room_probability=0.25,
+    telephone_probability=0.2,
+)
+MASKS = SpecAugment(
+    frequency_masks=2, frequency_width=10, time_masks=4, time_share=0.05, fill=CELL_MEAN
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One size of the recipe: the model, the run, and how much of what is heard.
+
+    Stages end at `commands_until`, `sentences_until` and with the run; in the last one
+    `spoken_share` of the seconds are synthetic and every recording comes `times` an epoch.
+    """
+
+    vocabulary: int
+    encoder: EncoderConfig
+    transducer: TransducerConfig
+    config: TrainConfig
+    commands: int
+    commands_until: int
+    sentences_until: int
+    batch_seconds: float
+    spoken_share: float = 0.6
+    times: int = 3
+
+    @property
+    def model(self) -> AsrConfig:
+        return AsrConfig(
+            name="embedded-en-gpu",
+            language="en",
+            vocab_size=self.vocabulary,
+            features=FeatureConfig(n_mels=self.encoder.n_mels),
+            encoder=self.encoder,
+            transducer=self.transducer,
+            ctc=True,
+        )
+
+
+GPU = Setting(
+    vocabulary=1024,
+    encoder=EncoderConfig(
+        n_mels=80, dim=256, layers=16, heads=4, ff_dim=1024, subsampling_channels=128, dropout=0.1
+    ),
+    transducer=TransducerConfig(1024, predictor_dim=320, predictor_layers=1, joint_dim=320),
+    config=TrainConfig(
+        steps=2400,
+        peak_lr=1e-3,
+        warmup_steps=200,
+        flat_until=1200,
+        clip_norm=2.0,
+        transducer_from=400,
+        save_every=200,
+        validate_every=600,
+        workers=15,
+        precision="auto",  # bfloat16
+    ),
+    commands=40_000,
+    commands_until=200,
+    sentences_until=800,
+    batch_seconds=600.0,
+)
+
+
+def read_sentences(path: Path) -> list[str]:
+    """The sentences that can be said in one breath; ManifestError without the file."""
+    if not path.is_file():
+        raise ManifestError(f"{path} is not there: it holds a sentence a line, to be spoken")
+    lines = map(str.strip, path.read_text(encoding="utf-8").splitlines())
+    found = [line for line in lines if 2 <= len(line.split()) <= MOST_WORDS]
+    if not found:
+        raise ManifestError(f"{path} has no sentence of 2 to {MOST_WORDS} words")
+    return found
+
+
+def make_tokenizer(texts: list[str], vocabulary: int) -> Tokenizer:
+    """BPE over all that may be written."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        vocab_size=vocabulary,
+        model_type="bpe",
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        unk_id=0,
+        bos_id=-1,
+        eos_id=-1,
+        pad_id=-1,
+        minloglevel=2,
+    )
+    return Tokenizer.from_sentencepiece(model.getvalue())
+
+
+def make_stages(
+    setting: Setting, utterances: list[Utterance], sentences: list[str], run: Path
+) -> list[Stage]:
+    """Commands; then sentences too; then people, with both between."""
+    engines, seed = installed_engines(), setting.config.seed
+    words = " ".join(sentences).lower().split()
+    said = compose_commands(setting.commands, seed, words)
+    read = [Prompt(sentence, spelled=False) for sentence in sentences]
+    both = [*said, *read]
+    random.Random(seed).shuffle(both)
+    short = [prompt for prompt in said if len(prompt.text.split()) <= 3]
+    clips = [Clip(i, 0.0, u.duration, u.text) for i, u in enumerate(utterances)]
+    people = TrainingSet(AudioCache(utterances, run / "cache"), clips * setting.times, AUGMENT)
+    spoken = SpokenSet(both, engines, AUGMENT)
+    seconds = setting.batch_seconds
+    return [
+        Stage(setting.commands_until, SpokenSet(short, engines, AUGMENT), seconds / 2),
+        Stage(setting.sentences_until, spoken, seconds, MASKS),
+        Stage(setting.config.steps, Replay(people, spoken, setting.spoken_share), seconds, MASKS),
+    ]
+
+
+@torch.no_grad()
+def initialise(model: AsrModel) -> None:
+    """Start so that the signal reaches the heads: see `Stages` in docs/training.md."""
+    subsampling = model.encoder.subsampling
+    for conv in [*subsampling.conv, *subsampling.pointwise]:
+        nonlinearity = "relu" if conv.groups == 1 else "linear"
+        torch.nn.init.kaiming_normal_(conv.weight, nonlinearity=nonlinearity)
+        torch.nn.init.zeros_(conv.bias)
+    torch.nn.init.xavier_normal_(subsampling.out.weight)
+    torch.nn.init.zeros_(subsampling.out.bias)
+    first = subsampling.conv[0]
+    first.weight /= CELL_DEVIATION
+    first.bias -= CELL_MEAN * first.weight.sum(dim=(1, 2, 3))
+    for layer in model.encoder.layers:
+        for branch in (layer.ff1.down, layer.attention.out, layer.conv.down, layer.ff2.down):
+            branch.weight *= BRANCH_SCALE
+
+
+def run_setting(
+    setting: Setting,
+    data: Path,
+    run: Path,
+    *,
+    dev: Path | None = None,
+    device: str = "cpu",
+    minutes: float = math.inf,
+    tensorboard: bool = False,
+) -> None:
+    """Train, or go on training; write `run/model` in half precision when it is done."""
+    run.mkdir(parents=True, exist_ok=True)
+    utterances = [
+        u for u in read_manifest(data / "manifest.jsonl") if u.duration <= LONGEST_SECONDS
+    ]
+    sentences = read_sentences(data / "sentences.txt")
+    saved = run / "tokenizer.model"
+    if not saved.exists():
+        texts = [*sentences, *(u.text for u in utterances)]
+        texts += [p.text for p in compose_commands(1000, 0, " ".join(sentences).lower().split())]
+        saved.write_bytes(make_tokenizer(texts, setting.vocabulary).to_bytes())
+    tokenizer = Tokenizer.from_sentencepiece(saved.read_bytes())
+    model, done = train(
+        setting.config,
+        setting.model,
+        tokenizer,
+        make_stages(setting, utterances, sentences, run),
+        run,
+        initialise=initialise,
+        validate=streaming_errors(dev, tokenizer) if dev else None,
+        device=device,
+        minutes=minutes,
+        tensorboard=tensorboard,
+    )
+    if done:
+        save_model(run / "model", model.cpu(), tokenizer, dtype=torch.float16)
+
+
+def main(
+    data: Path,
+    run: Path,
+    *,
+    dev: Path | None = None,
+    device: str = "cpu",
+    minutes: float = math.inf,
+    tensorboard: bool = False,
+) -> None:
+    """The setting for a GPU, on any device."""
+    run_setting(GPU, data, run, dev=dev, device=device, minutes=minutes, tensorboard=tensorboard)
