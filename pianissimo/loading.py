@@ -57,7 +57,10 @@ def load(
     if kind in FAMILIES:
         options = FamilyOptions(precision, dtype == INT8, head, language, task, decoding)
         if decoding is not None and FAMILIES[kind] not in (_load_ctc_family, _load_espnet):
-            raise OptionError(f"{path.name} has a search of its own: leave the decoding out")
+            raise OptionError(
+                f"{path.name} has a search of its own: leave beam and language model out; our own "
+                "models, wav2vec 2.0 and its kin, and ESPnet2 take them"
+            )
         other = FAMILIES[kind](path, target, options)
         _set_gain(other, gain)
         return other
@@ -348,8 +351,9 @@ def read_model(path: Path) -> "tuple[AsrModel, Tokenizer]":
     kind = recognise_format(path)
     if kind is None:
         raise CheckpointError(
-            f"{path} is no model that we know: expected a .nemo file, a folder with config.json "
-            "and model.safetensors, or a name from `pianissimo models list`"
+            f"{path} is no model that we know: expected a .nemo file, an ESPnet2 pack (.zip with "
+            "meta.yaml), a folder as Transformers, ESPnet2, CTranslate2 or sherpa-onnx lay it out, "
+            "or a name from `pianissimo models list`"
         )
     return readers[kind](path)
 

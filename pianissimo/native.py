@@ -171,6 +171,24 @@ class NativeRecognizer:
                 continue
             yield from recognizer._batch(sources, batch, lookahead, latency_ms, word_timestamps)
 
+    def transcribe_together(self, recordings: Sequence[Samples]) -> Iterator[Transcript]:
+        """Recordings of mono float32 at 16 kHz; each transcript when it is there, in order.
+
+        On a GPU they are one batch; on a CPU, where that would only cost padding, they go singly.
+        """
+        lookahead = self._lookahead(None)
+        most = 1 if self.model.device.type == "cpu" else len(recordings)
+        for first in range(0, len(recordings), most):
+            heard = [self._hearing() for _ in recordings[first : first + most]]
+            loud = [
+                hearing.whole(samples)
+                for hearing, samples in zip(heard, recordings[first : first + most], strict=True)
+            ]
+            if lookahead is None:
+                yield from self._whole(loud, heard, True)
+            else:
+                yield from self._lockstep(loud, heard, lookahead, True)
+
     def stream(
         self,
         *,

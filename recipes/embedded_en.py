@@ -119,7 +119,7 @@ HEARING = TrainConfig(
 )
 HEARING_LOOKAHEADS = (13, 13, 6, 1, 0)
 FOURTH = TrainConfig(
-    steps=6000,
+    steps=5400,
     peak_lr=5e-4,
     warmup_steps=150,
     flat_until=2500,

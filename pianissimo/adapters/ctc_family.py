@@ -3,6 +3,9 @@
 A recording up to `WINDOW_SECONDS` is seen whole. A longer one is seen in windows that overlap on
 both sides by `STRIDE_SECONDS`; each frame is taken from the window in whose middle it lies, and all
 together make one path. Windows begin on the frame grid, so no frame is missing, double or shifted.
+
+The network hears every level alike, noise as well: what it writes where nothing at all speaks for
+speech is dropped.
 """
 
 import copy
@@ -22,6 +25,8 @@ from pianissimo.decoding.fusion import Fusion
 from pianissimo.decoding.hypothesis import Hypothesis
 from pianissimo.decoding.search import FUSION_BEAM, Decoding
 from pianissimo.decoding.vocabulary import Vocabulary
+from pianissimo.guards import Evidence, Reason
+from pianissimo.hearing import Hearing
 from pianissimo.models.wav2vec2 import Wav2Vec2, normalize_waveform
 from pianissimo.models.wav2vec2_bert import Wav2Vec2Bert
 from pianissimo.text.characters import Alphabet, Run
@@ -172,10 +177,13 @@ class CtcFamilyRecognizer(OfflineRecognizer):
         self, recordings: Sequence[Iterable[Samples]], words: bool
     ) -> Iterator[Transcript]:
         paths = [self._path() for _ in recordings]
+        hearings = [Hearing(None, self.detector) for _ in recordings]
         windows = (
             window
             for row, blocks in enumerate(recordings)
-            for window in self._windows(row, self._timed(blocks, paths[row]))
+            for window in self._windows(
+                row, self._timed(hearings[row].levelled(blocks), paths[row])
+            )
         )
         done = 0
         for group in _groups(windows, GROUP_SECONDS[self.model.device.type]):
@@ -185,11 +193,11 @@ class CtcFamilyRecognizer(OfflineRecognizer):
                     paths[window.row].pause(window.last - window.first)
                 else:
                     paths[window.row].extend(next(heard)[window.first : window.last])
-            for path in paths[done : group[-1].row]:
-                yield self._transcript(path, words)
-                done += 1
-        for path in paths[done:]:
-            yield self._transcript(path, words)
+            for row in range(done, group[-1].row):
+                yield self._transcript(paths[row], hearings[row].evidence, words)
+            done = group[-1].row
+        for row in range(done, len(paths)):
+            yield self._transcript(paths[row], hearings[row].evidence, words)
 
     def _timed(self, blocks: Iterable[Samples], path: GreedyPath | BeamPath) -> Iterator[Samples]:
         """The blocks, their length added to the path's."""
@@ -228,9 +236,13 @@ class CtcFamilyRecognizer(OfflineRecognizer):
         log_probs = logits.float().log_softmax(-1)
         return [log_probs[row, :count] for row, count in enumerate(counts)]
 
-    def _transcript(self, path: GreedyPath | BeamPath, with_words: bool) -> Transcript:
-        config = self.model.config
+    def _transcript(
+        self, path: GreedyPath | BeamPath, evidence: Evidence | None, with_words: bool
+    ) -> Transcript:
+        config, reasons = self.model.config, tuple[Reason, ...]()
         words = self.alphabet.words(path.runs, config.frame_seconds, path.seconds)
+        if evidence is not None and (evidence.refusal or evidence.absent):
+            words, reasons = (), (evidence.refusal or "low_evidence",)
         segments = segments_from_words(words)
         if not with_words:
             segments = tuple(replace(segment, words=()) for segment in segments)
@@ -241,6 +253,7 @@ class CtcFamilyRecognizer(OfflineRecognizer):
             language=config.language,
             duration=path.seconds,
             model=self.name,
+            reasons=reasons,
         )
 
 

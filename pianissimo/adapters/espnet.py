@@ -1,7 +1,8 @@
 """ESPnet2 models behind the recogniser protocol: our own network, ESPnet's search.
 
 A recording comes in pieces of at most 28 s, each decoded by itself, as ESPnet's `Speech2Text` does
-to a whole recording. It gives no times inside a piece.
+to a whole recording. That gives no times: words are timed afterwards, by the likeliest path of the
+CTC head that gives the text.
 """
 
 import os
@@ -15,8 +16,9 @@ from torch import Tensor
 from pianissimo.adapters.offline import OfflineRecognizer
 from pianissimo.adapters.pieces import Decoded, PieceDecoder, transcript, usual_detector
 from pianissimo.audio.front_end import FrontEnd, default_mode
-from pianissimo.audio.io import Samples
+from pianissimo.audio.io import SAMPLE_RATE, Samples
 from pianissimo.audio.vad import VoiceDetector
+from pianissimo.decoding.alignment import align
 from pianissimo.decoding.arpa import read_arpa
 from pianissimo.decoding.joint import (
     BLANK,
@@ -32,8 +34,11 @@ from pianissimo.decoding.search import Decoding
 from pianissimo.errors import CheckpointError, OptionError
 from pianissimo.models.espnet import Decoder, DecoderState, EspnetModel, RecurrentLm
 from pianissimo.models.espnet_files import read_parts
+from pianissimo.models.packed import packed
+from pianissimo.text.characters import Run
 from pianissimo.text.tokenizer import WORD_START
-from pianissimo.transcript import Transcript
+from pianissimo.text.words import is_spaceless
+from pianissimo.transcript import Transcript, Word
 
 UNKNOWN_TOKEN = "<unk>"
 
@@ -98,7 +103,7 @@ class EspnetRecognizer(OfflineRecognizer):
             self.options = replace(self.options, ctc_weight=1.0)
         self.front_end = front_end or FrontEnd(default_mode("espnet"))
         self.detector = detector or usual_detector()
-        self.lm = lm
+        self.lm = None if lm is None else packed(lm, "float32")
         self._ngram = None if ngram is None else NgramScorer(ngram, model.config.tokens)
         config = model.config
         self._silent = {BLANK, config.start, config.end}
@@ -109,15 +114,19 @@ class EspnetRecognizer(OfflineRecognizer):
     def name(self) -> str:
         return self.model.config.name
 
-    @torch.inference_mode()
     def hypotheses(self, samples: Samples) -> list[JointHypothesis]:
         """What `Speech2Text` finds in samples at 16 kHz, the best first.
 
         Nothing for audio of fewer samples than `model.config.least_samples`.
         """
+        return self._search(samples)[0]
+
+    @torch.inference_mode()
+    def _search(self, samples: Samples) -> tuple[list[JointHypothesis], Tensor]:
+        """What was found, and what the CTC head said: (S, V) log-probabilities."""
         model, options = self.model, self.options
         if len(samples) < model.config.least_samples:
-            return []
+            return [], torch.zeros(0, len(model.config.tokens))
         batch = torch.from_numpy(samples)[None].to(model.device)
         encoded = model.encode(batch)
         scorers: dict[str, tuple[float, Scorer]] = {}
@@ -128,7 +137,8 @@ class EspnetRecognizer(OfflineRecognizer):
             scorers["lm"] = (options.lm_weight, RecurrentScorer(self.lm))
         if self._ngram is not None:
             scorers["ngram"] = (options.ngram_weight, self._ngram)
-        ctc = CtcPrefixScorer(model.ctc_log_probs(encoded)[0], model.config.end)
+        log_probs = model.ctc_log_probs(encoded)[0]
+        ctc = CtcPrefixScorer(log_probs, model.config.end)
         search = JointSearch(
             scorers,
             (options.ctc_weight, ctc),
@@ -137,30 +147,37 @@ class EspnetRecognizer(OfflineRecognizer):
             vocab_size=len(model.config.tokens),
             options=options,
         )
-        return search.run(encoded.shape[1], model.device)
+        return search.run(encoded.shape[1], model.device), log_probs
 
     def text(self, tokens: Iterable[int]) -> str:
         """Token ids as text, without blanks, ends and the unknown token."""
+        text = "".join(self._spelled(token) for token in tokens if token not in self._silent)
+        return text if self.model.config.spelling == "char" else text.removeprefix(" ")
+
+    def _spelled(self, token: int) -> str:
+        """What a token adds to a text, with the space before a word."""
         config = self.model.config
-        pieces = [config.tokens[token] for token in tokens if token not in self._silent]
+        piece = config.tokens[token]
         if config.spelling == "word":
-            return " ".join(pieces)
+            return " " + piece
         if config.spelling == "char":
-            return "".join(" " if piece == config.space else piece for piece in pieces)
-        return "".join(pieces).replace(WORD_START, " ").removeprefix(" ")
+            return " " if piece == config.space else piece
+        return piece.replace(WORD_START, " ")
 
     def _recognise(
         self, recordings: Sequence[Iterable[Samples]], words: bool
     ) -> Iterator[Transcript]:
-        decoder = PieceDecoder(self.front_end, self._decode, detector=self.detector, most=1)
+        decoder = PieceDecoder(
+            self.front_end,
+            lambda pieces: [self._decoded(samples, words) for samples in pieces],
+            detector=self.detector,
+            most=1,
+        )
         for progress in decoder.run(recordings):
             yield transcript(progress, self.name, None, words)
 
-    def _decode(self, pieces: Sequence[Samples]) -> list[Decoded]:
-        return [self._decoded(samples) for samples in pieces]
-
-    def _decoded(self, samples: Samples) -> Decoded:
-        found = self.hypotheses(samples)
+    def _decoded(self, samples: Samples, words: bool) -> Decoded:
+        found, log_probs = self._search(samples)
         if not found:
             return Decoded("")
         best, weight = found[0], self.options.ctc_weight
@@ -169,11 +186,51 @@ class EspnetRecognizer(OfflineRecognizer):
             acoustic += (1 - weight) * best.scores["decoder"]
         mean = acoustic / (len(best.tokens) + 1)
         tokens = tuple(token for token in best.tokens if token not in self._silent)
-        return Decoded(self.text(tokens), tokens, mean, len(best.tokens) >= self._limit(samples))
+        runs = align(log_probs, tokens, BLANK) if words else None
+        timed = self.words(runs or (), len(samples) / SAMPLE_RATE)
+        cut_off = len(best.tokens) >= self._limit(samples)
+        return Decoded(self.text(tokens), tokens, mean, cut_off, timed)
+
+    def words(self, runs: Iterable[Run], duration: float) -> tuple[Word, ...]:
+        """Aligned tokens as words, each from its first token's first frame to its last one's last.
+
+        A character of a script without spaces is a word, marks belong to the word before them.
+        Confidence is that of the least certain token; `duration` in seconds bounds every time.
+        """
+        drafts: list[tuple[str, list[Run]]] = []
+        spaced = True
+        for run in runs:
+            for i, part in enumerate(self._spelled(run.symbol).split(" ")):
+                spaced = spaced or i > 0
+                if not part:
+                    continue
+                if spaced or not drafts or _apart(drafts[-1][0], part):
+                    drafts.append((part, [run]))
+                else:
+                    text, heard = drafts[-1]
+                    drafts[-1] = (text + part, [*heard, run])
+                spaced = False
+        seconds = self.model.config.frame_seconds
+        return tuple(
+            Word(
+                text,
+                round(min(heard[0].start * seconds, duration), 6),
+                round(min(heard[-1].end * seconds, duration), 6),
+                min(run.confidence for run in heard),
+            )
+            for text, heard in drafts
+        )
 
     def _limit(self, samples: Samples) -> int:
         """The number of tokens at which the search gives up."""
         return self.options.longest(self.model.config.frames(len(samples)))
+
+
+def _apart(before: str, text: str) -> bool:
+    """Whether a text is a word of its own although no space parts it from the one before."""
+    if not any(character.isalnum() for character in text):
+        return False
+    return is_spaceless(before[-1]) or is_spaceless(text[0])
 
 
 def search_options(decoding: Decoding | None, *, ctc_only: bool) -> JointOptions:

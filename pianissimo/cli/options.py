@@ -94,7 +94,7 @@ BeamOption = Annotated[
         "--beam",
         envvar="PIANISSIMO_BEAM",
         metavar="N",
-        help="Search with N hypotheses side by side [default: 1; with --lm 8].",
+        help="Search with N hypotheses side by side [default: 1; with --lm 8; ESPnet2: 20].",
     ),
 ]
 LmOption = Annotated[
@@ -103,7 +103,8 @@ LmOption = Annotated[
         "--lm",
         envvar="PIANISSIMO_LM",
         metavar="FILE",
-        help="A language model of words or of the model's tokens: ARPA, plain or .gz.",
+        help="A language model of words or of the model's tokens (ESPnet2: of tokens): ARPA, "
+        "plain or .gz.",
     ),
 ]
 LmWeightOption = Annotated[
@@ -112,7 +113,8 @@ LmWeightOption = Annotated[
         "--lm-weight",
         envvar="PIANISSIMO_LM_WEIGHT",
         metavar="X",
-        help="How much the language model counts [default: 0.5 of words, 0.3 of tokens].",
+        help="How much the language model counts [default: 0.5 of words, 0.3 of tokens; ESPnet2: "
+        "0.9].",
     ),
 ]
 WordBonusOption = Annotated[
@@ -121,7 +123,8 @@ WordBonusOption = Annotated[
         "--word-bonus",
         envvar="PIANISSIMO_WORD_BONUS",
         metavar="X",
-        help="Added for each word of a language model of words, in nats [default: 1.5].",
+        help="Added for each word of a language model of words, in nats [default: 1.5; ESPnet2 "
+        "has none].",
     ),
 ]
 JsonOption = Annotated[

@@ -62,8 +62,9 @@ def read_arpa(path: str | os.PathLike[str]) -> Arpa:
             file.seek(0)
             if head == _KENLM:
                 raise CheckpointError(
-                    f"{path} is a KenLM binary; give the ARPA file that it was built from, plain "
-                    "or as .gz"
+                    f"{path} is a KenLM binary, from which its words cannot be read back; give the "
+                    "ARPA file that build_binary made it from, plain or .gz, or make one from its "
+                    "text: lmplz -o 3 < TEXT > MODEL.arpa"
                 )
             if head.startswith(_GZIP):
                 with gzip.open(file, "rb") as unpacked:

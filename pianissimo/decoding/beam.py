@@ -7,17 +7,23 @@ their probabilities add up. What a label costs is one batched step of predictor 
 is plain Python over `beam` squared candidates (in the spirit of MALSD, Grigoryan et al. 2025, arXiv
 2506.01183; with blanks paid in every frame).
 
+A token-and-duration transducer says with each symbol how many frames it lasts. Each of its
+hypotheses waits for the frame that it is due at, and those who wait compete with the others; texts
+are one hypothesis if they are due at the same frame. A blank of no frames lasts one, as in greedy
+search; after `max_symbols` labels in a frame there is a blank of one frame, whatever its duration.
+
 A language model that knows no blank is given one: it leaves to the blank what the acoustics do, so
 a label weighs `log p + gate log(1 - p(blank)) + lm` and the blank `(1 + gate) log p(blank)`.
 Phrases have a gate as well.
 
 Shape legend: N hypotheses of all streams, S encoder frames, D encoder width, J joint width,
-V vocabulary, K beam.
+V vocabulary, K beam, P durations.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -50,7 +56,8 @@ class TransducerHypothesis:
     """A text: its tokens since the last settled one.
 
     `score` is the logarithm of the sum over its alignments, with what language model and phrases
-    add; `slot` is its row among the predictor outputs of its beam.
+    add; `slot` is its row among the predictor outputs of its beam, `due` the frame at which it goes
+    on.
     """
 
     tokens: tuple[int, ...]
@@ -58,6 +65,7 @@ class TransducerHypothesis:
     score: float
     state: FusionState
     slot: int
+    due: int
 
     def without(self, count: int) -> "TransducerHypothesis":
         return replace(self, tokens=self.tokens[count:], heard=self.heard[count:])
@@ -98,11 +106,17 @@ class Outputs:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A hypothesis and the label it may take; `score` and `heard` are those after it."""
+    """A hypothesis and the label it may take, or a blank if nothing is heard; `score`, `heard` and
+    `due` are those after it."""
 
     score: float
     source: TransducerHypothesis
-    heard: Heard
+    heard: Heard | None
+    due: int
+
+
+_Done: TypeAlias = dict[tuple[tuple[int, ...], int], TransducerHypothesis]
+"""The hypotheses of a stream that wait for a later frame, by text and by the frame."""
 
 
 class BeamSearch:
@@ -117,14 +131,10 @@ class BeamSearch:
     ) -> None:
         if model.predictor is None or model.joiner is None or model.config.transducer is None:
             raise OptionError("this model has no transducer; decode it with its CTC head")
-        if model.config.transducer.durations:
-            raise OptionError(
-                "there is no beam search for a token-and-duration transducer; decode it greedily, "
-                "or with its CTC head if it has one"
-            )
         self.predictor: Predictor = packed(model.predictor, "float32")
         self.joiner: Joiner = packed(model.joiner, "float32")
         self.blank = model.config.transducer.blank
+        self.durations = model.config.transducer.durations
         self.max_symbols = model.config.max_symbols
         self.options, self.lm = options or BeamOptions(), lm
         self.confidence = confidence or Confidence()
@@ -136,7 +146,7 @@ class BeamSearch:
         beams = []
         for trie in tries or [None] * batch:
             fusion = Fusion(self.lm, trie)
-            first = TransducerHypothesis((), (), 0.0, fusion.start(), 0)
+            first = TransducerHypothesis((), (), 0.0, fusion.start(), 0, 0)
             labels = torch.full((1,), self.blank, device=device)
             memory = self._advanced(labels, self.predictor.start(1))
             beams.append(Beam((first,), fusion, memory=memory))
@@ -177,19 +187,31 @@ class BeamSearch:
     ) -> Outputs:
         """One frame (B, J) of the rows that have it; returns the outputs with those of new
         hypotheses, and only of those that are left."""
-        active = {row: list(beams[row].hypotheses) for row in rows}
-        done: dict[int, dict[tuple[int, ...], TransducerHypothesis]] = {row: {} for row in rows}
+        active: dict[int, list[TransducerHypothesis]] = {}
+        done: dict[int, _Done] = {}
+        for row in rows:
+            done[row] = {}
+            for h in beams[row].hypotheses:
+                if h.due <= before[row] + t:
+                    active.setdefault(row, []).append(h)
+                else:
+                    done[row][h.tokens, h.due] = h
         for turn in range(self.max_symbols + 1):
-            candidates = self._turn(frame, t, before, beams, outputs, active, done)
+            if not active:
+                break
+            last = turn == self.max_symbols
+            candidates = self._turn(frame, t, before, beams, outputs, active, done, last)
             chosen: list[tuple[int, _Candidate]] = []
             for row, possible in candidates.items():
-                if turn == self.max_symbols:
-                    possible = []
                 done[row], taken = self._pruned(done[row], possible)
                 chosen += [(row, candidate) for candidate in taken]
-            if not chosen:
-                break
-            active, outputs = self._extended(chosen, beams, outputs)
+            made, outputs = self._extended(chosen, beams, outputs)
+            active = {}
+            for row, h in made:
+                if h.due <= before[row] + t:
+                    active.setdefault(row, []).append(h)
+                else:
+                    _end(done[row], h)
         kept: list[int] = []
         for row, beam in enumerate(beams):
             hypotheses = list(beam.hypotheses)
@@ -216,16 +238,18 @@ class BeamSearch:
         beams: Sequence[Beam],
         outputs: Outputs,
         active: dict[int, list[TransducerHypothesis]],
-        done: dict[int, dict[tuple[int, ...], TransducerHypothesis]],
+        done: dict[int, _Done],
+        last: bool,
     ) -> dict[int, list[_Candidate]]:
         """Score the active hypotheses: end the frame for all of them, and return the labels that
-        they may take instead."""
+        they may take instead, unless it is the `last` turn. Where symbols have durations, a blank
+        is one of the symbols that they may take."""
         flat = [(row, h) for row, hypotheses in active.items() for h in hypotheses]
         device = frame.device
         of_rows = torch.tensor([row for row, _ in flat], device=device)
         slots = torch.tensor([h.slot for _, h in flat], device=device)
         logits = self.joiner(frame[of_rows], outputs.projected[slots])
-        log_probs = logits.float().log_softmax(-1)
+        log_probs = logits[:, : self.blank + 1].float().log_softmax(-1)
         labels, blanks = log_probs[:, : self.blank], log_probs[:, self.blank]
         weighed = labels
         if outputs.added is not None:
@@ -236,58 +260,83 @@ class BeamSearch:
             rest = (-blanks.exp().clamp(max=1 - SURE)).log1p()
             weighed = weighed + (gate * rest)[:, None]
             blanks = (1 + gate) * blanks
-        scores, tokens = weighed.topk(min(self.options.beam, self.blank))
+        if last or not self.durations:
+            for (row, h), blank in zip(flat, blanks.tolist(), strict=True):
+                due = before[row] + t + 1
+                _end(done[row], replace(h, score=h.score + blank, due=due))
+        candidates: dict[int, list[_Candidate]] = {row: [] for row in active}
+        if last:
+            return candidates
+        steps = torch.zeros_like(slots)[:, None]
+        if self.durations:
+            weighed = torch.cat([weighed, blanks[:, None]], dim=1)
+            lasting = logits[:, self.blank + 1 :].float().log_softmax(-1)
+            weighed = (weighed[:, :, None] + lasting[:, None]).flatten(1)  # (N, (V + 1) * P)
+        scores, best = weighed.topk(min(self.options.beam, weighed.shape[1]))
+        tokens = best
+        if self.durations:
+            tokens = best // len(self.durations)
+            steps = torch.tensor(self.durations, device=device)[best % len(self.durations)]
         K = tokens.shape[1]
         sure = self.confidence.of(log_probs[:, None].expand(-1, K, -1), tokens)
-        columns = (scores, tokens, labels.gather(1, tokens), sure)
-        table = zip(flat, blanks.tolist(), *(column.tolist() for column in columns), strict=True)
-        candidates: dict[int, list[_Candidate]] = {row: [] for row in active}
-        for (row, h), blank, *lists in table:
+        columns = (scores, tokens, steps.expand(-1, K), log_probs.gather(1, tokens), sure)
+        table = zip(flat, *(column.tolist() for column in columns), strict=True)
+        for (row, h), *lists in table:
             at = before[row] + t
-            _end(done[row], replace(h, score=h.score + blank))
-            for score, token, log_prob, confidence in zip(*lists, strict=True):
-                heard = Heard(token, at, log_prob, confidence)
-                candidates[row].append(_Candidate(h.score + score, h, heard))
+            for score, token, step, log_prob, confidence in zip(*lists, strict=True):
+                if token == self.blank:
+                    taken = _Candidate(h.score + score, h, None, at + max(step, 1))
+                else:
+                    heard = Heard(token, at, log_prob, confidence)
+                    taken = _Candidate(h.score + score, h, heard, at + step)
+                candidates[row].append(taken)
         return candidates
 
     def _pruned(
         self,
-        done: dict[tuple[int, ...], TransducerHypothesis],
+        done: _Done,
         possible: Sequence[_Candidate],
-    ) -> tuple[dict[tuple[int, ...], TransducerHypothesis], list[_Candidate]]:
-        """The best of those that ended the frame and those that would take one more label."""
+    ) -> tuple[_Done, list[_Candidate]]:
+        """The best of those that ended the frame and those that would take one more symbol."""
         beam = self.options.beam
         scores = sorted([h.score for h in done.values()] + [c.score for c in possible])
         least = max(
             scores[-beam] if len(scores) > beam else -math.inf, scores[-1] - self.options.window
         )
-        kept = {tokens: h for tokens, h in done.items() if h.score >= least}
+        kept = {key: h for key, h in done.items() if h.score >= least}
         return kept, [c for c in possible if c.score >= least]
 
     def _extended(
         self, chosen: Sequence[tuple[int, _Candidate]], beams: Sequence[Beam], outputs: Outputs
-    ) -> tuple[dict[int, list[TransducerHypothesis]], Outputs]:
-        """The candidates as hypotheses, their predictor outputs appended to the others."""
-        device = outputs.projected.device
-        slots = torch.tensor([c.source.slot for _, c in chosen], device=device)
-        labels = torch.tensor([c.heard.token for _, c in chosen], device=device)
-        before = PredictorState(outputs.state.hidden[:, slots], outputs.state.cell[:, slots])
-        active: dict[int, list[TransducerHypothesis]] = {}
+    ) -> tuple[list[tuple[int, TransducerHypothesis]], Outputs]:
+        """The candidates as hypotheses; the predictor outputs of new texts follow the others."""
+        made: list[tuple[int, TransducerHypothesis]] = []
         slot = len(outputs.projected)
-        fusions, states = [], []
+        sources, labels, fusions, states = [], [], [], []
         for row, c in chosen:
-            token, fusion = c.heard.token, beams[row].fusion
+            fusion = beams[row].fusion
+            if c.heard is None:
+                made.append((row, replace(c.source, score=c.score, due=c.due)))
+                continue
+            token = c.heard.token
             state = fusion.step(c.source.state, token)[1] if fusion.active else c.source.state
             heard, tokens = (*c.source.heard, c.heard), (*c.source.tokens, token)
-            made = TransducerHypothesis(tokens, heard, c.score, state, slot)
-            active.setdefault(row, []).append(made)
+            taken = TransducerHypothesis(tokens, heard, c.score, state, slot, c.due)
+            made.append((row, taken))
+            sources.append(c.source.slot)
+            labels.append(token)
             fusions.append(fusion)
             states.append(state)
             slot += 1
-        new = self._advanced(labels, before)
+        if not labels:
+            return made, outputs
+        device = outputs.projected.device
+        slots = torch.tensor(sources, device=device)
+        before = PredictorState(outputs.state.hidden[:, slots], outputs.state.cell[:, slots])
+        new = self._advanced(torch.tensor(labels, device=device), before)
         if outputs.added is not None:
             new.added = self._added(fusions, states)
-        return active, Outputs.cat([outputs, new])
+        return made, Outputs.cat([outputs, new])
 
     def _advanced(self, labels: Tensor, state: PredictorState) -> Outputs:
         output, state = self.predictor.step(labels, state)
@@ -332,12 +381,11 @@ class BeamSearch:
             beams[row] = replace(beam, hypotheses=own, memory=memory)
 
 
-def _end(
-    done: dict[tuple[int, ...], TransducerHypothesis], hypothesis: TransducerHypothesis
-) -> None:
+def _end(done: _Done, hypothesis: TransducerHypothesis) -> None:
     """Add a hypothesis to those that ended the frame: to its like, if there is one."""
-    other = done.get(hypothesis.tokens)
+    key = (hypothesis.tokens, hypothesis.due)
+    other = done.get(key)
     if other is not None:
         likelier = max(hypothesis, other, key=lambda h: h.score)
         hypothesis = replace(likelier, score=log_add(hypothesis.score, other.score))
-    done[hypothesis.tokens] = hypothesis
+    done[key] = hypothesis

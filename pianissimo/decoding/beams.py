@@ -151,7 +151,7 @@ class Settling:
 
 def ended(beam: Beam) -> tuple[Beam, tuple[Heard, ...]]:
     """The beam where a text ends: its best hypothesis alone, all of it settled."""
-    best = max(beam.hypotheses, key=lambda h: h.score + beam.fusion.end(h.state))
+    best, _ = max(_texts(beam).values(), key=lambda pair: pair[1])
     return replace(beam, hypotheses=(best.without(len(best.tokens)),)), best.heard
 
 
@@ -166,8 +166,20 @@ def report(beam: Beam, settled: Iterable[Heard], found: Hypothesis) -> Beam:
 
 def alternatives(beam: Beam) -> list[tuple[tuple[int, ...], float]]:
     """The texts of a beam after what is settled, the best first, as tokens with their scores."""
-    scored = [(h.tokens, h.score + beam.fusion.end(h.state)) for h in beam.hypotheses]
+    scored = [(tokens, score) for tokens, (_, score) in _texts(beam).items()]
     return sorted(scored, key=lambda pair: -pair[1])
+
+
+def _texts(beam: Beam) -> dict[tuple[int, ...], tuple[Any, float]]:
+    """For each text its likeliest hypothesis, and what it is worth where it ends.
+
+    Hypotheses of one text that wait for different frames are the same there.
+    """
+    texts: dict[tuple[int, ...], tuple[Any, float]] = {}
+    for h in sorted(beam.hypotheses, key=lambda h: -h.score):
+        first, total = texts.get(h.tokens, (h, -math.inf))
+        texts[h.tokens] = first, log_add(total, h.score + beam.fusion.end(h.state))
+    return texts
 
 
 def log_add(a: float, b: float) -> float:

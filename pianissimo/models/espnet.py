@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.errors import OptionError
 
 MEL_FLOOR = 1e-10
@@ -93,6 +94,11 @@ class EspnetConfig:
     def frames(self, samples: int) -> int:
         """The encoder frames of so many samples."""
         return max(0, ((samples // self.features.hop) // 2 - 1) // 2)
+
+    @property
+    def frame_seconds(self) -> float:
+        """From one encoder frame to the next."""
+        return 4 * self.features.hop / SAMPLE_RATE
 
     @property
     def least_samples(self) -> int:
@@ -488,7 +494,10 @@ class RecurrentLm(nn.Module):
 
         A state is (layers, R, width) once for a GRU, twice for an LSTM.
         """
-        inside = state if state is None or self.config.kind == "LSTM" else state[0]
-        out, after = self.rnn(self.encoder(tokens[:, None]), inside)
+        embedded = self.encoder(tokens[:, None])
+        if state is None:
+            zeros = embedded.new_zeros(self.config.layers, len(tokens), self.config.hidden)
+            state = (zeros, zeros)
+        out, after = self.rnn(embedded, state if self.config.kind == "LSTM" else state[0])
         kept = tuple(after) if self.config.kind == "LSTM" else (after,)
         return self.decoder(out[:, 0]).log_softmax(-1), kept

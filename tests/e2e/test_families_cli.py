@@ -182,6 +182,41 @@ def test_a_damaged_folder_is_a_model_error(run: Run, tmp_path: Path) -> None:
     assert "model.safetensors" in err and "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        "golden/nemo/conformer.nemo",
+        "golden/nemo/tdt.nemo",
+        "golden/hf/parakeet_rnnt",
+        "golden_espnet/latest.zip",
+        "golden_espnet/ctc_only.zip",
+    ],
+)
+def test_models_of_nemo_and_espnet_hear_every_format_and_invent_nothing(
+    run: Run, tmp_path: Path, model: str
+) -> None:
+    rates = (*RATES, 48_000, 48_000)
+    paths = [
+        write(tmp_path / f"{suffix}.{suffix}", rate, channels)
+        for suffix, rate, channels in zip(FORMATS, rates, (1, 2) * 3, strict=True)
+    ]
+    soundfile.write(tmp_path / "silence.wav", np.zeros(50_000, np.int16), 16_000)
+    soundfile.write(tmp_path / "short.wav", np.zeros(800, np.int16), 16_000)
+    silent = [tmp_path / "silence.wav", tmp_path / "short.wav"]
+    chosen = ["--model", TESTS / "parity" / model]
+    code, out, err = run(*chosen, "--beam", "2", "--json", *paths, *silent)
+    assert (code, err) == (0, "")
+    records = {json.loads(line)["file"]: json.loads(line) for line in out.splitlines()}
+    for path in paths:
+        record = records[str(path)]
+        assert record["text"] or record["reasons"], "random text may be refused, with a reason"
+        assert record["duration"] == pytest.approx(1.5, abs=0.2)
+    assert not any(records[str(path)]["text"] for path in silent)
+    code, out, err = run(*chosen, "--stream", "--json", *silent)
+    assert (code, err) == (0, "")
+    assert not any(json.loads(line)["text"] for line in out.splitlines())
+
+
 @pytest.fixture(scope="module")
 def text_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Tiny models of the families that write with a language model."""

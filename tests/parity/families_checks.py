@@ -53,6 +53,7 @@ class FamilyCase:
     def load(self, language: str | None = None) -> CtcFamilyRecognizer:
         found = pianissimo.load(self.folder / self.name, device="cpu", language=language)
         assert isinstance(found, CtcFamilyRecognizer)
+        found.detector = None  # type: ignore[assignment]  # it would find no speech in waveforms
         return found
 
     @cached_property

@@ -100,6 +100,9 @@ class Variant:
     predictor_layers: int = 2
     durations: tuple[int, ...] = ()
     prompts: int = 0
+    subsampling: str = "dw_striding"
+    factor: int = 8
+    kernel: int = 9
     light: bool = False
 
     @property
@@ -162,6 +165,21 @@ VARIANTS = (
         contexts=((-1, -1),),
         durations=(0, 1, 2, 3, 4),
     ),
+    Variant(
+        "conformer",
+        light=True,
+        target="EncDecCTCModelBPE",
+        mels=80,
+        normalize="per_feature",
+        bias=True,
+        scaling=True,
+        norm="batch_norm",
+        causal=False,
+        contexts=((-1, -1),),
+        subsampling="striding",
+        factor=4,
+        kernel=31,
+    ),
 )
 
 
@@ -201,8 +219,8 @@ def config(variant: Variant, plan: Plan) -> dict[str, Any]:
             "n_layers": plan.layers,
             "d_model": plan.width,
             "use_bias": variant.bias,
-            "subsampling": "dw_striding",
-            "subsampling_factor": 8,
+            "subsampling": variant.subsampling,
+            "subsampling_factor": variant.factor,
             "subsampling_conv_channels": plan.channels,
             "causal_downsampling": variant.causal,
             "ff_expansion_factor": plan.expansion,
@@ -213,7 +231,7 @@ def config(variant: Variant, plan: Plan) -> dict[str, Any]:
             "xscaling": variant.scaling,
             "untie_biases": True,
             "pos_emb_max_len": 5000,
-            "conv_kernel_size": 9,
+            "conv_kernel_size": variant.kernel,
             "conv_norm_type": variant.norm,
             "conv_context_size": "causal" if variant.causal else None,
             "dropout": 0.1,

@@ -492,7 +492,15 @@ CHECKS: dict[str, tuple[str, Callable[[Case], None]]] = {
 }
 """Name -> the keys that it needs, and the check."""
 
-BATCH_NORM_VARIANTS = ("batchnorm", "ctc", "tdt", "parakeet_ctc", "parakeet_rnnt", "parakeet_tdt")
+BATCH_NORM_VARIANTS = (
+    "batchnorm",
+    "conformer",
+    "ctc",
+    "tdt",
+    "parakeet_ctc",
+    "parakeet_rnnt",
+    "parakeet_tdt",
+)
 """Their batch norms are folded into other tensors when they are read."""
 
 

@@ -125,3 +125,13 @@ def waveform(samples: int, seed: int = 0) -> Floats:
         out += triangle * np.maximum(loud >> 20, 0) // 80
     out[segment % 10 == 3] = 0
     return np.clip(out, -32768, 32767).astype(np.float32) / 32768
+
+
+BEAMS = (1, 4, 16, 32)
+BEAM_SYMBOLS = 3
+"""Labels a frame at most, in beam searches."""
+
+
+def encoded_rows() -> Floats:
+    """Encoder frames for beam searches in golden models: (6, 8, D)."""
+    return np.stack([mel(8, GOLDEN.width, seed=70 + row) for row in range(6)]) / 2

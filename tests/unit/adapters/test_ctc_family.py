@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from spoken import pink, speech
 from tiny import cut, noise
 
 import pianissimo
-from pianissimo.adapters import ctc_family
+from pianissimo.adapters import ctc_family, offline
 from pianissimo.adapters.ctc_family import CtcFamilyRecognizer, GreedyPath
 from pianissimo.errors import (
     AudioDecodeError,
@@ -51,6 +52,31 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for seed, (path, n) in enumerate(zip(paths, LENGTHS, strict=True)):
         soundfile.write(path, noise(n, seed), RATE, subtype="FLOAT")
     return paths
+
+
+@pytest.fixture(autouse=True)
+def nobody_doubts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The models hear noise here, in which no detector would find speech."""
+    if "doubted" not in request.node.name:
+        monkeypatch.setattr(offline, "usual_detector", lambda: None)
+
+
+@pytest.mark.parametrize("family", ["wav2vec2", "robust", "bert"])
+def test_text_of_what_is_no_speech_is_doubted_and_dropped(family: str) -> None:
+    recognizer = pianissimo.load(GOLDEN / family, device="cpu")
+    steady = {
+        "hiss": pink(6.0, -70.0),
+        "offset": np.full(3 * RATE, 0.4, np.float32),
+        "mute": np.zeros(2 * RATE, np.float32),
+        "short": speech(0.08),
+    }
+    for name, samples in steady.items():
+        found = recognizer.transcribe(samples, sample_rate=RATE)
+        assert (found.text, found.words, found.segments) == ("", (), ()), name
+        assert found.reasons, name
+    for level_db in (-26.0, -55.0):
+        found = recognizer.transcribe(speech(4.0, level_db), sample_rate=RATE)
+        assert found.text and not found.reasons
 
 
 def assert_same(found: Transcript, expected: Transcript) -> None:

@@ -21,8 +21,16 @@ from pianissimo.adapters.espnet import EspnetRecognizer
 from pianissimo.decoding.joint import CtcPrefixScorer, JointOptions, JointSearch
 from pianissimo.decoding.search import Decoding
 from pianissimo.errors import CheckpointError, OptionError
-from pianissimo.models.espnet import EspnetConfig, EspnetModel, FeaturesConfig
+from pianissimo.models.espnet import (
+    EspnetConfig,
+    EspnetModel,
+    FeaturesConfig,
+    LmConfig,
+    RecurrentLm,
+)
+from pianissimo.models.packed import PackedLSTM
 from pianissimo.recognizer import Recognizer
+from pianissimo.text.characters import Run
 
 GOLDEN = Path(__file__).parents[2] / "parity" / "golden_espnet"
 RATE = 16_000
@@ -166,18 +174,96 @@ def test_foreign_ngrams(tmp_path: Path) -> None:
         pianissimo.load(GOLDEN / "latest.zip", device="cpu", decoding=Decoding(lm=path))
 
 
+def spelling(
+    kind: Literal["word", "char", "bpe"], tokens: tuple[str, ...], space: str = "<space>"
+) -> EspnetRecognizer:
+    """A model of which only the spelling matters."""
+    features = FeaturesConfig(fft=64, window=64, hop=40, mels=8)
+    last = len(tokens) - 1
+    config = EspnetConfig(
+        tokens, last, last, features, None, dim=8, layers=1, spelling=kind, space=space
+    )
+    return EspnetRecognizer(EspnetModel(config))
+
+
 @pytest.mark.parametrize(
-    ("spelling", "text"),
+    ("kind", "text"),
     [("word", "the \u2581a <s>"), ("char", "the\u2581a "), ("bpe", "the a<s>")],
 )
-def test_texts(spelling: Literal["word", "char", "bpe"], text: str) -> None:
+def test_texts(kind: Literal["word", "char", "bpe"], text: str) -> None:
     tokens = ("<blank>", "<unk>", "<s>", "the", "\u2581a", "<sos/eos>")
-    features = FeaturesConfig(fft=64, window=64, mels=8)
-    config = EspnetConfig(
-        tokens, 5, 5, features, None, dim=8, layers=1, spelling=spelling, space="<s>"
-    )
-    recognizer = EspnetRecognizer(EspnetModel(config))
-    assert recognizer.text([3, 1, 0, 4, 2, 5]) == text
+    assert spelling(kind, tokens, space="<s>").text([3, 1, 0, 4, 2, 5]) == text
+
+
+# -- times -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokens", "expected"),
+    [
+        ("bpe", "\u2581so me \u2581word s", [("some", 0, 3), ("words", 4, 7)]),
+        ("bpe", "\u2581 so \u2581me .", [("so", 2, 3), ("me.", 4, 7)]),
+        ("char", "a b <space> c <space>", [("ab", 0, 3), ("c", 6, 7)]),
+        (
+            "char",
+            "\u4f60 o k \u5417 \u3002",
+            [("\u4f60", 0, 1), ("ok", 2, 5), ("\u5417\u3002", 6, 8.5)],
+        ),
+        ("word", "one two", [("one", 0, 1), ("two", 2, 3)]),
+    ],
+)
+def test_tokens_to_words(
+    kind: Literal["word", "char", "bpe"], tokens: str, expected: list[tuple[str, float, float]]
+) -> None:
+    """Token i is heard in frame 2 i, of 10 ms; the recording ends in the middle of frame 8."""
+    pieces = tokens.split()
+    recognizer = spelling(kind, ("<blank>", *dict.fromkeys(pieces), "<sos/eos>"))
+    ids = [recognizer.model.config.tokens.index(piece) for piece in pieces]
+    runs = [Run(token, 2 * i, 2 * i + 1, 0.9 - i / 10) for i, token in enumerate(ids)]
+    words = recognizer.words(runs, 0.085)
+    assert [(word.text, word.start * 100, word.end * 100) for word in words] == [
+        (text, pytest.approx(start), pytest.approx(end)) for text, start, end in expected
+    ]
+    last = expected[0][2] // 2
+    assert words[0].confidence == pytest.approx(0.9 - last / 10)
+
+
+def test_words_are_timed_by_the_ctc_head() -> None:
+    narrow = Decoding(beam=1)  # a wider beam finds loops, whose words are not kept
+    recognizer = pianissimo.load(GOLDEN / "latest.zip", device="cpu", decoding=narrow)
+    said = speech(2.0)
+    found = recognizer.transcribe(said, sample_rate=RATE)
+    assert len(found.words) > 5
+    assert [word.text for word in found.words] == found.text.split()
+    assert [word for segment in found.segments for word in segment.words] == [*found.words]
+    times = [time for word in found.words for time in (word.start, word.end)]
+    assert times == sorted(times)
+    assert 0 <= times[0] < times[-1] <= found.duration
+    plain = recognizer.transcribe(said, sample_rate=RATE, word_timestamps=False)
+    assert (plain.text, plain.words) == (found.text, ())
+    late = np.concatenate([np.zeros(3 * RATE, np.float32), said])
+    assert recognizer.transcribe(late, sample_rate=RATE).words[0].start > 2.5
+
+
+# -- the language model ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+@torch.inference_mode()
+def test_a_packed_language_model_says_the_same(kind: Literal["LSTM", "GRU"]) -> None:
+    lm = RecurrentLm(LmConfig(12, dim=10, hidden=14, layers=2, kind=kind)).eval()
+    model = spelling("word", ("<blank>", *"abcdefghij", "<sos/eos>")).model
+    searching = EspnetRecognizer(model, lm=lm).lm
+    assert searching is not None
+    assert type(searching.rnn) is (PackedLSTM if kind == "LSTM" else torch.nn.GRU)
+    plain, packed_state = None, None
+    for tokens in torch.tensor([[11, 11, 11], [1, 2, 3], [4, 4, 5], [2, 9, 1]]):
+        expected, plain = lm(tokens, plain)
+        found, packed_state = searching(tokens, packed_state)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert packed_state is not None
+    for ours, theirs in zip(packed_state, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 # -- CTC prefixes ----------------------------------------------------------------------------------

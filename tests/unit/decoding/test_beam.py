@@ -21,6 +21,7 @@ from pianissimo.errors import OptionError
 from pianissimo.models.asr import AsrModel
 
 FRAMES = 36
+DURATIONS = (0, 1, 2, 4)
 EXACT = BeamOptions(beam=256, settle_seconds=1000.0, pause_seconds=1000.0, window=1e9)
 THREE = Vocabulary(("▁a", "▁b", "c"))
 
@@ -47,46 +48,65 @@ def search_of(
 
 
 @functools.cache
-def tiny(seed: int) -> tuple[AsrModel, Tensor]:
-    model = make_talker(0.5, vocab_size=3, seed=seed, max_symbols=2)
+def tiny(seed: int, durations: tuple[int, ...] = ()) -> tuple[AsrModel, Tensor]:
+    model = make_talker(0.5, vocab_size=3, seed=seed, max_symbols=2, durations=durations)
     return model, tensor(3, DIM, seed=seed)
 
 
 @functools.cache
 @torch.no_grad()
-def alignments(seed: int) -> dict[tuple[int, ...], list[tuple[float, float]]]:
+def alignments(
+    seed: int, durations: tuple[int, ...]
+) -> dict[tuple[int, ...], list[tuple[float, float]]]:
     """Every alignment of the frames, by its text: its acoustic score, and what the gate weighs."""
-    model, encoded = tiny(seed)
+    model, encoded = tiny(seed, durations)
     predictor, joiner, blank = model.predictor, model.joiner, model.config.vocab_size
     assert predictor is not None
     assert joiner is not None
     totals: dict[tuple[int, ...], list[tuple[float, float]]] = defaultdict(list)
 
-    def walk(
-        t: int, here: int, text: tuple[int, ...], score: float, gated: float, after: Any
-    ) -> None:
-        if t == len(encoded):
+    @functools.cache
+    def after(text: tuple[int, ...]) -> Any:
+        if not text:
+            return predictor.step(torch.tensor([blank]), predictor.start(1))
+        return predictor.step(torch.tensor([text[-1]]), after(text[:-1])[1])
+
+    @functools.cache
+    def heard(t: int, text: tuple[int, ...]) -> tuple[list[float], list[float]]:
+        """Log-probabilities of symbols and of durations."""
+        logits = joiner(joiner.encoder(encoded[t]), joiner.predictor(after(text)[0][0]))
+        symbols, lasting = logits[: blank + 1].log_softmax(-1), logits[blank + 1 :].log_softmax(-1)
+        return symbols.tolist(), lasting.tolist()
+
+    def walk(t: int, here: int, text: tuple[int, ...], score: float, gated: float) -> None:
+        if t >= len(encoded):
             totals[text].append((score, gated))
             return
-        out, state = after
-        scores = joiner(joiner.encoder(encoded[t]), joiner.predictor(out[0])).log_softmax(-1)
-        none = float(scores[blank])
-        walk(t + 1, 0, text, score + none, gated + none, after)
-        if here < model.config.max_symbols:
-            rest = math.log(max(1 - math.exp(none), 1e-6))
-            for label in range(blank):
-                then = predictor.step(torch.tensor([label]), state)
-                more = score + float(scores[label])
-                walk(t, here + 1, (*text, label), more, gated + rest, then)
+        scores, lasting = heard(t, text)
+        none = scores[blank]
+        if here == model.config.max_symbols:
+            walk(t + 1, 0, text, score + none, gated + none)
+            return
+        likely = dict(zip(durations, lasting, strict=True))
+        for frames, more in (likely or {1: 0.0}).items():
+            walk(t + max(frames, 1), 0, text, score + none + more, gated + none)
+        rest = math.log(max(1 - math.exp(none), 1e-6))
+        for label in range(blank):
+            for frames, more in (likely or {0: 0.0}).items():
+                times = 0 if frames else here + 1
+                total = score + scores[label] + more
+                walk(t + frames, times, (*text, label), total, gated + rest)
 
-    walk(0, 0, (), 0.0, 0.0, predictor.step(torch.tensor([blank]), predictor.start(1)))
+    walk(0, 0, (), 0.0, 0.0)
     return totals
 
 
-def brute_force(seed: int, fusion: Fusion) -> dict[tuple[int, ...], float]:
+def brute_force(
+    seed: int, fusion: Fusion, durations: tuple[int, ...]
+) -> dict[tuple[int, ...], float]:
     """All alignments summed by their text, and what is added to each text, token by token."""
     result = {}
-    for text, scores in alignments(seed).items():
+    for text, scores in alignments(seed, durations).items():
         added, state = 0.0, fusion.start()
         for token in text:
             more, state = fusion.step(state, token)
@@ -98,13 +118,16 @@ def brute_force(seed: int, fusion: Fusion) -> dict[tuple[int, ...], float]:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", fusions())
-def test_a_wide_beam_finds_the_sum_over_all_alignments(name: str, seed: int) -> None:
-    (model, encoded), fusion = tiny(seed), fusions()[name]
+@pytest.mark.parametrize("durations", [(), (0, 1, 2)])
+def test_a_wide_beam_finds_the_sum_over_all_alignments(
+    durations: tuple[int, ...], name: str, seed: int
+) -> None:
+    (model, encoded), fusion = tiny(seed, durations), fusions()[name]
     search, state = search_of(model, fusion, EXACT)
     with torch.no_grad():
         said = search.decode(encoded[None], None, state)[0]
     ways = {(*said.tokens, *tokens): score for tokens, score in alternatives(state.beams[0])}
-    expected = brute_force(seed, fusion)
+    expected = brute_force(seed, fusion, durations)
     assert next(iter(ways)) == max(expected, key=lambda text: expected[text])
     # 256 hypotheses cannot hold all 500 texts and more; those that are likely are exact.
     likely = sorted(expected, key=lambda text: -expected[text])[:20]
@@ -115,8 +138,11 @@ def test_a_wide_beam_finds_the_sum_over_all_alignments(name: str, seed: int) -> 
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("bias", [0.0, 2.0, 4.5])
-def test_a_beam_of_one_is_the_greedy_search(bias: float, seed: int) -> None:
-    model = make_talker(bias, seed=seed, max_symbols=3)
+@pytest.mark.parametrize("durations", [(), DURATIONS, (1, 3)])
+def test_a_beam_of_one_is_the_greedy_search(
+    durations: tuple[int, ...], bias: float, seed: int
+) -> None:
+    model = make_talker(bias, seed=seed, max_symbols=3, durations=durations)
     encoded = tensor(FRAMES, DIM, seed=seed)
     greedy = GreedySearch(model)
     with torch.no_grad():
@@ -128,8 +154,9 @@ def test_a_beam_of_one_is_the_greedy_search(bias: float, seed: int) -> None:
     assert found.confidences == pytest.approx(expected.confidences, abs=1e-4)
 
 
-def test_a_model_that_never_stops_is_cut_off_at_each_frame() -> None:
-    model = make_talker(-50.0, max_symbols=2)
+@pytest.mark.parametrize("durations", [(), (0,)])
+def test_a_model_that_never_stops_is_cut_off_at_each_frame(durations: tuple[int, ...]) -> None:
+    model = make_talker(-50.0, max_symbols=2, durations=durations)
     found = decode(BeamSearch(model, BeamOptions(1)), tensor(9, DIM), [4])
     assert found.frames == [t for t in range(9) for _ in range(2)]
 
@@ -147,8 +174,11 @@ def decode(
 
 @pytest.mark.parametrize("settle_seconds", [0.4, 2.0])
 @pytest.mark.parametrize("bias", [1.0, 3.0])
-def test_batches_in_chunks_equal_each_whole(bias: float, settle_seconds: float) -> None:
-    model = make_talker(bias, max_symbols=3)
+@pytest.mark.parametrize("durations", [(), DURATIONS])
+def test_batches_in_chunks_equal_each_whole(
+    durations: tuple[int, ...], bias: float, settle_seconds: float
+) -> None:
+    model = make_talker(bias, max_symbols=3, durations=durations)
     words = Vocabulary(tuple(f"▁{i}" for i in range(VOCABULARY)))
     tries = [None, PhraseTrie([((3, 4), 2.0), ((5,), 2.0)], words), None, None]
     search = BeamSearch(model, BeamOptions(4, settle_seconds))
@@ -179,10 +209,12 @@ def test_batches_in_chunks_equal_each_whole(bias: float, settle_seconds: float) 
         assert together.frames == sorted(together.frames)
 
 
-def test_a_wider_beam_finds_likelier_texts() -> None:
+@pytest.mark.parametrize("durations", [(), DURATIONS])
+def test_a_wider_beam_finds_likelier_texts(durations: tuple[int, ...]) -> None:
     scores = []
     for beam in (1, 2, 8, 32):
-        search = BeamSearch(make_talker(1.0, seed=4), BeamOptions(beam, 1000.0, 1000.0))
+        model = make_talker(1.0, seed=4, durations=durations)
+        search = BeamSearch(model, BeamOptions(beam, 1000.0, 1000.0))
         state = search.start()
         with torch.no_grad():
             search.decode(tensor(1, 20, DIM, seed=4), None, state)
@@ -202,8 +234,29 @@ def test_a_step_that_is_thrown_away_leaves_no_trace() -> None:
     assert (found.tokens, found.frames) == (expected.tokens, expected.frames)
 
 
-def test_models_without_a_plain_transducer_are_refused() -> None:
+@pytest.mark.parametrize("seed", range(3))
+@torch.no_grad()
+def test_durations_go_on_after_an_early_look_at_frames(seed: int) -> None:
+    """As where a text is locked: the frames of the tail come again, but are not searched again."""
+    model = make_talker(1.0, seed=seed, durations=DURATIONS)
+    search, encoded = BeamSearch(model, BeamOptions(4)), tensor(1, FRAMES, DIM, seed=seed)
+    found = []
+    for looks_ahead in (False, True):
+        state, hypothesis = search.start(), Hypothesis()
+        hypothesis.extend(search.decode(encoded[:, :15], None, state)[0])
+        hypothesis.extend(search.decode(encoded[:, 15:20], None, state)[0])
+        hypothesis.extend(state.flush()[0])
+        if looks_ahead:
+            state.frames -= 5
+            state.ahead += 5
+        rest = encoded[:, 15:] if looks_ahead else encoded[:, 20:]
+        hypothesis.extend(search.decode(rest, None, state)[0])
+        hypothesis.extend(state.flush()[0])
+        found.append(hypothesis)
+    assert found[0] == found[1]
+    assert found[0].frames[-1] > 20
+
+
+def test_models_without_a_transducer_are_refused() -> None:
     with pytest.raises(OptionError, match="no transducer"):
         BeamSearch(make_model(transducer=None))
-    with pytest.raises(OptionError, match="duration"):
-        BeamSearch(make_model(durations=(0, 1, 2)))
