@@ -1,10 +1,12 @@
 """Speed and memory of transcribing files, and word errors of the embedded model.
 
-    python bench/offline.py [speed] [memory] [start] [errors --data MANIFEST] [--peers PYTHON]
+    python bench/offline.py [speed] [ctc] [memory] [start] [errors --data MANIFEST]
+        [--peers PYTHON]
 
 Without a part named it runs all that it can. `speed` and `memory` use the 0.6B architecture with
-random weights, made on the spot; `--peers` is the Python of an environment with NeMo and
-Transformers (that of `make parity`), then timed in turn with us on the same audio and threads.
+random weights, made on the spot, `ctc` that of NeMo's `stt_en_conformer_ctc_large`; `--peers` is
+the Python of an environment with NeMo and Transformers (that of `make parity`), then timed in turn
+with us on the same audio and threads.
 """
 
 import argparse
@@ -36,16 +38,45 @@ def nemotron_config():
     return AsrConfig(1024, FeatureConfig(), EncoderConfig(), TransducerConfig(1024))
 
 
-def random_model():
-    """The 0.6B model with random weights and a blank likely enough for a few tokens a second."""
+def conformer_ctc_config():
+    """The published shape of NeMo's `stt_en_conformer_ctc_large`, 121 M weights."""
+    from pianissimo.audio.features import FeatureConfig
+    from pianissimo.models.asr import AsrConfig
+    from pianissimo.models.fastconformer import EncoderConfig
+
+    encoder = EncoderConfig(
+        n_mels=80,
+        dim=512,
+        layers=18,
+        heads=8,
+        ff_dim=2048,
+        conv_kernel=31,
+        conv_norm="folded",
+        causal_conv=False,
+        subsampling_factor=4,
+        subsampling_channels=512,
+        depthwise_subsampling=False,
+        causal_subsampling=False,
+        attention_bias=True,
+        conv_bias=True,
+        scale_input=True,
+        left_context=None,
+        lookaheads=(),
+    )
+    return AsrConfig(128, FeatureConfig(n_mels=80, normalize="per_feature"), encoder, ctc=True)
+
+
+def random_model(config):
+    """Random weights; a transducer's blank is likely enough for a few tokens a second."""
     import torch
 
     from pianissimo.models.asr import AsrModel
 
     torch.manual_seed(0)
-    model = AsrModel(nemotron_config()).eval()
-    with torch.no_grad():
-        model.joiner.out.bias[-1] = 3.0
+    model = AsrModel(config).eval()
+    if model.joiner is not None:
+        with torch.no_grad():
+            model.joiner.out.bias[-1] = 3.0
     return model
 
 
@@ -60,8 +91,8 @@ def speech(seconds: float):
     return np.tile(clips, -(-count // len(clips)))[:count]
 
 
-def recognizer():
-    """Our recogniser on the random model, with a tokenizer of 1,024 meaningless pieces."""
+def recognizer(config=None):
+    """Our recogniser on a random model, 0.6B by default, with a tokenizer of meaningless pieces."""
     import io
 
     import sentencepiece
@@ -69,18 +100,19 @@ def recognizer():
     from pianissimo.native import NativeRecognizer
     from pianissimo.text.tokenizer import Tokenizer
 
+    config = config or nemotron_config()
     out = io.BytesIO()
     words = [chr(97 + i % 26) + chr(97 + i // 26 % 26) + chr(97 + i // 676) for i in range(1400)]
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(words * 2),
         model_writer=out,
-        vocab_size=1024,
+        vocab_size=config.vocab_size,
         model_type="bpe",
         bos_id=-1,
         eos_id=-1,
         minloglevel=2,
     )
-    return NativeRecognizer(random_model(), Tokenizer.from_sentencepiece(out.getvalue()))
+    return NativeRecognizer(random_model(config), Tokenizer.from_sentencepiece(out.getvalue()))
 
 
 def resident_mib() -> float:
@@ -93,18 +125,28 @@ def resident_mib() -> float:
 
 def bench_speed(peers: str | None) -> dict[str, object]:
     """Seconds to transcribe 60 s of audio at 0.6B, float32, offline at the longest lookahead."""
+    return in_turn(nemotron_config(), peers, ("nemo", "transformers"))
+
+
+def bench_ctc(peers: str | None) -> dict[str, object]:
+    """Seconds to transcribe 60 s of audio with a large Conformer and a CTC head, float32."""
+    return in_turn(conformer_ctc_config(), peers, ("nemo-ctc",))
+
+
+def in_turn(config, peers: str | None, names: tuple[str, ...]) -> dict[str, object]:
+    """Median seconds of us and of each peer, one after the other in every round."""
     import numpy as np
     import torch
 
     torch.set_num_threads(THREADS)
-    ours = recognizer()
+    ours = recognizer(config)
     samples = speech(SPEED_SECONDS)
     times: dict[str, list[float]] = {"pianissimo": []}
     workers: dict[str, subprocess.Popen[str]] = {}
     with tempfile.TemporaryDirectory() as folder:
         if peers:
             np.save(f"{folder}/samples.npy", samples)
-            for name in ("nemo", "transformers"):
+            for name in names:
                 workers[name] = subprocess.Popen(
                     [peers, str(PEERS), name, f"{folder}/samples.npy", str(THREADS)],
                     stdin=subprocess.PIPE,
@@ -198,11 +240,17 @@ OTHER_LANGUAGES = ("mandarin", "cantonese", "cantonese-syllables", "other-langua
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", help="speed, memory, start, errors")
+    parser.add_argument("parts", nargs="*", help="speed, ctc, memory, start, errors")
     parser.add_argument("--data", type=Path, help="manifest with recordings to score")
     parser.add_argument("--peers", help="Python of an environment with NeMo and Transformers")
     options = parser.parse_args()
-    parts = options.parts or ["start", "speed", "memory", *(["errors"] if options.data else [])]
+    parts = options.parts or [
+        "start",
+        "speed",
+        "ctc",
+        "memory",
+        *(["errors"] if options.data else []),
+    ]
     print(json.dumps({"python": platform.python_version(), "machine": platform.processor()}))
     for part in parts:
         if part == "errors" and options.data is None:
@@ -214,6 +262,7 @@ def main() -> None:
             continue
         run = {
             "speed": lambda: bench_speed(options.peers),
+            "ctc": lambda: bench_ctc(options.peers),
             "memory": bench_memory,
             "start": bench_start,
             "errors": lambda: bench_errors(options.data),

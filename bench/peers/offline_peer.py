@@ -1,10 +1,11 @@
-"""A peer for bench/offline.py: the 0.6B architecture in NeMo or Transformers, random weights.
+"""A peer for bench/offline.py: NeMo or Transformers with random weights.
 
-    python offline_peer.py nemo|transformers SAMPLES.npy THREADS
+    python offline_peer.py nemo|transformers|nemo-ctc SAMPLES.npy THREADS
 
-Runs in the peers' environment. Says "ready" when loaded and warmed up; then, for every
-line on standard input, transcribes the samples once and prints the seconds it took: features,
-encoder at the longest lookahead and greedy search, without reading files or making text.
+The first two have the 0.6B architecture, the last is `stt_en_conformer_ctc_large`. Runs in the
+peers' environment. Says "ready" when loaded and warmed up; then, for every line on standard input,
+transcribes the samples once and prints the seconds it took: features, encoder at the longest
+lookahead and greedy search, without reading files or making text.
 """
 
 import sys
@@ -69,6 +70,39 @@ def nemo(samples: np.ndarray) -> Callable[[], None]:
     return run
 
 
+def nemo_ctc(samples: np.ndarray) -> Callable[[], None]:
+    from nemo.collections.asr.modules import (
+        AudioToMelSpectrogramPreprocessor,
+        ConformerEncoder,
+        ConvASRDecoder,
+    )
+
+    features = AudioToMelSpectrogramPreprocessor(
+        normalize="per_feature", features=80, n_fft=512, dither=0.0, pad_to=0
+    ).eval()
+    encoder = ConformerEncoder(
+        feat_in=80,
+        n_layers=18,
+        d_model=512,
+        n_heads=8,
+        subsampling="striding",
+        subsampling_factor=4,
+        subsampling_conv_channels=512,
+        conv_kernel_size=31,
+    ).eval()
+    head = ConvASRDecoder(feat_in=512, num_classes=128, vocabulary=[str(i) for i in range(128)])
+    head.eval()
+    signal, length = torch.from_numpy(samples)[None], torch.tensor([len(samples)])
+
+    def run() -> None:
+        mel, frames = features(input_signal=signal, length=length)
+        encoded, _ = encoder(audio_signal=mel, length=frames)
+        best = head(encoder_output=encoded).argmax(-1)[0]
+        torch.unique_consecutive(best)
+
+    return run
+
+
 def transformers(samples: np.ndarray) -> Callable[[], None]:
     from transformers import (
         NemotronAsrStreamingConfig,
@@ -110,7 +144,8 @@ def main() -> None:
     torch.manual_seed(0)
     samples = np.load(path)
     with torch.inference_mode():
-        run = {"nemo": nemo, "transformers": transformers}[peer](samples)
+        sides = {"nemo": nemo, "transformers": transformers, "nemo-ctc": nemo_ctc}
+        run = sides[peer](samples)
         run()
         print("ready", flush=True)
         for _ in sys.stdin:
