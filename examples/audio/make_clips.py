@@ -55,8 +55,8 @@ def festival(voice: str) -> Callable[[str, Path], None]:
 CLIPS = (
     Clip(
         "number.flac",
-        text="enter four seven two nine",
-        spoken="enter four seven two nine",
+        text="enter four five two nine",
+        spoken="enter four five two nine",
         speak=flite("rms"),
     ),
     Clip(

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "clients.md"
 RECIPE = re.compile(r"^```python (\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CLIENTS = ("deepgram", "livekit", "openai", "pipecat", "wyoming")
-NUMBER = "enter four seven two nine"
+NUMBER = "enter four five two nine"
 WORDS = NUMBER.split()
 START_SECONDS, TALK_SECONDS = 120.0, 300.0
 

@@ -16,7 +16,7 @@ from pianissimo.serve.page.routes import STATIC, static_files
 from pianissimo.serve.settings import Settings
 from pianissimo.transcript import Transcript
 
-NUMBER = "enter four seven two nine"
+NUMBER = "enter four five two nine"
 
 
 def lines(response: httpx.Response) -> list[dict]:

@@ -76,14 +76,14 @@ def test_who_never_reads_is_held_up_and_the_others_are_not(words_server: Server)
             files={"file": ("a.wav", wav(speech(2.5)))},
             timeout=60,
         )
-        assert answer.json()["text"] == "enter four seven two nine"
+        assert answer.json()["text"] == "enter four five two nine"
         with connect(words_server.ws + PLACES[2]) as polite:
             polite.send(pcm(speech(2.5)))
             polite.send('{"type": "Finalize"}')
             while not (result := json.loads(polite.recv(timeout=60)))["from_finalize"]:
                 pass
             said = result["channel"]["alternatives"][0]["transcript"]
-            assert said == "enter four seven two nine"
+            assert said == "enter four five two nine"
         engine = words_server.service.engine
         assert engine is not None
         waiting = [session.backlog_seconds for session in list(engine._seats)]

@@ -16,7 +16,7 @@ openai = pytest.importorskip("openai", reason="no openai client: pip install 'pi
 deepgram = pytest.importorskip("deepgram", reason="no deepgram client: the extra clients has it")
 pytestmark = pytest.mark.filterwarnings("ignore")  # their warnings are not ours
 
-NUMBER = "enter four seven two nine"
+NUMBER = "enter four five two nine"
 
 
 @pytest.fixture

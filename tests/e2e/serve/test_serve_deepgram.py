@@ -70,7 +70,7 @@ def test_the_words_of_a_clip_with_times_and_confidence(words_server: Server) -> 
         messages = rest(socket)
         assert socket.close_code == 1000
     (final,) = finals(messages)
-    assert transcript(final) == "enter four seven two nine"
+    assert transcript(final) == "enter four five two nine"
     words = final["channel"]["alternatives"][0]["words"]
     assert [word["punctuated_word"] for word in words] == transcript(final).split()
     times = [t for word in words for t in (word["start"], word["end"])]
@@ -99,7 +99,7 @@ def test_finalize_is_answered_once_each_time_even_when_nothing_was_said(
     assert [m["from_finalize"] for m in messages] == [True, True, True, False]
     texts = [transcript(m) for m in messages]
     assert texts[0] == texts[2] == ""
-    assert texts[1] == "enter four seven two nine" and texts[3]
+    assert texts[1] == "enter four five two nine" and texts[3]
     for before, after in pairwise(messages):
         assert after["start"] == pytest.approx(before["start"] + before["duration"])
     assert messages[3]["start"] >= 2.5 - 0.1
@@ -214,7 +214,7 @@ def test_a_recording_by_post(words_server: Server) -> None:
     answer = httpx.post(url, content=(CLIPS / "number.flac").read_bytes()).json()
     (channel,) = answer["results"]["channels"]
     (alternative,) = channel["alternatives"]
-    assert alternative["transcript"] == "enter four seven two nine"
+    assert alternative["transcript"] == "enter four five two nine"
     assert answer["results"]["utterances"][0]["transcript"] == alternative["transcript"]
     assert answer["metadata"]["duration"] == pytest.approx(2.5, abs=0.1)
     # Some clients name an encoding though they send a whole file.

@@ -28,7 +28,7 @@ with warnings.catch_warnings():
     from wyoming.info import Describe, Info
     from wyoming.ping import Ping, Pong
 
-NUMBER = "enter four seven two nine"
+NUMBER = "enter four five two nine"
 FORMAT = {"rate": RATE, "width": 2, "channels": 1}
 SECONDS = 60.0
 """Longer than anything here takes: a test that waits so long has found a hang."""
