@@ -2,12 +2,17 @@
 
 import io
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 # Tiny models gain nothing from a second thread, and lose much where other programs keep it busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Who is started in the background of a shell ignores interrupts, and so do those it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SENTENCES = (
     "the stream of speech comes in while the words come out",
