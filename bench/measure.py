@@ -30,6 +30,7 @@ import pianissimo
 from pianissimo import Engine, EngineOptions
 from pianissimo.audio.io import SAMPLE_RATE, load_audio
 from pianissimo.decoding.search import make_search
+from pianissimo.models.asr import AsrModel
 from pianissimo.native import NativeRecognizer
 from pianissimo.streaming.input import StreamInput
 from pianissimo.streaming.session import Session
@@ -441,8 +442,9 @@ def settle(session: Session) -> None:
 
 
 def bfloat16_bytes(recognizer: NativeRecognizer) -> int:
-    """Bytes of a stream's tensors if the model computed in bfloat16; changes the model."""
-    model = recognizer.model.bfloat16()
+    """Bytes of a stream's tensors if the model computed in bfloat16: of another, untrained one,
+    since 8-bit layers cannot."""
+    model = AsrModel(recognizer.model.config).bfloat16().eval()
     return Arena.allocate(model.encoder, make_search(model), 1).bytes_per_stream()
 
 
