@@ -11,7 +11,7 @@ the single words of the command corpus, where there is nothing to align and peop
 goes on to runs of words, and ends with whole recordings. The second and third start from its
 weights and add what the recordings lack: other voices, channels, levels and orders of words. All
 that teaches commands alone. Then the encoder learns which phone sounds when, of all recordings, and
-the fourth run goes on from there with commands and prose together.
+the fourth run goes on from there with commands and prose together, a short fifth with more digits.
 """
 
 import io

@@ -44,8 +44,8 @@ class EncoderConfig:
     default. Both None / empty mean that every frame sees the whole utterance. `conv_norm` "folded"
     is a batch norm whose running statistics were folded into the depthwise convolution. With
     `depthwise_subsampling` False its convolutions mix channels, as those of the first Conformers
-    (Gulati et al. 2020, arXiv 2005.08100) do. Heads share
-    `dim` among them, or are `head_width` wide each, where some were taken out.
+    (Gulati et al. 2020, arXiv 2005.08100) do. Heads share `dim` among them, or are `head_width`
+    wide each, where some were taken out.
     """
 
     n_mels: int = 128

@@ -197,8 +197,14 @@ def train_frames(
     """Train the encoder's weights in place, from the newest checkpoint in `run` if there is one.
 
     Returns whether all steps are done; after `minutes` of wall time it stops with a checkpoint.
-    The same seed on the same machine gives the same weights, interrupted or not.
+    The same seed on the same machine gives the same weights, interrupted or not. Raises OptionError
+    if the features have another hop than the labels.
     """
+    if round(features.config.hop_seconds * LABELS_PER_SECOND, 6) != 1:
+        raise OptionError(
+            f"labels come every {1 / LABELS_PER_SECOND:g} s, features every "
+            f"{features.config.hop_seconds:g} s: they must be the same"
+        )
     torch.manual_seed(config.seed)
     model = FrameNamer(encoder, task).to(device).train()
     optimizer = make_optimizer(model, config)
@@ -231,8 +237,11 @@ def train_frames(
                 loss, right = model(batch, draw_lookahead(modes, config.seed, step))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                nn.utils.clip_grad_norm_(trained_weights(model).values(), config.clip_norm)
-                optimizer.step()
+                weights = trained_weights(model).values()
+                if torch.isfinite(nn.utils.clip_grad_norm_(weights, config.clip_norm)):
+                    optimizer.step()
+                else:
+                    log.say(f"step {step}: gradient not finite, batch skipped")
                 progress.step += 1
                 progress.batch += 1
                 heard = float(batch.feature_lengths.sum()) / LABELS_PER_SECOND
