@@ -26,6 +26,7 @@ from pianissimo.audio.io import (
 from pianissimo.audio.vad import VoiceDetector
 from pianissimo.batches import batches_of, in_order
 from pianissimo.decoding.boosting import Boost, PhraseTrie, make_trie
+from pianissimo.decoding.greedy import GreedySearch
 from pianissimo.decoding.hypothesis import Hypothesis
 from pianissimo.decoding.search import Decoding, Head, SearchState, make_search
 from pianissimo.decoding.vocabulary import Vocabulary
@@ -55,8 +56,9 @@ class NativeRecognizer:
     """A model of ours with its tokenizer.
 
     `head` chooses between the heads of a hybrid model ("transducer" or "ctc"), `decoding` between
-    searches. `front_end` brings audio to level before the model hears it. With a `detector` texts
-    that nothing in the recording speaks for are dropped, see `guards`.
+    searches, by default a greedy one for streams and for recordings what the model's configuration
+    says. `front_end` brings audio to level before the model hears it. With a `detector` texts that
+    nothing in the recording speaks for are dropped, see `guards`.
     """
 
     def __init__(
@@ -72,7 +74,10 @@ class NativeRecognizer:
         self.model, self.tokenizer = model.eval(), tokenizer
         self.front_end, self.detector = front_end, detector
         self.vocabulary = Vocabulary.of_tokenizer(tokenizer)
-        self.search = make_search(model, head, decoding, self.vocabulary)
+        self.live_search = make_search(model, head, decoding, self.vocabulary)
+        self.search, beam = self.live_search, model.config.beam
+        if decoding is None and beam > 1 and isinstance(self.live_search, GreedySearch):
+            self.search = make_search(model, head, Decoding(beam), self.vocabulary)
         self._trie: PhraseTrie | None = None
         self._plans: dict[int, ChunkPlan] = {}
 
@@ -264,7 +269,7 @@ class NativeRecognizer:
     @cached_property
     def live(self) -> LiveModel:
         """The model made ready for live streams, which all share it."""
-        return LiveModel(self.model, self.search)
+        return LiveModel(self.model, self.live_search)
 
     # -- how ---------------------------------------------------------------------------------------
 

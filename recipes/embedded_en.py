@@ -70,6 +70,7 @@ MODEL = AsrConfig(
     encoder=ENCODER,
     transducer=TransducerConfig(VOCABULARY, predictor_dim=256, predictor_layers=1, joint_dim=256),
     ctc=True,
+    beam=4,
 )
 FIRST = TrainConfig(
     steps=4700,
@@ -141,6 +142,18 @@ FIFTH = TrainConfig(
     save_every=100,
     seed=5,
 )
+SIXTH = TrainConfig(
+    steps=7600,
+    peak_lr=6e-4,
+    warmup_steps=200,
+    flat_until=4200,
+    clip_norm=2.0,
+    ctc_weight=0.4,
+    ema_decay=0.998,
+    save_every=100,
+    seed=6,
+)
+SEVENTH = replace(FIFTH, steps=700, peak_lr=2e-4, flat_until=200, seed=7)
 LONGEST_PROSE_SECONDS = 12.0
 # The two shortest modes lose most, so the last run draws them more often.
 THIRD_LOOKAHEADS = (13, 6, 1, 1, 0, 0, 0)
@@ -375,6 +388,17 @@ def fifth_stages(utterances: list[Utterance], run: Path) -> list[Stage]:
     return [Stage(FIFTH.steps, mixture, 40.0, WARPED, THIRD_LOOKAHEADS)]
 
 
+def sixth_stages(utterances: list[Utterance], run: Path) -> list[Stage]:
+    """The fourth run again, for longer."""
+    mixture = Mixture([*later_mixture(utterances, run, 3).sets, *prose_sets(utterances, run, 2)])
+    return [Stage(SIXTH.steps, mixture, 40.0, WARPED, FOURTH_LOOKAHEADS)]
+
+
+def seventh_stages(utterances: list[Utterance], run: Path) -> list[Stage]:
+    """The fifth run again, for longer."""
+    return [replace(stage, until=SEVENTH.steps) for stage in fifth_stages(utterances, run)]
+
+
 def prose_sets(utterances: list[Utterance], run: Path, runs_times: int) -> list[TrainingSet]:
     """Prose: whole, in runs of words as often as said, in new orders, and synthetic."""
     utterances = [replace(u, text=plain(u.text)) for u in utterances]
@@ -541,6 +565,12 @@ def main(
     if done is None:
         return
     done = learn("fifth", FIFTH, fifth_stages, (FIFTH.steps,), copying(done))
+    if done is None:
+        return
+    done = learn("sixth", SIXTH, sixth_stages, (SIXTH.steps,), copying(done))
+    if done is None:
+        return
+    done = learn("seventh", SEVENTH, seventh_stages, (SEVENTH.steps,), copying(done))
     if done is None:
         return
     model, _ = load_model(done)

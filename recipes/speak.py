@@ -7,6 +7,9 @@
 Writes WAV files and `manifest.jsonl` into `spoken` (digits, letters, commands) and `prose` (lines
 of FILE) in the run's folder; an interrupted run goes on. The words that are spelled are those of
 the recorded transcripts. About ten minutes on one core for each.
+
+With `--held-out` it writes `held-out` instead, to measure with: other commands and sentences, in
+the voices of RHVoice (`apt-get install rhvoice rhvoice-english`), which nothing is trained on.
 """
 
 import argparse
@@ -26,6 +29,7 @@ from pianissimo.train.synthesize import (
 
 COMMANDS, SEED = 5000, 1
 SENTENCES, SENTENCE_SEED, FEWEST_WORDS, MOST_WORDS = 4500, 5, 2, 12
+HELD_OUT_ENGINE, HELD_OUT_SEED, HELD_OUT = "rhvoice", 9, 200
 
 
 def main() -> None:
@@ -34,20 +38,33 @@ def main() -> None:
     parser.add_argument("--sentences", type=Path, required=True, help="text, a sentence a line")
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--held-out", action="store_true", help="speech to measure with")
     options = parser.parse_args()
     texts = [u.text.lower() for u in embedded_en.read_data(options.data)]
-    prompts = compose_commands(COMMANDS, SEED, " ".join(texts).split())
-    lines = options.sentences.read_text(encoding="utf-8").splitlines()
+    words = " ".join(texts).split()
+    lines = sentences(options.sentences.read_text(encoding="utf-8").splitlines())
+    if options.held_out:
+        for kind, said in (
+            ("commands", compose_commands(HELD_OUT, HELD_OUT_SEED, words)),
+            ("prose", lines[-HELD_OUT:]),
+        ):
+            speeches = cast(said, HELD_OUT_SEED, [HELD_OUT_ENGINE])
+            print(
+                synthesize(speeches, options.run / "held-out" / kind, processes=options.processes)
+            )
+        return
+    engines = [engine for engine in installed_engines() if engine != HELD_OUT_ENGINE]
     for folder, said, seed in (
-        ("spoken", prompts, SEED),
-        ("prose", sentences(lines), SENTENCE_SEED),
+        ("spoken", compose_commands(COMMANDS, SEED, words), SEED),
+        ("prose", lines[:SENTENCES], SENTENCE_SEED),
     ):
-        speeches = cast(said, seed, installed_engines())
+        speeches = cast(said, seed, engines)
         print(synthesize(speeches, options.run / folder, processes=options.processes))
 
 
 def sentences(lines: list[str]) -> list[Prompt]:
-    """Lines that hold nothing but words, so that what is written follows from the sound."""
+    """Lines that hold nothing but words, so that what is written follows from the sound; in an
+    order of their own."""
     usable = [
         line
         for line in map(str.strip, lines)
@@ -55,7 +72,7 @@ def sentences(lines: list[str]) -> list[Prompt]:
         and FEWEST_WORDS <= len(line.split()) <= MOST_WORDS
     ]
     random.Random(SENTENCE_SEED).shuffle(usable)
-    return [Prompt(embedded_en.plain(line), spelled=False) for line in usable[:SENTENCES]]
+    return [Prompt(embedded_en.plain(line), spelled=False) for line in usable]
 
 
 if __name__ == "__main__":

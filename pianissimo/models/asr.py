@@ -45,7 +45,11 @@ class PromptConfig:
 
 @dataclass(frozen=True)
 class AsrConfig:
-    """Everything needed to build the model but its weights and its tokenizer."""
+    """Everything needed to build the model but its weights and its tokenizer.
+
+    `beam` is how many hypotheses its transducer follows side by side through a recording, if nobody
+    asks for another search; live streams are searched greedily, since a beam says words later.
+    """
 
     vocab_size: int
     features: FeatureConfig
@@ -54,6 +58,7 @@ class AsrConfig:
     ctc: bool = False
     prompts: PromptConfig | None = None
     max_symbols: int = 10
+    beam: int = 1
     language: str | None = None
     name: str = "unnamed"
 
@@ -62,6 +67,8 @@ class AsrConfig:
             raise OptionError("a model needs a transducer, a CTC head or both")
         if self.transducer is not None and self.transducer.vocab_size != self.vocab_size:
             raise OptionError("the transducer's vocabulary differs from the model's")
+        if self.beam < 1:
+            raise OptionError(f"a beam has at least one hypothesis, not {self.beam}")
         if self.features.n_mels != self.encoder.n_mels:
             raise OptionError(
                 f"features have {self.features.n_mels} mel bins, "

@@ -1,8 +1,9 @@
 """Speech from the free synthesisers of a Linux distribution: to files, or straight into training.
 
-Four programs, each with several voices: espeak-ng (formants, many speaker variants), flite,
-festival and SVOX pico. Their output may be used for anything; voices whose licences forbid that
-(mbrola) are not. None sounds like a person, so mix this with recordings of people.
+Five programs, each with several voices: espeak-ng (formants, many speaker variants), flite,
+festival, SVOX pico and RHVoice. Their output may be used for anything; voices whose licences forbid
+that (mbrola, two of RHVoice's) are left out. None sounds like a person, so mix this with recordings
+of people.
 """
 
 import hashlib
@@ -24,9 +25,15 @@ from pianissimo.audio.io import SAMPLE_RATE, Samples, load_audio
 from pianissimo.errors import OptionError, PianissimoError
 from pianissimo.train.augment import cut_weak_ends
 
-ENGINES = {"espeak-ng": "espeak-ng", "flite": "flite", "festival": "text2wave", "pico": "pico2wave"}
+ENGINES = {
+    "espeak-ng": "espeak-ng",
+    "flite": "flite",
+    "festival": "text2wave",
+    "pico": "pico2wave",
+    "rhvoice": "RHVoice-test",
+}
 """Name of a synthesiser -> the program it needs."""
-SHARES = {"espeak-ng": 0.4, "flite": 0.25, "pico": 0.2, "festival": 0.15}
+SHARES = {"espeak-ng": 0.4, "flite": 0.25, "pico": 0.2, "festival": 0.15, "rhvoice": 0.3}
 """How often each is drawn, before those that are missing drop out."""
 ACCENTS = (
     "en-us en-us en-us en-us-nyc en-gb en-gb-x-rp en-gb-scotland en-gb-x-gbclan "
@@ -44,6 +51,7 @@ VOICES = {
     "flite": ("kal16", "awb", "rms", "slt"),
     "festival": ("kal_diphone", "ked_diphone", "cmu_us_slt_arctic_hts"),
     "pico": ("en-US", "en-GB"),
+    "rhvoice": ("alan", "bdl", "clb", "slt"),
 }
 SILENCE_DB = -40.0
 """What lies this far below the loudest 10 ms, before and after the speech, is cut off."""
@@ -112,6 +120,9 @@ class Speech:
             stretch = f"(Parameter.set 'Duration_Stretch {1 / self.rate:.3f})"
             options = ["-eval", f"(voice_{self.voice})", "-eval", stretch, "-o", str(wav)]
             return ["text2wave", *options], self.spoken
+        if self.engine == "rhvoice":
+            options = ["-r", str(round(100 * self.rate)), "-t", str(round(100 * self.pitch))]
+            return ["RHVoice-test", "-p", self.voice, *options, "-o", str(wav)], self.spoken
         marked = (
             f'<speed level="{round(100 * self.rate)}"><pitch level="{round(100 * self.pitch)}">'
             f"{self.spoken}</pitch></speed>"

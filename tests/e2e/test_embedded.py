@@ -32,8 +32,8 @@ def embedded() -> NativeRecognizer:
 
 @pytest.fixture(scope="module")
 def untouched() -> NativeRecognizer:
-    """Without gain: a recording gets one that is constant, a stream cannot know it beforehand."""
-    recognizer = pianissimo.load(gain="off")
+    """As a stream hears: greedily, and without the constant gain that only a recording can get."""
+    recognizer = pianissimo.load(gain="off", decoding=pianissimo.Decoding(beam=1))
     assert isinstance(recognizer, NativeRecognizer)
     return recognizer
 

@@ -12,6 +12,7 @@ from tiny import WHOLE_CONTEXT, make_model, make_talker, noise
 
 from pianissimo import native
 from pianissimo.audio.io import AudioSource
+from pianissimo.decoding.search import Decoding, Head
 from pianissimo.errors import AudioDecodeError, AudioError, AudioNotFoundError, OptionError
 from pianissimo.models.asr import AsrModel, PromptConfig
 from pianissimo.native import NativeRecognizer
@@ -182,6 +183,27 @@ def test_either_head_can_be_asked_for(tiny_tokenizer: Tokenizer, files: list[Pat
         for head in (None, "transducer", "ctc")
     )
     assert usual == transducer != ctc
+
+
+def test_recordings_are_searched_as_the_model_says_and_streams_greedily(
+    tiny_tokenizer: Tokenizer, files: list[Path]
+) -> None:
+    model = make_talker(0.0, vocab_size=tiny_tokenizer.vocab_size, beam=4)
+
+    def texts(decoding: Decoding | None, head: Head | None = None) -> list[str]:
+        recognizer = NativeRecognizer(model, tiny_tokenizer, head=head, decoding=decoding)
+        stream = recognizer.stream(latency_ms=1120, endpoint=None, watchdog=None)
+        samples, _ = soundfile.read(files[0], dtype="float32")
+        stream.push(samples)
+        live = stream.finish()[-1].text
+        return [*(recognizer.transcribe(path).text for path in files[:3]), live]
+
+    usual, greedy, beam = texts(None), texts(Decoding(beam=1)), texts(Decoding(beam=4))
+    assert usual[:3] == beam[:3] != greedy[:3]
+    assert usual[3] == greedy[3] != beam[3]
+    assert texts(None, "ctc") == texts(Decoding(beam=1), "ctc")
+    with pytest.raises(OptionError, match="beam"):
+        make_model(beam=0)
 
 
 # -- many recordings -------------------------------------------------------------------------------
