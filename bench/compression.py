@@ -1,22 +1,27 @@
 """What a model loses when it gets smaller: bytes on disk against word errors.
 
-    python bench/compression.py [precision] [onnx] [pruning] --data MANIFEST [--train MANIFEST]
+    python bench/compression.py [precision] [onnx] [pruning] [--data MANIFEST] [--train MANIFEST]
 
 `precision` stores a model in float32, float16 and 8 bits and loads it again, also computing in
 8 bits; `onnx` does so with ONNX files, whose streams are fed the whole recording; `pruning` makes
-weights zero, or takes units out of the feed-forwards or heads out of the attention, and with
-`--train` chooses the heads by that data and trains the rest for `--steps` steps. Word errors are of
-the manifest's recordings at one latency mode. Tables go to standard output.
+weights zero, or takes units out of the feed-forwards or heads out of the attention. With `--train`
+the heads are chosen by that data, and each pruned model is trained on it for `--steps` steps. Word
+errors are those of `--subset` of the manifest at one latency mode; the manifest is that of the
+folder PIANISSIMO_SPEECH unless given. Tables go to standard output.
 """
 
 import argparse
 import copy
+import os
+import platform
 import sys
 import tempfile
+import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -27,7 +32,8 @@ from pianissimo.evaluate.wer import ErrorCounts, word_errors
 from pianissimo.models.asr import AsrModel, save_model
 from pianissimo.native import NativeRecognizer
 from pianissimo.text.normalize import normalize_for_scoring
-from pianissimo.train.data import read_manifest
+from pianissimo.text.tokenizer import Tokenizer
+from pianissimo.train.data import TrainingSet, Utterance, read_manifest
 from pianissimo.train.finetune import example_losses
 from pianissimo.train.loop import Stage, TrainConfig, train_model
 from pianissimo.train.material import training_set
@@ -39,22 +45,27 @@ from pianissimo.train.prune import (
     prune_weights,
 )
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
+SPEECH = Path(os.environ.get("PIANISSIMO_SPEECH", ROOT / "../shared/data/speech"))
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
 Row = dict[str, str]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure, and on what."""
+    """What to measure, and on what: `shares` of weights are pruned, `parts` of units and heads."""
 
     model: str | None
     references: Sequence[Reference]
     latency_ms: int
     shares: Sequence[float]
-    train: Path | None
+    parts: Sequence[float]
+    train: Sequence[Utterance]
     steps: int
     batch_seconds: float
+    rate: float
 
 
 def load(model: str | Path | None, dtype: str = "float32") -> NativeRecognizer:
@@ -133,22 +144,23 @@ def pruning(plan: Plan) -> list[Row]:
     rows, whole = [], 0
     original = load(plan.model)
     with tempfile.TemporaryDirectory() as folder:
-        worth = worth_of_heads(original, plan, Path(folder))
-        for kind in ("weights", "units", "heads"):
-            for share in plan.shares:
+        place = Path(folder)
+        worth = worth_of_heads(original, plan, place)
+        for kind, shares in (
+            ("weights", plan.shares),
+            ("units", plan.parts),
+            ("heads", plan.parts),
+        ):
+            for share in shares:
                 tell(f"{share:.0%} of the {kind}")
                 model = pruned(original.model, kind, share, worth)
                 row = {"pruned": kind, "share": f"{share:.0%}"}
-                recognizer = NativeRecognizer(model, original.tokenizer)
-                recognizer.front_end, recognizer.detector = original.front_end, original.detector
-                row["word errors"] = errors(recognizer, plan)
-                if plan.train is not None and share:
-                    place = Path(folder) / f"{kind}-{share}"
-                    row["after training"] = recovered(recognizer, plan, place)
-                elif plan.train is not None:
-                    row["after training"] = "–"
-                save_model(Path(folder) / "saved", model, original.tokenizer, torch.float16)
-                data = (Path(folder) / "saved" / "model.safetensors").read_bytes()
+                row["word errors"] = errors(with_model(original, model), plan)
+                if plan.train:
+                    train(model, original.tokenizer, plan, place, f"{kind}-{share}")
+                    row["after training"] = errors(with_model(original, model), plan)
+                save_model(place / "saved", model, original.tokenizer, torch.float16)
+                data = (place / "saved" / "model.safetensors").read_bytes()
                 whole = whole or len(data)
                 row["MB in float16"] = megabytes(len(data), whole)
                 row["compressed"] = megabytes(len(zlib.compress(data, 6)), whole)
@@ -158,10 +170,11 @@ def pruning(plan: Plan) -> list[Row]:
 
 def worth_of_heads(recognizer: NativeRecognizer, plan: Plan, place: Path) -> torch.Tensor:
     """By the loss on the training data, or by norms without."""
-    if plan.train is None:
+    if not plan.train:
         return head_norms(recognizer.model)
+    tell("the worth of each head")
     model = copy.deepcopy(recognizer.model).requires_grad_()
-    data = training_set(read_manifest(plan.train), place / "cache", augment=False)
+    data = training_data(plan, place, augment=False)
     return head_importance(model, example_losses(model, recognizer.tokenizer, data))
 
 
@@ -175,16 +188,26 @@ def pruned(model: AsrModel, kind: str, share: float, worth: torch.Tensor) -> Asr
     return model
 
 
-def recovered(recognizer: NativeRecognizer, plan: Plan, place: Path) -> str:
-    """Train what is left at a tenth of the usual rate; its word errors."""
-    assert plan.train is not None
-    model = recognizer.model.requires_grad_()
-    config = TrainConfig(plan.steps, peak_lr=1.5e-4, warmup_steps=plan.steps // 10, workers=0)
-    data = training_set(read_manifest(plan.train), place / "cache", augment=True)
-    stage = Stage(plan.steps, data, plan.batch_seconds)
-    train_model(config, model, recognizer.tokenizer, [stage], place / "run")
-    model.eval()
-    return errors(recognizer, plan)
+def training_data(plan: Plan, place: Path, *, augment: bool) -> TrainingSet:
+    """Decoded once for all models."""
+    return training_set(plan.train, place / "cache", augment)
+
+
+def train(model: AsrModel, tokenizer: Tokenizer, plan: Plan, place: Path, name: str) -> None:
+    """Train what was left, all of it."""
+    model.requires_grad_()
+    config = TrainConfig(
+        plan.steps, peak_lr=plan.rate, warmup_steps=plan.steps // 10, clip_norm=2.0
+    )
+    stage = Stage(plan.steps, training_data(plan, place, augment=True), plan.batch_seconds)
+    train_model(config, model, tokenizer, [stage], place / name)
+
+
+def with_model(original: NativeRecognizer, model: AsrModel) -> NativeRecognizer:
+    """Another model behind the same front end; made anew, as searches pack weights when made."""
+    return NativeRecognizer(
+        model, original.tokenizer, front_end=original.front_end, detector=original.detector
+    )
 
 
 PARTS = {"precision": precision, "onnx": onnx, "pruning": pruning}
@@ -204,39 +227,51 @@ def shares(text: str) -> list[float]:
     return [float(part) for part in text.split(",")]
 
 
+def even(items: Sequence[T], most: int | None) -> Sequence[T]:
+    """At most so many of them, evenly chosen."""
+    if most is None or len(items) <= most:
+        return items
+    return [items[i * len(items) // most] for i in range(most)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     add("--model", help="what `pianissimo.load` takes; the embedded one by default")
-    add("--data", type=Path, required=True, help="a manifest to count word errors on")
+    add("--data", type=Path, default=SPEECH / "manifest.jsonl", help="to count word errors on")
     add("--subset", action="append", default=[], help="only these of its recordings")
     add("--most", type=int, help="only so many recordings, evenly chosen")
     add("--latency", type=int, default=560, help="latency mode in ms")
-    add("--shares", type=shares, default=[0.0, 0.2, 0.4, 0.6, 0.8], help="0,0.2,0.4,0.6,0.8")
+    add("--shares", type=shares, default=[0.0, 0.2, 0.4, 0.5, 0.6, 0.8], help="of weights: 0,0.5")
+    add("--structured", type=shares, default=[0.25, 0.5], help="of units and heads: 0.25,0.5")
     add("--train", type=Path, help="a manifest to train pruned models on")
-    add("--steps", type=int, default=500)
-    add("--batch-seconds", type=float, default=80.0)
+    add("--train-most", type=int, default=600, help="only so many of its recordings")
+    add("--steps", type=int, default=60)
+    add("--batch-seconds", type=float, default=20.0)
+    add("--lr", type=float, default=1.5e-4, help="peak learning rate of that training")
     asked = parser.parse_args()
     parts = asked.parts or list(PARTS)
     for part in parts:
         if part not in PARTS:
             parser.error(f"unknown part {part!r}; choose {', '.join(PARTS)}")
-    references = read_references(asked.data, asked.subset)
-    if asked.most is not None:
-        references = references[:: max(1, len(references) // asked.most)][: asked.most]
     plan = Plan(
-        asked.model,
-        references,
-        asked.latency,
-        asked.shares,
-        asked.train,
-        asked.steps,
-        asked.batch_seconds,
+        model=asked.model,
+        references=even(read_references(asked.data, asked.subset), asked.most),
+        latency_ms=asked.latency,
+        shares=asked.shares,
+        parts=asked.structured,
+        train=even(read_manifest(asked.train), asked.train_most) if asked.train else (),
+        steps=asked.steps,
+        batch_seconds=asked.batch_seconds,
+        rate=asked.lr,
     )
-    print(f"{len(references)} recordings at {plan.latency_ms} ms")
+    where = f"{len(plan.references)} recordings at {plan.latency_ms} ms"
+    print(f"{where}, {torch.get_num_threads()} threads, {platform.machine()}")
     for part in parts:
+        began = time.monotonic()
         show(part, PARTS[part](plan))
+        tell(f"{part}: {(time.monotonic() - began) / 60:.1f} minutes")
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ FIFTH = TrainConfig(
     seed=5,
 )
 SIXTH = TrainConfig(
-    steps=7600,
+    steps=7000,
     peak_lr=6e-4,
     warmup_steps=200,
     flat_until=4200,
@@ -224,14 +224,13 @@ def read_data(folder: Path) -> list[Utterance]:
     return [u for u in utterances if u.duration <= LONGEST_SECONDS and u.text.strip()]
 
 
-def make_tokenizer(utterances: list[Utterance]) -> Tokenizer:
-    """BPE over the transcripts, as often as they are drawn in training."""
+def make_tokenizer(texts: Sequence[str], vocabulary: int) -> Tokenizer:
+    """BPE over texts, of so many pieces."""
     model = io.BytesIO()
-    texts = [u.text for u in utterances for _ in range(TIMES[u.extra["subset"]])]
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
         model_writer=model,
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         model_type="bpe",
         character_coverage=1.0,
         normalization_rule_name="identity",
@@ -495,7 +494,9 @@ def main(
     utterances = read_data(data)
     saved = run / "tokenizer.model"
     if not saved.exists():
-        saved.write_bytes(make_tokenizer(utterances).to_bytes())
+        # Each text as often as it is drawn in the first run.
+        texts = [u.text for u in utterances for _ in range(TIMES[u.extra["subset"]])]
+        saved.write_bytes(make_tokenizer(texts, VOCABULARY).to_bytes())
     tokenizer = Tokenizer.from_sentencepiece(saved.read_bytes())
     deadline = time.monotonic() + 60 * minutes
 

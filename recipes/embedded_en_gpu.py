@@ -12,18 +12,18 @@ to align; then sentences, the transducer, and the recordings of people, each dra
 epoch. The synthesisers of this machine are used; recipes/speak.py says which packages they need.
 """
 
-import io
 import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
 
-import sentencepiece
 import torch
+from embedded_en import CELL_MEAN, LONGEST_SECONDS, initialise, make_tokenizer
+from speak import HELD_OUT_ENGINE
 
 from pianissimo.audio.features import FeatureConfig
 from pianissimo.errors import ManifestError
-from pianissimo.models.asr import AsrConfig, AsrModel, save_model
+from pianissimo.models.asr import AsrConfig, save_model
 from pianissimo.models.fastconformer import EncoderConfig
 from pianissimo.models.transducer import TransducerConfig
 from pianissimo.text.tokenizer import Tokenizer
@@ -33,10 +33,7 @@ from pianissimo.train.loop import Stage, TrainConfig, train
 from pianissimo.train.synthesize import Prompt, SpokenSet, compose_commands, installed_engines
 from pianissimo.train.validate import streaming_errors
 
-LONGEST_SECONDS, MOST_WORDS = 18.0, 16
-# Mean and deviation of a log-mel cell over augmented training clips.
-CELL_MEAN, CELL_DEVIATION = -12.0, 3.5
-BRANCH_SCALE = 0.3
+MOST_WORDS = 16
 AUGMENT = Augmenter(
     speeds=(0.84, 0.9, 0.95, 1.0, 1.05, 1.1, 1.16),
     level_dbfs=(-48.0, -14.0),
@@ -119,30 +116,12 @@ def read_sentences(path: Path) -> list[str]:
     return found
 
 
-def make_tokenizer(texts: list[str], vocabulary: int) -> Tokenizer:
-    """BPE over all that may be written."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
-        model_writer=model,
-        vocab_size=vocabulary,
-        model_type="bpe",
-        character_coverage=1.0,
-        normalization_rule_name="identity",
-        unk_id=0,
-        bos_id=-1,
-        eos_id=-1,
-        pad_id=-1,
-        minloglevel=2,
-    )
-    return Tokenizer.from_sentencepiece(model.getvalue())
-
-
 def make_stages(
     setting: Setting, utterances: list[Utterance], sentences: list[str], run: Path
 ) -> list[Stage]:
     """Commands; then sentences too; then people, with both between."""
-    engines, seed = installed_engines(), setting.config.seed
+    engines = [engine for engine in installed_engines() if engine != HELD_OUT_ENGINE]
+    seed = setting.config.seed
     words = " ".join(sentences).lower().split()
     said = compose_commands(setting.commands, seed, words)
     read = [Prompt(sentence, spelled=False) for sentence in sentences]
@@ -158,24 +137,6 @@ def make_stages(
         Stage(setting.sentences_until, spoken, seconds, MASKS),
         Stage(setting.config.steps, Replay(people, spoken, setting.spoken_share), seconds, MASKS),
     ]
-
-
-@torch.no_grad()
-def initialise(model: AsrModel) -> None:
-    """Start so that the signal reaches the heads: see `Stages` in docs/training.md."""
-    subsampling = model.encoder.subsampling
-    for conv in [*subsampling.conv, *subsampling.pointwise]:
-        nonlinearity = "relu" if conv.groups == 1 else "linear"
-        torch.nn.init.kaiming_normal_(conv.weight, nonlinearity=nonlinearity)
-        torch.nn.init.zeros_(conv.bias)
-    torch.nn.init.xavier_normal_(subsampling.out.weight)
-    torch.nn.init.zeros_(subsampling.out.bias)
-    first = subsampling.conv[0]
-    first.weight /= CELL_DEVIATION
-    first.bias -= CELL_MEAN * first.weight.sum(dim=(1, 2, 3))
-    for layer in model.encoder.layers:
-        for branch in (layer.ff1.down, layer.attention.out, layer.conv.down, layer.ff2.down):
-            branch.weight *= BRANCH_SCALE
 
 
 def run_setting(

@@ -87,9 +87,15 @@ def train(
 
 
 def load_recipe(path: Path) -> RecipeMain:
-    """The `main` of a recipe file; OptionError if there is no such file or function."""
+    """The `main` of a recipe file; OptionError if there is no such file or function.
+
+    A recipe may import files beside it, as a script may.
+    """
     if not path.is_file() or path.suffix != ".py":
         raise OptionError(f"{path} is not a recipe: expected a Python file with a function main")
+    beside = str(path.resolve().parent)
+    if beside not in sys.path:
+        sys.path.append(beside)
     name = f"pianissimo_recipe_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None

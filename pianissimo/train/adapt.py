@@ -10,7 +10,6 @@ ones often keep most of both (Wortsman et al. 2022, arXiv 2109.01903).
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,6 @@ from torch import Tensor, nn
 from pianissimo.errors import OptionError
 from pianissimo.models.asr import AsrModel
 
-Frozen = Literal["encoder"]
 LORA_LINEARS = (
     "attention.qkv",
     "attention.out",
@@ -73,7 +71,8 @@ def add_lora(model: AsrModel, rank: int, scale: float = 2.0) -> None:
     freeze_encoder(model)
     for layer in model.encoder.layers:
         for name in LORA_LINEARS:
-            holder, attribute = layer.get_submodule(name.partition(".")[0]), name.split(".")[1]
+            part, attribute = name.split(".")
+            holder = layer.get_submodule(part)
             base = getattr(holder, attribute)
             assert type(base) is nn.Linear
             setattr(holder, attribute, LoraLinear(base, rank, scale))

@@ -31,7 +31,7 @@ class EarlyStop:
         better = [name for name in scores if scores[name] < self.lowest.get(name, math.inf)]
         self.lowest |= {name: scores[name] for name in better}
         self.stale = 0 if better else self.stale + 1
-        if not self.best or _mean(scores) < _mean(self.best):
+        if not self.best or mean_rate(scores) < mean_rate(self.best):
             self.best, self.best_step = dict(scores), step
             self.weights = {name: t.detach().cpu().clone() for name, t in weights.items()}
 
@@ -57,5 +57,6 @@ class EarlyStop:
         self.lowest, self.weights = dict(state["lowest"]), weights
 
 
-def _mean(scores: dict[str, float]) -> float:
+def mean_rate(scores: dict[str, float]) -> float:
+    """The mean error rate over sets and latency modes."""
     return sum(scores.values()) / max(1, len(scores))

@@ -28,7 +28,6 @@ from pianissimo.train.adapt import (
     Anchor,
     add_lora,
     anchor_weights,
-    blend,
     fisher_information,
     freeze_encoder,
     merge_lora,
@@ -59,6 +58,7 @@ from pianissimo.train.material import (
 from pianissimo.train.parallel import joined_world, local_device
 from pianissimo.train.plan import FinetuneOptions, Method, choose_method, make_plan
 from pianissimo.train.report import FinetuneReport
+from pianissimo.train.settle import Settled, settle
 from pianissimo.train.validate import Validate, errors_on
 
 RATE_CURVE = "find-lr.csv"
@@ -269,14 +269,25 @@ def finetune(
             return None
         assert stop is not None
         merge_lora(model)
-        if options.blend < 1:
-            blend(model, read_original(options.model)[0], options.blend)
+        settled = Settled(blank_discount=0.0, blend=1.0)
+        if stop.best_step:
+            first, _ = read_original(options.model)
+            settled = settle(model, first, options.blend, validate, stop)
+            say(settled.render())
         publish(options.out, run, model.cpu(), tokenizer, half)
         saved, _ = load_model(options.out)
         saved.to(device)
         before, old_before = apart(stop.first)
         after, old_after = apart(validate(saved))
-        report = FinetuneReport(plan.method, stop.best_step, before, after, old_before, old_after)
+        report = FinetuneReport(
+            plan.method,
+            stop.best_step,
+            before,
+            after,
+            old_before,
+            old_after,
+            **dataclasses.asdict(settled),
+        )
         report.write(run)
         draw([run], run / PICTURE)
         for leftover in (CHECKPOINT, CACHE):

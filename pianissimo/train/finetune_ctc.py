@@ -45,6 +45,7 @@ from pianissimo.models.wav2vec2_files import (
 from pianissimo.train.adapt import Anchor, anchor_weights, blend
 from pianissimo.train.check import Bounds
 from pianissimo.train.curves import draw
+from pianissimo.train.early_stop import mean_rate
 from pianissimo.train.letters import LetterCapacity, Letters, RunBatches
 from pianissimo.train.log import RunLog
 from pianissimo.train.material import (
@@ -232,7 +233,7 @@ def make_trainer(
             scores = score(self.model)
             self.model.train()
             log.scores(self.state.global_step, scores)
-            metrics = {"eval_wer": mean(scores)}
+            metrics = {"eval_wer": mean_rate(scores)}
             self.control: Any = self.callback_handler.on_evaluate(
                 self.args, self.state, self.control, metrics
             )
@@ -249,11 +250,6 @@ def make_trainer(
     )
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer, clock
-
-
-def mean(scores: dict[str, float]) -> float:
-    """The mean error rate over subsets."""
-    return sum(scores.values()) / len(scores)
 
 
 def newest_checkpoint(run: Path) -> Path | None:
@@ -356,18 +352,21 @@ def finetune_ctc(
             trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
         if clock.over:
             return None
-        best = trainer.state.best_global_step or 0
-        if trainer.state.best_metric is None or trainer.state.best_metric >= mean(before):
+        best, share = trainer.state.best_global_step or 0, 1.0
+        if trainer.state.best_metric is None or trainer.state.best_metric >= mean_rate(before):
             best = 0
             network = load_network(transformers.AutoModelForCTC, original, torch.float32, "eager")
-        elif options.blend < 1:
+        elif options.blend is not None:
+            share = options.blend
             first = load_network(transformers.AutoModelForCTC, original, torch.float32, "eager")
-            blend(network, first, options.blend)
+            blend(network, first, share)
         save_folder(network.cpu(), original, trial)
     for file in sorted(trial.iterdir(), key=lambda file: file.name == CONFIG_FILE):
         file.replace(options.out / file.name)
     (new_before, old_before), (new_after, old_after) = apart(before), apart(measure(options.out))
-    report = FinetuneReport(plan.method, best, new_before, new_after, old_before, old_after)
+    report = FinetuneReport(
+        plan.method, best, new_before, new_after, old_before, old_after, blend=share
+    )
     report.write(run)
     draw([run], run / PICTURE)
     for leftover in (trial, run / CACHE, *run.glob("checkpoint-*")):

@@ -29,8 +29,9 @@ class FinetuneOptions:
     `rank` in the encoder. `replay` is a manifest of older data of which `replay_share` of the
     seconds come; `regression` one whose errors count as much as those of `val`. `l2sp` and `ewc`
     are strengths of the pull towards the original weights; EWC needs `replay`. What is saved lies
-    `blend` of the way from the original weights to the best ones. Faulty lines stop everything, or
-    are left out with `skip_faulty`.
+    `blend` of the way from the original weights to the best ones, as far as validation chooses if
+    that is None (or all the way, with the kin of wav2vec 2.0). Faulty lines stop everything, or are
+    left out with `skip_faulty`.
     """
 
     manifest: Path
@@ -53,7 +54,7 @@ class FinetuneOptions:
     regression: Path | None = None
     l2sp: float | None = None
     ewc: float = 0.0
-    blend: float = 1.0
+    blend: float | None = None
     skip_faulty: bool = False
     seed: int = 1
     workers: int = 1
@@ -67,7 +68,7 @@ class FinetuneOptions:
             raise OptionError("EWC needs older data to see what matters to it: add --replay")
         if not 0 < self.replay_share < 1:
             raise OptionError(f"the replay share is {self.replay_share:g}: choose between 0 and 1")
-        if not 0 < self.blend <= 1:
+        if self.blend is not None and not 0 < self.blend <= 1:
             raise OptionError(f"the blend is {self.blend:g}: choose above 0, up to 1")
 
 

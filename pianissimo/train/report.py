@@ -14,7 +14,8 @@ class FinetuneReport:
     """Word error rates by name ("wer SUBSET MODE"), those of a general set as `old_`.
 
     `before` is the original model, `after` the saved one, heard as live streams. A `best_step` of 0
-    says that nothing was better than the original, whose weights were then kept.
+    says that nothing was better than the original, whose weights were then kept. `blend` and
+    `blank_discount` are what was chosen after training, see `settle`.
     """
 
     method: str
@@ -23,6 +24,8 @@ class FinetuneReport:
     after: dict[str, float]
     old_before: dict[str, float] = field(default_factory=dict)
     old_after: dict[str, float] = field(default_factory=dict)
+    blend: float = 1.0
+    blank_discount: float = 0.0
 
     def write(self, run: Path) -> None:
         """Into the run's folder, as JSON."""

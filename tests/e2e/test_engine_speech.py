@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from pianissimo.audio.io import load_audio
+from pianissimo.decoding.search import Decoding
 from pianissimo.loading import load
 from pianissimo.native import NativeRecognizer
 from pianissimo.streaming.engine import Engine, EngineOptions
@@ -27,8 +28,8 @@ QUICK = EngineOptions(freeze_garbage=False)
 
 @pytest.fixture(scope="module")
 def embedded() -> NativeRecognizer:
-    # A recording gets one constant gain, which a stream cannot know beforehand.
-    recognizer = load(gain="off")
+    # As streams hear: greedily, and without the constant gain that only a recording can get.
+    recognizer = load(gain="off", decoding=Decoding(beam=1))
     assert isinstance(recognizer, NativeRecognizer)
     return recognizer
 

@@ -1,5 +1,6 @@
 """The exported graphs say what our own engine says: any batch, any phase, whole and cut."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -12,20 +13,23 @@ import onnxruntime
 import pytest
 import soundfile
 import torch
-from tiny import WHOLE_CONTEXT, make_model, noise
+from tiny import ENCODER, WHOLE_CONTEXT, make_model, noise
 
 from pianissimo.errors import OptionError
 from pianissimo.export.onnx import STILL_RUNNING, export, quantise
-from pianissimo.models.asr import AsrModel
+from pianissimo.models.asr import AsrModel, load_model, save_model
 from pianissimo.native import NativeRecognizer
 from pianissimo.streaming.runner import ChunkGrid
 from pianissimo.text.tokenizer import Tokenizer
+from pianissimo.train.prune import prune_heads, prune_units
 
 ROOT = Path(__file__).parents[3]
 CLIP = ROOT / "examples" / "audio" / "sentence.flac"
 LATENCY_MS, LOOKAHEAD = 160, 1
 LENGTHS = (30_000, 16_000, 1500, 43_210, 159)
 """Samples of streams: of whole chunks and not, shorter than one, without a frame."""
+STACKED = ("key", "value", "conv")
+"""Caches whose first dimension is the layer."""
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +51,9 @@ def session(path: Path) -> onnxruntime.InferenceSession:
 def start(folder: Path, streams: int) -> dict[str, np.ndarray]:
     """The caches of so many streams at their beginning."""
     shapes = json.loads((folder / "onnx.json").read_text())["modes"][str(LATENCY_MS)]["caches"]
-    stacked = ("key", "value", "conv")
     return {
         name: np.zeros(
-            [streams if i == (name in stacked) else n for i, n in enumerate(shape)], np.float32
+            [streams if i == (name in STACKED) else n for i, n in enumerate(shape)], np.float32
         )
         for name, shape in shapes.items()
     }
@@ -124,7 +127,7 @@ def test_a_stream_does_not_depend_on_its_neighbours_or_their_phase(
     for k in range(-3, steps):
         if k == 0:
             for name, cache in caches.items():  # the second row begins anew
-                cache[(slice(None), 1) if name in ("key", "value", "conv") else 1] = 0.0
+                cache[(slice(None), 1) if name in STACKED else 1] = 0.0
         inputs = {
             "audio": np.stack([windows(early, grid, k + 3), windows(late, grid, max(k, 0))]),
             "frames": np.array([k + 3, max(k, 0)]) * grid.chunk,
@@ -163,6 +166,72 @@ def test_the_heads_are_ours(folder: Path, talker: AsrModel) -> None:
     np.testing.assert_allclose(ctc, log_probs, atol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def pruned(
+    tiny_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[AsrModel, Path]:
+    """A model whose heads are narrower than it is wide together, as saved and read, and its files.
+
+    It has biases and plain convolutions too, which `talker` has not.
+    """
+    target = tmp_path_factory.mktemp("pruned")
+    encoder = dataclasses.replace(
+        ENCODER,
+        layers=1,
+        heads=4,
+        attention_bias=True,
+        conv_bias=True,
+        depthwise_subsampling=False,
+    )
+    whole = make_model(
+        vocab_size=tiny_tokenizer.vocab_size, encoder=encoder, transducer=None, seed=3
+    )
+    save_model(target / "model", prune_units(prune_heads(whole, 0.5), 0.25), tiny_tokenizer)
+    model, _ = load_model(target / "model")
+    assert model.config.encoder.attention_dim < model.config.encoder.dim
+    export(model, tiny_tokenizer, target / "onnx", latencies_ms=[LATENCY_MS])
+    return model, target / "onnx"
+
+
+@pytest.mark.parametrize("streams", [1, 3])
+def test_a_pruned_model_says_and_remembers_the_same_after_every_chunk(
+    pruned: tuple[AsrModel, Path], streams: int
+) -> None:
+    """For longer than its left context, so that keys are forgotten too."""
+    model, folder = pruned
+    grid, steps = ChunkGrid.of(model.config, LOOKAHEAD), 40
+    assert steps * grid.chunk > (model.config.encoder.left_context or 0)
+    recordings = [noise(grid.needed(steps), seed) for seed in range(streams)]
+    graph = session(folder / f"encoder-{LATENCY_MS}ms.onnx")
+    encoder, caches = model.encoder, start(folder, streams)
+    plan, state = encoder.plan(LOOKAHEAD), encoder.start(streams)
+    with torch.inference_mode():
+        mel = torch.stack([model.features.whole(torch.from_numpy(r)) for r in recordings])
+        for k in range(steps):
+            inputs = {
+                "audio": np.stack([windows(r, grid, k) for r in recordings]),
+                "frames": np.full(streams, k * grid.chunk),
+                "samples": np.full(streams, STILL_RUNNING),
+            }
+            found, *after = graph.run(None, {**inputs, **caches})
+            caches = dict(zip(caches, after, strict=True))
+            new = mel[:, grid.first_frame(k) : grid.first_frame(k + 1)]
+            expected = encoder.step(new, state, plan)
+            assert found.shape == expected.shape == (streams, grid.chunk, model.config.encoder.dim)
+            np.testing.assert_allclose(found, expected, atol=2e-4)
+            for name in STACKED:
+                np.testing.assert_allclose(caches[name], getattr(state, name), atol=2e-4)
+
+
+def test_a_pruned_model_ends_as_ours(pruned: tuple[AsrModel, Path]) -> None:
+    model, folder = pruned
+    recordings = [noise(n, seed) for seed, n in enumerate(LENGTHS)]
+    for recording, found in zip(
+        recordings, run_together(folder, model, recordings, known_end=False), strict=True
+    ):
+        np.testing.assert_allclose(found, ours(model, recording), atol=2e-4)
+
+
 ALONE = """
 import runpy, sys
 sys.argv = sys.argv[1:]
@@ -189,18 +258,31 @@ def test_the_example_says_the_words_of_our_stream_with_numpy_alone(
     assert done.stdout.strip() == final.text
 
 
+def relative_error_of_8_bits(model: AsrModel, folder: Path) -> float:
+    """What quantising the files does to the frames of a recording; the files change."""
+    for path in folder.glob("*.onnx"):
+        quantise(path)
+    recording = noise(30_000)
+    (found,) = run_together(folder, model, [recording], known_end=True)
+    expected = ours(model, recording)
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
 def test_8_bits_are_nearly_the_same(folder: Path, talker: AsrModel, tmp_path: Path) -> None:
     small = tmp_path / "int8"
     shutil.copytree(folder, small)
-    for path in small.glob("*.onnx"):
-        quantise(path)
+    assert 0 < relative_error_of_8_bits(talker, small) < 0.03
     kinds = {t.data_type for t in onnx.load(small / "joiner.onnx").graph.initializer}
     assert onnx.TensorProto.INT8 in kinds
-    recording = noise(30_000)
-    (found,) = run_together(small, talker, [recording], known_end=True)
-    expected = ours(talker, recording)
-    error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
-    assert 0 < error < 0.25  # of a random model that is 16 wide
+
+
+def test_8_bits_of_a_pruned_model_are_nearly_the_same(
+    pruned: tuple[AsrModel, Path], tmp_path: Path
+) -> None:
+    model, folder = pruned
+    small = tmp_path / "int8"
+    shutil.copytree(folder, small)
+    assert 0 < relative_error_of_8_bits(model, small) < 0.03
 
 
 def test_what_cannot_be_exported_says_why(

@@ -1,7 +1,6 @@
 """The recipe for a GPU, at a size for this processor: it trains, resumes, and its model loads."""
 
 import dataclasses
-import importlib.util
 import json
 import random
 import sys
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 from tiny import ENCODER
 from tones import sentences, write_clips
 
+from pianissimo.cli.train import load_recipe
 from pianissimo.errors import ManifestError, PianissimoError
 from pianissimo.loading import load
 from pianissimo.models.asr import AsrModel
@@ -30,12 +30,8 @@ needs_voices = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("embedded_en_gpu", RECIPE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    main = load_recipe(RECIPE)
+    return sys.modules[main.__module__]
 
 
 @pytest.fixture

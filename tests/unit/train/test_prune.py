@@ -1,6 +1,8 @@
 """What is pruned stays out, what is kept stays as it was, and nobody else is touched."""
 
+import copy
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -92,17 +94,6 @@ def test_a_model_with_fewer_units_is_the_whole_one_with_those_muted(tmp_path: Pa
     torch.testing.assert_close(encoded(smaller), encoded(muted), atol=1e-5, rtol=1e-5)
 
 
-def test_a_model_with_fewer_units_is_saved_like_any_other(
-    tone_model: AsrConfig, tiny_tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    smaller = prune_units(AsrModel(tone_model).eval(), 0.5)
-    save_model(tmp_path / "smaller", smaller, tiny_tokenizer)
-    read, _ = load_model(tmp_path / "smaller")
-    for name, weight in smaller.state_dict().items():
-        assert torch.equal(read.state_dict()[name], weight)
-    torch.testing.assert_close(encoded(read), encoded(smaller))
-
-
 @pytest.mark.parametrize("share", [-0.1, 1.0])
 def test_a_share_that_makes_no_sense_is_refused(share: float) -> None:
     for prune in (prune_weights, prune_units, prune_heads):
@@ -159,32 +150,6 @@ def test_one_head_stays_and_a_given_worth_decides() -> None:
     torch.testing.assert_close(encoded(smaller), encoded(muted), atol=1e-5, rtol=1e-5)
 
 
-def test_fewer_heads_stream_and_are_saved_like_any_other(
-    tone_model: AsrConfig, tiny_tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    """The folder loads, live streams say what whole recordings give, and it can be trained."""
-    torch.manual_seed(0)
-    encoder = dataclasses.replace(tone_model.encoder, heads=4)
-    model = AsrModel(dataclasses.replace(tone_model, encoder=encoder)).eval()
-    smaller = prune_heads(model, 0.5)
-    save_model(tmp_path / "smaller", smaller, tiny_tokenizer)
-    read, _ = load_model(tmp_path / "smaller")
-    assert read.config.encoder == smaller.config.encoder
-    torch.testing.assert_close(encoded(read), encoded(smaller))
-    recognizer = load(tmp_path / "smaller", gain="off")
-    assert isinstance(recognizer, NativeRecognizer)
-    recognizer.detector = None
-    samples = noise(40_000)
-    latency = recognizer.latencies_ms[-1]
-    whole = recognizer.transcribe(samples, sample_rate=16_000, latency_ms=latency).text
-    with Engine(recognizer, max_streams=2) as engine:
-        session = engine.open(latency_ms=latency)
-        session.push(samples)
-        session.finish()
-        live = " ".join(event.text for event in session if event.type == "final")
-    assert live.split() == whole.split()
-
-
 def test_the_importance_of_a_head_is_what_its_absence_does_to_the_loss() -> None:
     """Against the loss with each head scaled down a little."""
     model = make_model(encoder=FOUR_HEADS).requires_grad_()
@@ -208,3 +173,61 @@ def test_the_importance_of_a_head_is_what_its_absence_does_to_the_loss() -> None
             part.copy_(kept)
     expected /= expected.norm(dim=1, keepdim=True)
     torch.testing.assert_close(found, expected, atol=0.02, rtol=0.1)
+
+
+# -- pruned models are models ----------------------------------------------------------------------
+
+
+def fewer_weights(model: AsrModel) -> AsrModel:
+    prune_weights(model, 0.5)
+    return model
+
+
+PRUNED: dict[str, Callable[[AsrModel], AsrModel]] = {
+    "weights": fewer_weights,
+    "units": lambda model: prune_units(model, 0.4),
+    "heads": lambda model: prune_heads(model, 0.5),
+    "all": lambda model: fewer_weights(prune_units(prune_heads(model, 0.7), 0.4)),
+}
+ROUNDING = {torch.float32: 1e-6, torch.float16: 0.002, torch.int8: 0.03}
+"""What storing in each precision may change of the frames, relative to their norm."""
+
+
+@pytest.fixture(params=PRUNED)
+def pruned(request: pytest.FixtureRequest, talker: AsrModel) -> AsrModel:
+    smaller = PRUNED[request.param](copy.deepcopy(talker))
+    assert smaller.config.encoder.head_dim == talker.config.encoder.head_dim
+    return smaller
+
+
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+def test_what_is_pruned_is_saved_and_read_in_any_precision(
+    pruned: AsrModel, tiny_tokenizer: Tokenizer, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    save_model(tmp_path, pruned, tiny_tokenizer, dtype)
+    read, _ = load_model(tmp_path)
+    assert read.config == pruned.config
+    assert sparsity(read) >= sparsity(pruned)
+    difference = (encoded(read) - encoded(pruned)).norm() / encoded(pruned).norm()
+    assert difference <= ROUNDING[dtype]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_what_is_pruned_says_live_what_it_says_of_recordings(
+    pruned: AsrModel, tiny_tokenizer: Tokenizer, tmp_path: Path, dtype: str
+) -> None:
+    """From a folder in 8 bits."""
+    save_model(tmp_path, pruned, tiny_tokenizer, torch.int8)
+    recognizer = load(tmp_path, device="cpu", dtype=dtype, gain="off")
+    assert isinstance(recognizer, NativeRecognizer)
+    recognizer.detector = None
+    samples = noise(40_000)
+    latency = recognizer.latencies_ms[-1]
+    whole = recognizer.transcribe(samples, sample_rate=16_000, latency_ms=latency).text
+    assert len(whole.split()) > 3
+    with Engine(recognizer, max_streams=2) as engine:
+        session = engine.open(latency_ms=latency)
+        session.push(samples)
+        session.finish()
+        live = " ".join(event.text for event in session if event.type == "final")
+    assert live.split() == whole.split()
