@@ -112,6 +112,13 @@ def finetune(
     augment: Annotated[
         bool, typer.Option(envvar="PIANISSIMO_AUGMENT", help="Vary speed, level, noise and room.")
     ] = True,
+    quiet_speech: Annotated[
+        bool,
+        typer.Option(
+            envvar="PIANISSIMO_QUIET_SPEECH",
+            help="Make recordings far, noisy and 10 to 40 dB quieter, as QuietBench does.",
+        ),
+    ] = False,
     replay: Annotated[
         Path | None,
         typer.Option(
@@ -208,6 +215,7 @@ def finetune(
         validate_every=validate_every,
         patience=patience,
         augment=augment,
+        quiet_speech=quiet_speech,
         replay=replay,
         replay_share=replay_share,
         regression=regression,

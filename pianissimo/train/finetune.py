@@ -141,7 +141,7 @@ def make_anchor(
         return anchor_weights(model, l2sp)
     if not options.ewc:
         return None
-    old = training_set(read_manifest(run / REPLAY), run / CACHE, augment=False)
+    old = training_set(read_manifest(run / REPLAY), run / CACHE)
     model.train()  # CUDA's LSTM has no gradient otherwise
     importance = fisher_information(model, example_losses(model, tokenizer, old))
     return anchor_weights(model, options.ewc, importance)

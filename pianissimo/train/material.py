@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pianissimo.audio.simulate import draw_responses
 from pianissimo.errors import ManifestError, OptionError
 from pianissimo.evaluate.run import ALL, Reference
 from pianissimo.models.asr import CONFIG_FILE
 from pianissimo.text.normalize import normalize_for_scoring
-from pianissimo.train.augment import Augmenter
+from pianissimo.train.augment import Augmenter, QuietAugmenter
 from pianissimo.train.check import (
     Bounds,
     Capacity,
@@ -53,6 +54,8 @@ AUGMENT = Augmenter(
     room_probability=0.15,
     telephone_probability=0.1,
 )
+ROOMS = 48
+"""How many impulse responses quiet speech is drawn from."""
 
 
 @dataclass(frozen=True)
@@ -146,19 +149,28 @@ def new_seconds(run: Path) -> float:
     return sum(u.duration for u in read_manifest(run / TRAIN))
 
 
-def training_set(utterances: Sequence[Utterance], cache: Path, augment: bool) -> TrainingSet:
+def training_set(
+    utterances: Sequence[Utterance], cache: Path, augment: Augmenter | QuietAugmenter | None = None
+) -> TrainingSet:
     """Whole utterances of a manifest, decoded into `cache`."""
     clips = [Clip(i, 0.0, u.duration, u.text) for i, u in enumerate(utterances)]
-    return TrainingSet(AudioCache(utterances, cache), clips, AUGMENT if augment else None)
+    return TrainingSet(AudioCache(utterances, cache), clips, augment)
+
+
+def augmenter(options: FinetuneOptions) -> Augmenter | QuietAugmenter | None:
+    """What the recordings suffer in training."""
+    if not options.augment:
+        return None
+    return QuietAugmenter(draw_responses(ROOMS, options.seed)) if options.quiet_speech else AUGMENT
 
 
 def examples(options: FinetuneOptions, run: Path) -> tuple[TrainingSet, Examples]:
     """The new data of a run, and all that is trained on: the older data mixed in, if there is."""
-    cache = run / CACHE
-    new = training_set(read_manifest(run / TRAIN), cache, options.augment)
+    cache, augment = run / CACHE, augmenter(options)
+    new = training_set(read_manifest(run / TRAIN), cache, augment)
     if options.replay is None:
         return new, new
-    old = training_set(read_manifest(run / REPLAY), cache, options.augment)
+    old = training_set(read_manifest(run / REPLAY), cache, augment)
     return new, Replay(new, old, options.replay_share)
 
 

@@ -30,8 +30,9 @@ class FinetuneOptions:
     seconds come; `regression` one whose errors count as much as those of `val`. `l2sp` and `ewc`
     are strengths of the pull towards the original weights; EWC needs `replay`. What is saved lies
     `blend` of the way from the original weights to the best ones, as far as validation chooses if
-    that is None (or all the way, with the kin of wav2vec 2.0). Faulty lines stop everything, or are
-    left out with `skip_faulty`.
+    that is None (or all the way, with the kin of wav2vec 2.0). `quiet_speech` makes recordings far,
+    noisy and quiet, see `QuietAugmenter`. Faulty lines stop everything, or are left out with
+    `skip_faulty`.
     """
 
     manifest: Path
@@ -49,6 +50,7 @@ class FinetuneOptions:
     validate_every: int | None = None
     patience: int = 4
     augment: bool = True
+    quiet_speech: bool = False
     replay: Path | None = None
     replay_share: float = 0.5
     regression: Path | None = None
@@ -60,6 +62,8 @@ class FinetuneOptions:
     workers: int = 1
 
     def __post_init__(self) -> None:
+        if self.quiet_speech and not self.augment:
+            raise OptionError("quiet speech is made by augmentation: leave one of the two out")
         if self.method != "lora" and self.rank is not None:
             raise OptionError("a rank is for LoRA only")
         if (self.l2sp or 0.0) < 0 or self.ewc < 0 or (self.l2sp and self.ewc):

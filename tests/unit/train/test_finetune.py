@@ -1,6 +1,8 @@
 """Fine-tuning from options to model folder, over every format that is read."""
 
 import json
+import math
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +28,9 @@ from pianissimo.models.asr import AsrConfig, AsrModel, load_model, save_model
 from pianissimo.models.nemo import read_nemo
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train import finetune as module
+from pianissimo.train.data import read_manifest
 from pianissimo.train.finetune import find_learning_rate, finetune, fits_half
+from pianissimo.train.material import augmenter, training_set
 from pianissimo.train.plan import FinetuneOptions, Plan, choose_rate, make_plan
 from pianissimo.train.report import FinetuneReport
 
@@ -240,6 +244,7 @@ def test_a_set_without_a_usable_line_is_refused(options: Options, data: Path) ->
         {"replay_share": 1.0},
         {"blend": 0.0},
         {"blend": 1.5},
+        {"quiet_speech": True, "augment": False},
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: Options, changes: dict) -> None:
@@ -382,6 +387,24 @@ def test_a_report_names_subsets_and_modes() -> None:
         ["new", "notes", "before", "25.0", "12.5"],
         ["new", "notes", "after", "12.5", "6.2"],
     ]
+
+
+def test_quiet_speech_is_that_of_the_benchmark(
+    options: Options, data: Path, tmp_path: Path
+) -> None:
+    utterances = read_manifest(data / "train.jsonl")
+
+    def levels_db(**changes: bool) -> list[float]:
+        clips = training_set(utterances, tmp_path / "cache", augmenter(options(**changes)))
+        heard = [clips.example(i, random.Random(i))[0] for i in range(len(utterances))]
+        return [10 * math.log10(float(np.mean(samples**2))) for samples in heard]
+
+    lost = np.subtract(levels_db(augment=False), levels_db(quiet_speech=True))
+    assert lost.max() > 20 and lost.mean() > 15
+    assert abs(np.subtract(levels_db(augment=False), levels_db()).mean()) < 10
+    asked = options(quiet_speech=True)
+    finetune(asked)
+    assert json.loads((asked.out / "finetune" / "options.json").read_text())["quiet_speech"]
 
 
 def test_a_search_for_a_rate_writes_its_curve_and_no_model(options: Options) -> None:

@@ -21,7 +21,7 @@ from pianissimo.train import finetune_ctc as module
 from pianissimo.train.data import read_manifest
 from pianissimo.train.finetune import check_data, find_learning_rate, finetune
 from pianissimo.train.letters import UNKNOWN, Letters, RunBatches
-from pianissimo.train.material import training_set
+from pianissimo.train.material import AUGMENT, training_set
 from pianissimo.train.plan import FinetuneOptions
 
 pytest.importorskip("transformers")
@@ -246,7 +246,7 @@ def test_batches_are_padded_masked_and_the_same_every_time(data: Path, tmp_path:
     _, alphabet = read_wav2vec2(GOLDEN / "wav2vec2")
     utterances = read_manifest(data / "train.jsonl")
     capitals = [dataclasses.replace(u, text=u.text.upper()) for u in utterances]
-    clips = training_set(capitals, tmp_path, augment=True)
+    clips = training_set(capitals, tmp_path, AUGMENT)
     letters = Letters(alphabet)
 
     def make() -> RunBatches:

@@ -68,7 +68,7 @@ def test_training_moves_the_others_only(
     zeros = {name: weight == 0 for name, weight in prunable(model)}
     before = {name: weight.detach().clone() for name, weight in prunable(model)}
     config = TrainConfig(4, peak_lr=1e-3, warmup_steps=0, workers=0, weight_decay=0.1)
-    stage = Stage(4, training_set(utterances, tmp_path / "cache", augment=False), 6.0)
+    stage = Stage(4, training_set(utterances, tmp_path / "cache"), 6.0)
     done, _ = train_model(config, model, tiny_tokenizer, [stage], tmp_path / "run")
     assert done
     for name, weight in prunable(model):
