@@ -1,15 +1,18 @@
 """Speed and memory of the other model families at their real size, against Transformers.
 
     python bench/families.py [wav2vec2-base] [wav2vec2-large] [whisper-tiny] [whisper-base]
-                             [glm-asr-nano] [--rounds N] [--threads N] [--seconds S] [--memory]
+                             [glm-asr-nano] [--rounds N] [--threads N] [--seconds S]
                              [--cpu-time] [--together]
 
 Without a model named it runs all but the last, which takes 20 GB of memory. Weights are random and
 made on the spot, so only speed means anything. Both sides hear the same audio in turn, in one
-process, on the same threads; `--memory` runs each side once more in a process of its own and tells
-its peak. With `--cpu-time` the seconds are those of the processor, all threads added up, which a
-busy machine does not change; with `--together` the CTC models take all clips of a batch as one
-padded batch, which they do not do on a processor by themselves. Needs the extra `families`.
+process, on the same threads; then each hears one clip in a process of its own, for its peak of
+memory. Prints a Markdown table: seconds of audio per second, the best of the rounds, and the ratio.
+
+With `--cpu-time` the seconds are those of the processor, all threads added up, which a busy machine
+changes less; with `--together` a batch goes through the network as one, padded, which on a
+processor it does not do by itself. Needs the extra `families`.
+`stt_en_conformer_ctc_large` against NeMo is in `bench/offline.py ctc --peers PYTHON`.
 """
 
 import argparse
@@ -27,6 +30,10 @@ ROOT = Path(__file__).resolve().parents[1]
 CLIPS = sorted((ROOT / "examples" / "audio").glob("*.flac"))
 SAMPLE_RATE = 16_000
 BATCH = 8
+SHORTEST, LONGER = 2.0, 0.5
+"""Seconds of the first clip of a batch, and by which each is longer than the one before."""
+WINDOW_SECONDS = 28.0
+"""The longest clip of models that hear one window."""
 MODELS = ("wav2vec2-base", "wav2vec2-large", "whisper-tiny", "whisper-base", "glm-asr-nano")
 WHISPER_SIZES = {"whisper-tiny": (384, 4, 6), "whisper-base": (512, 6, 8)}
 
@@ -138,14 +145,16 @@ def their_ctc(folder: Path, clips: list[Any]) -> Side:
     return lambda: [pipe(c.copy(), return_timestamps="word", **options) for c in clips]
 
 
-def our_text(folder: Path, clips: list[Any]) -> Side:
-    """All clips as one batch, without what surrounds the model."""
+def our_text(folder: Path, clips: list[Any], together: bool = False) -> Side:
+    """As many clips at once as our rules put together, without what surrounds the model."""
     import pianissimo
 
     ours: Any = pianissimo.load(folder, device="cpu")
-    if hasattr(ours, "extractor"):
-        return lambda: ours._decode(clips, False)
-    return lambda: ours._decode(clips)
+    module = sys.modules[type(ours).__module__]
+    most = len(clips) if together else module.PIECES["cpu"]
+    options = (False,) if hasattr(ours, "extractor") else ()
+    groups = [clips[i : i + most] for i in range(0, len(clips), most)]
+    return lambda: [ours._decode(group, *options) for group in groups]
 
 
 def their_text(folder: Path, clips: list[Any]) -> Side:
@@ -174,32 +183,37 @@ def their_text(folder: Path, clips: list[Any]) -> Side:
     return theirs
 
 
-def make_side(name: str, index: int, folder: Path, clips: list[Any]) -> Side:
+def make_side(name: str, index: int, folder: Path, clips: list[Any], together: bool) -> Side:
     """Ours (0) or that of Transformers (1)."""
-    ctc = name.startswith("wav2vec2")
-    makers = (our_ctc, their_ctc) if ctc else (our_text, their_text)
-    return makers[index](folder, clips)
+    if is_ctc(name):
+        return (our_ctc, their_ctc)[index](folder, clips)
+    return their_text(folder, clips) if index else our_text(folder, clips, together)
+
+
+def is_ctc(name: str) -> bool:
+    return name.startswith("wav2vec2")
+
+
+def one_clip(name: str, seconds: float) -> Any:
+    return speech(seconds if is_ctc(name) else min(WINDOW_SECONDS, seconds))
 
 
 def measure(
-    name: str, folder: Path, clips: list[Any], rounds: int, clock: Callable[[], float]
-) -> dict[str, float]:
-    """Seconds of audio per second of that clock: the best round of each side, taken in turn."""
-    both = [make_side(name, index, folder, clips) for index in (0, 1)]
+    name: str, folder: Path, clips: list[Any], options: argparse.Namespace
+) -> tuple[float, float]:
+    """Seconds of audio per second: the best round of each side, taken in turn."""
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    both = [make_side(name, index, folder, clips, options.together) for index in (0, 1)]
     best = [float("inf"), float("inf")]
     for side in both:
         side()  # warms up
-    for _ in range(rounds):
+    for _ in range(options.rounds):
         for i, side in enumerate(both):
             began = clock()
             side()
             best[i] = min(best[i], clock() - began)
     seconds = sum(map(len, clips)) / SAMPLE_RATE
-    return {
-        "ours_rtfx": seconds / best[0],
-        "transformers_rtfx": seconds / best[1],
-        "ratio": best[1] / best[0],
-    }
+    return seconds / best[0], seconds / best[1]
 
 
 def peak_mib() -> float:
@@ -211,61 +225,59 @@ def peak_mib() -> float:
     raise RuntimeError("no VmHWM")
 
 
-def peaks(name: str, folder: Path, seconds: float, threads: int) -> dict[str, float]:
+def peaks(name: str, folder: Path, options: argparse.Namespace) -> tuple[float, ...]:
     """Peak memory in MiB of each side alone, on one clip."""
-    found = {}
-    for i, side in enumerate(("ours_mib", "transformers_mib")):
-        command = [sys.executable, __file__, name, "--side", str(i), "--folder", str(folder)]
-        command += ["--seconds", str(seconds), "--threads", str(threads)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        found[side] = float(done.stdout.split()[-1])
-    return found
+    command = [sys.executable, __file__, name, "--folder", str(folder)]
+    command += ["--seconds", str(options.seconds), "--threads", str(options.threads)]
+    found = []
+    for side in ("0", "1"):
+        done = subprocess.run(
+            [*command, "--side", side], check=True, capture_output=True, text=True
+        )
+        found.append(float(done.stdout.split()[-1]))
+    return tuple(found)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", choices=[*MODELS, []], metavar="MODEL")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--seconds", type=float, default=40.0)
     parser.add_argument("--cpu-time", action="store_true")
     parser.add_argument("--together", action="store_true")
     parser.add_argument("--side", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
 
-    torch.set_num_threads(arguments.threads)
-    clock = time.process_time if arguments.cpu_time else time.perf_counter
-    if arguments.together:
+    torch.set_num_threads(options.threads)
+    if options.together:
         from pianissimo.adapters import ctc_family
 
         ctc_family.GROUP_SECONDS["cpu"] = float("inf")
-    if arguments.side is not None:
-        [name] = arguments.models
-        window = min(arguments.seconds, 28.0) if not name.startswith("wav2vec2") else None
-        clip = speech(window or arguments.seconds)
-        make_side(name, arguments.side, arguments.folder, [clip])()
+    if options.side is not None:
+        [name] = options.models
+        make_side(name, options.side, options.folder, [one_clip(name, options.seconds)], False)()
         print(peak_mib())
         return
-    for name in arguments.models or MODELS[:-1]:
+    print("| model | audio | pianissimo | Transformers | ratio | MiB | MiB, Transformers |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    for name in options.models or MODELS[:-1]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / name
             path.mkdir()
             save(name, path)
-            ctc = name.startswith("wav2vec2")
-            one = [speech(arguments.seconds if ctc else min(28.0, arguments.seconds))]
-            several = [speech(3.0 + 0.5 * i, offset=20_000 * i) for i in range(BATCH)]
-            result = {"model": name, "threads": arguments.threads}
-            result |= {"one": measure(name, path, one, arguments.rounds, clock)}
-            if name != "glm-asr-nano":
-                several_of_both = measure(name, path, several, arguments.rounds, clock)
-                result |= {f"batch_of_{BATCH}": several_of_both}
-            if arguments.memory:
-                result |= {"memory": peaks(name, path, arguments.seconds, arguments.threads)}
-            print(json.dumps(result), flush=True)
+            one = [one_clip(name, options.seconds)]
+            several = [speech(SHORTEST + LONGER * i, offset=20_000 * i) for i in range(BATCH)]
+            memory = " | ".join(f"{mib:,.0f}" for mib in peaks(name, path, options))
+            for clips in (one,) if name == "glm-asr-nano" else (one, several):
+                ours, theirs = measure(name, path, clips, options)
+                audio = f"{len(clips)} x {sum(map(len, clips)) / len(clips) / SAMPLE_RATE:.1f} s"
+                shown = f"{ours:.2f} | {theirs:.2f} | {ours / theirs:.2f}"
+                print(f"| {name} | {audio} | {shown} | {memory} |", flush=True)
+                memory = " | "
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ class CatalogEntry:
     """A named model. `repository` is its place on the Hugging Face hub, None if it is embedded.
 
     `files` are what `pull` fetches, as patterns; `megabytes` is about the size of that download.
-    `revision` pins a branch, tag or commit, `sha256` the content of files, as pairs of name and
-    hexadecimal digest. `unverified` names the fields above that nobody could compare with what the
-    authors publish.
+    `extra` is what this package must be installed with. `revision` pins a branch, tag or commit,
+    `sha256` the content of files, as pairs of name and hexadecimal digest. `unverified` names the
+    fields above that nobody could compare with what the authors publish.
     """
 
     name: str
@@ -28,6 +28,7 @@ class CatalogEntry:
     repository: str | None = None
     files: tuple[str, ...] = ("*.json", "*.safetensors")
     streams: bool = True
+    extra: str | None = None
     revision: str | None = None
     sha256: tuple[tuple[str, str], ...] = ()
     unverified: tuple[str, ...] = ()
@@ -51,7 +52,7 @@ GLM_ASR_LANGUAGES = tuple("zh en ca de es fr id it ja lt ms nl no pt ru sl uk".s
 def _whisper(size: str, millions: float, megabytes: float) -> CatalogEntry:
     return CatalogEntry(
         name=f"openai/whisper-{size}",
-        summary="offline, many languages, translates into English; needs the extra families",
+        summary="offline, many languages, translates into English",
         languages=WHISPER_LANGUAGES + (("yue",) if size.startswith("large-v3") else ()),
         licence="Apache-2.0",
         parameters_millions=millions,
@@ -59,6 +60,7 @@ def _whisper(size: str, millions: float, megabytes: float) -> CatalogEntry:
         repository=f"openai/whisper-{size}",
         files=WHISPER_FILES,
         streams=False,
+        extra="families",
         unverified=() if size == "tiny" else ("licence", "megabytes"),
     )
 
@@ -124,7 +126,7 @@ CATALOG = (
     _whisper("large-v3-turbo", 809, 1618),
     CatalogEntry(
         name="zai-org/GLM-ASR-Nano-2512",
-        summary="offline Chinese, English and 15 more, quiet speech; needs the extra families",
+        summary="offline Chinese, English and 15 more, quiet speech",
         languages=GLM_ASR_LANGUAGES,
         licence="MIT",
         parameters_millions=2258,
@@ -132,11 +134,12 @@ CATALOG = (
         repository="zai-org/GLM-ASR-Nano-2512",
         files=("*.json", "*.jinja", "*.safetensors"),
         streams=False,
+        extra="families",
         unverified=("megabytes",),
     ),
     CatalogEntry(
         name="csukuangfj/sherpa-onnx-paraformer-zh-2023-09-14",
-        summary="Paraformer: offline Chinese, small and quick; needs the extra sherpa",
+        summary="Paraformer: offline Chinese, small and quick",
         languages=("zh",),
         licence="Apache-2.0; the weights it was made of: FunASR Model License",
         parameters_millions=220,
@@ -144,21 +147,23 @@ CATALOG = (
         repository="csukuangfj/sherpa-onnx-paraformer-zh-2023-09-14",
         files=("tokens.txt", "model.int8.onnx"),
         streams=False,
+        extra="sherpa",
     ),
     CatalogEntry(
         name="csukuangfj/sherpa-onnx-streaming-paraformer-bilingual-zh-en",
-        summary="Paraformer: live Chinese and some English, 600 ms; needs the extra sherpa",
+        summary="Paraformer: live Chinese and some English, 600 ms",
         languages=("zh", "en"),
         licence="FunASR Model License",
         parameters_millions=220,
         megabytes=230,
         repository="csukuangfj/sherpa-onnx-streaming-paraformer-bilingual-zh-en",
         files=("tokens.txt", "encoder.int8.onnx", "decoder.int8.onnx"),
+        extra="sherpa",
         unverified=("licence", "parameters_millions", "megabytes"),
     ),
     CatalogEntry(
         name="csukuangfj/sherpa-onnx-sense-voice-zh-en-ja-ko-yue-2024-07-17",
-        summary="SenseVoice: offline, five languages with Cantonese; needs the extra sherpa",
+        summary="SenseVoice: offline, five languages with Cantonese",
         languages=("zh", "en", "ja", "ko", "yue"),
         licence="FunASR Model License",
         parameters_millions=234,
@@ -166,6 +171,7 @@ CATALOG = (
         repository="csukuangfj/sherpa-onnx-sense-voice-zh-en-ja-ko-yue-2024-07-17",
         files=("tokens.txt", "model.int8.onnx"),
         streams=False,
+        extra="sherpa",
         unverified=("licence", "parameters_millions"),
     ),
 )

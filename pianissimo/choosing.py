@@ -71,7 +71,10 @@ _QUIET_WORDS: Mapping[Quiet, str] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Wish:
-    """What a model is wanted for. `max_rtf` bounds the seconds of work per second of speech."""
+    """What a model is wanted for.
+
+    `max_rtf` bounds the seconds of work per second of speech: by default 1 if live, else nothing.
+    """
 
     language: str = "en"
     live: bool = False
@@ -84,36 +87,45 @@ class Wish:
 
 @dataclass(frozen=True)
 class Choice:
-    """A model, why it was chosen, and by name why each of the others was not."""
+    """A model, why it was chosen, and by name why each of the others was not.
+
+    `why` names the one that comes next; `how` is what to run, and what that takes.
+    """
 
     entry: CatalogEntry
     why: str
+    how: str
     passed_over: Mapping[str, str]
 
 
 def recommend(wish: Wish, entries: Sequence[CatalogEntry] = CATALOG) -> Choice:
-    """The model that suits best; ModelNotFoundError, with the reasons, if none does."""
-    refused: dict[str, str] = {}
-    able: list[CatalogEntry] = []
-    for entry in entries:
-        reason = _refusal(entry, wish)
-        if reason is None:
-            able.append(entry)
-        else:
-            refused[entry.short_name] = reason
-    if not able:
+    """The model that suits best; ModelNotFoundError, with the reason, if none does."""
+    knowing = [entry for entry in entries if _knows(entry, wish.language)]
+    if not knowing:
         known = sorted({language for entry in entries for language in entry.languages})
-        near = {n: r for n, r in refused.items() if not r.startswith("does not know")}
         raise ModelNotFoundError(
-            f"no model fits: {_listed(near)}"
-            if near
-            else f"no model knows the language {wish.language!r}; there are {', '.join(known)}"
+            f"no model knows the language {wish.language!r}; there are {', '.join(known)}"
         )
-    able.sort(key=lambda entry: _preference(entry, wish), reverse=True)
+    knowing.sort(key=lambda entry: _preference(entry, wish), reverse=True)
+    able = [entry for entry in knowing if not _too_slow(entry, wish)]
+    if not able:
+        quickest = min(knowing, key=lambda entry: real_time_factor(entry, wish) or 0.0)
+        raise ModelNotFoundError(
+            f"no model for {wish.language} is so quick here: {quickest.short_name} "
+            f"{_slowness(quickest, wish)}"
+        )
     best = able[0]
-    for entry in able[1:]:
-        refused[entry.short_name] = _lost(entry, best, wish)
-    return Choice(best, _why(best, wish), MappingProxyType(refused))
+    passed_over = {
+        entry.short_name: _lost(entry, best, wish) if entry in able else _slowness(entry, wish)
+        for entry in knowing
+        if entry is not best
+    }
+    why = _why(best, wish)
+    if passed_over:
+        name, reason = next(iter(passed_over.items()))
+        why += f"; rather than {name}, which {reason}"
+    others = {e.short_name: f"does not know {wish.language}" for e in entries if e not in knowing}
+    return Choice(best, why, _how(best, wish), MappingProxyType(passed_over | others))
 
 
 def real_time_factor(entry: CatalogEntry, wish: Wish) -> float | None:
@@ -126,20 +138,19 @@ def real_time_factor(entry: CatalogEntry, wish: Wish) -> float | None:
     return facts.gflop / (rate * cores * (INT8_GAIN if facts.int8 else 1.0))
 
 
-def passed_over(choice: Choice) -> str:
-    """Why the others were not chosen, as one line; those of other languages are left out."""
-    near = {n: r for n, r in choice.passed_over.items() if not r.startswith("does not know")}
-    return f"not chosen: {_listed(near)}" if near else "no other model here knows the language"
+def _knows(entry: CatalogEntry, language: str) -> bool:
+    code = language.lower()
+    return code in entry.languages or code.split("-")[0] in entry.languages
 
 
-def _refusal(entry: CatalogEntry, wish: Wish) -> str | None:
-    language = wish.language.lower()
-    if language not in entry.languages and language.split("-")[0] not in entry.languages:
-        return f"does not know {wish.language}"
+def _too_slow(entry: CatalogEntry, wish: Wish) -> bool:
     factor = real_time_factor(entry, wish)
-    if wish.max_rtf is not None and factor is not None and factor > wish.max_rtf:
-        return f"RTF about {factor:.2g} (arithmetic)"
-    return None
+    most = wish.max_rtf if wish.max_rtf is not None else 1.0 if wish.live else None
+    return most is not None and factor is not None and factor > most
+
+
+def _slowness(entry: CatalogEntry, wish: Wish) -> str:
+    return f"has an RTF of about {real_time_factor(entry, wish):.2g} (arithmetic)"
 
 
 def _preference(entry: CatalogEntry, wish: Wish) -> tuple[bool, bool, int, float]:
@@ -156,35 +167,37 @@ def _lost(entry: CatalogEntry, best: CatalogEntry, wish: Wish) -> str:
     """The first of the preferences in which an able model came after the best one."""
     reasons = (
         "knows only some words",
-        "live only from pause to pause",
-        "less sure of quiet speech",
-        "smaller",
+        "is live only from pause to pause",
+        "is less sure of quiet speech",
+        "is smaller",
     )
     pairs = zip(_preference(entry, wish), _preference(best, wish), reasons, strict=True)
-    return next((reason for mine, its, reason in pairs if mine < its), "listed later")
+    return next((reason for mine, its, reason in pairs if mine < its), "is listed later")
 
 
 def _why(entry: CatalogEntry, wish: Wish) -> str:
-    facts, factor = FACTS[entry.short_name], real_time_factor(entry, wish)
+    facts = FACTS[entry.short_name]
     parts = [f"knows {wish.language}"]
+    if facts.narrow:
+        parts[0] += ", but only some words"
     if wish.live:
-        parts.append(
-            "is live by itself" if entry.streams else "is live from pause to pause (see --partials)"
-        )
+        parts.append("is live by itself" if entry.streams else "is live from pause to pause")
     if wish.quiet:
         parts.append(f"{_QUIET_WORDS[facts.quiet]} ({facts.quiet_source})")
-    if factor is None:
-        parts.append(f"its speed on {wish.device} is unknown")
+    if wish.device == "cpu":
+        parts.append(_slowness(entry, wish))
     else:
-        parts.append(f"its RTF on this processor is about {factor:.2g} (arithmetic)")
-    if facts.narrow:
-        parts.append("it knows only some words")
-    return f"it {', '.join(parts)}"
+        parts.append(f"has an unknown speed on {wish.device}")
+    return ", ".join(parts)
 
 
-def _listed(reasons: Mapping[str, str]) -> str:
-    """Names by reason: "smaller: a, b; too slow: c"."""
-    names: dict[str, list[str]] = {}
-    for name, reason in reasons.items():
-        names.setdefault(reason, []).append(name)
-    return "; ".join(f"{reason}: {', '.join(given)}" for reason, given in names.items())
+def _how(entry: CatalogEntry, wish: Wish) -> str:
+    """The commands, and what has to be accepted: size, extra, licence."""
+    model = "" if entry.repository is None else f" --model {entry.short_name}"
+    use = f"pianissimo listen{model}" if wish.live else f"pianissimo transcribe{model} FILE"
+    takes = ["part of the package" if entry.repository is None else f"{entry.megabytes:.0f} MB"]
+    if entry.extra:
+        takes.append(f"needs pip install 'pianissimo[{entry.extra}]'")
+    takes.append(entry.licence + (" (unverified)" if "licence" in entry.unverified else ""))
+    pull = "" if entry.repository is None else f"pianissimo pull {entry.short_name} && "
+    return f"{pull}{use}  # {', '.join(takes)}"

@@ -9,13 +9,14 @@ import logging
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from pianissimo.adapters.offline import OfflineRecognizer
 from pianissimo.adapters.pieces import Decoded, PieceDecoder, Progress, language_heard, transcript
+from pianissimo.adapters.whisper import CLOSING, OPENING, Task, nobody_speaks
 from pianissimo.audio.front_end import FrontEnd, default_mode
 from pianissimo.audio.io import SAMPLE_RATE, Samples
 from pianissimo.errors import CheckpointError, MissingExtraError, OptionError
@@ -23,19 +24,13 @@ from pianissimo.guards import max_new_tokens
 from pianissimo.models.convert import read_json
 from pianissimo.transcript import Transcript, Word
 
-Task = Literal["transcribe", "translate"]
-
 BEAM = 5
 PIECES = {"cpu": 1, "cuda": 16}
 """Pieces that are decoded at once where the language is known."""
 POSITIONS = 448
 """Of a decoder of Whisper; CTranslate2 writes half as many tokens, as OpenAI's own search does."""
-NO_SPEECH_PROBABILITY = 0.6
-UNSURE_LOG_PROBABILITY = -1.0
-"""A text is dropped if the model itself says that nobody speaks, and is not sure of the text."""
 MODEL_FILE, TOKENIZER_FILE = "model.bin", "tokenizer.json"
 _SPECIFICATION = "WhisperSpec"
-_OPENING, _CLOSING = "\"'“¿([{-", "\"'.。,，!！?？:：”)]}、"
 
 _log = logging.getLogger(__name__)
 
@@ -143,7 +138,7 @@ class FasterWhisperRecognizer(OfflineRecognizer):
     ) -> Decoded:
         count = len(result.sequences_ids[0])
         mean = result.scores[0] * count / (count + 1)  # the end token is in the score
-        if result.no_speech_prob > NO_SPEECH_PROBABILITY and mean < UNSURE_LOG_PROBABILITY:
+        if nobody_speaks(result.no_speech_prob, mean):
             return Decoded("", language=language)
         text = str(tokenizer.decode(ids)).strip()
         return Decoded(text, tuple(ids), mean, len(ids) >= limit, words, language)
@@ -157,7 +152,7 @@ class FasterWhisperRecognizer(OfflineRecognizer):
         aligned = self.model.find_alignment(tokenizer, texts, encoded, frames)
         rows = []
         for words in aligned:
-            merge_punctuations(words, _OPENING, _CLOSING)
+            merge_punctuations(words, OPENING, CLOSING)
             rows.append(
                 tuple(
                     Word(

@@ -7,9 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from pianissimo.errors import CheckpointError, MissingExtraError
 
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    RuntimeError,
+    AttributeError,
+    SafetensorError,
+)
+"""What Transformers raises for files that are missing, damaged or of another model."""
 _INSTALL = "this model needs the transformers package: pip install 'pianissimo[families]'"
 
 
@@ -43,7 +54,7 @@ def load_part(kind: Any, folder: Path, **options: Any) -> Any:
     """A configuration, tokenizer or feature extractor; CheckpointError if it cannot be read."""
     try:
         return kind.from_pretrained(folder, local_files_only=True, **options)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+    except _UNREADABLE as error:
         raise CheckpointError(
             f"{folder}: {_first_line(error)}; fetch the whole model again"
         ) from error
@@ -53,15 +64,21 @@ def load_network(kind: Any, folder: Path, dtype: torch.dtype, attention: str) ->
     """The model in evaluation mode.
 
     Raises CheckpointError if it cannot be read, or if a weight is missing, of another shape or not
-    a finite number: Transformers would go on with random ones.
+    a finite number: Transformers would go on with random ones. MissingExtraError says that the kind
+    of attention needs a package that is not installed.
     """
-    model, facts = load_part(
-        kind,
-        folder,
-        dtype=dtype,
-        attn_implementation=attention,
-        output_loading_info=True,
-    )
+    try:
+        model, facts = load_part(
+            kind,
+            folder,
+            dtype=dtype,
+            attn_implementation=attention,
+            output_loading_info=True,
+        )
+    except ImportError as error:
+        raise MissingExtraError(
+            f"attention {attention!r} cannot be used here: {_first_line(error)} Choose 'sdpa'"
+        ) from error
     faults = {
         "missing": facts["missing_keys"],
         "of another shape": [entry[0] for entry in facts["mismatched_keys"]],

@@ -48,10 +48,10 @@ PIECES = {"cpu": 4, "cuda": 32}
 FRAME_SECONDS = 0.02
 NO_SPEECH_PROBABILITY = 0.6
 UNSURE_LOG_PROBABILITY = -1.0
-"""A text is dropped if the model itself says that nobody speaks, and is not sure of the text."""
 SPACELESS = frozenset("zh ja th lo my yue".split())
 """Languages written without spaces: each character is timed as a word."""
-_OPENING, _CLOSING = "\"'“¡¿([{-", "\"'.。,，!！?？:：”)]}、"
+OPENING, CLOSING = "\"'“¡¿([{-", "\"'.。,，!！?？:：”)]}、"
+"""Marks that belong to the word after them, and to the one before."""
 
 Task = Literal["transcribe", "translate"]
 
@@ -166,7 +166,7 @@ class WhisperRecognizer(OfflineRecognizer):
         """The text of a piece; without `starts` no word has times."""
         log_probs = written.log_probs
         mean = sum(log_probs) / len(log_probs) if log_probs else 0.0
-        if no_speech > NO_SPEECH_PROBABILITY and mean < UNSURE_LOG_PROBABILITY:
+        if nobody_speaks(no_speech, mean):
             return Decoded("", language=language)
         ids = [token for token in written.tokens if token not in self._ends]
         script = "en" if self.task == "translate" else language
@@ -232,7 +232,11 @@ class WhisperRecognizer(OfflineRecognizer):
         tokens: Sequence[list[int]],
         frames: Sequence[int],
     ) -> list[list[float]]:
-        """When each token begins, in seconds, and at last when the text ends."""
+        """When each token begins, in seconds, and at last when the text ends.
+
+        A token is looked for in the audio by the step that writes it, whose input is the token
+        before it: the first one by the step of the prompt's last token.
+        """
         texts = [[t for t in row if t not in self._ends] for row in tokens]
         longest = max(map(len, texts))
         if longest == 0:
@@ -245,9 +249,9 @@ class WhisperRecognizer(OfflineRecognizer):
         )
         heads = torch.stack([out.cross_attentions[layer][:, h] for layer, h in self._heads], dim=1)
         width = int(self.model.config.median_filter_width)
-        begin = prompts.shape[1]
+        first = prompts.shape[1] - 1
         return [
-            token_starts(heads[row, :, begin : begin + len(text) + 1, :count].float(), width)
+            token_starts(heads[row, :, : first + len(text) + 2, :count].float(), width, first)
             if text
             else []
             for row, (text, count) in enumerate(zip(texts, frames, strict=True))
@@ -282,31 +286,40 @@ class WhisperRecognizer(OfflineRecognizer):
         for first, last, text in parts:
             bare = text.strip()
             begins = text.startswith(" ") or (spaceless and not opened) or not words
-            if (bare and bare in _CLOSING) and words and not text.startswith(" "):
+            if (bare and bare in CLOSING) and words and not text.startswith(" "):
                 begins = False
-            elif bare and bare in _OPENING:
+            elif bare and bare in OPENING:
                 begins = True
             if begins and not (opened and words):
                 words.append((first, last, text))
             elif words:
                 words[-1] = (words[-1][0], last, words[-1][2] + text)
-            opened = bool(bare) and bare in _OPENING
+            opened = bool(bare) and bare in OPENING
         return [(first, last, text.strip()) for first, last, text in words if text.strip()]
 
 
-def token_starts(weights: Tensor, filter_width: int) -> list[float]:
-    """(heads, U, S) attention of each token over the frames -> when each begins, in seconds.
+def nobody_speaks(no_speech: float, mean_log_probability: float) -> bool:
+    """Whether the model says so itself, and is not sure of its text: that is dropped then."""
+    return no_speech > NO_SPEECH_PROBABILITY and mean_log_probability < UNSURE_LOG_PROBABILITY
 
-    The attention is normalised over the tokens, smoothed over the frames and averaged over the
-    heads; the path that climbs through it from corner to corner tells which frames belong to whom.
+
+def token_starts(weights: Tensor, filter_width: int, first: int = 0) -> list[float]:
+    """(heads, U, S) attention of each input over the frames -> when what it writes begins, in s.
+
+    Of the attention only what falls into these frames counts. It is normalised over all U inputs,
+    smoothed over the frames and averaged over the heads. The path that climbs through it from
+    corner to corner, from input `first` to the one before the last, which is the end token, tells
+    which frames belong to whom.
     """
+    weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-10)
     deviation, mean = torch.std_mean(weights, dim=-2, keepdim=True, unbiased=False)
     weights = (weights - mean) / deviation.clamp(min=1e-10)
     side = filter_width // 2
     if weights.shape[-1] > side > 0:
         padded = F.pad(weights, (side, side), mode="reflect")
         weights = padded.unfold(-1, filter_width, 1).sort(-1).values[..., side]
-    return [frame * FRAME_SECONDS for frame in climb(-weights.mean(0).double().cpu().numpy())]
+    costs = -weights.mean(0)[first:-1].double().cpu().numpy()
+    return [frame * FRAME_SECONDS for frame in climb(costs)]
 
 
 def climb(costs: npt.NDArray[np.float64]) -> list[int]:

@@ -37,7 +37,8 @@ def list_models(as_json: JsonOption = False) -> None:
         size = "embedded" if entry.repository is None else f"{entry.megabytes:.0f} MB"
         here = "yes" if _place(entry) else "no"
         live = "yes" if entry.streams else "pauses"
-        rows.append((entry.short_name, here, size, live, entry.summary))
+        extra = f"; needs the extra {entry.extra}" if entry.extra else ""
+        rows.append((entry.short_name, here, size, live, entry.summary + extra))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row[:4], widths, strict=True)]
@@ -56,6 +57,7 @@ def show(name: NameArgument, as_json: JsonOption = False) -> None:
     facts["streams"] = "yes" if entry.streams else "no"
     facts["path"] = facts["path"] or f"not on this machine: pianissimo pull {entry.short_name}"
     facts["repository"] = entry.repository or "none: it is part of the package"
+    facts["extra"] = entry.extra or "none"
     for field in facts.pop("unverified"):
         facts[field] = f"{facts[field]} (unverified)"
     width = max(map(len, facts)) + 1
@@ -75,19 +77,23 @@ def recommend_model(
     ] = "cpu",
     max_rtf: Annotated[
         float | None,
-        typer.Option(metavar="X", min=0.0, help="Seconds of work per second of speech, at most."),
+        typer.Option(
+            metavar="X",
+            min=0.0,
+            help="Seconds of work per second of speech, at most [default: 1 with --live].",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Name the model that suits, why it does, and why the others do not."""
-    from pianissimo.choosing import Wish, passed_over, recommend
+    """Name the model that suits and why, and what to run; --json adds why the others do not."""
+    from pianissimo.choosing import Wish, recommend
 
     choice = recommend(Wish(language, live, quiet, device, max_rtf))
     if as_json:
-        facts = {"why": choice.why, "passed_over": dict(choice.passed_over)}
+        facts = {"why": choice.why, "how": choice.how, "passed_over": dict(choice.passed_over)}
         emit(json.dumps({**_facts(choice.entry), **facts}, ensure_ascii=False, indent=2) + "\n")
         return
-    emit(f"{choice.entry.short_name}\n{choice.why}\n{passed_over(choice)}\n")
+    emit(f"{choice.entry.short_name} {choice.why}\n{choice.how}\n")
 
 
 @app.command("verify")
@@ -142,6 +148,7 @@ def _facts(entry: CatalogEntry) -> dict[str, Any]:
         "streams": entry.streams,
         "unverified": list(entry.unverified),
         "repository": entry.repository,
+        "extra": entry.extra,
         "path": _place(entry),
     }
 

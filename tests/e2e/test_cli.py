@@ -445,14 +445,16 @@ def test_pull_without_a_network_says_what_to_do(
 
 def test_a_model_is_recommended_in_two_lines(cli: Cli) -> None:
     wish = ("--lang", "zh", "--live", "--quiet", "--device", "cpu", "--max-rtf", "5")
-    name, why, others = cli("models", "recommend", *wish).out.splitlines()
+    first, how = cli("models", "recommend", *wish).out.splitlines()
+    name, why = first.split(" ", 1)
     assert name in cli("models", "list").out
-    assert "knows zh" in why and "arithmetic" in why and others.startswith("not chosen: ")
+    assert "knows zh" in why and "arithmetic" in why and "; rather than " in why
+    assert how.startswith(f"pianissimo pull {name} && pianissimo listen --model {name}  # ")
     record = json.loads(cli("models", "recommend", *wish, "--json").out)
-    assert record["name"].endswith(name) and record["why"] == why
+    assert record["name"].endswith(name) and (record["why"], record["how"]) == (why, how)
     assert "whisper-tiny" in record["passed_over"]
     impossible = cli("models", "recommend", "--lang", "zh", "--max-rtf", "0.000001")
-    assert impossible.code == 4 and "no model fits" in impossible.err
+    assert impossible.code == 4 and "no model for zh is so quick here" in impossible.err
     assert "(unverified)" in cli("models", "show", "whisper-base").out
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 from spoken import pink, speech
-from tiny_whisper import save_tiny_whisper
 
 import pianissimo
 from pianissimo.audio.io import SAMPLE_RATE
@@ -19,6 +18,8 @@ ctranslate2 = pytest.importorskip("ctranslate2", reason="needs the extra faster-
 pytest.importorskip("faster_whisper", reason="needs the extra faster-whisper")
 pytest.importorskip("transformers", reason="needs the extra families")
 
+from tiny_faster_whisper import save_tiny_faster_whisper  # noqa: E402, after the skip
+
 from pianissimo.adapters.faster_whisper import FasterWhisperRecognizer  # noqa: E402, after the skip
 
 pytestmark = [
@@ -28,20 +29,11 @@ pytestmark = [
 CLIPS = [speech(3.0), speech(27.9), speech(1.0), speech(9.9) * np.float32(0.2)]
 
 
-def convert(source: Path, target: Path) -> None:
-    converter = ctranslate2.converters.TransformersConverter(
-        str(source), copy_files=["tokenizer.json", "preprocessor_config.json"]
-    )
-    converter.convert(str(target))
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("faster-whisper")
-    # The empty piece is how CTranslate2 tells a multilingual model.
-    for name, options in (("english", {"multilingual": False}), ("many", {"empty_piece": True})):
-        save_tiny_whisper(root / f"{name}-source", max_target_positions=448, **options)
-        convert(root / f"{name}-source", root / name)
+    for name in ("english", "many"):
+        save_tiny_faster_whisper(root / name, multilingual=name == "many")
     return {name: root / name for name in ("english", "many")}
 
 

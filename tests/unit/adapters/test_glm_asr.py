@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,14 @@ def test_attention_is_a_matter_of_speed_only(folder: Path, recognizer: GlmAsrRec
     assert eager._decode(CLIPS[:1])[0].tokens == recognizer._decode(CLIPS[:1])[0].tokens
 
 
+@pytest.mark.skipif(find_spec("flash_attn") is not None, reason="flash attention is here")
+def test_attention_that_is_not_installed_is_named(folder: Path) -> None:
+    with pytest.raises(
+        MissingExtraError, match=r"'flash_attention_2' cannot be used here: .*'sdpa'"
+    ):
+        read_glm_asr(folder, CPU, attention="flash_attention_2")
+
+
 def test_float16_halves_the_encoder_only(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     half = pianissimo.load(folder, device="cpu", dtype="float16")
     assert isinstance(half, GlmAsrRecognizer)
@@ -194,6 +203,21 @@ def test_the_first_layout_is_refused_with_the_reason(folder: Path, tmp_path: Pat
     changed = {"architectures": ["GlmasrModel"], "model_type": "Glmasr", "auto_map": {}}
     (old / "config.json").write_text(json.dumps(config | changed), encoding="utf-8")
     with pytest.raises(CheckpointError, match="first layout of GLM-ASR"):
+        pianissimo.load(old, device="cpu")
+
+
+def test_weights_of_the_first_layout_under_a_new_configuration_are_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    old = Path(shutil.copytree(folder, tmp_path / "old"))
+    weights = load_file(old / "model.safetensors")
+    renamed = {
+        name.replace("audio_tower", "audio_encoder.whisper"): weights[name] for name in weights
+    }
+    save_file(renamed, old / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"missing, such as model\.audio_tower"):
         pianissimo.load(old, device="cpu")
 
 

@@ -124,12 +124,38 @@ def test_attention_is_smoothed_as_in_transformers() -> None:
         _median_filter,
     )
 
-    weights = torch.rand(3, 6, 50, generator=torch.Generator().manual_seed(0))
+    weights = torch.rand(3, 8, 50, generator=torch.Generator().manual_seed(0)).softmax(-1)
     deviation, mean = torch.std_mean(weights, dim=-2, keepdim=True, unbiased=False)
-    smooth = _median_filter(((weights - mean) / deviation)[None], 7)[0].mean(0)
+    smooth = _median_filter(((weights - mean) / deviation)[None], 7)[0].mean(0)[1:-1]
     texts, times = _dynamic_time_warping(-smooth.double().numpy())
     expected = [0.02 * int(times[texts == row].min()) for row in range(6)]
-    assert token_starts(weights, 7) == pytest.approx(expected)
+    assert token_starts(weights, 7, first=1) == pytest.approx(expected)
+    # What falls outside the recording is left out as if it had never been looked at.
+    assert token_starts(weights * torch.rand(3, 8, 1), 7, first=1) == pytest.approx(expected)
+
+
+def test_words_begin_when_ctranslate2_says(tmp_path: Path) -> None:
+    """Its alignment of the same tokens in the same spectra; Transformers tells when tokens end."""
+    ctranslate2 = pytest.importorskip("ctranslate2", reason="needs the extra faster-whisper")
+    save_tiny_whisper(tmp_path / "ours", max_target_positions=448, empty_piece=True)
+    converter = ctranslate2.converters.TransformersConverter(str(tmp_path / "ours"))
+    theirs = ctranslate2.models.Whisper(converter.convert(str(tmp_path / "theirs")), device="cpu")
+    ours = load(tmp_path / "ours", language="de")
+    clips = [speech(seconds) for seconds in (3.0, 7.3, 29.5, 1.0)]
+    frames = [len(samples) // 320 for samples in clips]
+    mel = ours.extractor(clips, sampling_rate=RATE, return_tensors="pt").input_features
+    with torch.inference_mode():
+        encoded = ours.model.model.encoder(mel).last_hidden_state
+        prompts, _ = ours._prompts(encoded)
+        tokens = [list(decoded.tokens) for decoded in ours._decode(clips, words=False)]
+        starts = ours._align(encoded, prompts, tokens, frames)
+    heard = theirs.encode(ctranslate2.StorageView.from_array(mel.numpy()))
+    begun = prompts[0, :-1].tolist()
+    found = theirs.align(heard, begun, tokens, [2 * count for count in frames])
+    for ids, times, expected in zip(tokens, starts, found, strict=True):
+        first = {token: frame for token, frame in reversed(expected.alignments)}
+        assert len(times) == len(ids) + 1 > 5
+        assert times == pytest.approx([0.02 * first[i] for i in range(len(times))])
 
 
 # -- recordings ------------------------------------------------------------------------------------
