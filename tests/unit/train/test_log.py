@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from tiny import make_talker
 
+from pianissimo.decoding.search import Decoding
 from pianissimo.errors import ManifestError, MissingExtraError
 from pianissimo.models.asr import load_model
+from pianissimo.native import NativeRecognizer
 from pianissimo.train.log import LOG_FILE, RunLog
 from pianissimo.train.validate import streaming_errors
 
@@ -56,3 +59,20 @@ def test_validation_gives_word_errors_per_subset_and_latency(
     assert all(rate > 0 for rate in scores.values())
     with pytest.raises(ManifestError):
         streaming_errors(tmp_path / "none.jsonl", tokenizer)
+
+
+def test_validation_is_greedy_as_live_streams_are(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """Whatever search the model names for recordings: its greedy text is without an error here."""
+    _, tokenizer = load_model(tiny_model_folder)
+    model = make_talker(0.0, vocab_size=tokenizer.vocab_size, beam=4)
+    noise = np.random.default_rng(0).standard_normal(32_000).astype(np.float32) * 0.1
+    soundfile.write(tmp_path / "noise.wav", noise, 16_000)
+    manifest = tmp_path / "dev.jsonl"
+
+    def errors(decoding: Decoding | None) -> float:
+        recognizer = NativeRecognizer(model, tokenizer, decoding=decoding)
+        text = recognizer.transcribe(tmp_path / "noise.wav", latency_ms=1120).text
+        manifest.write_text(json.dumps({"audio_filepath": "noise.wav", "text": text}))
+        return streaming_errors(manifest, tokenizer)(model)["wer all 1120 ms"]
+
+    assert errors(Decoding(beam=1)) == 0 < errors(None)
