@@ -289,21 +289,21 @@ class Mute:
 @pytest.fixture
 def mute(talker: AsrModel, tiny_tokenizer: Tokenizer) -> NativeRecognizer:
     recognizer = NativeRecognizer(talker, tiny_tokenizer)
-    recognizer.search = Mute(recognizer.search)
+    recognizer.live_search = Mute(recognizer.live_search)
     return recognizer
 
 
 def test_a_pause_ends_the_utterance_and_keeps_the_caches(mute: NativeRecognizer) -> None:
     with mute.stream(latency_ms=80, watchdog=None) as stream:
         events = stream.push(noise(32_000))
-        mute.search.silent = True
+        mute.live_search.silent = True
         events = stream.push(noise(32_000, seed=1))
         key = stream._runner.arena.key.clone()
         assert [e.type for e in events] == ["final", "endpoint"]
         assert events[0].reason == "endpoint"
         assert events[0].text
         assert events[1].start == events[1].end == events[0].end
-        mute.search.silent = False
+        mute.live_search.silent = False
         again = stream.push(noise(16_000, seed=2))
         assert again[0].type == "partial"
         assert bool(key.any())
@@ -315,11 +315,11 @@ def test_when_asked_a_voice_keeps_the_utterance_open(mute: NativeRecognizer) -> 
     loud = np.convolve(bursts(4.0), np.full(5, 0.2), "same").astype(np.float32)
     quiet = noise(40_000, seed=2) * 1e-4
     for voice, expected in ((False, True), (True, False)):
-        mute.search.silent = False
+        mute.live_search.silent = False
         rules = EndpointRules(voice=voice)
         with mute.stream(latency_ms=80, endpoint=rules, watchdog=None) as stream:
             stream.push(np.concatenate([quiet, loud]))
-            mute.search.silent = True
+            mute.live_search.silent = True
             events = stream.push(loud)
             assert any(e.type == "endpoint" for e in events) == expected
             events += stream.push(quiet)
@@ -329,7 +329,7 @@ def test_when_asked_a_voice_keeps_the_utterance_open(mute: NativeRecognizer) -> 
 def test_without_rules_nothing_ends_an_utterance(mute: NativeRecognizer) -> None:
     with mute.stream(latency_ms=80, endpoint=None, watchdog=None) as stream:
         stream.push(noise(32_000))
-        mute.search.silent = True
+        mute.live_search.silent = True
         assert stream.push(noise(64_000, seed=1)) == []
 
 
@@ -363,11 +363,11 @@ def bursts(seconds: float) -> Samples:
 def test_a_model_that_fell_silent_hears_the_last_seconds_anew(mute: NativeRecognizer) -> None:
     sound = bursts(14.0)
     with mute.stream(latency_ms=160, endpoint=None) as stream:
-        mute.search.silent = True
+        mute.live_search.silent = True
         for start in range(0, len(sound), 1600):
             stream.push(sound[start : start + 1600])
             if stream.replays:
-                mute.search.silent = False
+                mute.live_search.silent = False
         final = stream.finish()[-1]
     assert stream.replays == 1
     # Words from before the moment at which the search spoke again: they were heard anew.
@@ -378,7 +378,7 @@ def test_a_model_that_fell_silent_hears_the_last_seconds_anew(mute: NativeRecogn
 
 
 def test_the_watchdog_does_not_repeat_itself_in_vain(mute: NativeRecognizer) -> None:
-    mute.search.silent = True
+    mute.live_search.silent = True
     with make_engine(mute) as engine:
         session = engine.open(latency_ms=560)
         session.push(bursts(40.0))
@@ -388,7 +388,7 @@ def test_the_watchdog_does_not_repeat_itself_in_vain(mute: NativeRecognizer) -> 
 
 
 def test_silence_does_not_wake_the_watchdog(mute: NativeRecognizer) -> None:
-    mute.search.silent = True
+    mute.live_search.silent = True
     with mute.stream(latency_ms=160) as stream:
         stream.push(np.zeros(480_000, np.float32))
         assert stream.replays == 0

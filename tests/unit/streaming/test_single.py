@@ -123,7 +123,7 @@ def test_words_come_as_soon_as_their_chunk_is_complete(
 @torch.no_grad()
 def said(recognizer: NativeRecognizer, samples: NDArray[np.float32], latency: int) -> str:
     """The text of all tokens of the complete chunks, without a session."""
-    model, search = recognizer.model, recognizer.search
+    model, search = recognizer.model, recognizer.live_search
     plan = model.encoder.plan(model.config.latencies_ms[latency])
     mel = model.features.push(torch.from_numpy(samples), model.features.start())
     encoded = model.encoder.step(mel[None], model.encoder.start(), plan)
