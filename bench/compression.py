@@ -33,10 +33,11 @@ from pianissimo.models.asr import AsrModel, save_model
 from pianissimo.native import NativeRecognizer
 from pianissimo.text.normalize import normalize_for_scoring
 from pianissimo.text.tokenizer import Tokenizer
+from pianissimo.train.augment import Augmenter
 from pianissimo.train.data import TrainingSet, Utterance, read_manifest
 from pianissimo.train.finetune import example_losses
 from pianissimo.train.loop import Stage, TrainConfig, train_model
-from pianissimo.train.material import training_set
+from pianissimo.train.material import AUGMENT, training_set
 from pianissimo.train.prune import (
     head_importance,
     head_norms,
@@ -174,7 +175,7 @@ def worth_of_heads(recognizer: NativeRecognizer, plan: Plan, place: Path) -> tor
         return head_norms(recognizer.model)
     tell("the worth of each head")
     model = copy.deepcopy(recognizer.model).requires_grad_()
-    data = training_data(plan, place, augment=False)
+    data = training_data(plan, place)
     return head_importance(model, example_losses(model, recognizer.tokenizer, data))
 
 
@@ -188,7 +189,7 @@ def pruned(model: AsrModel, kind: str, share: float, worth: torch.Tensor) -> Asr
     return model
 
 
-def training_data(plan: Plan, place: Path, *, augment: bool) -> TrainingSet:
+def training_data(plan: Plan, place: Path, augment: Augmenter | None = None) -> TrainingSet:
     """Decoded once for all models."""
     return training_set(plan.train, place / "cache", augment)
 
@@ -199,7 +200,7 @@ def train(model: AsrModel, tokenizer: Tokenizer, plan: Plan, place: Path, name: 
     config = TrainConfig(
         plan.steps, peak_lr=plan.rate, warmup_steps=plan.steps // 10, clip_norm=2.0
     )
-    stage = Stage(plan.steps, training_data(plan, place, augment=True), plan.batch_seconds)
+    stage = Stage(plan.steps, training_data(plan, place, AUGMENT), plan.batch_seconds)
     train_model(config, model, tokenizer, [stage], place / name)
 
 
