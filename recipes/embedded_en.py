@@ -143,15 +143,13 @@ FIFTH = TrainConfig(
     save_every=100,
     seed=5,
 )
-SIXTH = TrainConfig(
+SIXTH = replace(
+    FOURTH,
     steps=7000,
     peak_lr=6e-4,
     warmup_steps=200,
     flat_until=4200,
-    clip_norm=2.0,
-    ctc_weight=0.4,
     ema_decay=0.998,
-    save_every=100,
     seed=6,
 )
 SEVENTH = replace(FIFTH, steps=700, peak_lr=2e-4, flat_until=200, seed=7)
@@ -390,8 +388,7 @@ def fifth_stages(utterances: list[Utterance], run: Path) -> list[Stage]:
 
 def sixth_stages(utterances: list[Utterance], run: Path) -> list[Stage]:
     """The fourth run again, for longer."""
-    mixture = Mixture([*later_mixture(utterances, run, 3).sets, *prose_sets(utterances, run, 2)])
-    return [Stage(SIXTH.steps, mixture, 40.0, WARPED, FOURTH_LOOKAHEADS)]
+    return [replace(stage, until=SIXTH.steps) for stage in fourth_stages(utterances, run)]
 
 
 def seventh_stages(utterances: list[Utterance], run: Path) -> list[Stage]:
