@@ -153,6 +153,7 @@ SIXTH = replace(
     seed=6,
 )
 SEVENTH = replace(FIFTH, steps=700, peak_lr=2e-4, flat_until=200, seed=7)
+EIGHTH = replace(SIXTH, steps=6200, flat_until=3600, seed=8)
 LONGEST_PROSE_SECONDS = 12.0
 # The two shortest modes lose most, so the last run draws them more often.
 THIRD_LOOKAHEADS = (13, 6, 1, 1, 0, 0, 0)
@@ -396,6 +397,11 @@ def seventh_stages(utterances: list[Utterance], run: Path) -> list[Stage]:
     return [replace(stage, until=SEVENTH.steps) for stage in fifth_stages(utterances, run)]
 
 
+def eighth_stages(utterances: list[Utterance], run: Path) -> list[Stage]:
+    """The fourth run a third time, from the mean of the two before."""
+    return [replace(stage, until=EIGHTH.steps) for stage in fourth_stages(utterances, run)]
+
+
 def prose_sets(utterances: list[Utterance], run: Path, runs_times: int) -> list[TrainingSet]:
     """Prose: whole, in runs of words as often as said, in new orders, and synthetic."""
     utterances = [replace(u, text=plain(u.text)) for u in utterances]
@@ -456,12 +462,11 @@ def initialise(model: AsrModel) -> None:
                 branch.weight *= BRANCH_SCALE
 
 
-def copying(folder: Path) -> Callable[[AsrModel], None]:
-    """An initialisation from the weights of a model folder."""
+def copying(*folders: Path) -> Callable[[AsrModel], None]:
+    """An initialisation from the mean of the weights of model folders."""
 
     def copy(model: AsrModel) -> None:
-        source, _ = load_model(folder)
-        model.load_state_dict(source.state_dict())
+        model.load_state_dict(mean(folders).state_dict())
 
     return copy
 
@@ -572,7 +577,10 @@ def main(
     seventh = learn("seventh", SEVENTH, seventh_stages, (SEVENTH.steps,), copying(sixth))
     if seventh is None:
         return
-    model = mean([sixth, seventh])
+    eighth = learn("eighth", EIGHTH, eighth_stages, (EIGHTH.steps,), copying(sixth, seventh))
+    if eighth is None:
+        return
+    model = mean([eighth])
     assert model.joiner is not None
     with torch.no_grad():
         model.joiner.out.bias[-1] -= BLANK_DISCOUNT

@@ -110,8 +110,11 @@ def test_another_latency_while_talking_loses_no_word(browser: Any, words_server:
         page.locator("#live-text .word", has_text="nine").nth(2).wait_for()
         page.get_by_role("button", name="Stop").click()
         page.get_by_role("button", name="Listen").wait_for()
-        heard = [word for word in words(page, "#live-text") if word != "enter"]
-        assert heard == 3 * DIGITS
+        # "enter" is heard as another word now and then, yet never as two.
+        number = r"(\w+ )?" + " ".join(DIGITS)
+        assert re.fullmatch(
+            " ".join(3 * [number]) + "( enter)?", " ".join(words(page, "#live-text"))
+        )
 
 
 def test_a_cut_connection_is_taken_up_again(browser: Any, words_server: Server) -> None:
