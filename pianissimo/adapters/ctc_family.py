@@ -25,6 +25,7 @@ from pianissimo.decoding.fusion import Fusion
 from pianissimo.decoding.hypothesis import Hypothesis
 from pianissimo.decoding.search import FUSION_BEAM, Decoding
 from pianissimo.decoding.vocabulary import Vocabulary
+from pianissimo.errors import OptionError
 from pianissimo.guards import Evidence, Reason
 from pianissimo.hearing import Hearing
 from pianissimo.models.wav2vec2 import Wav2Vec2, normalize_waveform
@@ -147,6 +148,8 @@ class CtcFamilyRecognizer(OfflineRecognizer):
     ) -> None:
         self.model, self.alphabet = model.eval(), alphabet
         self.decoding = decoding or Decoding()
+        if self.decoding.rescoring:
+            raise OptionError("rescoring is for the texts of a transducer, not for those of CTC")
         self.vocabulary = Vocabulary.of_alphabet(alphabet)
         self._fusion = Fusion(self.decoding.language_model(self.vocabulary))
         self.language = model.config.language

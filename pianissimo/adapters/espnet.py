@@ -234,12 +234,14 @@ def _apart(before: str, text: str) -> bool:
 
 
 def search_options(decoding: Decoding | None, *, ctc_only: bool) -> JointOptions:
-    """The search for what `load` is asked; OptionError for a bonus, which ESPnet has per token."""
+    """The search for what `load` is asked; OptionError for what ESPnet's does not know."""
     options = JointOptions(ctc_weight=1.0) if ctc_only else JointOptions()
     if decoding is None:
         return options
     if decoding.word_bonus is not None:
         raise OptionError("ESPnet models know no bonus for words: leave word_bonus out")
+    if decoding.rescoring:
+        raise OptionError("ESPnet models ask CTC in every step already: leave rescoring out")
     if decoding.beam is not None:
         options = replace(options, beam=decoding.beam)
     if decoding.lm_weight is not None:

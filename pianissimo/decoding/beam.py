@@ -32,7 +32,6 @@ from pianissimo.decoding.beams import (
     Beam,
     BeamOptions,
     BeamState,
-    Heard,
     Settling,
     empty_state,
     log_add,
@@ -41,7 +40,8 @@ from pianissimo.decoding.beams import (
 from pianissimo.decoding.boosting import PhraseTrie
 from pianissimo.decoding.confidence import Confidence
 from pianissimo.decoding.fusion import Fusion, FusionState, LanguageModel
-from pianissimo.decoding.hypothesis import Hypothesis
+from pianissimo.decoding.hypothesis import Heard, Hypothesis
+from pianissimo.decoding.rescoring import Rescoring
 from pianissimo.errors import OptionError
 from pianissimo.models.asr import AsrModel
 from pianissimo.models.packed import packed
@@ -137,6 +137,9 @@ class BeamSearch:
         self.durations = model.config.transducer.durations
         self.max_symbols = model.config.max_symbols
         self.options, self.lm = options or BeamOptions(), lm
+        self.ctc = model.ctc if self.options.rescoring else None
+        if self.options.rescoring and model.ctc is None:
+            raise OptionError("rescoring needs a model with a CTC head, which this one has not")
         self.confidence = confidence or Confidence()
         self._settle = Settling.of(self.options, model.config.frame_seconds)
 
@@ -149,7 +152,7 @@ class BeamSearch:
             first = TransducerHypothesis((), (), 0.0, fusion.start(), 0, 0)
             labels = torch.full((1,), self.blank, device=device)
             memory = self._advanced(labels, self.predictor.start(1))
-            beams.append(Beam((first,), fusion, memory=memory))
+            beams.append(Beam((first,), fusion, memory=memory, rescoring=self._rescoring(device)))
         return empty_state(beams, device)
 
     def decode(self, encoded: Tensor, lengths: Tensor | None, state: BeamState) -> list[Hypothesis]:
@@ -165,6 +168,7 @@ class BeamSearch:
             lengths = torch.full((B,), S, device=encoded.device)
         frames = self.joiner.encoder(encoded)
         first, ends, before = state.ahead.tolist(), lengths.tolist(), state.frames.tolist()
+        self._listen(encoded, first, ends, state.beams)
         outputs = self._together(state.beams)
         for t in range(S):
             rows = [row for row in range(B) if first[row] <= t < ends[row]]
@@ -217,7 +221,8 @@ class BeamSearch:
             hypotheses = list(beam.hypotheses)
             if row in done:
                 ranked = sorted(done[row].values(), key=lambda h: -h.score)
-                hypotheses, settled = self._settle(ranked[: self.options.beam], before[row] + t)
+                ranked = ranked[: self.options.beam]
+                hypotheses, settled, beam = self._settled(beam, ranked, before[row] + t)
                 beam = report(beam, settled, found[row])
             slots = range(len(kept), len(kept) + len(hypotheses))
             kept += [h.slot for h in hypotheses]
@@ -229,6 +234,40 @@ class BeamSearch:
         if kept == list(range(len(outputs.projected))):
             return outputs
         return outputs.rows(torch.tensor(kept, device=frame.device))
+
+    def _settled(
+        self, beam: Beam, ranked: list[TransducerHypothesis], frame: int
+    ) -> tuple[list[TransducerHypothesis], tuple[Heard, ...], Beam]:
+        """The hypotheses that stay after a frame and what is settled by then, with CTC heard on it
+        at a pause; and the beam."""
+        if beam.rescoring is None:
+            return *self._settle(ranked, frame), beam
+        if self._settle.due(ranked[0], frame):
+            worth = beam.rescoring.worth([h.tokens for h in ranked], frame)
+            totals = {id(h): h.score + more for h, more in zip(ranked, worth, strict=True)}
+            ranked = sorted(ranked, key=lambda h: -totals[id(h)])
+        hypotheses, settled = self._settle(ranked, frame)
+        next_heard = min((h.heard[0].frame for h in hypotheses if h.heard), default=frame + 1)
+        rescoring = beam.rescoring.told(settled)
+        rescoring = rescoring.forgetting(frame, next_heard, self._settle.pause)
+        return hypotheses, settled, replace(beam, rescoring=rescoring)
+
+    def _rescoring(self, device: torch.device) -> Rescoring | None:
+        if self.ctc is None:
+            return None
+        return Rescoring(self.options.rescoring, torch.empty(0, self.blank + 1, device=device))
+
+    def _listen(
+        self, encoded: Tensor, first: Sequence[int], ends: Sequence[int], beams: list[Beam]
+    ) -> None:
+        """Let CTC hear the frames of each row, from its first new one to its end."""
+        if self.ctc is None:
+            return
+        log_probs = self.ctc(encoded).float()
+        for row, beam in enumerate(beams):
+            assert beam.rescoring is not None
+            heard = beam.rescoring.extended(log_probs[row, first[row] : ends[row]])
+            beams[row] = replace(beam, rescoring=heard)
 
     def _turn(
         self,

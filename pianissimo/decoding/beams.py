@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from pianissimo.decoding.fusion import Fusion
-from pianissimo.decoding.hypothesis import Hypothesis
+from pianissimo.decoding.hypothesis import Heard, Hypothesis
+from pianissimo.decoding.rescoring import Rescoring
 from pianissimo.errors import OptionError, StateError
-
-LARGEST_BEAM = 256
+from pianissimo.models.asr import LARGEST_BEAM
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class BeamOptions:
     """How widely to search.
 
     Of each frame's CTC symbols those below `token_floor` (a natural logarithm) are passed over, and
-    hypotheses that score `window` less than the best one are given up.
+    hypotheses that score `window` less than the best one are given up. `rescoring` is how much CTC
+    counts when the texts of a transducer are weighed again, see `Rescoring`.
     """
 
     beam: int = 4
@@ -34,22 +35,15 @@ class BeamOptions:
     pause_seconds: float = 0.4
     token_floor: float = -5.0
     window: float = 15.0
+    rescoring: float = 0.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.beam <= LARGEST_BEAM:
             raise OptionError(f"a beam is 1 to {LARGEST_BEAM} hypotheses wide, not {self.beam}")
         if not min(self.settle_seconds, self.pause_seconds, self.window, -self.token_floor) > 0:
             raise OptionError("the bounds of a beam search must be above 0, its token floor below")
-
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """One token of a hypothesis; see `Hypothesis` for the numbers."""
-
-    token: int
-    frame: int
-    log_prob: float
-    confidence: float
+        if not 0 <= self.rescoring <= 10:
+            raise OptionError(f"rescoring must be 0 to 10, not {self.rescoring}")
 
 
 class Scored(Protocol):
@@ -78,12 +72,16 @@ H = TypeVar("H", bound=Scored)
 
 @dataclass(frozen=True)
 class Beam:
-    """The hypotheses of one stream, the best first; what a search needs beside them is `memory`."""
+    """The hypotheses of one stream, the best first; what a search needs beside them is `memory`.
+
+    With `rescoring` they are weighed again where their text ends.
+    """
 
     hypotheses: tuple[Any, ...]
     fusion: Fusion = field(default_factory=Fusion)
     last_frame: int = 0
     memory: Any = None
+    rescoring: Rescoring | None = None
 
 
 @dataclass
@@ -130,14 +128,17 @@ class Settling:
     def of(cls, options: BeamOptions, frame_seconds: float) -> "Settling":
         return cls(options.settle_seconds / frame_seconds, options.pause_seconds / frame_seconds)
 
+    def due(self, best: Scored, frame: int) -> int:
+        """How many tokens of the best hypothesis are settled now even if others disagree."""
+        if best.heard and frame - best.heard[-1].frame >= self.pause:
+            return len(best.heard)
+        return sum(heard.frame < frame - self.age for heard in best.heard)
+
     def __call__(self, hypotheses: Sequence[H], frame: int) -> tuple[list[H], tuple[Heard, ...]]:
         """The hypotheses, of which the first is the best, that stay after a frame, and what is
         settled by then."""
         best = hypotheses[0]
-        if best.heard and frame - best.heard[-1].frame >= self.pause:
-            due = len(best.heard)
-        else:
-            due = sum(heard.frame < frame - self.age for heard in best.heard)
+        due = self.due(best, frame)
         if due:
             hypotheses = [h for h in hypotheses if h.tokens[:due] == best.tokens[:due]]
         agreed = min(len(h.tokens) for h in hypotheses)
@@ -152,7 +153,10 @@ class Settling:
 def ended(beam: Beam) -> tuple[Beam, tuple[Heard, ...]]:
     """The beam where a text ends: its best hypothesis alone, all of it settled."""
     best, _ = max(_texts(beam).values(), key=lambda pair: pair[1])
-    return replace(beam, hypotheses=(best.without(len(best.tokens)),)), best.heard
+    rescoring = beam.rescoring and beam.rescoring.restarted()
+    return replace(
+        beam, hypotheses=(best.without(len(best.tokens)),), rescoring=rescoring
+    ), best.heard
 
 
 def report(beam: Beam, settled: Iterable[Heard], found: Hypothesis) -> Beam:
@@ -179,6 +183,10 @@ def _texts(beam: Beam) -> dict[tuple[int, ...], tuple[Any, float]]:
     for h in sorted(beam.hypotheses, key=lambda h: -h.score):
         first, total = texts.get(h.tokens, (h, -math.inf))
         texts[h.tokens] = first, log_add(total, h.score + beam.fusion.end(h.state))
+    if beam.rescoring is not None and len(texts) > 1:
+        worth = beam.rescoring.worth(list(texts))
+        for (tokens, (first, total)), more in zip(list(texts.items()), worth, strict=True):
+            texts[tokens] = first, total + more
     return texts
 
 

@@ -19,7 +19,6 @@ from pianissimo.decoding.beams import (
     Beam,
     BeamOptions,
     BeamState,
-    Heard,
     Settling,
     empty_state,
     log_add,
@@ -28,7 +27,7 @@ from pianissimo.decoding.beams import (
 from pianissimo.decoding.boosting import PhraseTrie
 from pianissimo.decoding.confidence import Confidence
 from pianissimo.decoding.fusion import Fusion, FusionState, LanguageModel
-from pianissimo.decoding.hypothesis import Hypothesis
+from pianissimo.decoding.hypothesis import Heard, Hypothesis
 from pianissimo.errors import OptionError
 from pianissimo.models.asr import AsrModel
 

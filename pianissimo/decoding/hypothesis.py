@@ -4,6 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """One token of a hypothesis; see `Hypothesis` for the numbers."""
+
+    token: int
+    frame: int
+    log_prob: float
+    confidence: float
+
+
 @dataclass
 class Hypothesis:
     """Tokens of one stream or recording, in order.

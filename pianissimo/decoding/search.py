@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
@@ -22,12 +22,17 @@ from pianissimo.models.asr import AsrModel
 Head = Literal["transducer", "ctc"]
 FUSION_BEAM = 8
 """How wide a beam is that is needed for a language model, if nobody says."""
+RESCORED_PAUSE_SECONDS = 0.8
+"""The pause at which texts are weighed again: longer than one between two words of a list."""
 
 
 @dataclass(frozen=True)
 class Decoding:
     """How a text is found: greedily, or as the best of `beam` hypotheses that live side by side.
 
+    `rescoring` is how much the CTC head counts when the texts of a transducer's beam are weighed
+    again at a pause, by default what the model's configuration says (0.5 is usual, 0 is never);
+    it needs both heads.
     `lm` is an ARPA file of words or of the model's tokens; it needs a beam, 8 by default.
     `lm_weight` is how much it counts (0.5 for words, 0.3 for tokens) and `word_bonus`, in nats, is
     added for each of its words (1.5), since every word makes a text less likely.
@@ -37,6 +42,7 @@ class Decoding:
     lm: str | os.PathLike[str] | None = None
     lm_weight: float | None = None
     word_bonus: float | None = None
+    rescoring: float | None = None
 
     def __post_init__(self) -> None:
         if self.lm is None and (self.lm_weight is not None or self.word_bonus is not None):
@@ -45,7 +51,9 @@ class Decoding:
             raise OptionError(f"lm_weight must be 0 to 10, not {self.lm_weight}")
         if self.word_bonus is not None and not -20 <= self.word_bonus <= 20:
             raise OptionError(f"word_bonus must be -20 to 20, not {self.word_bonus}")
-        BeamOptions(self.width)
+        if self.rescoring and self.greedy:
+            raise OptionError("rescoring needs a beam of several hypotheses")
+        BeamOptions(self.width, rescoring=self.rescoring or 0.0)
 
     @property
     def width(self) -> int:
@@ -108,4 +116,12 @@ def make_search(
     if decoding.greedy:
         return CtcGreedySearch(model) if ctc else GreedySearch(model)
     lm = None if vocabulary is None else decoding.language_model(vocabulary)
-    return (CtcBeamSearch if ctc else BeamSearch)(model, BeamOptions(decoding.width), lm)
+    options = BeamOptions(decoding.width)
+    if ctc:
+        if decoding.rescoring:
+            raise OptionError("rescoring is for the texts of a transducer, not for those of CTC")
+        return CtcBeamSearch(model, options, lm)
+    usual = model.config.rescoring
+    if weight := usual if decoding.rescoring is None else decoding.rescoring:
+        options = replace(options, rescoring=weight, pause_seconds=RESCORED_PAUSE_SECONDS)
+    return BeamSearch(model, options, lm)

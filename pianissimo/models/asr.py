@@ -32,6 +32,10 @@ WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILES = {"sentencepiece": "tokenizer.model", "huggingface": "tokenizer.json"}
 FORMAT_VERSION = 1
 LARGEST_CONFIG_BYTES = 1 << 20
+LARGEST_NUMBER = 1 << 20
+"""Most that any size in a configuration may be; the vocabulary is the largest of them."""
+MOST_LAYERS = 512
+LARGEST_BEAM = 256
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,13 @@ class PromptConfig:
     hidden: int = 2048
     default: int = 101
 
+    def __post_init__(self) -> None:
+        if min(self.count, self.hidden) < 1 or not 0 <= self.default < self.count:
+            raise OptionError(
+                f"{self.count} prompts through {self.hidden} units, by default number "
+                f"{self.default}: out of range"
+            )
+
 
 @dataclass(frozen=True)
 class AsrConfig:
@@ -49,6 +60,7 @@ class AsrConfig:
 
     `beam` is how many hypotheses its transducer follows side by side through a recording, if nobody
     asks for another search; live streams are searched greedily, since a beam says words later.
+    `rescoring` is how much the CTC head counts wherever the transducer has a beam (see `Decoding`).
     """
 
     vocab_size: int
@@ -59,6 +71,7 @@ class AsrConfig:
     prompts: PromptConfig | None = None
     max_symbols: int = 10
     beam: int = 1
+    rescoring: float = 0.0
     language: str | None = None
     name: str = "unnamed"
 
@@ -67,8 +80,24 @@ class AsrConfig:
             raise OptionError("a model needs a transducer, a CTC head or both")
         if self.transducer is not None and self.transducer.vocab_size != self.vocab_size:
             raise OptionError("the transducer's vocabulary differs from the model's")
-        if self.beam < 1:
-            raise OptionError(f"a beam has at least one hypothesis, not {self.beam}")
+        if self.vocab_size < 1 or self.max_symbols < 1:
+            raise OptionError(
+                f"vocab_size is {self.vocab_size} and max_symbols {self.max_symbols}, "
+                "expected 1 or more"
+            )
+        layers = self.encoder.layers
+        if self.transducer is not None:
+            layers = max(layers, self.transducer.predictor_layers)
+        if layers > MOST_LAYERS:
+            raise OptionError(f"a network of {layers} layers, expected at most {MOST_LAYERS}")
+        if self.encoder.left_context is not None and self.encoder.left_context < 1:
+            raise OptionError(f"left context is {self.encoder.left_context}, expected 1 or more")
+        if not 1 <= self.beam <= LARGEST_BEAM:
+            raise OptionError(f"a beam is 1 to {LARGEST_BEAM} hypotheses wide, not {self.beam}")
+        if self.rescoring and (self.transducer is None or not self.ctc):
+            raise OptionError("rescoring needs a transducer and a CTC head")
+        if not 0 <= self.rescoring <= 10:
+            raise OptionError(f"rescoring must be 0 to 10, not {self.rescoring}")
         if self.features.n_mels != self.encoder.n_mels:
             raise OptionError(
                 f"features have {self.features.n_mels} mel bins, "
@@ -209,6 +238,10 @@ def build(config: AsrConfig, weights: dict[str, Tensor], source: str) -> AsrMode
                 f"{source}: {name} has shape {tuple(weights[name].shape)}, "
                 f"its configuration says {tuple(shape)}"
             )
+        if not bool(weights[name].float().sum().isfinite()):  # far cheaper than a look at each
+            raise CheckpointError(
+                f"{source}: {name} holds NaN or infinite numbers; train or fetch it again"
+            )
     model.load_state_dict({name: t.float() for name, t in weights.items()}, assign=True)
     return model.eval()
 
@@ -285,6 +318,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise CheckpointError(f"{where} is {value!r}, expected {hint.__name__}")
+    if isinstance(value, int | float) and not abs(value) <= LARGEST_NUMBER:
+        raise CheckpointError(f"{where} is {value!r}, expected at most {LARGEST_NUMBER}")
     return value
 
 

@@ -206,6 +206,19 @@ def test_recordings_are_searched_as_the_model_says_and_streams_greedily(
         make_model(beam=0)
 
 
+def test_recordings_are_rescored_as_the_model_says(
+    tiny_tokenizer: Tokenizer, files: list[Path]
+) -> None:
+    def texts(decoding: Decoding | None, **config: float) -> list[str]:
+        model = make_talker(0.0, vocab_size=tiny_tokenizer.vocab_size, beam=4, **config)
+        recognizer = NativeRecognizer(model, tiny_tokenizer, decoding=decoding)
+        return [recognizer.transcribe(path).text for path in files[:3]]
+
+    usual, asked = texts(None, rescoring=3.0), texts(Decoding(beam=4, rescoring=3.0))
+    assert usual == asked == texts(Decoding(beam=4), rescoring=3.0) != texts(None)
+    assert texts(Decoding(beam=4, rescoring=0.0), rescoring=3.0) == texts(None)
+
+
 # -- many recordings -------------------------------------------------------------------------------
 
 

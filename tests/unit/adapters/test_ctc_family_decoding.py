@@ -109,6 +109,8 @@ def test_with_a_language_model_only_words_that_it_knows_are_written(tmp_path: Pa
     (tmp_path / "no.arpa").write_text("nothing", encoding="utf-8")
     with pytest.raises(pianissimo.PianissimoError, match=r"no\.arpa"):
         load("wav2vec2", Decoding(lm=tmp_path / "no.arpa"))
+    with pytest.raises(pianissimo.PianissimoError, match="rescoring"):
+        load("wav2vec2", Decoding(beam=4, rescoring=0.5))
 
 
 def test_a_long_recording_in_windows_is_boosted_to_its_end() -> None:

@@ -143,6 +143,7 @@ def test_a_model_without_decoder_uses_ctc() -> None:
         ({"language": "en"}, "languages"),
         ({"task": "translate"}, "task"),
         ({"decoding": Decoding(lm=GOLDEN / "latest.arpa", word_bonus=1.0)}, "word_bonus"),
+        ({"decoding": Decoding(beam=4, rescoring=0.5)}, "rescoring"),
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, Any], said: str) -> None:

@@ -232,6 +232,7 @@ def test_the_search_is_the_one_asked_for() -> None:
         {"lm": "x", "lm_weight": -1.0},
         {"lm": "x", "lm_weight": float("nan")},
         {"lm": "x", "word_bonus": 1e9},
+        {"beam": 4, "rescoring": float("nan")},
     ],
 )
 def test_unusable_decodings_are_refused(options: dict[str, object]) -> None:
