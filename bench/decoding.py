@@ -5,8 +5,9 @@
 
 `boosting`: the rare words of each recording are boosted among 1,000 words that are not in it; how
 many more of them are found, and how many of the others are written by mistake. `beams`: word errors
-and time by beam size. `lm`: the same with an n-gram of the words, and one of the model's tokens,
-counted from the transcripts of --train. Each part prints a Markdown table.
+and time by beam size, with and without the second opinion of CTC. `lm`: the same with an n-gram of
+the words, and one of the model's tokens, counted from the transcripts of --train. Each part prints
+a Markdown table.
 
 One thread; times are those of the processor, for a second of audio, to compare with each other.
 Preparing the phrases is not in them.
@@ -184,10 +185,10 @@ def main() -> None:
         bench_boosting(searches, references, known)
     if "beams" in parts:
         print(f"\n{len(references)} recordings.\n")
-        bench_errors(
-            {f"{h}, beam {b}": made(h, beam=b) for h in ("transducer", "ctc") for b in BEAMS},
-            references,
-        )
+        rows = {f"{h}, beam {b}": made(h, beam=b) for h in ("transducer", "ctc") for b in BEAMS}
+        for beam in BEAMS[1:]:
+            rows[f"transducer alone, beam {beam}"] = made("transducer", beam=beam, rescoring=0.0)
+        bench_errors(rows, references)
     if "lm" in parts:
         if options.train is None:
             parser.error("lm needs --train MANIFEST")
