@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -80,7 +81,8 @@ def create_app(
     for path in ("/ready", "/readyz"):
         app.add_api_route(path, _ready, methods=["GET"], response_class=PlainTextResponse)
     app.add_api_route("/metrics", _metrics, methods=["GET"], response_class=PlainTextResponse)
-    for error in (Refusal, PianissimoError, HTTPException, RequestValidationError, Exception):
+    expected = (Refusal, PianissimoError, HTTPException, RequestValidationError, ClientDisconnect)
+    for error in (*expected, Exception):
         app.add_exception_handler(error, _refuse)
     app.add_middleware(CountRequests)
     app.add_middleware(
@@ -135,6 +137,8 @@ async def _refuse(request: Request, error: Exception) -> Response:
             refusal = Refusal(error.status_code, message, headers=headers)
         case RequestValidationError():
             refusal = Refusal(422, "; ".join(str(e["msg"]) for e in error.errors()))
+        case ClientDisconnect():
+            refusal = Refusal(400, "the connection ended before the request")
         case _:
             log.error("a request failed", exc_info=error)
             refusal = Refusal(500, "the server failed on this request; its log says why")

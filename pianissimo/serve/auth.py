@@ -166,7 +166,10 @@ class OriginGuard:
             return False
         if origin is None or "*" in self.allowed or origin in self.allowed:
             return True
-        return urlsplit(origin).netloc.lower() == host.lower()
+        try:
+            return urlsplit(origin).netloc.lower() == host.lower()
+        except ValueError:  # it is no address
+            return False
 
 
 def _without_port(host: str) -> str:

@@ -30,7 +30,7 @@ from pianissimo.serve.refusal import FAILED, Refusal
 from pianissimo.serve.service import NO_PAUSES, Feed, Service
 from pianissimo.serve.sockets import Client, client, parse_object, seat, until_first
 from pianissimo.serve.store import Lease
-from pianissimo.serve.upload import body_as_file, raw_as_wav
+from pianissimo.serve.upload import body_as_file, raw_as_wav, unless_gone
 from pianissimo.streaming.endpoint import ENDPOINT, EndpointRules
 from pianissimo.transcript import StreamEvent, Transcript, Word
 
@@ -130,7 +130,8 @@ class _Listener:
         idle = min(self.one.service.settings.idle_seconds, IDLE_SECONDS)
         open = True
         while True:
-            message = await self.one.receive(idle)
+            # Whoever closed the stream has nothing more to send, however long the rest takes.
+            message = await self.one.receive(idle if open else None)
             if not open:
                 continue
             if isinstance(message, bytes) and message:
@@ -232,7 +233,7 @@ async def listen_to_recording(request: Request) -> Response:
         if asked.encoding is not None and not _is_container(path):
             raw = raw_as_wav(path, asked.encoding, asked.sample_rate, asked.channels)
             path = await stack.enter_async_context(raw)
-        found = await service.transcribe(path, lease, asked.boost)
+        found = await unless_gone(request, service.transcribe(path, lease, asked.boost))
         service.heard(DIALECT, lease, found.duration)
     about = _metadata(lease, request_id, digest, found.duration, 1)
     return JSONResponse({"metadata": about, "results": _recording_results(found, asked)})

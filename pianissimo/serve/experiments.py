@@ -15,6 +15,7 @@ from pianissimo.errors import OptionError
 By = Literal["session", "key", "user"]
 HASH_BITS = 52
 """As many as a float holds with a half added: no hash becomes 0 or 1."""
+MOST_WEIGHT = 1e9
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,11 @@ class Experiment:
         if self.by not in get_args(By):
             raise OptionError(f"a split goes by {', '.join(get_args(By))}, not by {self.by!r}")
         numbers = self.weights.values()
-        if not all(math.isfinite(w) and w >= 0 for w in numbers) or not sum(numbers) > 0:
-            raise OptionError("the weights of a split must be numbers from 0 on, not all of them 0")
+        if not all(0 <= w <= MOST_WEIGHT for w in numbers) or not sum(numbers) > 0:
+            raise OptionError(
+                f"the weights of a split must be numbers from 0 to {MOST_WEIGHT:g}, not all of "
+                "them 0"
+            )
 
     def arm(self, alias: str, caller: Caller) -> str:
         """The model of this caller in the experiment of that name."""

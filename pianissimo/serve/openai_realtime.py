@@ -76,6 +76,7 @@ class _Conversation:
         self.uncommitted_seconds = 0.0
         self._opened: asyncio.Queue[tuple[Feed, float]] = asyncio.Queue()
         self._drained = asyncio.Event()
+        self._telling = asyncio.Lock()
         self._slot = AsyncExitStack()
 
     async def run(self) -> None:
@@ -211,9 +212,11 @@ class _Conversation:
     # -- to the client -----------------------------------------------------------------------------
 
     async def _emit(self, messages: Iterable[Mapping[str, Any]]) -> None:
-        # All of them at once, before anything else can happen in between.
-        for message in list(messages):
-            await self.one.send({"event_id": f"event_{secrets.token_hex(12)}", **message})
+        # What happened at once is told at once, also to a client that is slow to read.
+        found = list(messages)
+        async with self._telling:
+            for message in found:
+                await self.one.send({"event_id": f"event_{secrets.token_hex(12)}", **message})
 
     async def _complain(self, refusal: Refusal, event_id: Any) -> None:
         error = {**refusal.openai()["error"], "event_id": event_id}

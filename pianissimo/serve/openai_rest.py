@@ -25,7 +25,7 @@ from pianissimo.serve.phrases import terms
 from pianissimo.serve.refusal import Refusal, refusal_for
 from pianissimo.serve.service import GrowingText, Service
 from pianissimo.serve.store import Lease
-from pianissimo.serve.upload import form_with_file
+from pianissimo.serve.upload import form_with_file, unless_gone
 from pianissimo.transcript import Segment, StreamEvent, Transcript, Word
 
 DIALECT = "openai"
@@ -82,7 +82,7 @@ async def create_transcription(request: Request) -> Response:
             events = _server_sent(service, heard, asked, lease, stack.pop_all())
             first = await anext(events)  # what fails before the first word has its own status
             return StreamingResponse(_from(first, events), media_type="text/event-stream")
-        transcript = await service.transcribe(path, lease, boost)
+        transcript = await unless_gone(request, service.transcribe(path, lease, boost))
         service.heard(DIALECT, lease, transcript.duration)
     return _response(transcript, asked)
 

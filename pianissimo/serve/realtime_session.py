@@ -35,6 +35,8 @@ DEFAULTS: dict[str, Any] = {
 }
 COMMITTED_MODELS = ("gpt-realtime-whisper", "gpt-live-transcribe")
 """Names under which OpenAI finds no turns: whoever asks for one of them commits by himself."""
+MOST_CHOICES = 16
+"""Pairs of a model's name and a user that a session remembers the model of."""
 OLD_FORMATS = {
     "pcm16": {"type": "audio/pcm", "rate": 24_000},
     "g711_ulaw": {"type": "audio/pcmu"},
@@ -140,6 +142,8 @@ class SessionSettings:
         name, user = _text(transcription, "model"), _text(transcription, "user")
         known = self._choices.get((name, user))
         if known is None or known.name not in store.models:
+            if known is None and len(self._choices) >= MOST_CHOICES:
+                raise _wrong("transcription.user", "changed too often; open another session")
             caller = caller_of(self._headers, user, self.id)
             known = store.choose(name or self._model, caller, lenient=not name)
             self._choices[name, user] = known
@@ -169,7 +173,7 @@ def _old_shape(given: Mapping[str, Any]) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     if "input_audio_format" in given:
         name = given["input_audio_format"]
-        if name not in OLD_FORMATS:
+        if name not in tuple(OLD_FORMATS):  # it may be anything, also what has no hash
             raise _wrong("input_audio_format", f"must be one of {', '.join(OLD_FORMATS)}")
         changes["format"] = OLD_FORMATS[name]
     for old, new in (
@@ -203,7 +207,7 @@ def _endpoint(turns: Any) -> EndpointRules | None:
     kind = turns.get("type") if isinstance(turns, dict) else None
     if kind == "semantic_vad":
         eagerness = turns.get("eagerness") or "auto"
-        if eagerness not in EAGERNESS_SECONDS:
+        if eagerness not in tuple(EAGERNESS_SECONDS):
             raise _wrong("turn_detection.eagerness", "must be low, medium, high or auto")
         return replace(ENDPOINT, trailing_silence=EAGERNESS_SECONDS[eagerness])
     if kind != "server_vad":

@@ -98,7 +98,7 @@ class ResumableStream:
     @property
     def done(self) -> bool:
         """Whether the client has all there will ever be."""
-        return self.ended and not self.events
+        return self.ended and not self.events and self.failure is None
 
     @property
     def gain_db(self) -> float:
@@ -113,9 +113,12 @@ class ResumableStream:
 
         It counts for the `account` of the connection that woke it.
         """
-        self._give_up(Refusal(409, "another connection resumed this stream", "taken_over"))
+        taken_over = Refusal(409, "another connection resumed this stream", "taken_over")
+        self._give_up(taken_over)
         async with self._attached:
             self._check_stays()
+            if self.farewell is not taken_over:  # a newer one waits already
+                raise taken_over
             self.given_up.clear()
             async with self._lock:
                 if self._feed is None and not self.ended:
@@ -253,7 +256,9 @@ class ResumableStream:
                 assert self._lease is not None
                 engine = self._lease.model.engine
                 self._state, rest = await asyncio.to_thread(_export, feed.session, engine)
-            except PianissimoError:  # it failed, which is told as an event, or must stay here
+            except Exception as error:  # it failed, which is told as an event, or must stay here
+                if not isinstance(error, PianissimoError):
+                    log.exception("a stream could not be parked")
                 self._pump = asyncio.create_task(self._collect(feed))
                 return
             for event in rest:
@@ -289,6 +294,7 @@ class ResumableStream:
                 await self._release(self._feed)
             if self._lease is not None:
                 self._lease.release()
+            self._pump, self._taking = None, None  # they know of us
             self._state, self.ended = None, True
             self.events.clear()
 

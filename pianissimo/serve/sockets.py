@@ -21,6 +21,9 @@ from pianissimo.serve.store import Lease
 LONGEST_REASON_BYTES = 123
 """What a close frame has room for, RFC 6455 section 5.5."""
 
+PARTING_SECONDS = 5.0
+"""How long a close frame may wait for a client that does not read."""
+
 log = logging.getLogger(__name__)
 
 
@@ -59,17 +62,20 @@ class Client:
         return data if text is None else text
 
     async def send(self, message: Mapping[str, Any]) -> None:
-        """Send a JSON message; waits while the client does not read. Raises Gone."""
+        """Send a JSON message; waits while the client does not read, but not for ever. Raises
+        Gone."""
         try:
-            await self.socket.send_text(json.dumps(message))
-        except (WebSocketDisconnect, RuntimeError, OSError) as error:
+            async with asyncio.timeout(self.service.settings.idle_seconds):
+                await self.socket.send_text(json.dumps(message))
+        except (TimeoutError, WebSocketDisconnect, RuntimeError, OSError) as error:
             raise Gone(1006) from error
 
     async def close(self, code: int, reason: str = "") -> None:
         """Say goodbye; that nobody hears it is no error."""
         short = reason.encode()[:LONGEST_REASON_BYTES].decode(errors="ignore")
-        with suppress(WebSocketDisconnect, RuntimeError, OSError):
-            await self.socket.close(code, short)
+        with suppress(TimeoutError, WebSocketDisconnect, RuntimeError, OSError):
+            async with asyncio.timeout(PARTING_SECONDS):
+                await self.socket.close(code, short)
 
     def asked_for_final(self) -> None:
         """The clock of the time to the final text begins to run."""
@@ -144,9 +150,13 @@ async def until_first(*jobs: Coroutine[Any, Any, None]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    for task in tasks:
-        if task in done:
-            task.result()
+    try:
+        for task in tasks:
+            if task in done:
+                task.result()
+    finally:
+        # What is raised knows this frame: without a way back all of the socket is freed at once.
+        del tasks, done, task
 
 
 def _not_json(constant: str) -> None:

@@ -51,13 +51,13 @@ async def stream(socket: WebSocket) -> None:
 async def _serve(one: Client, streams: Streams) -> None:
     first = parse_object(await one.receive())
     resumed = first.get("type") == "resume"
+    seen, known = whole_field(first, "events", 0, 0), resumed
     if resumed:
         served = streams.resume(text_field(first, "stream") or "")
     else:
         one.service.check_open(DIALECT)
         served = streams.start(_read_options(one, first))
     streams.came(served)
-    seen, known = whole_field(first, "events", 0, 0), resumed
     served.seen(seen)
     try:
         async with served.attached(one.account):
@@ -95,8 +95,9 @@ class _Connection:
         await until_first(self._receive(), self._send(), self._give_way())
 
     async def _receive(self) -> None:
-        """Take frames; after the last one only what the client says about events."""
-        while True:
+        """Take frames; after the last one only what the client says about events, until it has
+        all of them."""
+        while not self.served.done:
             message = await self.one.receive()
             if isinstance(message, bytes):
                 await self.served.take(message)
@@ -111,8 +112,6 @@ class _Connection:
                     await self._acknowledge()
                 case "ack":
                     self.served.seen(whole_field(given, "events", 0, 0))
-                    if self.served.done:
-                        return
                 case "keepalive":
                     pass
                 case kind:

@@ -3,14 +3,14 @@
 import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
 from pianissimo.audio.resample import check_sample_rate
@@ -20,6 +20,10 @@ from pianissimo.serve.refusal import Refusal
 MOST_FIELDS = 200
 FORM_BYTES = 1 << 20
 """What a form may hold besides its file."""
+WATCH_SECONDS = 0.5
+"""How soon it is seen that nobody waits for an answer any more."""
+
+T = TypeVar("T")
 
 
 def too_large(most_bytes: int) -> Refusal:
@@ -100,6 +104,23 @@ async def body_as_file(request: Request, most_bytes: int) -> AsyncIterator[Path]
 def _copy(source: Any, target: Any) -> None:
     shutil.copyfileobj(source, target, 1 << 20)
     target.flush()
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What the work for a request gives; it is given up once the client has gone.
+
+    Raises ClientDisconnect then, which is told to nobody.
+    """
+    job = asyncio.create_task(work)
+    try:
+        while not job.done():
+            await asyncio.wait({job}, timeout=WATCH_SECONDS)
+            if not job.done() and await request.is_disconnected():
+                raise ClientDisconnect
+        return job.result()
+    finally:
+        job.cancel()
+        await asyncio.gather(job, return_exceptions=True)
 
 
 @asynccontextmanager

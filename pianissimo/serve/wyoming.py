@@ -314,6 +314,7 @@ class _Connection:
             async with asyncio.timeout(self.service.settings.idle_seconds):
                 await self._writer.drain()
         except (TimeoutError, OSError) as error:
+            self._writer.transport.abort()  # closing would wait for the client to read
             raise Gone(1006) from error
 
     async def part(self, error: Mapping[str, Any]) -> None:

@@ -13,7 +13,6 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field, replace
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -199,7 +198,7 @@ class Engine:
         document, tensors = (None, None) if state is None else saved.from_bytes(state)
         if document is None:
             lookahead = self.recognizer.live_lookahead(latency_ms)
-            sample_rate = sample_rate or rate
+            sample_rate = rate if sample_rate is None else sample_rate
         else:
             lookahead, sample_rate = self._identify(document)
             boost = _phrases(document)
@@ -248,12 +247,7 @@ class Engine:
     def __enter__(self) -> "Engine":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *reason: object) -> None:
         self.close()
 
     # -- sessions ----------------------------------------------------------------------------------
@@ -342,7 +336,8 @@ class Engine:
 
     def _check_serves(self) -> None:
         if self._error is not None:
-            raise self._error
+            # A new one each time: an exception keeps the frames of everybody it was raised to.
+            raise EngineError(str(self._error)) from self._error
         if self._stopping:
             raise EngineError("this engine is closed; make a new one")
         if not self._thread.is_alive():

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from pianissimo.audio.front_end import FrontEnd, export_state, import_state
 from pianissimo.audio.io import from_array
-from pianissimo.audio.resample import StreamingResampler
+from pianissimo.audio.resample import StreamingResampler, check_sample_rate
 from pianissimo.errors import StreamError
 
 
@@ -17,8 +17,8 @@ class StreamInput:
     def __init__(
         self, sample_rate: int, model_rate: int, front_end: FrontEnd | None = None
     ) -> None:
-        self.sample_rate = sample_rate
-        self._resampler = StreamingResampler(sample_rate, model_rate)
+        self.sample_rate = check_sample_rate(sample_rate, "sample_rate")
+        self._resampler = StreamingResampler(self.sample_rate, model_rate)
         self._front_end = front_end
         self._level = None if front_end is None else front_end.start(live=True)
 

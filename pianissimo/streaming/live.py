@@ -40,6 +40,8 @@ from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.transcript import StreamEvent
 
 Mark = Literal["finalise", "finish"]
+GROUP_SAMPLES = GROUP_WINDOWS * WINDOW_SAMPLES
+"""The detector takes so many at a time."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ class LiveStream:
             self._voice = self._detector.start()
         if self._guard:
             self._voice.track = Track()
+        self._ends: deque[tuple[int, int]] = deque([(0, 0)])
+        """Windows heard, and the end of speech known by then: for rules that ask for the voice."""
         self._pushed = 0  # at least so much was when the last work was due
         self._since = 0.0
         self._peak = 0.0
@@ -101,8 +105,18 @@ class LiveStream:
 
     def listen(self, samples: npt.NDArray[np.float32]) -> None:
         """Let the detector hear what is pushed next. It takes long and needs no lock of others."""
-        if self._detector is not None:
+        if self._detector is None:
+            return
+        if self.options.endpoint is None or not self.options.endpoint.voice:
             self._detector.push(samples, self._voice)
+            return
+        for start in range(0, len(samples), GROUP_SAMPLES):
+            self._detector.push(samples[start : start + GROUP_SAMPLES], self._voice)
+            self._note_end()
+
+    def _note_end(self) -> None:
+        if self._voice.end != self._ends[-1][1]:
+            self._ends.append((self._voice.windows, self._voice.end))
 
     def push(self, samples: npt.NDArray[np.float32]) -> None:
         """Take mono float32 samples at the model's rate, to which the stream listened before."""
@@ -210,7 +224,7 @@ class LiveStream:
         if rules is None or first is None or last is None:
             return []
         if rules.voice and self._detector is not None:
-            last = max(last, min(self._voice.end * WINDOW_SECONDS, self.heard))
+            last = max(last, min(self._voice_end(), self.heard))
         verdict = rules.verdict(first, last, self.heard)
         if verdict is None:
             return []
@@ -224,6 +238,18 @@ class LiveStream:
         if verdict == "length":
             return [final]
         return [final, StreamEvent("endpoint", "", (), final.end, final.end)]
+
+    def _voice_end(self) -> float:
+        """Where speech ended, in seconds, as far as the detector knew when so much was heard."""
+        known = self._known_windows(self.heard)
+        while len(self._ends) > 1 and self._ends[1][0] <= known:
+            self._ends.popleft()
+        return self._ends[0][1] * WINDOW_SECONDS
+
+    def _known_windows(self, until: float) -> int:
+        """What the detector had heard by then, however far ahead a client pushed."""
+        steps = min(round(until * self._rate), self._pushed) // GROUP_SAMPLES
+        return steps * GROUP_WINDOWS
 
     # -- what speaks for the text ------------------------------------------------------------------
 
@@ -257,9 +283,7 @@ class LiveStream:
         if first is None or track is None:
             return None
         start = max(self._since, first - JUDGED_SECONDS)
-        # What the detector had heard by then, however far ahead a client pushed.
-        steps = min(round(until * self._rate), self._pushed) // (GROUP_WINDOWS * WINDOW_SAMPLES)
-        known = track.values[: max(0, steps * GROUP_WINDOWS - track.first)]
+        known = track.values[: max(0, self._known_windows(until) - track.first)]
         heard = Track(track.first, [*known, *rest]).part(start, until + WINDOW_SECONDS)
         model = self._detector is not None and self._detector.model is not None
         evidence = evidence_from(heard, until - start, self._peak, model=model)
@@ -316,6 +340,7 @@ class LiveStream:
             "may_replay": self._may_replay,
             "replays": self.replays,
             "voice": None if self._detector is None else asdict(self._voice),
+            "ends": [list(end) for end in self._ends],
             "since": self._since,
             "peak": self._peak,
             "shown": self._shown,
@@ -337,6 +362,9 @@ class LiveStream:
         if self._detector is not None and voice is not None:
             track = voice.get("track")
             self._voice = VadState(**{**voice, "track": track and Track(**track)})
+            ends = saved.get("ends", [(0, 0)])
+            self._ends = deque((int(windows), int(end)) for windows, end in ends)
+            self._note_end()
         self._since, self._peak = float(saved.get("since", 0.0)), float(saved.get("peak", 0.0))
         self._shown = bool(saved.get("shown", True))
         # A detector that did not hear the stream from its beginning speaks for nothing.

@@ -6,6 +6,7 @@ by name. Unknown versions, other models and damaged files are a StateError.
 
 import json
 import struct
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,19 +26,7 @@ _ARRAY = "$array"
 def to_bytes(document: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
     """A document of numbers, strings, lists, dictionaries and arrays, and tensors beside it."""
     arrays: dict[str, Tensor] = {}
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, np.ndarray):
-            name = f"array.{len(arrays)}"
-            arrays[name] = torch.from_numpy(np.ascontiguousarray(value))
-            return {_ARRAY: name}
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(item) for item in value]
-        return value.item() if isinstance(value, np.generic) else value
-
-    text = json.dumps({"version": VERSION, **plain(document)})
+    text = json.dumps({"version": VERSION, **_plain(document, arrays)})
     named = {f"tensor.{name}": tensor for name, tensor in tensors.items()}
     return save({**arrays, **named}, metadata={_KEY: text})
 
@@ -58,15 +47,33 @@ def from_bytes(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "use the same version of pianissimo on both sides"
         )
     arrays = {name: tensor for name, tensor in loaded.items() if name.startswith("array.")}
-
-    def restored(value: Any) -> Any:
-        if isinstance(value, dict):
-            if value.keys() == {_ARRAY}:
-                if value[_ARRAY] not in arrays:
-                    raise StateError(f"the saved stream lacks {value[_ARRAY]}")
-                return arrays[value[_ARRAY]].numpy()
-            return {key: restored(item) for key, item in value.items()}
-        return [restored(item) for item in value] if isinstance(value, list) else value
-
     tensors = {n.removeprefix("tensor."): t for n, t in loaded.items() if n.startswith("tensor.")}
-    return restored(document), tensors
+    return _restored(document, arrays), tensors
+
+
+# Functions of their own: nested ones know themselves, and would keep the arrays until garbage is
+# collected.
+
+
+def _plain(value: Any, arrays: dict[str, Tensor]) -> Any:
+    """A value for JSON; its arrays are added to the others, and only named in it."""
+    if isinstance(value, np.ndarray):
+        name = f"array.{len(arrays)}"
+        arrays[name] = torch.from_numpy(np.ascontiguousarray(value))
+        return {_ARRAY: name}
+    if isinstance(value, dict):
+        return {key: _plain(item, arrays) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, arrays) for item in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _restored(value: Any, arrays: Mapping[str, Tensor]) -> Any:
+    """What `_plain` was given; raises StateError for an array that is not there."""
+    if isinstance(value, dict):
+        if value.keys() == {_ARRAY}:
+            if value[_ARRAY] not in arrays:
+                raise StateError(f"the saved stream lacks {value[_ARRAY]}")
+            return arrays[value[_ARRAY]].numpy()
+        return {key: _restored(item, arrays) for key, item in value.items()}
+    return [_restored(item, arrays) for item in value] if isinstance(value, list) else value

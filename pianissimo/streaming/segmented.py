@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 from pianissimo.audio.front_end import FrontEnd
@@ -140,7 +139,7 @@ class SegmentedEngine:
         recognizer = _boosted(self.recognizer, boost)
         draft = None if self.partials is None else Draft(self.partials.stream())
         live = Listening(Segmenter(self._detector, self._front_end, endpoint), draft, recognizer)
-        input = StreamInput(sample_rate or SAMPLE_RATE, SAMPLE_RATE)
+        input = StreamInput(SAMPLE_RATE if sample_rate is None else sample_rate, SAMPLE_RATE)
         with self.lock:
             self._check_serves()
             try:
@@ -167,12 +166,7 @@ class SegmentedEngine:
     def __enter__(self) -> "SegmentedEngine":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *reason: object) -> None:
         self.close()
 
     # -- sessions ----------------------------------------------------------------------------------
@@ -534,12 +528,7 @@ class SegmentedStream:
     def __enter__(self) -> "SegmentedStream":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *reason: object) -> None:
         self._session.close()
 
 

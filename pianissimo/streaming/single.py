@@ -1,6 +1,5 @@
 """A live stream of its own: every chunk is recognised before `push` returns."""
 
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -77,10 +76,5 @@ class SingleStream:
     def __enter__(self) -> "SingleStream":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *reason: object) -> None:
         self._open = False

@@ -67,7 +67,7 @@ def manifest_lines(path: Path) -> Iterator[tuple[int, "Utterance | str"]]:
         if line.strip():
             try:
                 yield number, replace(_utterance(json.loads(line), path.parent), line=number)
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, OverflowError, RecursionError) as error:
                 yield number, str(error)
 
 

@@ -6,7 +6,8 @@ import random
 import resource
 import subprocess
 import sys
-from itertools import pairwise
+from collections.abc import Iterable
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,16 @@ from pianissimo.audio.io import load_audio
 from pianissimo.decoding.search import Decoding
 from pianissimo.loading import load
 from pianissimo.native import NativeRecognizer
+from pianissimo.streaming.endpoint import EndpointRules
 from pianissimo.streaming.engine import Engine, EngineOptions
 from pianissimo.streaming.session import Session
+from pianissimo.transcript import StreamEvent
 
 ROOT = Path(__file__).parents[2]
 SPEECH = Path(os.environ.get("PIANISSIMO_SPEECH", ROOT.parent / "shared" / "data" / "speech"))
 CLIPS = sorted((ROOT / "examples" / "audio").glob("*.flac"))
 LATENCIES = (80, 160, 560, 1120)
+RATE = 16_000
 QUICK = EngineOptions(freeze_garbage=False)
 
 
@@ -32,6 +36,30 @@ def embedded() -> NativeRecognizer:
     recognizer = load(gain="off", decoding=Decoding(beam=1))
     assert isinstance(recognizer, NativeRecognizer)
     return recognizer
+
+
+def test_pauses_are_found_however_far_ahead_a_client_pushes(embedded: NativeRecognizer) -> None:
+    """Rules that ask for the voice know what was heard by then; so does a stream that was saved."""
+    rules = EndpointRules(voice=True)
+    pause = np.zeros(round(1.6 * RATE), np.float32)
+    samples = np.concatenate([part for path in CLIPS[:3] for part in (load_audio(path), pause)])
+
+    def told(events: Iterable[StreamEvent]) -> list[tuple[object, ...]]:
+        return [(e.type, e.reason, e.text, e.end) for e in events if e.type != "partial"]
+
+    with embedded.stream(latency_ms=160, endpoint=rules) as stream:
+        pushes = [stream.push(samples[at : at + 1600]) for at in range(0, len(samples), 1600)]
+        live = told([*chain.from_iterable(pushes), *stream.finish()])
+    assert [kind for kind, *_ in live].count("endpoint") >= 3
+    with Engine(embedded, max_streams=2, options=QUICK) as engine:
+        ahead = engine.open(latency_ms=160, endpoint=rules)
+        with engine.lock:  # nothing is heard yet
+            ahead.push(samples)
+            state = ahead.export()
+        ahead.finish()
+        again = engine.open(endpoint=rules, state=state)
+        again.finish()
+        assert told(ahead) == told(again) == live
 
 
 def recordings() -> list[Path]:

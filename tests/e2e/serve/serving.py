@@ -21,6 +21,7 @@ import uvicorn
 
 from pianissimo.native import NativeRecognizer
 from pianissimo.serve.app import create_app
+from pianissimo.serve.resumable import Streams
 from pianissimo.serve.service import Service
 from pianissimo.serve.settings import Settings
 
@@ -34,6 +35,7 @@ class Server:
 
     port: int
     service: Service
+    streams: Streams
     wyoming_port: int = 0
 
     @property
@@ -77,7 +79,7 @@ def serving(
         time.sleep(0.01)
     try:
         wyoming = 0 if app.state.service.settings.wyoming_port is None else app.state.wyoming.port
-        yield Server(listener.getsockname()[1], app.state.service, wyoming)
+        yield Server(listener.getsockname()[1], app.state.service, app.state.streams, wyoming)
     finally:
         server.should_exit = True
         thread.join(30)

@@ -17,6 +17,7 @@ from websockets.sync.client import connect
 
 from pianissimo.native import NativeRecognizer
 from pianissimo.serve import early
+from pianissimo.serve import sockets as deaf
 from pianissimo.serve.settings import Settings
 
 PLACES = ["/v1/stream", "/v1/realtime", "/v1/listen?encoding=linear16&sample_rate=16000"]
@@ -218,3 +219,105 @@ def test_a_page_of_another_site_gets_no_socket(server: Server) -> None:
 
     assert code(origin="https://evil.example") == 1008
     assert code(origin=f"http://127.0.0.1:{server.port}") is None
+    assert code(origin="http://[") == 1008
+    assert httpx.get(server.http + "/healthz", headers={"origin": "http://["}).status_code == 403
+
+
+def test_streams_that_were_refused_are_not_kept(tiny: NativeRecognizer) -> None:
+    with serving(tiny, Settings(linger_seconds=0.0, resume_seconds=0.2)) as server:
+
+        def ask(first: dict[str, Any]) -> dict[str, Any]:
+            with connect(server.ws + "/v1/stream") as socket:
+                socket.send(json.dumps(first))
+                return json.loads(socket.recv(timeout=30))
+
+        token = ask({"type": "start"})["stream"]
+        for first in ({"type": "start"}, {"type": "resume", "stream": token}):
+            assert ask({**first, "events": -1})["code"] == "invalid_value"
+        server.wait_until_empty()
+        end = time.monotonic() + 30
+        while len(server.streams):
+            assert time.monotonic() < end, "a stream was kept"
+            time.sleep(0.01)
+
+
+def test_who_reads_nothing_loses_his_seat(
+    tiny: NativeRecognizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though he goes on to speak: what he is told does not wait for ever."""
+    monkeypatch.setattr(deaf, "PARTING_SECONDS", 0.2)
+    upgrade = (
+        "GET /v1/realtime HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: upgrade\r\n"
+        "upgrade: websocket\r\nsec-websocket-version: 13\r\n"
+        "sec-websocket-key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
+    )
+    nonsense = json.dumps({"type": "x" * 1_000_000}).encode()  # comes back in a complaint
+    masked = b"\x81\xff" + len(nonsense).to_bytes(8, "big") + bytes(4) + nonsense
+    with (
+        serving(tiny, Settings(idle_seconds=1.0)) as server,
+        sockets.create_connection(("127.0.0.1", server.port), timeout=60) as raw,
+    ):
+        raw.sendall(upgrade.encode())
+        raw.recv(1)
+
+        def flood() -> None:
+            with suppress(OSError):
+                while True:
+                    raw.sendall(masked)
+
+        thread = threading.Thread(target=flood, daemon=True)
+        thread.start()
+        end = time.monotonic() + 30
+        while server.outcomes("gone") + server.outcomes("idle") == 0:
+            assert time.monotonic() < end, "the socket goes on"
+            time.sleep(0.05)
+        server.wait_until_empty()
+        raw.shutdown(sockets.SHUT_RDWR)
+        thread.join(30)
+
+
+@pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/listen"])
+def test_an_upload_that_breaks_off_is_no_failure_of_the_server(
+    tiny: NativeRecognizer, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 9999\r\n"
+        "content-type: multipart/form-data; boundary=b\r\n\r\n"
+    )
+    with serving(tiny) as server:
+        with sockets.create_connection(("127.0.0.1", server.port), timeout=60) as raw:
+            raw.sendall(head.encode() + b"--b\r\n")
+        end = time.monotonic() + 30
+        while not server.outcomes("400"):
+            assert time.monotonic() < end, "the request was not counted as broken"
+            time.sleep(0.05)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/listen"])
+def test_a_recording_is_given_up_when_nobody_waits_for_it(
+    tiny: NativeRecognizer, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """Who runs out of patience and asks again does not find his own place taken."""
+    go_on = threading.Event()
+    transcribe = tiny.transcribe
+
+    def slowly(*asked: Any, **options: Any) -> Any:
+        go_on.wait(60)
+        return transcribe(*asked, **options)
+
+    monkeypatch.setattr(tiny, "transcribe", slowly)
+    sound = {"files": {"file": ("a.wav", wav(speech(0.5)))}}
+    if path == "/v1/listen":
+        sound = {"content": wav(speech(0.5))}  # type: ignore[dict-item]
+    with serving(tiny, Settings(max_files=1)) as server:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(server.http + path, **sound, timeout=2.0)  # type: ignore[arg-type]
+        end = time.monotonic() + 30
+        while server.service.files.taken:
+            assert time.monotonic() < end, "the recording is still in work"
+            time.sleep(0.05)
+        go_on.set()
+        answer = httpx.post(server.http + path, **sound, timeout=60)  # type: ignore[arg-type]
+        assert answer.status_code == 200
+    assert all(model.leases == 0 for model in server.service.store.models.values())

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import httpx
 import numpy as np
@@ -17,6 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from pianissimo.native import NativeRecognizer
+from pianissimo.serve import deepgram
 from pianissimo.serve.settings import Settings
 
 QUERY = "model=nova-3&encoding=linear16&sample_rate=16000"
@@ -175,6 +177,7 @@ def test_what_makes_no_sense_is_refused_with_a_reason(server: Server) -> None:
         (QUERY + "&language=de", "'de'"),
         ("encoding=linear16&sample_rate=many", "sample_rate"),
         ("encoding=linear16&sample_rate=10", "sample rate"),
+        ("encoding=linear16&sample_rate=0", "sample rate"),
     ):
         with listening(server, query) as socket:
             rest(socket)
@@ -240,3 +243,25 @@ def test_metrics_time_the_finals(tiny: NativeRecognizer) -> None:
         assert f"pianissimo_time_to_final_seconds_count{labels} 2.0" in page
         assert f"pianissimo_audio_seconds_total{labels} 2.5" in page
         assert 'pianissimo_sockets{dialect="deepgram"} 0.0' in page
+
+
+def test_the_rest_may_take_longer_than_silence_is_borne(
+    tiny: NativeRecognizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who said CloseStream waits in silence, however busy the server is."""
+    monkeypatch.setattr(deepgram, "IDLE_SECONDS", 0.3)
+    with serving(tiny) as server:
+        runner = server.service.engine.runner  # type: ignore[union-attr]
+        finish = runner.finish
+
+        def slowly(*work: Any) -> Any:
+            time.sleep(1.0)
+            return finish(*work)
+
+        monkeypatch.setattr(runner, "finish", slowly)
+        with listening(server) as socket:
+            hear(socket, number())
+            say(socket, "CloseStream")
+            messages = rest(socket)
+            assert socket.close_code == 1000
+        assert messages[-1]["type"] == "Metadata"

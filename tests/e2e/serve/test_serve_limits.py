@@ -4,7 +4,7 @@ import base64
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -118,8 +118,9 @@ def test_audio_in_a_minute(keyed: Server, dialect: str) -> None:
         for _ in range(3):
             hear(one, dialect)
         answered(one, dialect)
-        hear(one, dialect, 3.0)
-        hear(one, dialect)
+        with suppress(ConnectionClosed):  # it may be told before it has sent everything
+            hear(one, dialect, 3.0)
+            hear(one, dialect)
         closed(one)
         assert one.close_code == 1013 and "in a minute" in str(one.close_reason)
     used = account(keyed, "brief")

@@ -215,7 +215,7 @@ def test_unusable_recordings_are_400_and_name_no_path(server: Server) -> None:
 def test_a_file_that_kills_or_hangs_its_decoder_harms_nobody(
     tiny: NativeRecognizer, sound: bytes
 ) -> None:
-    settings = Settings(decoders=1, decode_stall_seconds=1.0)
+    settings = Settings(decoders=1, decode_stall_seconds=5.0)
     with serving(tiny, settings) as server:
         good = post(server, sound).json()["text"]
         (decoder,) = server.service.decoders._idle

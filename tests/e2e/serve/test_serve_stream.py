@@ -23,6 +23,7 @@ from websockets.sync.client import ClientConnection, connect
 from pianissimo.native import NativeRecognizer
 from pianissimo.serve import resumable
 from pianissimo.serve.settings import Settings
+from pianissimo.streaming.session import Session
 
 NUMBER = "enter four five two nine"
 
@@ -307,3 +308,49 @@ def test_the_example_writes_the_words(words_server: Server, tmp_path: Path) -> N
         check=True,
     )
     assert done.stdout == NUMBER + "\n"
+
+
+def test_a_stream_that_cannot_be_parked_costs_no_other(
+    tiny: NativeRecognizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It stays where it is until it is forgotten, and at the end of the server it alone is lost."""
+    export = resumable._export
+    broken: list[object] = []
+
+    def fails_for_one(session: Session, engine: Any) -> Any:
+        broken.append(session)
+        if session is broken[0]:
+            raise RuntimeError("bad luck")
+        return export(session, engine)
+
+    monkeypatch.setattr(resumable, "_export", fails_for_one)
+    with serving(tiny, Settings(linger_seconds=0.0, resume_seconds=0.5)) as server:
+        with streaming(server) as socket:
+            receive(socket)
+        server.wait_until_empty()
+        assert len(broken) == 1
+    broken.clear()
+    with (
+        serving(tiny, Settings(state_folder=tmp_path)) as server,
+        streaming(server) as one,
+        streaming(server) as other,
+    ):
+        for socket in (one, other):
+            receive(socket)
+        assert server.service.seats.taken == 2
+    assert len(broken) == 2
+    assert len([*tmp_path.glob("*.stream")]) == 1
+
+
+def test_who_has_everything_is_let_go_also_after_a_cut(server: Server) -> None:
+    """Whose acknowledgement of the end was lost says so once more when it resumes."""
+    with streaming(server) as socket:
+        token = receive(socket)["stream"]
+        socket.send(json.dumps({"type": "finish"}))
+        last = until(socket, "end")["event"]
+    resume = {"type": "resume", "stream": token, "events": last}
+    with streaming(server, resume) as socket:
+        assert [event["type"] for event in rest(socket)] == ["ready"]
+        assert socket.close_code == 1000
+    with streaming(server, resume) as socket:
+        assert receive(socket)["code"] == "no_stream"

@@ -3,10 +3,12 @@
 import asyncio
 import json
 import re
+import select
 import socket as sockets
+import time
 import warnings
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 import httpx
@@ -259,4 +261,19 @@ def test_who_never_reads_costs_no_memory(strict: Server) -> None:
             while sent < 64 << 20:
                 sent += socket.send(question)
         assert sent < 32 << 20
+    strict.wait_until_empty()
+
+
+def test_who_reads_nothing_is_cut_off(strict: Server) -> None:
+    """A connection that is only closed stays until what waits for the client is read."""
+    ping = line({"type": "ping", "data": {"text": "x" * 60_000}})
+    with closing(raw(strict)) as socket:
+        socket.setblocking(False)
+        hung_up = select.poll()
+        hung_up.register(socket, 0)
+        end = time.monotonic() + SECONDS
+        while not hung_up.poll(10):
+            assert time.monotonic() < end, "the connection is still there"
+            with suppress(OSError):
+                socket.send(ping)
     strict.wait_until_empty()

@@ -51,7 +51,8 @@ def test_whose_model_stays_the_same() -> None:
 
 
 def test_what_makes_no_sense_is_refused() -> None:
-    for weights in ({}, {"a": 0}, {"a": -1, "b": 2}, {"a": float("nan")}, {"a": float("inf")}):
+    nan, infinity, huge = float("nan"), float("inf"), 10**400
+    for weights in ({}, {"a": 0}, {"a": -1, "b": 2}, {"a": nan}, {"a": infinity}, {"a": huge}):
         with pytest.raises(OptionError):
             Experiment(weights)
     with pytest.raises(OptionError):

@@ -512,6 +512,8 @@ def test_what_there_is_not_is_refused_with_its_reason() -> None:
             engine.open(latency_ms=160)
         with pytest.raises(StateError, match="cannot be taken up"):
             engine.open(state=b"")
+        with pytest.raises(AudioValueError, match="0 Hz"):
+            engine.open(sample_rate=0)
         session = engine.open()
         with pytest.raises(StreamError, match="cannot be exported"):
             session.export()

@@ -102,6 +102,9 @@ def test_every_faulty_line_is_named_by_its_number(folder: Path) -> None:
         row(text=None),
         {"audio_filepath": "audio/a.wav", "duration": 2.0},
         row(audio_filepath="audio"),
+        row(audio_filepath="audio/a.wav\0"),
+        row(duration=10**400),
+        "[" * 100_000,
     ]
     path = write_manifest(folder, row(), *faults, row())
     with pytest.raises(ManifestError) as raised:

@@ -1,0 +1,68 @@
+"""Streams without an engine: several connections that want one, and its end."""
+
+import asyncio
+import gc
+import weakref
+from typing import Any, cast
+
+import pytest
+
+from pianissimo.serve.accounts import Account
+from pianissimo.serve.refusal import Refusal
+from pianissimo.serve.resumable import ResumableStream, StreamOptions
+from pianissimo.serve.service import Service
+from pianissimo.serve.store import Choice
+
+OPTIONS = StreamOptions(16_000, "pcm_s16le", 1, 160, None, Choice("m"), "session")
+
+
+def test_the_newest_of_many_connections_gets_the_stream() -> None:
+    """Two that come while an older one still has it: the first of them is not served any more."""
+
+    async def talk() -> None:
+        stream = ResumableStream(cast(Service, None), OPTIONS, "token")
+        stream.ended = True  # it needs no engine
+        served: list[str] = []
+
+        async def connection(name: str) -> None:
+            async with stream.attached(cast(Account, None)):
+                served.append(name)
+                await stream.given_up.wait()
+                assert stream.farewell is not None
+                raise stream.farewell
+
+        tasks: dict[str, asyncio.Task[Any]] = {}
+        for name in ("old", "newer", "newest"):
+            tasks[name] = asyncio.create_task(connection(name))
+            if name == "old":
+                await asyncio.sleep(0)  # it is served before the others come
+        _, waiting = await asyncio.wait(tasks.values(), timeout=2.0)
+        assert waiting == {tasks["newest"]} and served == ["old", "newest"]
+        for name in ("old", "newer"):
+            with pytest.raises(Refusal, match="another connection"):
+                tasks[name].result()
+        tasks["newest"].cancel()
+        await asyncio.wait(waiting)
+
+    asyncio.run(talk())
+
+
+def test_a_stream_that_was_left_is_freed_at_once() -> None:
+    async def collects(stream: ResumableStream) -> None:
+        await asyncio.sleep(60)
+
+    async def talk() -> None:
+        stream = ResumableStream(cast(Service, None), OPTIONS, "token")
+        stream._pump = asyncio.create_task(collects(stream))
+        await asyncio.sleep(0)
+        known = weakref.ref(stream)
+        await stream.leave()
+        del stream
+        await asyncio.sleep(0)
+        assert known() is None
+
+    gc.disable()
+    try:
+        asyncio.run(talk())
+    finally:
+        gc.enable()

@@ -1,0 +1,34 @@
+"""What the sockets of all dialects do alike."""
+
+import asyncio
+import gc
+import weakref
+
+from pianissimo.serve.sockets import Gone, until_first
+
+
+def test_a_socket_that_ended_is_freed_at_once() -> None:
+    """Thousands that come and go must not pile up until garbage is collected."""
+
+    class Connection:
+        """What a job knows."""
+
+    async def breaks(one: Connection) -> None:
+        raise Gone(1006)
+
+    async def talk() -> None:
+        one = Connection()
+        known = weakref.ref(one)
+        try:
+            await until_first(breaks(one), asyncio.sleep(60))
+        except Gone as gone:
+            assert gone.code == 1006
+        del one
+        await asyncio.sleep(0)
+        assert known() is None
+
+    gc.disable()
+    try:
+        asyncio.run(talk())
+    finally:
+        gc.enable()
