@@ -4,9 +4,16 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pianissimo.audio.io import AudioSource, describe
-from pianissimo.errors import PianissimoError
+from pianissimo.errors import OptionError, PianissimoError
 from pianissimo.recognizer import Outcome
 from pianissimo.transcript import Transcript
+
+
+def listed(sources: Iterable[AudioSource]) -> list[AudioSource]:
+    """The recordings as a list; OptionError for a single one, whose letters are no recordings."""
+    if isinstance(sources, str | os.PathLike | bytes | bytearray | memoryview):
+        raise OptionError("several recordings are a list: transcribe_many([path])")
+    return list(sources)
 
 
 def batches_of(

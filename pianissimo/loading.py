@@ -112,11 +112,11 @@ def _load_native(
 
     ours = recognise_format(path) == "pianissimo"
     network, tokenizer = read_model(path)
-    if language not in (None, network.config.language):
-        raise OptionError(f"{network.config.name} knows no choice of languages: leave it out")
+    if language is not None:
+        network.hear(language)
     if tokenizer.vocab_size != network.config.vocab_size:
         raise CheckpointError(
-            f"the tokenizer has {tokenizer.vocab_size} pieces, the model "
+            f"{path}: the tokenizer has {tokenizer.vocab_size} pieces, the model "
             f"{network.config.vocab_size}: they belong to different models"
         )
     network.to(device=device, dtype=dtype)
@@ -316,9 +316,17 @@ def locate(model: str | os.PathLike[str] | None) -> Path:
     """
     if model is None:
         return catalog.ASSETS / catalog.EMBEDDED
-    path = Path(model).expanduser()
-    if path.exists():
-        return path
+    if not os.fspath(model):
+        raise ModelNotFoundError(
+            "the name of the model is empty; leave it out for the embedded one"
+        )
+    path = Path(model)
+    try:
+        path = path.expanduser()
+        if path.exists():
+            return path
+    except (OSError, RuntimeError) as error:  # too long for a path, or of an unknown user
+        raise ModelNotFoundError(f"there is no file or folder {str(path)[:200]!r}") from error
     if path.suffix == ".nemo" or path.is_absolute():
         raise ModelNotFoundError(f"there is no file or folder {path}")
     entry = catalog.find(os.fspath(model))
@@ -366,7 +374,7 @@ def choose_device(device: str) -> "torch.device":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         chosen = None
     if chosen is None or chosen.type not in ("cpu", "cuda"):
         raise OptionError(f"unknown device {device!r}; choose auto, cpu, cuda or cuda:N")
@@ -383,6 +391,6 @@ def choose_dtype(dtype: str) -> "torch.dtype":
     import torch
 
     if dtype not in DTYPES:
-        raise OptionError(f"unknown dtype {dtype!r}; choose {', '.join((*DTYPES, INT8))}")
+        raise OptionError(f"unknown dtype {dtype!r}; choose {', '.join(('auto', *DTYPES, INT8))}")
     chosen: torch.dtype = getattr(torch, dtype)
     return chosen

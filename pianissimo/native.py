@@ -24,7 +24,7 @@ from pianissimo.audio.io import (
     stream_audio,
 )
 from pianissimo.audio.vad import VoiceDetector
-from pianissimo.batches import batches_of, in_order
+from pianissimo.batches import batches_of, in_order, listed
 from pianissimo.decoding.boosting import Boost, PhraseTrie, make_trie
 from pianissimo.decoding.greedy import GreedySearch
 from pianissimo.decoding.hypothesis import Hypothesis
@@ -122,7 +122,7 @@ class NativeRecognizer:
         lookahead = self._lookahead(latency_ms)
         if sample_rate is not None:
             blocks: Iterable[Samples] = [from_array(source, sample_rate)]
-        elif isinstance(source, (np.ndarray, Tensor, list)):
+        elif isinstance(source, (np.ndarray, Tensor, list, tuple)):
             raise OptionError("samples need their rate: transcribe(array, sample_rate=16000)")
         else:
             blocks = stream_audio(source, block_seconds=BLOCK_SECONDS)
@@ -168,7 +168,7 @@ class NativeRecognizer:
     ) -> Iterator[Outcome]:
         """As `transcribe_many`, but in the order of completion and with errors as results."""
         recognizer = self.boosted(boost) if boost else self
-        sources = list(sources)
+        sources = listed(sources)
         lookahead = self._lookahead(latency_ms)
         for batch in batches_of(sources, batch_seconds):
             if isinstance(batch, Outcome):

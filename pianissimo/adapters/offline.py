@@ -18,7 +18,7 @@ from pianissimo.audio.io import (
     stream_audio,
 )
 from pianissimo.audio.vad import VoiceDetector
-from pianissimo.batches import batches_of, in_order
+from pianissimo.batches import batches_of, in_order, listed
 from pianissimo.decoding.boosting import Boost
 from pianissimo.errors import OptionError, PianissimoError
 from pianissimo.recognizer import Outcome, Stream, StreamRecognizer
@@ -85,7 +85,7 @@ class OfflineRecognizer(ABC):
             )
         if sample_rate is not None:
             blocks: Iterable[Samples] = [from_array(source, sample_rate)]
-        elif isinstance(source, (np.ndarray, Tensor, list)):
+        elif isinstance(source, (np.ndarray, Tensor, list, tuple)):
             raise OptionError("samples need their rate: transcribe(array, sample_rate=16000)")
         else:
             blocks = stream_audio(source, block_seconds=BLOCK_SECONDS)
@@ -126,7 +126,7 @@ class OfflineRecognizer(ABC):
         """As `transcribe_many`, but in the order of completion and with errors as results."""
         self._check_latency(latency_ms)
         recognizer = self.boosted(boost) if boost else self
-        sources = list(sources)
+        sources = listed(sources)
         for batch in batches_of(sources, batch_seconds):
             if isinstance(batch, Outcome):
                 yield batch

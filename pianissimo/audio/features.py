@@ -18,9 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from pianissimo.audio.io import SAMPLE_RATE
+from pianissimo.errors import OptionError
 
 FRAMES_PER_BLOCK = 2048
 """Frames transformed at once: bounds the memory of a long push at about 20 MB."""
+MOST_MELS = 1024
+LONGEST_FRAME_SAMPLES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,26 @@ class FeatureConfig:
     preemphasis: float = 0.97
     log_guard: float = 2.0**-24
     normalize: Literal["none", "per_feature"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.sample_rate != SAMPLE_RATE:
+            raise OptionError(f"features of {self.sample_rate} Hz, expected {SAMPLE_RATE}")
+        if not 1 <= self.n_mels <= MOST_MELS:
+            raise OptionError(f"features have {self.n_mels} mel bins, expected 1 to {MOST_MELS}")
+        fft, window = self.fft_samples, self.window_samples
+        if not 2 <= window <= fft <= LONGEST_FRAME_SAMPLES or (fft - window) % 2:
+            raise OptionError(
+                f"window_samples {window} in fft_samples {fft}: expected 2 or more in at most "
+                f"{LONGEST_FRAME_SAMPLES}, and an even difference"
+            )
+        if not 1 <= self.hop_samples <= LONGEST_FRAME_SAMPLES:
+            raise OptionError(
+                f"hop_samples is {self.hop_samples}, expected 1 to {LONGEST_FRAME_SAMPLES}"
+            )
+        if not 0 < self.log_guard < 1e6 or not abs(self.preemphasis) < 1e6:
+            raise OptionError(
+                f"log_guard {self.log_guard} or preemphasis {self.preemphasis} is out of range"
+            )
 
     @property
     def hop_seconds(self) -> float:

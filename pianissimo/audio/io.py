@@ -432,10 +432,13 @@ def _opened(source: AudioSource) -> Iterator[_Reader]:
             file = stack.enter_context(_open_path(name))
         elif hasattr(source, "read"):
             file, name = source, _file_object_name(source)
+            if getattr(file, "closed", False):
+                raise AudioNotFoundError(f"{name} is closed: open it again")
         else:
             raise OptionError(
                 f"audio must be a path, bytes, a binary file object or '-', not "
-                f"{type(source).__name__}; samples in memory go through from_array"
+                f"{type(source).__name__}; samples in memory go through from_array, or are given "
+                "to a recogniser with their sample_rate"
             )
         if not _seekable(file):
             file = stack.enter_context(_spooled(file, name))
@@ -507,6 +510,11 @@ def _spooled(file: Any, name: str) -> Iterator[BinaryIO]:
 
 
 def _as_numpy(samples: Any) -> npt.NDArray[Any]:
+    if isinstance(samples, str | os.PathLike | bytes | bytearray | memoryview):
+        raise AudioValueError(
+            f"samples are an array, not {type(samples).__name__}: a file says its rate itself, so "
+            "leave sample_rate out; raw bytes become samples by np.frombuffer(data, np.int16)"
+        )
     if hasattr(samples, "detach"):  # a torch tensor, without importing torch
         samples = samples.detach().cpu()
         if samples.is_floating_point():
@@ -528,7 +536,7 @@ def _check_layout(array: npt.NDArray[Any]) -> None:
     shape = array.shape
     if len(shape) == 1:
         return
-    if len(shape) == 2 and shape[0] < shape[1] and shape[0] <= 16:
+    if len(shape) == 2 and 0 < shape[0] < shape[1] and shape[0] <= 16:
         raise AudioValueError(
             f"an array of shape {shape} looks like (channels, samples); "
             "pass (samples, channels): transpose it with .T"

@@ -68,7 +68,10 @@ def evaluate(
     batch_seconds: Annotated[
         float,
         typer.Option(
-            envvar="PIANISSIMO_BATCH_SECONDS", min=1.0, help="Most audio transcribed at once."
+            envvar="PIANISSIMO_BATCH_SECONDS",
+            metavar="X",
+            min=1.0,
+            help="Most seconds of audio transcribed at once.",
         ),
     ] = 600.0,
     as_json: JsonOption = False,
@@ -96,7 +99,7 @@ def evaluate(
     )
     if phrases := phrases_of(boost, boost_file):
         recognizer = recognizer.boosted(phrases)
-    modes: list[int | None] = [*(latency or recognizer.latencies_ms)] or [None]
+    modes: list[int | None] = [*dict.fromkeys(latency or recognizer.latencies_ms)] or [None]
     count = len(references) * len(modes)
     with Progress("evaluating", count, shown=not quiet and sys.stderr.isatty()) as progress:
         passes = run(
@@ -148,6 +151,11 @@ def _score(score: "Score") -> dict[str, Any]:
     }
 
 
+def _percent(score: "Score") -> str:
+    """The error rate; against no words at all there is none."""
+    return f"{100 * score.errors.rate:.2f}" if score.errors.words else "-"
+
+
 def _print_table(name: str, passes: "list[Pass]") -> None:
     from rich.console import Console
     from rich.table import Table
@@ -155,7 +163,7 @@ def _print_table(name: str, passes: "list[Pass]") -> None:
     modes = ["WER" if one.latency_ms is None else f"{one.latency_ms} ms" for one in passes]
     table = Table(title=f"{name}: word error rate in percent")
     table.add_column("subset")
-    for heading in ("recordings", "minutes", "words", *modes):
+    for heading in ("files", "minutes", "words", *modes):
         table.add_column(heading, justify="right")
     rows = list(zip(*(one.scores for one in passes), strict=True))
     if len(rows) > 1:
@@ -163,11 +171,11 @@ def _print_table(name: str, passes: "list[Pass]") -> None:
     for row in rows:
         first = row[0]
         counts = (str(first.recordings - first.failed), f"{first.audio_seconds / 60:.1f}")
-        rates = (f"{100 * score.errors.rate:.2f}" for score in row)
+        rates = (_percent(score) for score in row)
         table.add_row(first.subset, *counts, str(first.errors.words), *rates)
     speeds = (f"{one.times_realtime:.0f}" for one in passes)
     table.add_section()
-    table.add_row("times real time", "", "", "", *speeds)
+    table.add_row("x real time", "", "", "", *speeds)
     console = Console(file=sys.stdout)
     with console.capture() as captured:
         console.print(table)

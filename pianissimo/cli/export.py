@@ -49,17 +49,22 @@ def export(
     if not isinstance(recognizer, NativeRecognizer):
         raise OptionError(f"{recognizer.name} is of another family; only our own are exported")
     network, tokenizer = recognizer.model, recognizer.tokenizer
-    if onnx:
-        from pianissimo.export.onnx import export as write
+    import torch
+    from safetensors import SafetensorError
 
-        precision: Literal["float32", "int8"] = "int8" if dtype == "int8" else "float32"
-        write(network, tokenizer, folder, latencies_ms=latency or (), precision=precision)
-    else:
-        import torch
+    try:
+        if onnx:
+            from pianissimo.export.onnx import export as write
 
-        from pianissimo.models.asr import save_model
+            precision: Literal["float32", "int8"] = "int8" if dtype == "int8" else "float32"
+            write(network, tokenizer, folder, latencies_ms=latency or (), precision=precision)
+        else:
+            from pianissimo.models.asr import save_model
 
-        save_model(folder, network, tokenizer, getattr(torch, dtype))
+            save_model(folder, network, tokenizer, getattr(torch, dtype))
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OptionError(f"{folder} cannot be written: {reason}") from error
     if not quiet:
         for path in sorted(folder.iterdir()):
             emit(f"{path.stat().st_size / 1e6:9.2f} MB  {path}\n")

@@ -43,12 +43,15 @@ def collect(
     """All recordings in the order given, directories in the order of their names.
 
     Below `output` the files of a directory keep their place. Two recordings whose outputs would
-    have one name ("a.wav", "a.mp3") keep their suffixes; OptionError if that does not help.
+    have one name ("a.wav", "a.mp3") keep their suffixes; OptionError if that does not help, or if
+    standard input is named twice.
     """
     found: list[tuple[str, Path]] = []
     faults: list[Fault] = []
     for source in sources:
         if source == STANDARD_INPUT:
+            if (source, Path("stdin")) in found:
+                raise OptionError("standard input can be read once: give - only once")
             found.append((source, Path("stdin")))
         elif os.path.isdir(source):
             before = len(faults)
@@ -94,6 +97,8 @@ def _with_outputs(found: list[tuple[str, Path]], folder: Path | None) -> list[In
         stem = place.parent / place.stem
         target = place if stems[stem] > 1 else stem
         if folder is not None and target in taken:
+            if taken[target] == name:
+                raise OptionError(f"{name} is named twice, and has one place in --output {folder}")
             raise OptionError(
                 f"{taken[target]} and {name} would be written to the same place "
                 f"{folder / target}.*; run them with different --output folders"

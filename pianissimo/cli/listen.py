@@ -21,7 +21,7 @@ from pianissimo.cli.options import (
     QuietOption,
 )
 from pianissimo.cli.output import emit, say
-from pianissimo.errors import AudioNotFoundError, MissingExtraError
+from pianissimo.errors import AudioDecodeError, AudioNotFoundError, MissingExtraError
 
 if TYPE_CHECKING:
     from io import BufferedReader
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 STANDARD_INPUT = "-"
 MICROPHONE_RATE = 16_000
+CONTAINERS = (b"RIFF", b"fLaC", b"OggS", b"ID3")
+"""How files begin that are taken for raw samples by mistake."""
 BLOCKS_WAITING = 500
 """Blocks that a microphone may be ahead of the recogniser before sound is lost: 40 seconds."""
 
@@ -56,7 +58,13 @@ def listen(
     ] = None,
     sample_rate: Annotated[
         int,
-        typer.Option(envvar="PIANISSIMO_SAMPLE_RATE", metavar="HZ", help="Rate of the samples."),
+        typer.Option(
+            envvar="PIANISSIMO_SAMPLE_RATE",
+            metavar="HZ",
+            min=1000,
+            max=384_000,
+            help="Rate of the samples.",
+        ),
     ] = MICROPHONE_RATE,
     list_microphones: Annotated[
         bool, typer.Option("--list", help="List the microphones and exit.")
@@ -74,9 +82,10 @@ def listen(
         return
     from pianissimo.loading import load
 
-    if source == STANDARD_INPUT and sys.stdin.isatty():
+    if source == STANDARD_INPUT and (sys.stdin is None or sys.stdin.isatty()):
+        state = "closed" if sys.stdin is None else "a terminal"
         raise AudioNotFoundError(
-            "standard input is a terminal: pipe raw samples into it, for example from arecord"
+            f"standard input is {state}: pipe raw samples into it, for example from arecord"
         )
     recognizer = load(model, device=device, dtype=dtype, head=head, language=language, gain=gain)
     drafts = None if partials is None else load(partials, device=device, gain=gain)
@@ -107,15 +116,25 @@ def _blocks(source: str | None, sample_rate: int) -> Iterator[Iterator["Samples"
 
 
 def _standard_input(sample_rate: int) -> Iterator["Samples"]:
-    """Raw samples as they come; half a sample at the end is dropped."""
+    """Raw samples as they come; half a sample at the end is dropped.
+
+    Raises AudioDecodeError for a file with a header, which would be heard as noise at any rate.
+    """
     import numpy as np
 
     size = 2 * round(BLOCK_SECONDS * sample_rate)
     rest = b""
+    first = True
     # `read1` returns what a pipe has now, where `read` would wait for a full block.
     stdin = cast("BufferedReader", sys.stdin.buffer)
     while data := stdin.read1(size):
         data = rest + data
+        if first and data.startswith(CONTAINERS):
+            raise AudioDecodeError(
+                "standard input is an audio file, where raw samples are expected: "
+                "`pianissimo transcribe --stream -` reads files, ffmpeg's `-f s16le` writes samples"
+            )
+        first = False
         even = len(data) // 2 * 2
         rest = data[even:]
         yield np.frombuffer(data[:even], "<i2").astype(np.float32) / np.float32(32768)
@@ -145,7 +164,7 @@ def _microphone(source: str | None, sample_rate: int) -> Iterator[Iterator["Samp
         )
     except (sounddevice.PortAudioError, ValueError) as error:
         raise AudioNotFoundError(
-            f"{'the default microphone' if source is None else source!r} cannot be opened "
+            f"{'the default microphone' if source is None else repr(source)} cannot be opened "
             f"({error}); `pianissimo listen --list` shows what there is"
         ) from error
 

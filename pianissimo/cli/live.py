@@ -60,8 +60,10 @@ def open_stream(
     return recognizer.stream(**{name: value for name, value in given.items() if value is not None})
 
 
-def transcribe_live(recognizer: "AnyRecognizer", input: Input, options: LiveOptions) -> Transcript:
-    """Feed a recording block by block to a stream; show every event, return the whole.
+def transcribe_live(
+    recognizer: "AnyRecognizer", input: Input, options: LiveOptions, heard: "Heard"
+) -> None:
+    """Feed a recording block by block to a stream; show every event, and keep it in `heard`.
 
     On an interrupt, what was said so far is shown as final before KeyboardInterrupt goes on.
     """
@@ -71,10 +73,8 @@ def transcribe_live(recognizer: "AnyRecognizer", input: Input, options: LiveOpti
     if options.realtime:
         blocks = _paced(blocks, SAMPLE_RATE)
     stream = open_stream(recognizer, options)
-    heard = Heard()
     with shown(input.name, options) as show:
         hear(stream, blocks, SAMPLE_RATE, show, heard)
-    return _joined(heard.finals, heard.seconds, recognizer, options.word_timestamps)
 
 
 @dataclass
@@ -121,14 +121,12 @@ def _paced(blocks: Iterable["Samples"], sample_rate: int) -> Iterator["Samples"]
         yield block
 
 
-def _joined(
-    finals: list[StreamEvent], seconds: float, recognizer: "AnyRecognizer", with_words: bool
-) -> Transcript:
+def transcript_of(heard: Heard, recognizer: "AnyRecognizer", *, with_words: bool) -> Transcript:
     """The transcript that the utterances of a stream make together."""
     from pianissimo.text.words import joined, segments_from_words
 
     segments: list[Segment] = []
-    for timed, group in groupby(finals, lambda event: bool(event.words)):
+    for timed, group in groupby(heard.finals, lambda event: bool(event.words)):
         if timed:
             segments += segments_from_words(word for event in group for word in event.words)
         else:
@@ -136,11 +134,11 @@ def _joined(
     if not with_words:
         segments = [replace(segment, words=()) for segment in segments]
     return Transcript(
-        text=joined(event.text for event in finals),
+        text=joined(event.text for event in heard.finals),
         segments=tuple(segments),
         words=tuple(word for segment in segments for word in segment.words),
         language=recognizer.language,
-        duration=seconds,
+        duration=heard.seconds,
         model=recognizer.name,
     )
 

@@ -159,9 +159,11 @@ def phrases_of(boost: list[str] | None, file: Path | None) -> "list[Phrase]":
 
     phrases = [Phrase(text) for text in boost or []]
     try:
-        lines = [] if file is None else file.read_text(encoding="utf-8").splitlines()
+        # Windows' editors put a mark before the first letter.
+        lines = [] if file is None else file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"--boost-file {file} cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise OptionError(f"--boost-file {file} cannot be read: {reason}") from error
     for number, line in enumerate(lines, start=1):
         text, _, weight = line.partition("\t")
         try:

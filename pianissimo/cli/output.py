@@ -33,13 +33,17 @@ def emit(text: str) -> None:
         # What is still buffered must not fail once more when the interpreter exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(READER_GONE) from None
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        complain(f"standard output cannot be written: {error.strerror}")
+        raise typer.Exit(SOME_FAILED) from None
 
 
 def say(text: str) -> None:
-    """Write a line for people to stderr; that nobody reads it is no error."""
+    """Write a line for people to stderr; that nobody reads or keeps it is no error."""
     try:
         print(text, file=sys.stderr, flush=True)
-    except BrokenPipeError:
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 

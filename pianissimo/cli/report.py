@@ -63,11 +63,15 @@ class Report:
                     emit(json.dumps(record, ensure_ascii=False) + "\n")
         if self.bar is not None:
             self.bar.advance(index)
-        to_print = self.folder is None and not self.as_json
-        self._waiting[index] = transcript if to_print else None
+        self.keep(index, transcript)
         while self._due in self._waiting:
             self._print(self._due, self._waiting.pop(self._due))
             self._due += 1
+
+    def keep(self, index: int, transcript: "Transcript | None") -> None:
+        """Have a transcript, or what there is of one, printed at its turn or by `flush`."""
+        to_print = self.folder is None and not self.as_json
+        self._waiting[index] = transcript if to_print else None
 
     def skip(self, indices: set[int]) -> None:
         """Expect nothing of these recordings."""

@@ -11,7 +11,7 @@ import typer
 
 from pianissimo.cli.inputs import STANDARD_INPUT, collect
 from pianissimo.cli.jobs import BATCH_SECONDS, Setup, batch_seconds, recognised, shared_out
-from pianissimo.cli.live import LiveOptions, open_stream, transcribe_live
+from pianissimo.cli.live import Heard, LiveOptions, open_stream, transcribe_live, transcript_of
 from pianissimo.cli.options import (
     BeamOption,
     BoostFileOption,
@@ -249,12 +249,18 @@ def _stream_all(
     """One recording after the other through a live stream."""
     with open_stream(recognizer, options):
         pass  # what the recogniser does not have is no file's fault
+    words = options.word_timestamps
     for index in todo:
+        heard = Heard()
         try:
-            transcript = transcribe_live(recognizer, report.inputs[index], options)
-            outcome = Outcome(index, transcript)
+            transcribe_live(recognizer, report.inputs[index], options, heard)
+            outcome = Outcome(index, transcript_of(heard, recognizer, with_words=words))
         except PianissimoError as error:
             outcome = Outcome(index, error=error)
+        except KeyboardInterrupt:
+            if heard.finals:
+                report.keep(index, transcript_of(heard, recognizer, with_words=words))
+            raise
         report.take(index, outcome)
 
 

@@ -68,9 +68,11 @@ def read_references(manifest: Path, subsets: Sequence[str] = ()) -> list[Referen
     faulty lines, and OptionError for a subset it does not have.
     """
     try:
-        lines = manifest.read_text(encoding="utf-8").split("\n")
+        # Windows' editors put a mark before the first letter.
+        lines = manifest.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"manifest {manifest} cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ManifestError(f"manifest {manifest} cannot be read: {reason}") from error
     references, faults = [], []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -149,7 +151,8 @@ def _one_pass(
             score.audio_seconds += transcript.duration
             score.errors += word_errors(reference.text, normalize_for_scoring(transcript.text))
         if transcript is None:
-            faults.append(f"{reference.path}: {outcome.error}")
+            name, message = str(reference.path), str(outcome.error)
+            faults.append(message if message.startswith(name) else f"{name}: {message}")
         if advance is not None:
             advance()
     seconds = time.monotonic() - began

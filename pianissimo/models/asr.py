@@ -36,22 +36,45 @@ LARGEST_NUMBER = 1 << 20
 """Most that any size in a configuration may be; the vocabulary is the largest of them."""
 MOST_LAYERS = 512
 LARGEST_BEAM = 256
+AUTO = "auto"
+"""The language of the prompt with which a model finds out by itself what is spoken."""
+
+
+@dataclass(frozen=True)
+class LanguagePrompt:
+    """Which prompt stands for a language, a tag such as "de-DE" or `AUTO`."""
+
+    language: str
+    prompt: int
 
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """Language prompts: one-hot of `count` beside each encoder frame, through a two-layer net."""
+    """Language prompts: one-hot of `count` beside each encoder frame, through a two-layer net.
+
+    `languages` are those that can be asked for; several may share a prompt.
+    """
 
     count: int = 128
     hidden: int = 2048
     default: int = 101
+    languages: tuple[LanguagePrompt, ...] = ()
 
     def __post_init__(self) -> None:
-        if min(self.count, self.hidden) < 1 or not 0 <= self.default < self.count:
+        prompts = (self.default, *(known.prompt for known in self.languages))
+        if min(self.count, self.hidden) < 1 or min(prompts) < 0 or max(prompts) >= self.count:
             raise OptionError(
-                f"{self.count} prompts through {self.hidden} units, by default number "
-                f"{self.default}: out of range"
+                f"{self.count} prompts through {self.hidden} units, numbered {min(prompts)} to "
+                f"{max(prompts)}: out of range"
             )
+
+    def of(self, language: str) -> LanguagePrompt | None:
+        """The prompt of a language by its tag or, for "de", of the first region that speaks it."""
+        tag = language.lower().replace("_", "-")
+        for known in self.languages:
+            if known.language.lower() == tag:
+                return known
+        return next((k for k in self.languages if k.language.lower().startswith(f"{tag}-")), None)
 
 
 @dataclass(frozen=True)
@@ -130,6 +153,24 @@ class AsrConfig:
             raise OptionError(f"latency {latency_ms} ms is not a mode of this model ({known})")
         return modes[latency_ms]
 
+    def hearing(self, language: str) -> "AsrConfig":
+        """The configuration for speech in that language; OptionError naming those it knows."""
+        if self.prompts is None or not self.prompts.languages:
+            if language != self.language:
+                raise OptionError(f"{self.name} knows no choice of languages: leave it out")
+            return self
+        chosen = self.prompts.of(language)
+        if chosen is None:
+            known = ", ".join(sorted(prompt.language for prompt in self.prompts.languages))
+            raise OptionError(
+                f"{self.name} does not know the language {language!r}; it has {known}"
+            )
+        return dataclasses.replace(
+            self,
+            language=None if chosen.language == AUTO else chosen.language,
+            prompts=dataclasses.replace(self.prompts, default=chosen.prompt),
+        )
+
 
 class PromptProjector(nn.Module):
     """Encoder frames with a language prompt beside them: (B, S, D) -> (B, S, D)."""
@@ -166,6 +207,12 @@ class AsrModel(nn.Module):
             self.joiner = Joiner(config.encoder.dim, config.transducer)
         if config.ctc:
             self.ctc = CtcHead(config.encoder.dim, config.vocab_size)
+
+    def hear(self, language: str) -> None:
+        """Hear everything as that language from now on; OptionError naming those it knows."""
+        self.config = self.config.hearing(language)
+        if self.prompt is not None and self.config.prompts is not None:
+            self.prompt.config = self.config.prompts
 
     @property
     def device(self) -> torch.device:
@@ -247,12 +294,18 @@ def build(config: AsrConfig, weights: dict[str, Tensor], source: str) -> AsrMode
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model folder; CheckpointError if there is none."""
+    """The tokenizer of a model folder; CheckpointError if there is none, or a damaged one."""
     sentencepiece, huggingface = (folder / name for name in TOKENIZER_FILES.values())
-    if sentencepiece.is_file():
-        return Tokenizer.from_sentencepiece(sentencepiece.read_bytes())
-    if huggingface.is_file():
-        return Tokenizer.from_hf_json(huggingface.read_bytes())
+    readers = {
+        sentencepiece: Tokenizer.from_sentencepiece,
+        huggingface: Tokenizer.from_hf_json,
+    }
+    for path, read in readers.items():
+        if path.is_file():
+            try:
+                return read(path.read_bytes())
+            except CheckpointError as error:
+                raise CheckpointError(f"{path}: {error}") from error
     raise CheckpointError(f"{folder} has neither {sentencepiece.name} nor {huggingface.name}")
 
 

@@ -18,13 +18,18 @@ import torch
 from torch import Tensor
 
 from pianissimo.errors import CheckpointError
-from pianissimo.models.asr import CONFIG_FILE, AsrConfig, AsrModel, build
+from pianissimo.models.asr import (
+    CONFIG_FILE,
+    LARGEST_NUMBER,
+    AsrConfig,
+    AsrModel,
+    LanguagePrompt,
+    build,
+)
 
 NEMO_CONFIG_FILE = "model_config.yaml"
 LARGEST_CONFIG_BYTES = 4 << 20
-LARGEST_NUMBER = 1 << 20
-"""Most that any size in a foreign configuration may be; the vocabulary is the largest of them."""
-MOST_LAYERS = 512
+MOST_LANGUAGES = 1024
 BATCH_NORM_EPS = 1e-5
 BATCH_NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
 
@@ -205,6 +210,15 @@ class Section:
 
     def _value(self, key: str, default: tuple[Any, ...]) -> Any:
         return self.data.get(key, default[0]) if default else self.data.get(key)
+
+
+def language_prompts(known: Section, count: int) -> tuple[LanguagePrompt, ...]:
+    """A dictionary of languages to prompts, without what is none of the model's `count`."""
+    return tuple(
+        LanguagePrompt(language, prompt)
+        for language, prompt in list(known.data.items())[:MOST_LANGUAGES]
+        if isinstance(language, str) and is_integer(prompt) and 0 <= prompt < count
+    )
 
 
 def is_integer(value: Any) -> bool:

@@ -29,9 +29,9 @@ from pianissimo.models.archive import (
     Files,
     read_tensors,
 )
+from pianissimo.models.asr import MOST_LAYERS
 from pianissimo.models.convert import (
     LARGEST_CONFIG_BYTES,
-    MOST_LAYERS,
     Section,
     listed,
     parse_yaml,

@@ -18,12 +18,18 @@ from torch import Tensor
 from pianissimo.audio.features import FeatureConfig
 from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.errors import CheckpointError, OptionError
-from pianissimo.models.asr import CONFIG_FILE, AsrConfig, AsrModel, PromptConfig
-from pianissimo.models.convert import (
+from pianissimo.models.asr import (
+    CONFIG_FILE,
     MOST_LAYERS,
+    AsrConfig,
+    AsrModel,
+    PromptConfig,
+)
+from pianissimo.models.convert import (
     ModuleTable,
     Section,
     adopt,
+    language_prompts,
     listed,
     module_table,
     read_capped,
@@ -139,6 +145,7 @@ def config_from_huggingface(
             joint_dim=width,
             durations=root.integers("durations") if family.head == "tdt" else (),
         )
+    processing = Section(processor, f"{source}: {PROCESSOR_FILE}")
     prompts = None
     if family.prompts:
         count = root.integer("num_prompts", most=1 << 14)
@@ -146,8 +153,8 @@ def config_from_huggingface(
             count=count,
             hidden=root.integer("prompt_intermediate_size", most=1 << 16),
             default=root.integer("default_prompt_id", least=0, most=count - 1),
+            languages=language_prompts(processing.section("prompt_dictionary"), count),
         )
-    processing = Section(processor, f"{source}: {PROCESSOR_FILE}")
     try:
         return AsrConfig(
             vocab_size=outputs - 1,

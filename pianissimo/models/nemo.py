@@ -16,15 +16,15 @@ from pianissimo.audio.features import FeatureConfig, MelFeatures
 from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.errors import CheckpointError, OptionError
 from pianissimo.models.archive import Files, open_files, read_tensors
-from pianissimo.models.asr import AsrConfig, AsrModel, PromptConfig
+from pianissimo.models.asr import MOST_LAYERS, AsrConfig, AsrModel, PromptConfig
 from pianissimo.models.convert import (
     LARGEST_CONFIG_BYTES,
-    MOST_LAYERS,
     NEMO_CONFIG_FILE,
     ModuleTable,
     Section,
     adopt,
     is_integer,
+    language_prompts,
     module_table,
     parse_yaml,
     release,
@@ -304,7 +304,8 @@ def _prompts(root: Section, dim: int) -> PromptConfig | None:
     count = holder.integer("num_prompts", 128, most=1 << 14)
     known = defaults.section("prompt_dictionary")
     default = known.integer("auto", 0, least=0, most=count - 1)
-    return PromptConfig(count=count, hidden=2 * dim, default=default)
+    languages = language_prompts(known, count)
+    return PromptConfig(count=count, hidden=2 * dim, default=default, languages=languages)
 
 
 def _max_symbols(greedy: Section) -> int:

@@ -35,11 +35,16 @@ def to_store(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Te
 
 
 def from_store(stored: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """What `to_store` was given, in float32; raises CheckpointError for 8 bits without scales."""
+    """What `to_store` was given, in float32.
+
+    Raises CheckpointError for numbers of another kind, and for 8 bits without scales.
+    """
     weights = dict(stored)
     for name, matrix in stored.items():
-        if matrix.dtype != torch.int8:
+        if matrix.is_floating_point():
             continue
+        if matrix.dtype != torch.int8:
+            raise CheckpointError(f"{source}: {name} holds {matrix.dtype}, expected plain floats")
         scales = weights.pop(name + SCALE, None)
         if matrix.dim() != 2 or scales is None or scales.shape != matrix.shape[:1]:
             raise CheckpointError(f"{source}: {name} has 8 bits, but no scale for each output")

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pianissimo.errors import OptionError
+
 
 @dataclass(frozen=True)
 class TransducerConfig:
@@ -25,6 +27,15 @@ class TransducerConfig:
     joint_dim: int = 640
     durations: tuple[int, ...] = ()
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "predictor_dim", "predictor_layers", "joint_dim"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"transducer {name} is {getattr(self, name)}, expected 1 or more")
+        if min(self.durations, default=0) < 0 or not 0 <= self.dropout < 1:
+            raise OptionError(
+                f"durations {self.durations} or transducer dropout {self.dropout} are out of range"
+            )
 
     @property
     def blank(self) -> int:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.errors import CheckpointError, OptionError
 from pianissimo.models.archive import read_tensors
-from pianissimo.models.asr import CONFIG_FILE
-from pianissimo.models.convert import MOST_LAYERS, Section, listed, read_json, shown
+from pianissimo.models.asr import CONFIG_FILE, MOST_LAYERS
+from pianissimo.models.convert import Section, listed, read_json, shown
 from pianissimo.models.huggingface import (
     FEATURES_FILE,
     INDEX_FILE,

@@ -343,11 +343,29 @@ def test_standard_input(cli: Cli, good: Path, monkeypatch: pytest.MonkeyPatch) -
         ["--realtime"],
         ["--json", "--format", "srt"],
         ["--output", "/dev/null/out"],
+        ["-", "-"],
+        ["--boost-file", "none.txt"],
     ],
 )
 def test_nonsense_is_a_usage_error_of_one_line(cli: Cli, good: Path, options: list[str]) -> None:
     result = cli("transcribe", good, *options)
     assert (result.code, result.out, len(result.errors)) == (2, "", 1)
+
+
+def test_what_is_named_twice_is_said_so(cli: Cli, good: Path, tmp_path: Path) -> None:
+    result = cli("transcribe", good, good, "--output", tmp_path / "out")
+    assert result.code == 2 and f"{good} is named twice" in result.err
+    result = cli("transcribe", "-", good, "-")
+    assert result.code == 2 and "standard input can be read once" in result.err
+
+
+def test_phrases_may_begin_with_the_mark_of_windows_editors(cli: Cli, good: Path) -> None:
+    plain, marked = good.with_name("plain.txt"), good.with_name("marked.txt")
+    plain.write_text("sea shells\n", encoding="utf-8")
+    marked.write_text("sea shells\n", encoding="utf-8-sig")
+    found = [cli("transcribe", good, "--boost-file", file) for file in (plain, marked)]
+    assert [result.code for result in found] == [0, 0]
+    assert found[0].out == found[1].out
 
 
 def test_subtitles_of_several_files_need_a_folder(cli: Cli, good: Path) -> None:
@@ -511,8 +529,21 @@ def test_evaluate(cli: Cli, manifest: Path) -> None:
     assert report["passes"][0]["total"]["words"] == 4
     table = cli("evaluate", manifest, "--latency", "80", "--latency", "160").out
     assert "numbers" in table and "80 ms" in table and "160 ms" in table
+    assert "…" not in cli("evaluate", manifest).out
     one = json.loads(cli("evaluate", manifest, "--subset", "numbers", "--json").out)
     assert one["passes"][0]["total"]["recordings"] == 1
+
+
+def test_evaluate_has_no_rate_where_there_are_no_words(cli: Cli, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", tone(0.5), RATE)
+    rows = [{"audio_filepath": "a.wav", "text": ""}, {"audio_filepath": "none.wav", "text": "one"}]
+    path = tmp_path / "manifest.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8-sig")
+    result = cli("evaluate", path, "--latency", "80", "--latency", "80")
+    assert result.code == 3
+    assert result.errors == [f"pianissimo: {tmp_path / 'none.wav'}: no such file; check the path"]
+    assert result.out.count("80 ms") == 1
+    assert "0.00" not in result.out and "inf" not in result.out
 
 
 def test_evaluate_refuses_what_it_cannot_score(cli: Cli, manifest: Path) -> None:
@@ -579,6 +610,38 @@ def test_an_interrupt_keeps_what_is_done(good: Path) -> None:
     assert process.returncode == 130
     assert lines[0] == f"==> {good} <==\n" and lines[1].strip()
     assert "Traceback" not in err and "1 of 10 files were done" in err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full disk")
+@pytest.mark.parametrize("arguments", [["models"], ["transcribe", CLIPS / "quiet.flac"]])
+def test_a_full_disk_is_one_clear_line(arguments: list[str | Path]) -> None:
+    command = [sys.executable, "-m", "pianissimo", *map(str, arguments)]
+    with open("/dev/full", "w") as full:
+        found = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert found.returncode == 3
+    line = "pianissimo: standard output cannot be written: No space left on device"
+    assert found.stderr.splitlines() == [line]
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "2>/dev/full"])
+def test_closed_and_full_streams_change_nothing_else(closed: str, good: Path) -> None:
+    script = f'"$0" -m pianissimo transcribe none.wav "$1" {closed}'
+    command = ["sh", "-c", script, sys.executable, str(good)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 3
+    assert "none.wav" not in found.stdout and "Traceback" not in found.stderr
+
+
+def test_an_interrupt_keeps_what_was_said_of_a_recording() -> None:
+    process = start("transcribe", "--stream", "--realtime", *[CLIPS / "sentence.flac"] * 2)
+    assert process.stderr is not None
+    told = process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "0 of 2 files were done" in err
+    header, text = out.splitlines()
+    assert header == f"==> {CLIPS / 'sentence.flac'} <=="
+    assert text.startswith(told.split("] ")[1].strip())
 
 
 def test_a_reader_that_goes_away_ends_it_quietly() -> None:

@@ -35,6 +35,16 @@ def test_a_folder_is_a_model(
     assert capsys.readouterr().out.strip()
 
 
+def test_a_folder_that_cannot_be_made_is_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for options in ([], ["--onnx", "--latency", "80"]):
+        assert run("export", tmp_path / "file" / "new", *options) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith("cannot be written: Not a directory")
+
+
 def test_what_makes_no_sense_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()

@@ -93,6 +93,24 @@ def test_a_microphone_that_is_not_there_is_one_clear_line(
     assert "listen --list" in lines[0] or "PortAudio" in lines[0] or "pianissimo[mic]" in lines[0]
 
 
+def test_a_file_is_not_heard_as_samples() -> None:
+    process = listen("-", "--quiet")
+    out, errors = process.communicate(CLIP.read_bytes(), timeout=60)
+    assert (process.returncode, out) == (3, b"")
+    assert errors.startswith(b"pianissimo: standard input is an audio file")
+    assert len(errors.splitlines()) == 1
+
+
+def test_an_impossible_rate_and_no_standard_input(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["listen", "-", "--sample-rate", "0"]) == 2
+    assert "--sample-rate" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["listen", "-"]) == 3
+    assert capsys.readouterr().err.startswith("pianissimo: standard input is closed")
+
+
 def test_an_unknown_latency_is_a_usage_error() -> None:
     read, write = os.pipe()
     os.close(write)

@@ -328,8 +328,14 @@ def test_an_unknown_latency_is_refused(recognizer: NativeRecognizer, files: list
         list(recognizer.transcribe_many(files, latency_ms=100))
 
 
+def test_one_recording_is_not_many(recognizer: NativeRecognizer, files: list[Path]) -> None:
+    for source in (files[0], str(files[0]), files[0].read_bytes()):
+        with pytest.raises(OptionError, match=r"transcribe_many\(\[path\]\)"):
+            list(recognizer.transcribe_many(source))  # type: ignore[arg-type]
+
+
 def test_samples_need_their_rate(recognizer: NativeRecognizer) -> None:
-    for samples in (noise(100), torch.zeros(100), [0.0, 0.1]):
+    for samples in (noise(100), torch.zeros(100), [0.0, 0.1], (0.0, 0.1)):
         with pytest.raises(OptionError, match="sample_rate"):
             recognizer.transcribe(samples)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import tracemalloc
+from pathlib import Path
 
 import av
 import numpy as np
@@ -486,6 +487,13 @@ def test_sources_of_another_type(source):
         load_audio(source)
 
 
+def test_a_file_that_was_closed():
+    file = io.BytesIO(by_soundfile("WAV", "PCM_16"))
+    file.close()
+    with pytest.raises(AudioNotFoundError, match="is closed"):
+        load_audio(file)
+
+
 def test_a_file_opened_as_text():
     with pytest.raises(OptionError, match="binary"):
         load_audio(io.StringIO("hello"))
@@ -599,6 +607,16 @@ def test_other_array_types():
     assert len(from_array([], 8_000)) == 0
 
 
+def test_a_path_or_bytes_are_no_samples():
+    for samples in ("talk.wav", Path("talk.wav"), b"\0\0", bytearray(2), memoryview(b"\0\0")):
+        with pytest.raises(AudioValueError, match="leave sample_rate out"):
+            from_array(samples, 16_000)
+
+
+def test_no_samples_of_two_channels_are_no_samples():
+    assert from_array(np.zeros((0, 2)), 16_000).shape == (0,)
+
+
 def test_from_array_gives_new_memory():
     samples = tone()[:, 0]
     assert not np.shares_memory(from_array(samples, 16_000), samples)
@@ -626,6 +644,8 @@ def test_shapes_that_are_not_audio(shape):
         np.array([None, 1.0]),
         [[0.0, 1.0], [0.0]],
         "samples",
+        b"samples!",
+        bytearray(b"samples!"),
         None,
     ],
 )

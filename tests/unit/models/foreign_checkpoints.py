@@ -310,6 +310,8 @@ def hf_processor(architecture: str) -> dict[str, Any]:
             "default_num_lookahead_tokens": 13,
             "supported_num_lookahead_tokens": [6, 13, 1, 0],
         }
+    if architecture == "Nemotron3_5AsrForRNNT":
+        processor["prompt_dictionary"] = {"en-US": 0, "auto": 5}
     return processor
 
 

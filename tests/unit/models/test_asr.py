@@ -14,6 +14,7 @@ from pianissimo.errors import CheckpointError, OptionError
 from pianissimo.models.asr import (
     AsrConfig,
     AsrModel,
+    LanguagePrompt,
     PromptConfig,
     load_model,
     read_config,
@@ -22,7 +23,13 @@ from pianissimo.models.asr import (
 from pianissimo.models.transducer import TransducerConfig
 from pianissimo.text.tokenizer import Tokenizer
 
-PROMPTS = PromptConfig(count=5, hidden=6, default=2)
+LANGUAGES = (
+    LanguagePrompt("en-US", 0),
+    LanguagePrompt("de-DE", 1),
+    LanguagePrompt("de-AT", 3),
+    LanguagePrompt("auto", 2),
+)
+PROMPTS = PromptConfig(count=5, hidden=6, default=2, languages=LANGUAGES)
 VARIANTS: dict[str, dict[str, Any]] = {
     "both heads": {},
     "transducer alone": {"ctc": False},
@@ -138,6 +145,29 @@ def test_saving_leaves_the_model_as_it_was(tmp_path: Path, tiny_tokenizer: Token
         (lambda c: c["encoder"].update(dim=-16), "dim"),
         (lambda c: c["encoder"].update(conv_kernel=0), "kernel"),
         (lambda c: c["encoder"].update(dropout=2.0), "dropout"),
+        (lambda c: c["encoder"].update(left_context=0), "left context is 0"),
+        (lambda c: c["encoder"].update(layers=513), "513 layers"),
+        (lambda c: c["encoder"].update(layers=10**9), "layers is 1000000000"),
+        (lambda c: c["features"].update(sample_rate=8000), "8000 Hz"),
+        (lambda c: c["features"].update(n_mels=0), "mel bins"),
+        (lambda c: c["features"].update(fft_samples=300), "fft_samples 300"),
+        (lambda c: c["features"].update(window_samples=1), "window_samples 1"),
+        (lambda c: c["features"].update(hop_samples=0), "hop_samples"),
+        (lambda c: c["features"].update(log_guard=0), "log_guard"),
+        (lambda c: c["features"].update(preemphasis=float("nan")), "preemphasis is nan"),
+        (lambda c: c["transducer"].update(predictor_layers=0), "predictor_layers"),
+        (lambda c: c["transducer"].update(joint_dim=-1), "joint_dim"),
+        (lambda c: c["transducer"].update(durations=[-1]), "durations"),
+        (lambda c: c.update(max_symbols=0), "max_symbols"),
+        (lambda c: c.update(beam=0), r"config\.json: a beam is 1 to 256"),
+        (lambda c: c.update(beam=300), r"config\.json: a beam is 1 to 256"),
+        (lambda c: c.update(prompts={"count": 5, "default": 5}), "prompts"),
+        (
+            lambda c: c.update(
+                prompts={"count": 5, "default": 0, "languages": [{"language": "de", "prompt": 9}]}
+            ),
+            "numbered 0 to 9",
+        ),
     ],
 )
 def test_a_configuration_is_read_strictly(
@@ -175,6 +205,23 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
         load_model(folder)
 
 
+def test_a_damaged_tokenizer_is_named(folder: Path) -> None:
+    path = folder / "tokenizer.model"
+    path.write_bytes(path.read_bytes()[:100] + b"\xff" * 100)
+    with pytest.raises(CheckpointError, match=r"model/tokenizer\.model: .* cannot be read"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.complex64, torch.bool])
+def test_weights_are_plain_floats(folder: Path, dtype: torch.dtype) -> None:
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    weights["ctc.out.bias"] = weights["ctc.out.bias"].to(dtype)
+    save_file(weights, path)
+    with pytest.raises(CheckpointError, match=r"ctc\.out\.bias holds torch\."):
+        load_model(folder)
+
+
 @pytest.mark.parametrize("keep", [0, 5, 0.5, -1])
 def test_truncated_weights_are_refused(folder: Path, keep: float) -> None:
     path = folder / "model.safetensors"
@@ -204,6 +251,16 @@ def test_weights_must_be_those_of_the_configuration(folder: Path) -> None:
     edit(folder, lambda c: c["encoder"].update(layers=3))
     save_file(weights, path)
     with pytest.raises(CheckpointError, match=r"missing: .* and \d+ more"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(folder: Path, number: float) -> None:
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    weights["ctc.out.bias"][3] = number
+    save_file(weights, path)
+    with pytest.raises(CheckpointError, match=r"ctc\.out\.bias holds NaN or infinite"):
         load_model(folder)
 
 
@@ -286,6 +343,37 @@ def test_a_prompt_stands_beside_each_frame() -> None:
     hidden = (prompt.up.weight @ beside + prompt.up.bias).clamp(min=0)
     expected = prompt.down.weight @ hidden + prompt.down.bias
     torch.testing.assert_close(found[1, 2], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "asked, language, prompt",
+    [
+        ("de-AT", "de-AT", 3),
+        ("DE_at", "de-AT", 3),
+        ("de", "de-DE", 1),
+        ("en", "en-US", 0),
+        ("auto", None, 2),
+    ],
+)
+def test_a_language_is_asked_for_by_its_tag(asked: str, language: str | None, prompt: int) -> None:
+    model = make_model(prompts=PROMPTS)
+    model.hear(asked)
+    assert model.config.language == language
+    assert model.prompt is not None
+    frames = tensor(1, 3, DIM)
+    assert torch.equal(model.prompt(frames), model.prompt(frames, prompt))
+
+
+def test_an_unknown_language_names_the_known_ones() -> None:
+    model = make_model(prompts=PROMPTS, name="prompted")
+    for language in ("fr", "d", ""):
+        with pytest.raises(OptionError, match=r"prompted does .* has auto, de-AT, de-DE, en-US$"):
+            model.hear(language)
+    assert model.config.language is None
+    plain = make_model(language="en")
+    plain.hear("en")
+    with pytest.raises(OptionError, match="no choice of languages"):
+        plain.hear("de")
 
 
 def test_the_ctc_head_gives_log_probabilities() -> None:

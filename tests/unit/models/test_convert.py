@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pianissimo.errors import CheckpointError
-from pianissimo.models.asr import AsrModel, PromptConfig, load_model, save_model
+from pianissimo.models.asr import AsrModel, LanguagePrompt, PromptConfig, load_model, save_model
 from pianissimo.models.convert import recognise_format
 from pianissimo.models.huggingface import config_from_huggingface, read_huggingface
 from pianissimo.models.nemo import config_from_nemo, read_nemo, to_nemo_names
@@ -137,7 +137,8 @@ def test_what_a_nemo_configuration_says() -> None:
     assert config.encoder.left_context == 70
     assert config.encoder.lookaheads == (13, 6, 1, 0)
     assert config.encoder.streams
-    assert config.prompts == PromptConfig(count=8, hidden=2 * DIM, default=5)
+    languages = (LanguagePrompt("en-US", 0), LanguagePrompt("auto", 5))
+    assert config.prompts == PromptConfig(8, hidden=2 * DIM, default=5, languages=languages)
     tdt = config_from_nemo(nemo_config("tdt"), VOCABULARY, "x").transducer
     assert tdt is not None and tdt.durations == (0, 1, 2, 3, 4)
     ctc = config_from_nemo(nemo_config("ctc", **BATCH_NORM), VOCABULARY, "x")
@@ -445,6 +446,22 @@ def test_the_english_model_has_its_published_size() -> None:
         "num_classes": 1024,
     }
     assert config_from_nemo(data, 1024, "x") == config
+
+
+def test_the_languages_of_a_multilingual_folder_are_those_of_its_prompts() -> None:
+    kind = "Nemotron3_5AsrForRNNT"
+    known = {"de": 3, "de-DE": 3, "auto": 5, "xx": 8, "yy": -1, "zz": True, "ww": "1"}
+    processor = hf_processor(kind) | {"prompt_dictionary": known}
+    config = config_from_huggingface(hf_config(kind), processor, "x")
+    assert config.prompts is not None
+    assert [(k.language, k.prompt) for k in config.prompts.languages] == [
+        ("de", 3),
+        ("de-DE", 3),
+        ("auto", 5),
+    ]
+    processor["prompt_dictionary"] = ["de"]
+    with pytest.raises(CheckpointError, match="prompt_dictionary"):
+        config_from_huggingface(hf_config(kind), processor, "x")
 
 
 def test_the_multilingual_model_has_its_published_size() -> None:
