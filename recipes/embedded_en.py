@@ -12,7 +12,9 @@ goes on to runs of words, and ends with whole recordings. The second and third s
 weights and add what the recordings lack: other voices, channels, levels and orders of words. All
 that teaches commands alone. Then the encoder learns which phone sounds when, of all recordings, and
 the fourth run goes on from there with commands and prose together, a short fifth with more digits.
-The sixth and the seventh are these two again, for longer; the model is the mean of their weights.
+The sixth and the seventh are these two again, for longer. The eighth begins with the mean of their
+weights, is the fourth once more, and ends with brisker digits and much that is far away, noisy and
+quiet; the model is the mean of where it began and where it ended.
 """
 
 import io
@@ -73,6 +75,7 @@ MODEL = AsrConfig(
     transducer=TransducerConfig(VOCABULARY, predictor_dim=256, predictor_layers=1, joint_dim=256),
     ctc=True,
     beam=4,
+    rescoring=0.5,
 )
 FIRST = TrainConfig(
     steps=4700,
@@ -600,7 +603,7 @@ def main(
     eighth = learn("eighth", EIGHTH, eighth_stages, (EIGHTH.steps,), copying(sixth, seventh))
     if eighth is None:
         return
-    model = mean([eighth])
+    model = mean([eighth, eighth, sixth, seventh])  # half of it is what the eighth began with
     assert model.joiner is not None
     with torch.no_grad():
         model.joiner.out.bias[-1] -= BLANK_DISCOUNT
