@@ -107,7 +107,7 @@ def test_silence_has_no_text_but_a_reason(words_server: Server) -> None:
 
 
 def test_gain_can_be_turned_on_and_off(words_server: Server, embedded: NativeRecognizer) -> None:
-    quiet = wav(speech(2.5) * 0.003)
+    quiet = wav(speech(2.5) * 0.001)
     texts = {mode: upload(words_server, quiet, gain=mode)[-1]["text"] for mode in ("off", "on")}
     for mode, text in texts.items():
         same = pianissimo.load(device="cpu", gain=mode)
