@@ -7,11 +7,15 @@ kin of wav2vec 2.0.
 import dataclasses
 import json
 import os
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import soundfile
+
+from pianissimo.audio.io import SAMPLE_RATE, load_audio
 from pianissimo.audio.simulate import draw_responses
 from pianissimo.errors import ManifestError, OptionError
 from pianissimo.evaluate.run import ALL, Reference
@@ -35,6 +39,7 @@ from pianissimo.train.data import (
     Replay,
     TrainingSet,
     Utterance,
+    cut_utterance,
     read_manifest,
     write_manifest,
 )
@@ -43,7 +48,7 @@ from pianissimo.train.plan import FinetuneOptions
 RUN = "finetune"
 """The folder of a run, below that of the model."""
 TRAIN, VAL, REPLAY, REGRESSION = "train.jsonl", "val.jsonl", "replay.jsonl", "regression.jsonl"
-OPTIONS, CACHE, PICTURE = "options.json", "cache", "losses.svg"
+OPTIONS, CACHE, PICTURE, QUIET = "options.json", "cache", "losses.svg", "quiet"
 GENERAL = "general "
 
 AUGMENT = Augmenter(
@@ -123,7 +128,33 @@ def prepare(
     ):
         if part is not None:
             write_manifest(run / name, part.utterances)
+    if options.quiet_speech:
+        twins = quiet_twins(material.val.utterances, run / QUIET, options.seed)
+        write_manifest(run / VAL, [*material.val.utterances, *twins])
     return run
+
+
+def quiet_twins(utterances: Sequence[Utterance], folder: Path, seed: int) -> list[Utterance]:
+    """Recordings once more as `quiet_speech` makes them, in 16 bits, as subsets of their own.
+
+    What becomes better far away may cost a little close by, so both are validated. The rooms are
+    others than those of the training. Files that are there already are taken as they are.
+    """
+    folder.mkdir(exist_ok=True)
+    augment = QuietAugmenter(draw_responses(ROOMS, seed + 1))
+    twins = []
+    for number, u in enumerate(utterances):
+        path = folder / f"{number:06}.wav"
+        if not path.exists():
+            clean, rng = cut_utterance(u, load_audio(u.path)), random.Random(f"{seed} {number}")
+            partial = path.with_suffix(".partial")
+            soundfile.write(
+                partial, augment(clean, rng), SAMPLE_RATE, subtype="PCM_16", format="WAV"
+            )
+            partial.rename(path)
+        extra = {**u.extra, "subset": f"{u.extra.get('subset', ALL)}, quiet"}
+        twins.append(dataclasses.replace(u, path=path, offset=0.0, extra=extra))
+    return twins
 
 
 def _refuse_other_options(run: Path, options: FinetuneOptions) -> None:

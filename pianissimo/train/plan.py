@@ -31,8 +31,8 @@ class FinetuneOptions:
     are strengths of the pull towards the original weights; EWC needs `replay`. What is saved lies
     `blend` of the way from the original weights to the best ones, as far as validation chooses if
     that is None (or all the way, with the kin of wav2vec 2.0). `quiet_speech` makes recordings far,
-    noisy and quiet, see `QuietAugmenter`. Faulty lines stop everything, or are left out with
-    `skip_faulty`.
+    noisy and quiet, see `QuietAugmenter`, and validates such twins too. Faulty lines stop
+    everything, or are left out with `skip_faulty`.
     """
 
     manifest: Path

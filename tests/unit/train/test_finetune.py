@@ -21,6 +21,7 @@ from foreign_checkpoints import (
 from safetensors.torch import load_file
 from tones import sentences, write_clips
 
+from pianissimo.audio.io import load_audio
 from pianissimo.errors import ManifestError, OptionError
 from pianissimo.evaluate.run import evaluate, read_references
 from pianissimo.loading import load, read_model
@@ -30,7 +31,7 @@ from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train import finetune as module
 from pianissimo.train.data import read_manifest
 from pianissimo.train.finetune import find_learning_rate, finetune, fits_half
-from pianissimo.train.material import augmenter, training_set
+from pianissimo.train.material import augmenter, quiet_twins, training_set
 from pianissimo.train.plan import FinetuneOptions, Plan, choose_rate, make_plan
 from pianissimo.train.report import FinetuneReport
 
@@ -404,7 +405,22 @@ def test_quiet_speech_is_that_of_the_benchmark(
     assert abs(np.subtract(levels_db(augment=False), levels_db()).mean()) < 10
     asked = options(quiet_speech=True)
     finetune(asked)
-    assert json.loads((asked.out / "finetune" / "options.json").read_text())["quiet_speech"]
+    run = asked.out / "finetune"
+    assert json.loads((run / "options.json").read_text())["quiet_speech"]
+    # What is validated is what was given, and a twin of each that is quiet, with rates of its own.
+    val = read_manifest(run / "val.jsonl")
+    given, twins = val[: len(val) // 2], val[len(val) // 2 :]
+    assert [u.path for u in given] == [u.path for u in read_manifest(asked.val)]
+    assert [(u.text, u.duration) for u in twins] == [(u.text, u.duration) for u in given]
+    for one, twin in zip(given, twins, strict=True):
+        loud, soft = load_audio(one.path), load_audio(twin.path)
+        assert len(soft) == len(loud) and 0 < np.mean(soft**2) < 0.2 * np.mean(loud**2)
+    report = json.loads((run / "report.json").read_text())
+    quiet = {name for name in report["before"] if ", quiet " in name}
+    assert len(quiet) == len(report["before"]) / 2
+    written = [u.path.read_bytes() for u in twins]
+    again = quiet_twins(given, tmp_path / "again", asked.seed)
+    assert [u.path.read_bytes() for u in again] == written
 
 
 def test_a_search_for_a_rate_writes_its_curve_and_no_model(options: Options) -> None:
