@@ -152,7 +152,8 @@ def quiet_twins(utterances: Sequence[Utterance], folder: Path, seed: int) -> lis
                 partial, augment(clean, rng), SAMPLE_RATE, subtype="PCM_16", format="WAV"
             )
             partial.rename(path)
-        extra = {**u.extra, "subset": f"{u.extra.get('subset', ALL)}, quiet"}
+        subset = ", ".join([u.extra["subset"], "quiet"] if "subset" in u.extra else ["quiet"])
+        extra = {**u.extra, "subset": subset}
         twins.append(dataclasses.replace(u, path=path, offset=0.0, extra=extra))
     return twins
 

@@ -2,11 +2,16 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pianissimo.evaluate.run import ALL
+
 REPORT_FILE = "report.json"
+NAME = re.compile(r"wer (.*) (\d+ ms|whole)")
+"""Of a rate: the subset, which may hold spaces, and the latency mode."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,12 @@ def _rows(
     name: str, before: dict[str, float], after: dict[str, float]
 ) -> Iterator[tuple[str, str, dict[str, float]]]:
     """(set and subset, before or after, rate by mode), two rows for each subset."""
-    subsets = list(dict.fromkeys(key.split()[1] for key in before))
-    for subset in subsets:
-        prefix = f"wer {subset} "
+    rows: dict[tuple[str, str], dict[str, float]] = {}
+    for key in before:
+        named = NAME.fullmatch(key)
+        assert named is not None
+        subset, mode = named.groups()
         for when, scores in (("before", before), ("after", after)):
-            rates = {k.removeprefix(prefix): v for k, v in scores.items() if k.startswith(prefix)}
-            yield name if subset == "all" else f"{name} {subset}", when, rates
+            rows.setdefault((subset, when), {})[mode] = scores[key]
+    for (subset, when), rates in rows.items():
+        yield name if subset == ALL else f"{name} {subset}", when, rates

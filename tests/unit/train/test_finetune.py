@@ -379,6 +379,7 @@ def test_larger_models_take_smaller_steps() -> None:
 def test_a_report_names_subsets_and_modes() -> None:
     before = {"wer calls 80 ms": 0.5, "wer calls 160 ms": 0.4, "wer notes 80 ms": 0.25}
     before["wer notes 160 ms"] = 0.125
+    before |= {"wer my calls, quiet 80 ms": 0.75, "wer my calls, quiet 160 ms": 0.5}
     after = {name: rate / 2 for name, rate in before.items()}
     lines = FinetuneReport("full", 10, before, after).render().splitlines()
     assert [line.split() for line in lines] == [
@@ -387,6 +388,8 @@ def test_a_report_names_subsets_and_modes() -> None:
         ["new", "calls", "after", "25.0", "20.0"],
         ["new", "notes", "before", "25.0", "12.5"],
         ["new", "notes", "after", "12.5", "6.2"],
+        ["new", "my", "calls,", "quiet", "before", "75.0", "50.0"],
+        ["new", "my", "calls,", "quiet", "after", "37.5", "25.0"],
     ]
 
 
@@ -416,7 +419,7 @@ def test_quiet_speech_is_that_of_the_benchmark(
         loud, soft = load_audio(one.path), load_audio(twin.path)
         assert len(soft) == len(loud) and 0 < np.mean(soft**2) < 0.2 * np.mean(loud**2)
     report = json.loads((run / "report.json").read_text())
-    quiet = {name for name in report["before"] if ", quiet " in name}
+    quiet = {name for name in report["before"] if "quiet " in name}
     assert len(quiet) == len(report["before"]) / 2
     written = [u.path.read_bytes() for u in twins]
     again = quiet_twins(given, tmp_path / "again", asked.seed)
