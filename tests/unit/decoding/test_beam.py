@@ -235,11 +235,15 @@ def test_a_step_that_is_thrown_away_leaves_no_trace() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("options", [BeamOptions(4), BeamOptions(4, rescoring=0.7)])
+@pytest.mark.parametrize("durations", [(), DURATIONS])
 @torch.no_grad()
-def test_durations_go_on_after_an_early_look_at_frames(seed: int) -> None:
+def test_an_early_look_at_frames_changes_nothing(
+    durations: tuple[int, ...], options: BeamOptions, seed: int
+) -> None:
     """As where a text is locked: the frames of the tail come again, but are not searched again."""
-    model = make_talker(1.0, seed=seed, durations=DURATIONS)
-    search, encoded = BeamSearch(model, BeamOptions(4)), tensor(1, FRAMES, DIM, seed=seed)
+    model = make_talker(1.0, seed=seed, durations=durations)
+    search, encoded = BeamSearch(model, options), tensor(1, FRAMES, DIM, seed=seed)
     found = []
     for looks_ahead in (False, True):
         state, hypothesis = search.start(), Hypothesis()

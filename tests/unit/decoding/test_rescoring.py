@@ -126,24 +126,6 @@ def test_batches_in_chunks_equal_each_whole(pause_seconds: float) -> None:
         assert (together.tokens, together.frames) == (expected.tokens, expected.frames)
 
 
-@torch.no_grad()
-def test_frames_that_were_heard_early_are_not_heard_twice() -> None:
-    search = BeamSearch(make_talker(1.0), BeamOptions(4, rescoring=WEIGHT))
-    encoded, found = tensor(1, 36, DIM), []
-    for looks_ahead in (False, True):
-        state, hypothesis = search.start(), Hypothesis()
-        hypothesis.extend(search.decode(encoded[:, :20], None, state)[0])
-        hypothesis.extend(state.flush()[0])
-        if looks_ahead:
-            state.frames -= 5
-            state.ahead += 5
-        rest = encoded[:, 15:] if looks_ahead else encoded[:, 20:]
-        hypothesis.extend(search.decode(rest, None, state)[0])
-        hypothesis.extend(state.flush()[0])
-        found.append(hypothesis)
-    assert found[0] == found[1]
-
-
 def test_a_pause_forgets_what_was_before() -> None:
     log_probs = tensor(30, 4).log_softmax(-1)
     opinion = Rescoring(1.0, log_probs).told([heard(0, 3), heard(1, 9)])
