@@ -238,11 +238,13 @@ class BeamSearch:
     def _settled(
         self, beam: Beam, ranked: list[TransducerHypothesis], frame: int
     ) -> tuple[list[TransducerHypothesis], tuple[Heard, ...], Beam]:
-        """The hypotheses that stay after a frame and what is settled by then, with CTC heard on it
-        at a pause; and the beam."""
+        """The hypotheses that stay after a frame, and what is settled by then; and the beam.
+
+        CTC is heard where tokens are due although the hypotheses may disagree.
+        """
         if beam.rescoring is None:
             return *self._settle(ranked, frame), beam
-        if self._settle.due(ranked[0], frame):
+        if len(ranked) > 1 and self._settle.due(ranked[0], frame):
             worth = beam.rescoring.worth([h.tokens for h in ranked], frame)
             totals = {id(h): h.score + more for h, more in zip(ranked, worth, strict=True)}
             ranked = sorted(ranked, key=lambda h: -totals[id(h)])

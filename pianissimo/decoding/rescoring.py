@@ -1,9 +1,9 @@
 """A second opinion on the texts of a transducer's beam, by the CTC head of the same model.
 
-Where a text is settled because a pause or the end has come, each hypothesis is worth its own score
-and, times a weight, the logarithm of what CTC says of its whole text since the last pause: n-best
-rescoring. A transducer expects what its training texts would say next, CTC only listens, so the two
-err in different places.
+Where tokens are settled although hypotheses disagree (at a pause, at the end, or because they are
+old), each hypothesis is worth its own score and, times a weight, the logarithm of what CTC says of
+its whole text since the last pause: n-best rescoring. A transducer expects what its training texts
+would say next, CTC only listens, so the two err in different places.
 
 Shape legend: S frames, V vocabulary, N texts.
 """

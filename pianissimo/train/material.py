@@ -138,21 +138,16 @@ def quiet_twins(utterances: Sequence[Utterance], folder: Path, seed: int) -> lis
     """Recordings once more as `quiet_speech` makes them, in 16 bits, as subsets of their own.
 
     What becomes better far away may cost a little close by, so both are validated. The rooms are
-    others than those of the training. Files that are there already are taken as they are.
+    others than those of the training; the seed fixes every bit.
     """
     folder.mkdir(exist_ok=True)
     augment = QuietAugmenter(draw_responses(ROOMS, seed + 1))
     twins = []
     for number, u in enumerate(utterances):
         path = folder / f"{number:06}.wav"
-        if not path.exists():
-            clean, rng = cut_utterance(u, load_audio(u.path)), random.Random(f"{seed} {number}")
-            partial = path.with_suffix(".partial")
-            soundfile.write(
-                partial, augment(clean, rng), SAMPLE_RATE, subtype="PCM_16", format="WAV"
-            )
-            partial.rename(path)
-        subset = ", ".join([u.extra["subset"], "quiet"] if "subset" in u.extra else ["quiet"])
+        clean, rng = cut_utterance(u, load_audio(u.path)), random.Random(f"{seed} {number}")
+        soundfile.write(path, augment(clean, rng), SAMPLE_RATE, subtype="PCM_16")
+        subset = f"{u.extra['subset']}, quiet" if "subset" in u.extra else "quiet"
         extra = {**u.extra, "subset": subset}
         twins.append(dataclasses.replace(u, path=path, offset=0.0, extra=extra))
     return twins

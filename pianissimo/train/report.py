@@ -10,8 +10,8 @@ from pathlib import Path
 from pianissimo.evaluate.run import ALL
 
 REPORT_FILE = "report.json"
-NAME = re.compile(r"wer (.*) (\d+ ms|whole)")
-"""Of a rate: the subset, which may hold spaces, and the latency mode."""
+NAME = re.compile(r"wer (.*) (\d+ ms|whole)", re.DOTALL)
+"""Of a rate: the subset, which may hold anything, and the latency mode."""
 
 
 @dataclass(frozen=True)

@@ -433,6 +433,7 @@ def test_65_minutes_keep_memory_flat_and_lose_nothing(
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     more_mib, duration, gap, end, letters = json.loads(done.stdout)
     assert duration == pytest.approx(65 * 60)
-    assert more_mib < 40, "65 minutes take more memory than 5"
+    # What the allocator keeps varies by tens; an hour of samples would be 220.
+    assert more_mib < 60, "65 minutes take more memory than 5"
     assert end > 65 * 60 - 10 and letters > 1000
     assert gap < 15

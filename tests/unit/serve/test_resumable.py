@@ -1,7 +1,6 @@
 """Streams without an engine: several connections that want one, and its end."""
 
 import asyncio
-import gc
 import weakref
 from typing import Any, cast
 
@@ -47,6 +46,7 @@ def test_the_newest_of_many_connections_gets_the_stream() -> None:
     asyncio.run(talk())
 
 
+@pytest.mark.usefixtures("no_collection")
 def test_a_stream_that_was_left_is_freed_at_once() -> None:
     async def collects(stream: ResumableStream) -> None:
         await asyncio.sleep(60)
@@ -61,8 +61,4 @@ def test_a_stream_that_was_left_is_freed_at_once() -> None:
         await asyncio.sleep(0)
         assert known() is None
 
-    gc.disable()
-    try:
-        asyncio.run(talk())
-    finally:
-        gc.enable()
+    asyncio.run(talk())

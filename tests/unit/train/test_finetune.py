@@ -1,5 +1,6 @@
 """Fine-tuning from options to model folder, over every format that is read."""
 
+import dataclasses
 import json
 import math
 import random
@@ -422,7 +423,10 @@ def test_quiet_speech_is_that_of_the_benchmark(
     quiet = {name for name in report["before"] if "quiet " in name}
     assert len(quiet) == len(report["before"]) / 2
     written = [u.path.read_bytes() for u in twins]
-    again = quiet_twins(given, tmp_path / "again", asked.seed)
+    numbered = [dataclasses.replace(u, extra={"subset": 7}) for u in given[:1]]
+    assert quiet_twins(numbered, run / "quiet", 5)[0].extra["subset"] == "7, quiet"
+    assert twins[0].path.read_bytes() != written[0]  # of another seed, not what was there
+    again = quiet_twins(given, run / "quiet", asked.seed)
     assert [u.path.read_bytes() for u in again] == written
 
 
