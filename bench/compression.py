@@ -30,14 +30,14 @@ from pianissimo.audio.io import load_audio
 from pianissimo.evaluate.run import Reference, evaluate, read_references
 from pianissimo.evaluate.wer import ErrorCounts, word_errors
 from pianissimo.models.asr import AsrModel, save_model
-from pianissimo.native import NativeRecognizer
+from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.text.normalize import normalize_for_scoring
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train.augment import Augmenter
 from pianissimo.train.data import TrainingSet, Utterance, read_manifest
-from pianissimo.train.finetune import example_losses
+from pianissimo.train.finetune.material import AUGMENT, training_set
+from pianissimo.train.finetune.run import example_losses
 from pianissimo.train.loop import Stage, TrainConfig, train_model
-from pianissimo.train.material import AUGMENT, training_set
 from pianissimo.train.prune import (
     head_importance,
     head_norms,
@@ -111,7 +111,7 @@ def precision(plan: Plan) -> list[Row]:
 
 
 def onnx(plan: Plan) -> list[Row]:
-    from pianissimo.export.onnx import export, quantise
+    from pianissimo.export.onnx import export, quantize
 
     sys.path.insert(0, str(EXAMPLES))
     from onnx_stream import OnnxStream
@@ -125,7 +125,7 @@ def onnx(plan: Plan) -> list[Row]:
             if name == "int8":
                 for file in done.sizes:
                     if file.endswith(".onnx"):
-                        quantise(place / file)
+                        quantize(place / file)
             tell(f"ONNX in {name}")
             counts = ErrorCounts()
             for reference in plan.references:

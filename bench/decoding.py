@@ -26,12 +26,12 @@ from pathlib import Path
 import torch
 
 import pianissimo
-from pianissimo.decoding.arpa import count_ngrams, write_arpa
-from pianissimo.decoding.boosting import Phrase
+from pianissimo.decoding.hotwords import Phrase
+from pianissimo.decoding.lm.arpa import count_ngrams, write_arpa
 from pianissimo.decoding.search import Decoding
 from pianissimo.evaluate.run import Reference, read_references
 from pianissimo.evaluate.wer import ErrorCounts, word_errors
-from pianissimo.native import NativeRecognizer
+from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.text.normalize import normalize_for_scoring
 
 DISTRACTORS = 1000
@@ -125,7 +125,7 @@ def bench_boosting(
 
 
 def bench_errors(rows: dict[str, NativeRecognizer], references: Sequence[Reference]) -> None:
-    """Word errors and time of some recognisers."""
+    """Word errors and time of some recognizers."""
     head("search", "WER %", "substituted", "deleted", "inserted", "CPU s per s")
     for name, recognizer in rows.items():
         texts, seconds, audio = heard(recognizer, references, [[] for _ in references])

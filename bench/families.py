@@ -132,7 +132,7 @@ def our_ctc(folder: Path, clips: list[Any]) -> Side:
 
     ours = pianissimo.load(folder, device="cpu")
     blocks = [[samples] for samples in clips]
-    return lambda: list(ours._recognise(blocks, True))
+    return lambda: list(ours._recognize(blocks, True))
 
 
 def their_ctc(folder: Path, clips: list[Any]) -> Side:
@@ -254,7 +254,7 @@ def main() -> None:
 
     torch.set_num_threads(options.threads)
     if options.together:
-        from pianissimo.adapters import ctc_family
+        from pianissimo.recognizers import wav2vec2 as ctc_family
 
         ctc_family.GROUP_SECONDS["cpu"] = float("inf")
     if options.side is not None:

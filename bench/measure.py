@@ -30,11 +30,11 @@ import pianissimo
 from pianissimo import Engine, EngineOptions
 from pianissimo.audio.io import SAMPLE_RATE, load_audio
 from pianissimo.decoding.search import make_search
+from pianissimo.engine.arena import Arena
 from pianissimo.models.asr import AsrModel
-from pianissimo.native import NativeRecognizer
+from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.streaming.input import StreamInput
 from pianissimo.streaming.session import Session
-from pianissimo.streaming.state import Arena
 
 Floats = npt.NDArray[np.float32]
 Row = dict[str, Any]
@@ -78,7 +78,7 @@ class Task:
 
 
 def load(task: Task) -> NativeRecognizer:
-    """The recogniser of a task."""
+    """The recognizer of a task."""
     return pianissimo.load(task.model, device=task.device, dtype=task.precision)
 
 
@@ -336,7 +336,7 @@ def largest(works: Callable[[int], bool], first: int, most: int) -> int:
 
 
 def final(task: Task) -> list[Row]:
-    """Time from `finalise` to its final, asked for at any moment of streams in real time."""
+    """Time from `finalize` to its final, asked for at any moment of streams in real time."""
     recognizer = load(task)
     rows = []
     for ms in task.modes_ms:
@@ -363,8 +363,8 @@ def ask_for_finals(session: Session, source: Tape, seconds: float, seed: int) ->
         due += PACKET_SECONDS
         if now >= ask:
             asked = time.perf_counter()
-            session.finalise()
-            while (event := session.get()) is not None and event.reason != "finalise":
+            session.finalize()
+            while (event := session.get()) is not None and event.reason != "finalize":
                 pass
             times.append(time.perf_counter() - asked)
             ask = time.perf_counter() + random.uniform(*PAUSES_SECONDS)
@@ -436,8 +436,8 @@ def anonymous_mib() -> float:
 
 def settle(session: Session) -> None:
     """Return when everything pushed was heard."""
-    session.finalise()
-    while (event := session.get()) is not None and event.reason != "finalise":
+    session.finalize()
+    while (event := session.get()) is not None and event.reason != "finalize":
         pass
 
 

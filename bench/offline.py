@@ -92,12 +92,12 @@ def speech(seconds: float):
 
 
 def recognizer(config=None):
-    """Our recogniser on a random model, 0.6B by default, with a tokenizer of meaningless pieces."""
+    """Our recognizer on a random model, 0.6B by default, with a tokenizer of meaningless pieces."""
     import io
 
     import sentencepiece
 
-    from pianissimo.native import NativeRecognizer
+    from pianissimo.recognizers.fastconformer import NativeRecognizer
     from pianissimo.text.tokenizer import Tokenizer
 
     config = config or nemotron_config()

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 WIDTH, HEIGHT = 420, 360
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 34, 88
 LINE = 'fill="none" stroke-width="1.6"'
@@ -69,20 +69,20 @@ def panel(model: str, rows: Sequence[Row], left: float) -> Iterator[str]:
     turned = f'transform="rotate(-90 {left + 16} {middle})"'
     yield label(left + 16, middle, "p99 from chunk complete to answered, ms", more=turned)
     for ms in modes:
-        limit, colour = y(ms), COLOURS[modes.index(ms) % len(COLOURS)]
-        yield f'<path d="M{x.start} {limit}H{x.end}" stroke="{colour}" stroke-dasharray="1 4"/>'
+        limit, color = y(ms), COLORS[modes.index(ms) % len(COLORS)]
+        yield f'<path d="M{x.start} {limit}H{x.end}" stroke="{color}" stroke-dasharray="1 4"/>'
     for number, ((ms, precision), line) in enumerate(series(rows).items()):
-        colour = COLOURS[modes.index(ms) % len(COLOURS)]
+        color = COLORS[modes.index(ms) % len(COLORS)]
         dashes = 'stroke-dasharray="6 4"' if precision == "int8" else ""
         points = [(x(float(row["streams"])), y(float(row["p99_ms"]))) for row in line]
         path = "M" + "L".join(f"{a} {b}" for a, b in points)
-        yield f'<path d="{path}" stroke="{colour}" {LINE} {dashes}/>'
+        yield f'<path d="{path}" stroke="{color}" {LINE} {dashes}/>'
         for (a, b), row in zip(points, line, strict=True):
-            fill = colour if row["kept_up"] == "True" else "#ffffff"
-            yield f'<circle cx="{a}" cy="{b}" r="2.6" fill="{fill}" stroke="{colour}"/>'
+            fill = color if row["kept_up"] == "True" else "#ffffff"
+            yield f'<circle cx="{a}" cy="{b}" r="2.6" fill="{fill}" stroke="{color}"/>'
         column, place = number % 3, y.start + 50 + 14 * (number // 3)
         at = left + LEFT + column * 118
-        yield f'<path d="M{at} {place - 4}h18" stroke="{colour}" {LINE} {dashes}/>'
+        yield f'<path d="M{at} {place - 4}h18" stroke="{color}" {LINE} {dashes}/>'
         yield label(at + 22, place, f"{ms} ms {precision}", "start")
 
 

@@ -8,7 +8,7 @@ a moment of its own, and asks for the final text every 1.5 to 3 s while it goes 
 Without a part named it runs all; `--quick` does so in about two minutes. Tables go to standard
 output. What is measured, by the clock of the clients:
 
-- time to final: from sending `finalise`, `commit` or `Finalize` to the answer;
+- time to final: from sending `finalize`, `commit` or `Finalize` to the answer;
 - partial delay: from sending the packet in which the last word of a partial ends to that partial,
   the latency mode included (the realtime dialect gives no times, so it has none);
 - acknowledgement: from sending a frame of `/v1/stream` to the message that it was taken (every 8th
@@ -200,7 +200,7 @@ class Speaker:
 
     async def ask(self) -> None:
         self.frames.append(time.monotonic())
-        await self.say({"type": "finalise"})
+        await self.say({"type": "finalize"})
 
     async def take(self, event: dict[str, Any]) -> None:
         """One message of the server."""

@@ -165,7 +165,7 @@ def final(plan: Plan) -> list[Row]:
     modes = plan.final_modes or plan.modes_ms
     more = {"modes_ms": modes, "seconds": plan.final_seconds, "streams": plan.final_streams}
     rows = each(plan, "final", **more)
-    print("\nFrom finalise to its final, streams in real time: p50 / p95 / p99 in ms.\n")
+    print("\nFrom finalize to its final, streams in real time: p50 / p95 / p99 in ms.\n")
     print(by_mode(rows, ("model", "precision", "streams"), times))
     return rows
 

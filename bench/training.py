@@ -4,7 +4,7 @@
 
 Each row is a process of its own: the first steps warm up, the rest are timed, on noise with random
 letters as transcripts, in batches of one length at the shapes of fine-tuning. Data is ready
-before, so this is the step itself: forward, backward, optimiser, averaged weights. Prints rows of a
+before, so this is the step itself: forward, backward, optimizer, averaged weights. Prints rows of a
 table; under a minute on two cores for the embedded model.
 """
 
@@ -17,9 +17,10 @@ import time
 
 import torch
 
-from pianissimo.train.adapt import trained_weights
 from pianissimo.train.data import Batch, collate
-from pianissimo.train.finetune import adapt, read_original
+from pianissimo.train.finetune.adapt import trained_weights
+from pianissimo.train.finetune.plan import Method
+from pianissimo.train.finetune.run import adapt, read_original
 from pianissimo.train.loop import (
     Gradients,
     MovingAverage,
@@ -28,7 +29,6 @@ from pianissimo.train.loop import (
     make_optimizer,
 )
 from pianissimo.train.parallel import ALONE
-from pianissimo.train.plan import Method
 from pianissimo.train.precision import Mixed
 
 ROWS: dict[str, tuple[Method, int | None]] = {

@@ -33,7 +33,7 @@ MOST_UNSENT = 600
 
 
 class StreamClient:
-    """One stream; `send`, `finalise` and `finish` need no connection at that moment.
+    """One stream; `send`, `finalize` and `finish` need no connection at that moment.
 
     `on_event` is called with each event: partials as they come, all others exactly once.
     """
@@ -61,9 +61,9 @@ class StreamClient:
             await self.room.wait()
         self._queue(samples)
 
-    def finalise(self) -> None:
+    def finalize(self) -> None:
         """Ask for the final text of all that was sent; the stream goes on."""
-        self._queue(json.dumps({"type": "finalise"}))
+        self._queue(json.dumps({"type": "finalize"}))
 
     def finish(self) -> None:
         """The audio has ended; `run` returns when all of its text is there."""

@@ -13,31 +13,31 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from pianissimo.decoding.boosting import Phrase
+    from pianissimo.decoding.hotwords import Phrase
     from pianissimo.decoding.search import Decoding
+    from pianissimo.engine.engine import Engine, EngineOptions
     from pianissimo.errors import PianissimoError
-    from pianissimo.loading import load
-    from pianissimo.recognizer import Recognizer, Stream, StreamRecognizer
+    from pianissimo.protocols import Recognizer, Stream, StreamRecognizer
     from pianissimo.streaming.endpoint import EndpointRules, WatchdogRules
-    from pianissimo.streaming.engine import Engine, EngineOptions
     from pianissimo.transcript import Segment, StreamEvent, Transcript, Word
+    from pianissimo.zoo.load import load
 
 _HOMES = {
     "Decoding": "decoding.search",
     "EndpointRules": "streaming.endpoint",
-    "Engine": "streaming.engine",
-    "EngineOptions": "streaming.engine",
-    "Phrase": "decoding.boosting",
+    "Engine": "engine.engine",
+    "EngineOptions": "engine.engine",
+    "Phrase": "decoding.hotwords",
     "PianissimoError": "errors",
-    "Recognizer": "recognizer",
+    "Recognizer": "protocols",
     "Segment": "transcript",
-    "Stream": "recognizer",
+    "Stream": "protocols",
     "StreamEvent": "transcript",
-    "StreamRecognizer": "recognizer",
+    "StreamRecognizer": "protocols",
     "WatchdogRules": "streaming.endpoint",
     "Transcript": "transcript",
     "Word": "transcript",
-    "load": "loading",
+    "load": "zoo.load",
 }
 
 __all__ = [

@@ -11,7 +11,7 @@ from pianissimo.errors import OptionError
 
 @dataclass(frozen=True)
 class Word:
-    """One recognised word with its punctuation: "Hello,"."""
+    """One recognized word with its punctuation: "Hello,"."""
 
     text: str
     start: float
@@ -38,7 +38,7 @@ class Transcript:
 
     `words` is empty when word times were not asked for. `language` is a tag such as "en-US", or
     None when it is not known. `duration` is the length of the audio in seconds. `reasons` name the
-    guards that acted, see `pianissimo.guards`: why a text is empty, or what is doubtful about it.
+    hallucination filters that acted: why a text is empty, or what is doubtful about it.
     """
 
     text: str
@@ -51,31 +51,31 @@ class Transcript:
 
     def to_txt(self) -> str:
         """Plain text, one segment per line."""
-        from pianissimo.text import subtitles
+        from pianissimo.text import formats as subtitles
 
         return subtitles.to_txt(self)
 
     def to_srt(self) -> str:
         """SubRip subtitles: at most two lines of 42 characters for at most 7 seconds."""
-        from pianissimo.text import subtitles
+        from pianissimo.text import formats as subtitles
 
         return subtitles.to_srt(self)
 
     def to_vtt(self) -> str:
         """WebVTT subtitles: at most two lines of 42 characters for at most 7 seconds."""
-        from pianissimo.text import subtitles
+        from pianissimo.text import formats as subtitles
 
         return subtitles.to_vtt(self)
 
     def to_tsv(self) -> str:
         """One line per segment: start and end in integer milliseconds, text; with a header."""
-        from pianissimo.text import subtitles
+        from pianissimo.text import formats as subtitles
 
         return subtitles.to_tsv(self)
 
     def to_json(self) -> str:
         """Everything, as a JSON object; `Transcript.from_json` reads it back unchanged."""
-        from pianissimo.text import subtitles
+        from pianissimo.text import formats as subtitles
 
         return subtitles.to_json(self)
 
@@ -85,7 +85,7 @@ class Transcript:
 
         Raises OptionError when `data` is not JSON, or not a transcript.
         """
-        from pianissimo.text import subtitles
+        from pianissimo.text import formats as subtitles
 
         return subtitles.from_json(data)
 
@@ -95,7 +95,7 @@ class Transcript:
         `format` is txt, srt, vtt, tsv or json; without it the suffix of `path` decides. Raises
         OptionError for any other format, and OSError when the file cannot be written.
         """
-        from pianissimo.text import subtitles
+        from pianissimo.text import formats as subtitles
 
         target = Path(path)
         name = (target.suffix.removeprefix(".") if format is None else format).lower()
@@ -144,8 +144,8 @@ class StreamEvent:
     end: float
     stable: bool = True
     """False when a later partial or the final may still revise the end of `text`."""
-    reason: Literal["endpoint", "length", "finalise", "finish"] | None = None
+    reason: Literal["endpoint", "length", "finalize", "finish"] | None = None
     """Why a final is one: the speaker paused, spoke too long for one utterance, or the text was
     locked on request, or the stream ended; the last two are answered even if nothing was said."""
     reasons: tuple[str, ...] = ()
-    """Of a final: the guards that acted, as in `Transcript.reasons`."""
+    """Of a final: the hallucination filters that acted, as in `Transcript.reasons`."""

@@ -198,7 +198,7 @@ SPEEDS = (0.84, 0.9, 0.95, 1.0, 1.05, 1.1, 1.16)
 ANYWHERE = Augmenter(
     speeds=SPEEDS,
     level_dbfs=(-48.0, -14.0),
-    colour_probability=0.5,
+    color_probability=0.5,
     noise_probability=0.3,
     snr_db=(8.0, 35.0),
     room_probability=0.15,
@@ -208,7 +208,7 @@ IN_PLACE = replace(ANYWHERE, speeds=(1.0,), pad_probability=0.0)
 BY_LINE = Augmenter(
     speeds=SPEEDS,
     level_dbfs=(-48.0, -14.0),
-    colour_probability=0.7,
+    color_probability=0.7,
     noise_probability=0.3,
     snr_db=(8.0, 35.0),
     room_probability=0.15,
@@ -462,7 +462,7 @@ def prose_sets(utterances: list[Utterance], run: Path, runs_times: int) -> list[
     ]
 
 
-def initialise(model: AsrModel) -> None:
+def initialize(model: AsrModel) -> None:
     """Start so that the signal reaches the head.
 
     The usual small weights and random biases of the subsampling leave a signal a hundred times
@@ -486,7 +486,7 @@ def initialise(model: AsrModel) -> None:
 
 
 def copying(*folders: Path) -> Callable[[AsrModel], None]:
-    """An initialisation from the mean of the weights of model folders."""
+    """An initialization from the mean of the weights of model folders."""
 
     def copy(model: AsrModel) -> None:
         model.load_state_dict(mean(folders).state_dict())
@@ -546,7 +546,7 @@ def main(
                 tokenizer,
                 [replace(s, until=min(s.until, step)) for s in make_stages(utterances, run)],
                 run / name,
-                initialise=start,
+                initialize=start,
                 validate=streaming_errors(dev, tokenizer) if dev else None,
                 device=device,
                 minutes=(deadline - time.monotonic()) / 60,
@@ -558,7 +558,7 @@ def main(
         save_model(done, mean([run / name / f"step-{step}" for step in kept]), tokenizer)
         return done
 
-    start = initialise
+    start = initialize
     for name, config, make_stages, kept in (
         ("first", FIRST, first_stages, (FIRST.steps,)),
         ("second", SECOND, second_stages, (SECOND.steps,)),

@@ -1,4 +1,4 @@
-"""A larger English model for one datacentre GPU and about 25 minutes, while 16 cores synthesise.
+"""A larger English model for one datacenter GPU and about 25 minutes, while 16 cores synthesize.
 
     pianissimo train recipes/embedded_en_gpu.py --data DIR --run runs/embedded_en_gpu --device cuda
 
@@ -9,7 +9,7 @@ batches and steps are an estimate for 16 cores that keep the GPU busy. Error rat
 case and marks as the model shall write them. Synthetic speech is made by the workers that prepare
 batches, another voice each time, and kept nowhere. Short commands come first, where CTC has little
 to align; then sentences, the transducer, and the recordings of people, each drawn several times an
-epoch. The synthesisers of this machine are used; recipes/speak.py says which packages they need.
+epoch. The synthesizers of this machine are used; recipes/speak.py says which packages they need.
 """
 
 import math
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from embedded_en import CELL_MEAN, LONGEST_SECONDS, initialise, make_tokenizer
+from embedded_en import CELL_MEAN, LONGEST_SECONDS, initialize, make_tokenizer
 from speak import HELD_OUT_ENGINE
 
 from pianissimo.audio.features import FeatureConfig
@@ -37,7 +37,7 @@ MOST_WORDS = 16
 AUGMENT = Augmenter(
     speeds=(0.84, 0.9, 0.95, 1.0, 1.05, 1.1, 1.16),
     level_dbfs=(-48.0, -14.0),
-    colour_probability=0.5,
+    color_probability=0.5,
     noise_probability=0.3,
     snr_db=(5.0, 35.0),
     room_probability=0.25,
@@ -167,7 +167,7 @@ def run_setting(
         tokenizer,
         make_stages(setting, utterances, sentences, run),
         run,
-        initialise=initialise,
+        initialize=initialize,
         validate=streaming_errors(dev, tokenizer) if dev else None,
         device=device,
         minutes=minutes,

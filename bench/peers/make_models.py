@@ -170,7 +170,7 @@ def build() -> Any:
     model = EncDecRNNTBPEModel(OmegaConf.create(nemo_config())).eval()
     samples = torch.from_numpy(speech(22.5))[None]
     mel, count = model.preprocessor(input_signal=samples, length=torch.tensor([samples.shape[1]]))
-    centre(model.encoder.pre_encode, mel, count)
+    center(model.encoder.pre_encode, mel, count)
     encoded = []
     for lookahead in MODES.values():
         model.encoder.set_default_att_context_size([LEFT_CONTEXT, lookahead])
@@ -179,7 +179,7 @@ def build() -> Any:
     return model
 
 
-def centre(subsampling: Any, mel: Tensor, count: Tensor) -> None:
+def center(subsampling: Any, mel: Tensor, count: Tensor) -> None:
     """Rescale the subsampling's output to mean 0 and deviation 1 over mel frames (1, F, T).
 
     As it comes, it is nearly the same for any sound; then the encoder says little about the audio,
@@ -197,7 +197,7 @@ def teach_to_emit(model: Any, encoded: list[Tensor]) -> None:
 
     A random transducer says nothing, or repeats itself until `max_symbols`. So labels come in two
     classes, of which the predictor remembers the last; the first two hidden units of the joint
-    compare it with the signal's sign and favour the blank while they agree, the next two favour
+    compare it with the signal's sign and favor the blank while they agree, the next two favor
     labels of the signal's class. All else stays random and picks the label within its class.
     """
     frames = torch.cat([rows[0].T[WARM_UP:] for rows in encoded])
@@ -247,7 +247,7 @@ def lively_direction(runs: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def local_mean(frames: Tensor, reach: int) -> Tensor:
-    """Each frame (S, D) with `reach` neighbours on either side, averaged."""
+    """Each frame (S, D) with `reach` neighbors on either side, averaged."""
     padded = nn.functional.pad(frames.T[None], (reach, reach), mode="replicate")
     return nn.functional.avg_pool1d(padded, 2 * reach + 1, 1)[0].T
 
@@ -377,7 +377,7 @@ def write_hf(model: Any, folder: Path) -> None:
 
 # ------------------------------------------------------------------------------------- sherpa-onnx
 
-QUANTISED = {"encoder": "QUInt8", "decoder": "QInt8", "joiner": "QInt8"}
+QUANTIZED = {"encoder": "QUInt8", "decoder": "QInt8", "joiner": "QInt8"}
 """As sherpa-onnx's scripts for Parakeet 0.6B; that for Nemotron makes all three unsigned."""
 
 
@@ -385,7 +385,7 @@ def write_sherpa(model: Any, ms: int, folder: Path) -> None:
     """Export at one latency, in float32 and int8, as sherpa-onnx's scripts for NeMo do it.
 
     Like them: NeMo's own export with caches, every chunk led by nine cached mel frames (the first
-    too, so the frames' grid is not quite NeMo's), and dynamic quantisation of all it applies to.
+    too, so the frames' grid is not quite NeMo's), and dynamic quantization of all it applies to.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -418,7 +418,7 @@ def write_sherpa(model: Any, ms: int, folder: Path) -> None:
         for name, part in parts.items():
             part.export(f"{name}.onnx")
             gather(scratch / f"{name}.onnx", folder / f"{name}.onnx", facts)
-    for name, kind in QUANTISED.items():
+    for name, kind in QUANTIZED.items():
         quantize_dynamic(
             folder / f"{name}.onnx", folder / f"{name}.int8.onnx", weight_type=QuantType[kind]
         )

@@ -1,4 +1,4 @@
-"""Streaming gain: quiet talkers become as loud as the recogniser expects, noise does not.
+"""Streaming gain: quiet talkers become as loud as the recognizer expects, noise does not.
 
 frames of 10 ms ─> 80 Hz high-pass ─> energy ─┬─> noise floor ─┬─> speech? ─> level ─> wanted gain
                                               └────────────────┘                          │
@@ -221,7 +221,7 @@ class StreamGain:
                 _remember(energy, state)
 
     def _follow(self, state: GainState) -> None:
-        """Choose the gain to aim at, and move towards it by at most one frame's slew."""
+        """Choose the gain to aim at, and move toward it by at most one frame's slew."""
         options = self.options
         cap = max(0.0, options.noise_out_db - state.noise_db)
         early = state.speech_frames <= _FIRST_FRAMES

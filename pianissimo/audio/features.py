@@ -3,8 +3,8 @@
 Shape legend: B batch, N samples, T mel frames, F mel bins.
 
 Definition (NeMo `AudioToMelSpectrogramPreprocessor`, Hugging Face extractors of the same models):
-pre-emphasis, frames of `fft_samples` every `hop_samples`, centred with zeros, symmetric Hann window
-in the middle of the frame, power spectrum, Slaney mel bands with Slaney normalisation, natural
+pre-emphasis, frames of `fft_samples` every `hop_samples`, centered with zeros, symmetric Hann
+window in the middle of the frame, power spectrum, Slaney mel bands and normalization, natural
 logarithm of (power + `log_guard`). Frame t reads samples hop*t - window/2 ... hop*t + window/2 - 1.
 A finished utterance of N samples has N // hop frames.
 
@@ -65,7 +65,7 @@ class FeatureConfig:
 
     @property
     def reach_samples(self) -> int:
-        """Samples after its centre that a frame needs: those under the window."""
+        """Samples after its center that a frame needs: those under the window."""
         return self.window_samples // 2
 
 
@@ -111,7 +111,7 @@ class MelFeatures(nn.Module):
         return out, torch.tensor(counts, dtype=torch.long, device=samples.device)
 
     def whole(self, samples: Tensor) -> Tensor:
-        """All frames of one finished utterance: (N,) -> (T, F), normalised if the model asks."""
+        """All frames of one finished utterance: (N,) -> (T, F), normalized if the model asks."""
         state = self.start()
         frames = torch.cat([self.push(samples, state), self.finish(state)])
         return normalize_per_feature(frames) if self.config.normalize == "per_feature" else frames

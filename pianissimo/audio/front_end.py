@@ -1,4 +1,4 @@
-"""The front end before every recogniser: the right level, for recordings and streams alike.
+"""The front end before every recognizer: the right level, for recordings and streams alike.
 
     front_end = FrontEnd("auto")
     state = front_end.start(live=True)

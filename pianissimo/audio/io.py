@@ -438,7 +438,7 @@ def _opened(source: AudioSource) -> Iterator[_Reader]:
             raise OptionError(
                 f"audio must be a path, bytes, a binary file object or '-', not "
                 f"{type(source).__name__}; samples in memory go through from_array, or are given "
-                "to a recogniser with their sample_rate"
+                "to a recognizer with their sample_rate"
             )
         if not _seekable(file):
             file = stack.enter_context(_spooled(file, name))

@@ -40,7 +40,7 @@ class Limiter:
 
     def __init__(self, ceiling_db: float, frame_samples: int) -> None:
         assert frame_samples % LOOKAHEAD_SAMPLES == 0
-        # Rounded towards zero, so that no product in float32 ends above the ceiling that was asked.
+        # Rounded toward zero, so that no product in float32 ends above the ceiling that was asked.
         exact = 10 ** (ceiling_db / 20)
         near = np.float32(exact)
         self.ceiling = float(near if near <= exact else np.nextafter(near, np.float32(0)))

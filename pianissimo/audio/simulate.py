@@ -1,7 +1,7 @@
 """Rooms, noises, telephone lines and 16 bits: what happens to speech before it is recorded.
 
 All functions take and return float64 samples (n,) at 16 kHz and draw from the NumPy generator they
-are given, so a seed fixes the result. Nothing is quantised before `quantize`, which is the last
+are given, so a seed fixes the result. Nothing is quantized before `quantize`, which is the last
 step. Rooms need pyroomacoustics (extra `quietbench`).
 """
 
@@ -36,7 +36,7 @@ _SOFT_CLIP_DB = -3.0
 
 @dataclass(frozen=True)
 class Room:
-    """A shoebox: its size in metres and the reverberation time that Sabine's formula aims at."""
+    """A shoebox: its size in meters and the reverberation time that Sabine's formula aims at."""
 
     size: tuple[float, float, float]
     rt60_seconds: float
@@ -48,7 +48,7 @@ LARGE_ROOM = Room((7.0, 6.0, 3.0), 0.7)
 
 
 def room_response(room: Room, distance: float, rng: np.random.Generator) -> Float64:
-    """Impulse response (n,) from a mouth to a microphone `distance` metres away, direct path first.
+    """Impulse response (n,) from a mouth to a microphone `distance` meters away, direct path first.
 
     Image sources up to order 40, each moved a little so that they do not ring together. Its energy
     is 1. Raises MissingExtraError without pyroomacoustics.
@@ -111,9 +111,7 @@ def at_rms(samples: Float64, level_db: float) -> Float64:
     return samples * amplitude(level_db - rms_level(samples)) if samples.any() else samples
 
 
-def coloured_noise(
-    n: int, slope_db: float, rng: np.random.Generator, low_hz: float = 60
-) -> Float64:
+def colored_noise(n: int, slope_db: float, rng: np.random.Generator, low_hz: float = 60) -> Float64:
     """Noise that falls by `slope_db` per octave above `low_hz`, and is flat below; RMS 1."""
     if not n:
         return np.zeros(0)
@@ -129,14 +127,14 @@ def hvac(n: int, rng: np.random.Generator) -> Float64:
     blade = rng.uniform(90, 130)
     phases = rng.uniform(0, 2 * np.pi, 4)
     hum = sum(np.sin(2 * np.pi * blade * k * time + phases[k - 1]) / k**1.5 for k in range(1, 5))
-    return at_rms(coloured_noise(n, 6.0, rng) + 0.4 * hum, 0.0)
+    return at_rms(colored_noise(n, 6.0, rng) + 0.4 * hum, 0.0)
 
 
 def background(kind: Background, n: int, rng: np.random.Generator) -> Float64:
     """Noise of one kind (n,); RMS 1. The diffuse kind is still to be sent through a room."""
     if kind == "music":
         return music(n, rng)
-    return coloured_noise(n, 0.0, rng) if kind == "floor" else hvac(n, rng)
+    return colored_noise(n, 0.0, rng) if kind == "floor" else hvac(n, rng)
 
 
 def key_clicks(n: int, rng: np.random.Generator) -> Float64:

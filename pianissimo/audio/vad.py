@@ -1,6 +1,6 @@
 """Where somebody speaks: probabilities of the Silero model, and energy as a second chance.
 
-A gate at probability 0.5 throws quiet speech away before any recogniser hears it. Here the model
+A gate at probability 0.5 throws quiet speech away before any recognizer hears it. Here the model
 listens to samples that already have the right level, its thresholds are low, and a stretch that the
 model misses still counts when it stands clearly over the noise and most of its energy lies where
 speech has it. Whether a recording is muted or silent is not decided here but on raw samples, see

@@ -85,7 +85,7 @@ def check_torch() -> Finding:
 def check_device(device: str) -> Finding:
     import torch
 
-    from pianissimo.loading import choose_device
+    from pianissimo.zoo.load import choose_device
 
     chosen = choose_device(device)
     found = str(chosen)
@@ -113,7 +113,7 @@ def check_audio() -> Finding:
 
 def check_model(model: str | None, device: str) -> Finding:
     from pianissimo.audio.io import SAMPLE_RATE
-    from pianissimo.loading import load
+    from pianissimo.zoo.load import load
 
     began = time.monotonic()
     recognizer = load(model, device=device)
@@ -129,7 +129,7 @@ def check_model(model: str | None, device: str) -> Finding:
 
 
 def check_models_folder() -> Finding:
-    from pianissimo.loading import MODELS_FOLDER, models_folder
+    from pianissimo.zoo.load import MODELS_FOLDER, models_folder
 
     folder = models_folder()
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())

@@ -86,7 +86,7 @@ def evaluate(
     from pianissimo.evaluate.run import read_references
 
     references = read_references(manifest, subset or [])
-    from pianissimo.loading import load
+    from pianissimo.zoo.load import load
 
     recognizer = load(
         model,

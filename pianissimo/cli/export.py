@@ -36,8 +36,8 @@ def export(
     float16 halves its size, int8 leaves about a quarter; both are computed in the precision that
     --dtype says when the model is loaded. ONNX files are of streaming models, in float32 or int8.
     """
-    from pianissimo.loading import load
-    from pianissimo.native import NativeRecognizer
+    from pianissimo.recognizers.fastconformer import NativeRecognizer
+    from pianissimo.zoo.load import load
 
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise OptionError(f"{folder} is there already; name a folder that is new or empty")

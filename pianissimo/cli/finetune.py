@@ -194,10 +194,10 @@ def finetune(
         raise OptionError("--out is missing: the folder of the new model")
     if out is not None and out.exists() and not out.is_dir():
         raise OptionError(f"--out {out} is not a folder")
-    from pianissimo.loading import choose_device
-    from pianissimo.train import finetune as run
-    from pianissimo.train.material import RUN
-    from pianissimo.train.plan import FinetuneOptions
+    from pianissimo.train.finetune import run
+    from pianissimo.train.finetune.material import RUN
+    from pianissimo.train.finetune.plan import FinetuneOptions
+    from pianissimo.zoo.load import choose_device
 
     options = FinetuneOptions(
         manifest=manifest,

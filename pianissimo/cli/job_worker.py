@@ -1,4 +1,4 @@
-"""One of the processes of `transcribe --jobs`: it has the model and recognises batch after batch.
+"""One of the processes of `transcribe --jobs`: it has the model and recognizes batch after batch.
 
 Requests come in on standard input and answers go out on standard output, both pickled: the two ends
 are the same program. The request `Setup` comes first and is answered by `READY`; then each list of
@@ -12,7 +12,7 @@ import sys
 import threading
 from typing import Any, BinaryIO
 
-from pianissimo.cli.jobs import DONE, READY, Setup, recognised
+from pianissimo.cli.jobs import DONE, READY, Setup, recognized
 from pianissimo.errors import PianissimoError
 
 
@@ -26,14 +26,14 @@ def work(requests: "queue.SimpleQueue[Any]", out: BinaryIO) -> None:
     try:
         import torch
 
-        from pianissimo.loading import load
+        from pianissimo.zoo.load import load
 
         setup: Setup = requests.get()
         torch.set_num_threads(max(1, torch.get_num_threads() // setup.processes))
         recognizer = load(**setup.load)
         answer(READY)
         while True:
-            for outcome in recognised(recognizer, requests.get(), setup.recognise):
+            for outcome in recognized(recognizer, requests.get(), setup.recognize):
                 answer(outcome)
             answer(DONE)
     except PianissimoError as error:

@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pianissimo.errors import PianissimoError
-from pianissimo.recognizer import Outcome
+from pianissimo.protocols import Outcome
 
 if TYPE_CHECKING:
-    from pianissimo.loading import AnyRecognizer
+    from pianissimo.zoo.load import AnyRecognizer
 
 BATCH_SECONDS = 600.0
 """Most audio of a batch, and so of what a killed process had not finished."""
@@ -38,14 +38,14 @@ class Setup:
     """What `pianissimo.load` and `outcomes` are called with, and how many processes share cores."""
 
     load: dict[str, Any]
-    recognise: dict[str, Any]
+    recognize: dict[str, Any]
     processes: int
 
 
-def recognised(
+def recognized(
     recognizer: "AnyRecognizer", names: Sequence[str], options: dict[str, Any]
 ) -> Iterator[Outcome]:
-    """The recogniser's outcomes; a fault of ours costs no other recording than its own.
+    """The recognizer's outcomes; a fault of ours costs no other recording than its own.
 
     Raises PianissimoError for what is wrong with the options, which no recording is to blame for.
     """
@@ -65,7 +65,7 @@ def recognised(
             yield Outcome(0, error=PianissimoError(f"{what} ({advice})"))
             return
         for index in sorted(missing):
-            for outcome in recognised(recognizer, [names[index]], options):
+            for outcome in recognized(recognizer, [names[index]], options):
                 yield replace(outcome, index=index)
 
 

@@ -33,7 +33,7 @@ MICROPHONE_RATE = 16_000
 CONTAINERS = (b"RIFF", b"fLaC", b"OggS", b"ID3")
 """How files begin that are taken for raw samples by mistake."""
 BLOCKS_WAITING = 500
-"""Blocks that a microphone may be ahead of the recogniser before sound is lost: 40 seconds."""
+"""Blocks that a microphone may be ahead of the recognizer before sound is lost: 40 seconds."""
 
 
 def listen(
@@ -80,7 +80,7 @@ def listen(
         for number, name in _microphones():
             emit(f"{number}: {name}\n")
         return
-    from pianissimo.loading import load
+    from pianissimo.zoo.load import load
 
     if source == STANDARD_INPUT and (sys.stdin is None or sys.stdin.isatty()):
         state = "closed" if sys.stdin is None else "a terminal"
@@ -151,7 +151,7 @@ def _microphone(source: str | None, sample_rate: int) -> Iterator[Iterator["Samp
         try:
             waiting.put_nowait(samples[:, 0].copy())
         except queue.Full:
-            say("the recogniser is too slow for this machine: sound was lost; try --dtype int8")
+            say("the recognizer is too slow for this machine: sound was lost; try --dtype int8")
 
     try:
         stream = sounddevice.InputStream(

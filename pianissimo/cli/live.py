@@ -15,9 +15,9 @@ from pianissimo.transcript import Segment, StreamEvent, Transcript
 
 if TYPE_CHECKING:
     from pianissimo.audio.io import Samples
-    from pianissimo.decoding.boosting import Phrase
-    from pianissimo.loading import AnyRecognizer
-    from pianissimo.recognizer import Stream
+    from pianissimo.decoding.hotwords import Phrase
+    from pianissimo.protocols import Stream
+    from pianissimo.zoo.load import AnyRecognizer
 
 BLOCK_SECONDS = 0.08
 """Audio that is pushed at once: one frame of the encoder, as a microphone would deliver it."""
@@ -34,9 +34,9 @@ class Show(Protocol):
 class LiveOptions:
     """How to stream and what to show.
 
-    `latency_ms` None is the recogniser's own choice; with `realtime` a block is pushed when its
+    `latency_ms` None is the recognizer's own choice; with `realtime` a block is pushed when its
     last sample would have been spoken. `partials` is the model for words before a pause, where the
-    recogniser itself gives none.
+    recognizer itself gives none.
     """
 
     latency_ms: int | None = None
@@ -51,7 +51,7 @@ class LiveOptions:
 def open_stream(
     recognizer: "AnyRecognizer", options: LiveOptions, sample_rate: int | None = None
 ) -> "Stream":
-    """A live stream with these options; OptionError if the recogniser does not have them."""
+    """A live stream with these options; OptionError if the recognizer does not have them."""
     given: dict[str, Any] = {"latency_ms": options.latency_ms, "partials": options.partials}
     if options.boost:
         given["boost"] = options.boost

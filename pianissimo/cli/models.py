@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from pianissimo.catalog import CATALOG, EMBEDDED, CatalogEntry, find
 from pianissimo.cli.options import JsonOption, QuietOption
 from pianissimo.cli.output import emit
 from pianissimo.errors import ModelNotFoundError
+from pianissimo.zoo.catalog import CATALOG, EMBEDDED, CatalogEntry, find
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -86,7 +86,7 @@ def recommend_model(
     as_json: JsonOption = False,
 ) -> None:
     """Name the model that suits and why, and what to run; --json adds why the others do not."""
-    from pianissimo.choosing import Wish, recommend
+    from pianissimo.zoo.recommend import Wish, recommend
 
     choice = recommend(Wish(language, live, quiet, device, max_rtf))
     if as_json:
@@ -99,8 +99,8 @@ def recommend_model(
 @app.command("verify")
 def verify(name: NameArgument) -> None:
     """Check the files of a pulled model against the hashes in its lock file."""
-    from pianissimo.pulling import LOCK_FILE
-    from pianissimo.pulling import verify as check
+    from pianissimo.zoo.download import LOCK_FILE
+    from pianissimo.zoo.download import verify as check
 
     lock = check(find(name).name)
     if lock is None:
@@ -132,7 +132,7 @@ def pull(
     """
     if quiet or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from pianissimo.pulling import pull as fetch
+    from pianissimo.zoo.download import pull as fetch
 
     emit(f"{fetch(name, revision=revision, offline=offline)}\n")
 
@@ -142,7 +142,7 @@ def _facts(entry: CatalogEntry) -> dict[str, Any]:
         "name": entry.name,
         "summary": entry.summary,
         "languages": list(entry.languages),
-        "licence": entry.licence,
+        "license": entry.license,
         "parameters_millions": entry.parameters_millions,
         "megabytes": entry.megabytes,
         "streams": entry.streams,
@@ -155,7 +155,7 @@ def _facts(entry: CatalogEntry) -> dict[str, Any]:
 
 def _place(entry: CatalogEntry) -> str | None:
     """Where the model is on this machine; None if it is not."""
-    from pianissimo.loading import locate
+    from pianissimo.zoo.load import locate
 
     try:
         path = locate(None if entry.name == EMBEDDED else entry.name)

@@ -8,7 +8,7 @@ import typer
 from pianissimo.errors import OptionError
 
 if TYPE_CHECKING:
-    from pianissimo.decoding.boosting import Phrase
+    from pianissimo.decoding.hotwords import Phrase
     from pianissimo.decoding.search import Decoding
 
 Head = Literal["transducer", "ctc"]
@@ -143,7 +143,7 @@ VerboseOption = Annotated[
 def decoding_of(
     beam: int | None, lm: Path | None, lm_weight: float | None, word_bonus: float | None
 ) -> "Decoding | None":
-    """The search that was asked for; None for the recogniser's own."""
+    """The search that was asked for; None for the recognizer's own."""
     if beam is None and lm is None and lm_weight is None and word_bonus is None:
         return None
     from pianissimo.decoding.search import Decoding
@@ -155,7 +155,7 @@ def phrases_of(boost: list[str] | None, file: Path | None) -> "list[Phrase]":
     """The phrases that were asked for; OptionError for a file that cannot be read."""
     if not boost and file is None:
         return []
-    from pianissimo.decoding.boosting import Phrase
+    from pianissimo.decoding.hotwords import Phrase
 
     phrases = [Phrase(text) for text in boost or []]
     try:

@@ -1,4 +1,4 @@
-"""`pianissimo quietbench`: how well quiet speech is recognised, with gain and without."""
+"""`pianissimo quietbench`: how well quiet speech is recognized, with gain and without."""
 
 import json
 import os
@@ -24,7 +24,7 @@ FULL, MINI = (60, 60, 30), (6, 16, 6)
 """Clips per scenario, clips without speech, clips in the sweep of levels."""
 
 app = typer.Typer(
-    help="Recognise quiet speech in five scenarios, with gain and without.",
+    help="Recognize quiet speech in five scenarios, with gain and without.",
     add_completion=False,
     rich_markup_mode=None,
 )
@@ -112,7 +112,7 @@ def quietbench(
     from pianissimo.evaluate.quietbench.gates import known_or_measured
     from pianissimo.evaluate.quietbench.run import environment, fingerprint, measure_speed, run
     from pianissimo.evaluate.quietbench.tables import markdown
-    from pianissimo.loading import load, locate
+    from pianissimo.zoo.load import load, locate
 
     modes = _modes(gain)
     plan, origin = _plan(speech, subset or [], model, mini, clips, seed)
@@ -135,7 +135,7 @@ def quietbench(
         raise OptionError(f"no clip could be built from {origin}")
     write_manifest(built, output / "clips.jsonl")
     count = len(recognizers) * len(modes) * len(built)
-    with Progress("recognising", count, shown=shown) as progress:
+    with Progress("recognizing", count, shown=shown) as progress:
         results = run(
             recognizers, built, output, gains=modes, weights=weights, advance=progress.advance
         )
@@ -188,8 +188,8 @@ def _plan(
     seed: int,
 ) -> "tuple[Plan, str]":
     """What to build, and where its speech comes from."""
-    from pianissimo.catalog import EMBEDDED
     from pianissimo.evaluate.quietbench.clips import Plan, bundled_sources, choose, read_sources
+    from pianissimo.zoo.catalog import EMBEDDED
 
     per_scenario, non_speech, sweep = MINI if mini else FULL
     if clips is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pianissimo.cli.inputs import Input
 from pianissimo.cli.output import about_file, complain, emit
 from pianissimo.errors import PianissimoError
-from pianissimo.recognizer import Outcome
+from pianissimo.protocols import Outcome
 
 if TYPE_CHECKING:
     from pianissimo.transcript import Transcript

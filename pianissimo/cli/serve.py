@@ -17,8 +17,8 @@ from pianissimo.cli.output import INTERRUPTED, UNEXPECTED, say
 from pianissimo.errors import MissingExtraError, OptionError
 
 if TYPE_CHECKING:
-    from pianissimo.loading import AnyRecognizer
     from pianissimo.serve.settings import Settings
+    from pianissimo.zoo.load import AnyRecognizer
 
 LARGEST_MESSAGE_BYTES = 16 << 20
 GRACE_SECONDS = 20
@@ -203,7 +203,7 @@ def serve(
     SIGTERM and Ctrl-C end it: nobody new is taken, streams have some seconds to end, then their
     sockets are closed with code 1012 and their state is saved; a second signal ends it at once.
     """
-    from pianissimo.serve.keys import read_keys
+    from pianissimo.serve.access.keys import read_keys
     from pianissimo.serve.settings import Settings
 
     asked = Settings(
@@ -243,8 +243,8 @@ def _run(settings: "Settings", verbose: bool, log_json: bool, offline: bool) -> 
         import uvicorn
 
         from pianissimo.serve.app import create_app
-        from pianissimo.serve.drain import DrainingServer
-        from pianissimo.serve.store import read_all
+        from pianissimo.serve.shutdown import DrainingServer
+        from pianissimo.serve.versions.store import read_all
     except ImportError as error:
         raise MissingExtraError(
             f"the server needs packages that are not installed ({error.name}): "
@@ -318,8 +318,8 @@ def _without_queries(record: logging.LogRecord) -> bool:
 
 def _go_offline(settings: "Settings") -> None:
     """No network for libraries that would use it; models that were pulled are as they were then."""
-    from pianissimo.pulling import stay_offline, verify
     from pianissimo.serve.settings import parse_source
+    from pianissimo.zoo.download import stay_offline, verify
 
     stay_offline()
     for text in (*settings.models, *settings.spare_models):

@@ -70,7 +70,7 @@ def train(
         raise OptionError(f"--data {data} is not a folder; it holds the training manifest")
     if run.exists() and not run.is_dir():
         raise OptionError(f"--run {run} is not a folder")
-    from pianissimo.loading import choose_device
+    from pianissimo.zoo.load import choose_device
 
     if dev is not None and not dev.is_file():
         raise OptionError(f"--dev {dev} is not a file; it is a manifest to report word errors on")

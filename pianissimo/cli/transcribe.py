@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pianissimo.cli.inputs import STANDARD_INPUT, collect
-from pianissimo.cli.jobs import BATCH_SECONDS, Setup, batch_seconds, recognised, shared_out
+from pianissimo.cli.jobs import BATCH_SECONDS, Setup, batch_seconds, recognized, shared_out
 from pianissimo.cli.live import Heard, LiveOptions, open_stream, transcribe_live, transcript_of
 from pianissimo.cli.options import (
     BeamOption,
@@ -36,10 +36,10 @@ from pianissimo.cli.options import (
 from pianissimo.cli.output import SOME_FAILED, complain, say
 from pianissimo.cli.report import Report, audio_bar
 from pianissimo.errors import OptionError, PianissimoError
-from pianissimo.recognizer import Outcome
+from pianissimo.protocols import Outcome
 
 if TYPE_CHECKING:
-    from pianissimo.loading import AnyRecognizer
+    from pianissimo.zoo.load import AnyRecognizer
 
 FORMATS = ("txt", "srt", "vtt", "tsv", "json")
 
@@ -121,13 +121,13 @@ def transcribe(
             envvar="PIANISSIMO_JOBS",
             metavar="N",
             min=1,
-            help="Recognise in N processes, each with the model and its share of the cores.",
+            help="Recognize in N processes, each with the model and its share of the cores.",
         ),
     ] = 1,
     stream: Annotated[
         bool,
         typer.Option(
-            "--stream", envvar="PIANISSIMO_STREAM", help="Recognise live; words show as they come."
+            "--stream", envvar="PIANISSIMO_STREAM", help="Recognize live; words show as they come."
         ),
     ] = False,
     partials: PartialsOption = None,
@@ -198,14 +198,14 @@ def transcribe(
             "decoding": decoding_of(beam, lm, lm_weight, word_bonus),
         }
         phrases = phrases_of(boost, boost_file)
-        recognise = {
+        recognize = {
             "latency_ms": latency,
             "word_timestamps": word_timestamps,
             "boost": phrases,
         }
         try:
             if jobs > 1:
-                setup = Setup(options, recognise, jobs)
+                setup = Setup(options, recognize, jobs)
                 _share_out(setup, todo, report, bar=not quiet, verbose=verbose)
             else:
                 recognizer = _load(options, verbose=verbose)
@@ -219,7 +219,7 @@ def transcribe(
                     )
                     _stream_all(recognizer, todo, report, live)
                 else:
-                    _recognise(recognizer, recognise, todo, report, bar=not quiet)
+                    _recognize(recognizer, recognize, todo, report, bar=not quiet)
                 if verbose:
                     say(_speed(report, time.monotonic() - began))
         except KeyboardInterrupt:
@@ -248,7 +248,7 @@ def _stream_all(
 ) -> None:
     """One recording after the other through a live stream."""
     with open_stream(recognizer, options):
-        pass  # what the recogniser does not have is no file's fault
+        pass  # what the recognizer does not have is no file's fault
     words = options.word_timestamps
     for index in todo:
         heard = Heard()
@@ -264,7 +264,7 @@ def _stream_all(
         report.take(index, outcome)
 
 
-def _recognise(
+def _recognize(
     recognizer: "AnyRecognizer",
     options: dict[str, Any],
     todo: list[int],
@@ -273,19 +273,19 @@ def _recognise(
     bar: bool,
 ) -> None:
     """Batch after batch in this process, the shortest recordings first."""
-    from pianissimo.batches import grouped
+    from pianissimo.recognizers.batches import grouped
 
     names = {i: report.inputs[i].name for i in todo}
     seconds = _lengths(names, report)
     with audio_bar(report, seconds, shown=bar):
         for batch in grouped(seconds, BATCH_SECONDS):
-            for outcome in recognised(recognizer, [names[i] for i in batch], options):
+            for outcome in recognized(recognizer, [names[i] for i in batch], options):
                 report.take(batch[outcome.index], outcome)
 
 
 def _share_out(setup: Setup, todo: list[int], report: Report, *, bar: bool, verbose: bool) -> None:
     """Batches in several processes, the longest recordings first, so that all end together."""
-    from pianissimo.batches import grouped
+    from pianissimo.recognizers.batches import grouped
 
     names = {i: report.inputs[i].name for i in todo}
     seconds = _lengths(names, report)
@@ -306,7 +306,7 @@ def _share_out(setup: Setup, todo: list[int], report: Report, *, bar: bool, verb
 
 def _lengths(names: Mapping[int, str], report: Report) -> dict[int, float | None]:
     """The seconds of each recording by its index, without those that cannot be read."""
-    from pianissimo.batches import lengths
+    from pianissimo.recognizers.batches import lengths
 
     seconds: dict[int, float | None] = {}
     for index, length in zip(names, lengths(names.values()), strict=True):
@@ -318,7 +318,7 @@ def _lengths(names: Mapping[int, str], report: Report) -> dict[int, float | None
 
 
 def _load(options: dict[str, Any], *, verbose: bool) -> "AnyRecognizer":
-    from pianissimo.loading import load
+    from pianissimo.zoo.load import load
 
     began = time.monotonic()
     recognizer = load(**options)

@@ -14,9 +14,9 @@ from typing import Any, NoReturn, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
-from pianissimo.decoding.fusion import Fusion
-from pianissimo.decoding.hypothesis import Heard, Hypothesis
+from pianissimo.decoding.lm.fusion import Fusion
 from pianissimo.decoding.rescoring import Rescoring
+from pianissimo.decoding.token import Heard, Hypothesis
 from pianissimo.errors import OptionError, StateError
 from pianissimo.models.asr import LARGEST_BEAM
 

@@ -36,7 +36,7 @@ class Confidence:
             raise OptionError(f"confidence alpha must be positive, not {self.alpha}")
 
     def __call__(self, log_probs: Tensor) -> Tensor:
-        """(..., V + 1) normalised log-probabilities -> (...)."""
+        """(..., V + 1) normalized log-probabilities -> (...)."""
         symbols = log_probs.shape[-1]
         if self.measure == "probability":
             return log_probs.amax(-1).exp()
@@ -60,17 +60,17 @@ class Confidence:
         alpha = self.alpha
         negative_entropy = alpha * ((log_probs * alpha).exp() * log_probs).sum(-1)
         largest = alpha * symbols ** (1 - alpha) * math.log(symbols)
-        return self._normalise(negative_entropy, largest)
+        return self._normalize(negative_entropy, largest)
 
     def _tsallis(self, power_sum: Tensor, symbols: int) -> Tensor:
         alpha = self.alpha
         largest = (symbols ** (1 - alpha) - 1) / (1 - alpha)
-        return self._normalise((1 - power_sum) / (1 - alpha), largest)
+        return self._normalize((1 - power_sum) / (1 - alpha), largest)
 
     def _renyi(self, power_sum: Tensor, symbols: int) -> Tensor:
-        return self._normalise(power_sum.log() / (self.alpha - 1), math.log(symbols))
+        return self._normalize(power_sum.log() / (self.alpha - 1), math.log(symbols))
 
-    def _normalise(self, negative_entropy: Tensor, largest: float) -> Tensor:
+    def _normalize(self, negative_entropy: Tensor, largest: float) -> Tensor:
         if self.norm == "lin":
             return 1 + negative_entropy / largest
         floor = math.exp(-largest)

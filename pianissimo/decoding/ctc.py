@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pianissimo.decoding.boosting import Boosts, PhraseTrie, boosts_of
 from pianissimo.decoding.confidence import Confidence
-from pianissimo.decoding.hypothesis import Hypothesis
+from pianissimo.decoding.hotwords import Boosts, PhraseTrie, boosts_of
+from pianissimo.decoding.token import Hypothesis
 from pianissimo.errors import OptionError
 from pianissimo.models.asr import AsrModel
 

@@ -24,10 +24,10 @@ from pianissimo.decoding.beams import (
     log_add,
     report,
 )
-from pianissimo.decoding.boosting import PhraseTrie
 from pianissimo.decoding.confidence import Confidence
-from pianissimo.decoding.fusion import Fusion, FusionState, LanguageModel
-from pianissimo.decoding.hypothesis import Heard, Hypothesis
+from pianissimo.decoding.hotwords import PhraseTrie
+from pianissimo.decoding.lm.fusion import Fusion, FusionState, LanguageModel
+from pianissimo.decoding.token import Heard, Hypothesis
 from pianissimo.errors import OptionError
 from pianissimo.models.asr import AsrModel
 

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pianissimo.decoding.arpa import END, LN_10
-from pianissimo.decoding.fusion import TokenLm
-from pianissimo.decoding.ngram import NgramModel
+from pianissimo.decoding.lm.arpa import END, LN_10
+from pianissimo.decoding.lm.fusion import TokenLm
+from pianissimo.decoding.lm.ngram import NgramModel
 from pianissimo.errors import OptionError
 
 BLANK = 0

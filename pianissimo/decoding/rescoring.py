@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import ctc_loss
 
-from pianissimo.decoding.hypothesis import Heard
+from pianissimo.decoding.token import Heard
 
 LONGEST_FRAMES = 400
 """What is weighed at most; of longer speech without a pause the newer part."""

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from pianissimo.decoding.beam import BeamSearch
 from pianissimo.decoding.beams import BeamOptions
-from pianissimo.decoding.boosting import PhraseTrie
 from pianissimo.decoding.ctc import CtcGreedySearch
 from pianissimo.decoding.ctc_beam import CtcBeamSearch
-from pianissimo.decoding.fusion import LanguageModel, read_lm
 from pianissimo.decoding.greedy import GreedySearch
-from pianissimo.decoding.hypothesis import Hypothesis
+from pianissimo.decoding.hotwords import PhraseTrie
+from pianissimo.decoding.lm.fusion import LanguageModel, read_lm
+from pianissimo.decoding.token import Hypothesis
 from pianissimo.decoding.vocabulary import Vocabulary
 from pianissimo.errors import OptionError
 from pianissimo.models.asr import AsrModel

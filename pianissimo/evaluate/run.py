@@ -1,4 +1,4 @@
-"""A recogniser over a test set: word errors per subset and latency mode, and the time it takes."""
+"""A recognizer over a test set: word errors per subset and latency mode, and the time it takes."""
 
 import json
 import time
@@ -12,7 +12,7 @@ from pianissimo.evaluate.wer import ErrorCounts, word_errors
 from pianissimo.text.normalize import normalize_for_scoring
 
 if TYPE_CHECKING:
-    from pianissimo.loading import AnyRecognizer
+    from pianissimo.zoo.load import AnyRecognizer
 
 ALL = "all"
 """The name under which a manifest without subsets, and the sum over subsets, is reported."""
@@ -30,7 +30,7 @@ class Reference:
 
 @dataclass
 class Score:
-    """What a recogniser made of one subset at one latency mode.
+    """What a recognizer made of one subset at one latency mode.
 
     `failed` counts recordings that could not be read; their words are in no other number.
     """

@@ -67,7 +67,7 @@ def _count(reference: Sequence[str], hypothesis: Sequence[str]) -> ErrorCounts:
     for token in ref:
         step = row + gap
         step[1:] = np.minimum(step[1:], row[:-1] + np.where(hyp == token, 0, unit))
-        # An insertion continues from the left neighbour: a running minimum along the row.
+        # An insertion continues from the left neighbor: a running minimum along the row.
         row = np.minimum.accumulate(step - ramp) + ramp
 
     edits, gaps = divmod(int(row[-1]), unit)

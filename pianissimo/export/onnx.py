@@ -27,11 +27,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pianissimo.engine.runner import ChunkGrid
 from pianissimo.errors import MissingExtraError, OptionError
 from pianissimo.models.asr import AsrModel
 from pianissimo.models.fastconformer import KERNEL, STRIDE, AttentionWindow
 from pianissimo.models.transducer import Joiner, Predictor, PredictorState
-from pianissimo.streaming.runner import ChunkGrid
 from pianissimo.text.tokenizer import Tokenizer
 
 OPSET = 20
@@ -231,7 +231,7 @@ def export(
         _write(model.ctc, {"encoder": frames}, ["log_probs"], folder / names[-1], dynamic)
     if precision == "int8":
         for name in names:
-            quantise(folder / name)
+            quantize(folder / name)
     description = _description(model, tokenizer, steps)
     text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
     (folder / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
@@ -338,7 +338,7 @@ def _write(
         )
 
 
-def quantise(path: Path) -> None:
+def quantize(path: Path) -> None:
     """The weights of an exported graph's linear layers in 8 bits, in place.
 
     Matrices of the spectrum stay exact, and so do the keys of distances, which are no layer's.

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from pianissimo.audio.features import FeatureConfig, MelFeatures
 from pianissimo.errors import CheckpointError, OptionError
+from pianissimo.models.checkpoints.stored import from_store, to_store
 from pianissimo.models.ctc import CtcHead
 from pianissimo.models.fastconformer import EncoderConfig, FastConformerEncoder
 from pianissimo.models.packed import Int8Linear, PackedLinear
-from pianissimo.models.stored import from_store, to_store
 from pianissimo.models.transducer import Joiner, Predictor, TransducerConfig
 from pianissimo.text.tokenizer import Tokenizer
 
@@ -129,7 +129,7 @@ class AsrConfig:
 
     @property
     def streams(self) -> bool:
-        """Whether the model can listen live: features normalised over a recording need it whole."""
+        """Whether the model can listen live: features normalized over a recording need it whole."""
         return self.encoder.streams and self.features.normalize == "none"
 
     @property
@@ -188,7 +188,7 @@ class PromptProjector(nn.Module):
 
 
 class AsrModel(nn.Module):
-    """Features, encoder and heads of one recogniser."""
+    """Features, encoder and heads of one recognizer."""
 
     def __init__(self, config: AsrConfig) -> None:
         super().__init__()

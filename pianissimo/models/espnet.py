@@ -1,4 +1,4 @@
-"""ESPnet2 recognisers: Conformer encoder, CTC head, Transformer decoder; and a recurrent LM.
+"""ESPnet2 recognizers: Conformer encoder, CTC head, Transformer decoder; and a recurrent LM.
 
 Watanabe et al. 2018 (arXiv 1804.00015), Guo et al. 2021 (arXiv 2010.13956). Modules have the names
 that they have in a checkpoint, so that its tensors need no table.
@@ -30,7 +30,7 @@ KeysValues = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class FeaturesConfig:
-    """Log-mel spectra: sizes in samples, `mels` bins, and how they are normalised.
+    """Log-mel spectra: sizes in samples, `mels` bins, and how they are normalized.
 
     `normalize` is by the statistics of the training data ("global") or of the recording.
     """
@@ -166,10 +166,10 @@ class UtteranceNorm(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, T, F) -> (B, T, F); no row may be padded."""
-        centred = features - features.mean(1, keepdim=True)
-        found = centred if self.config.means else features
+        centered = features - features.mean(1, keepdim=True)
+        found = centered if self.config.means else features
         if self.config.variances:
-            deviation = centred.square().mean(1, keepdim=True).sqrt()
+            deviation = centered.square().mean(1, keepdim=True).sqrt()
             found = found / deviation.clamp(min=1e-20)
         return found
 
@@ -438,7 +438,7 @@ class Decoder(nn.Module):
 
 
 class EspnetModel(nn.Module):
-    """A recogniser without its search."""
+    """A recognizer without its search."""
 
     def __init__(self, config: EspnetConfig) -> None:
         super().__init__()
@@ -459,7 +459,7 @@ class EspnetModel(nn.Module):
         return self.encoder.after_norm.weight.device
 
     def features(self, samples: Tensor) -> Tensor:
-        """(B, N) at 16 kHz, of equal length -> (B, T, F), normalised."""
+        """(B, N) at 16 kHz, of equal length -> (B, T, F), normalized."""
         features: Tensor = self.frontend(samples)
         if self.config.features.normalize is not None:
             features = self.normalize(features)

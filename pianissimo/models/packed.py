@@ -1,8 +1,8 @@
 """Linear and LSTM layers packed for the CPU: float32 in oneDNN's blocked layout, or 8-bit weights.
 
 Packed modules compute only: they hold no parameters, have no gradient and cannot be saved. What
-they compute for a row never depends on the other rows of a batch, so the neighbours of a stream
-cannot change its text. That rules out the usual dynamic quantisation, whose one activation scale
+they compute for a row never depends on the other rows of a batch, so the neighbors of a stream
+cannot change its text. That rules out the usual dynamic quantization, whose one activation scale
 for the whole batch lets a loud row wipe out a quiet one.
 """
 
@@ -183,7 +183,7 @@ def activation_levels() -> int:
 
 
 def _int8_product(rows: Tensor, levels: int, packed: Any) -> Tensor:
-    """rows (R, in) within [-1, 1] times the packed weight, dequantised: (R, out)."""
+    """rows (R, in) within [-1, 1] times the packed weight, dequantized: (R, out)."""
     product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
     y: Tensor = product(rows, 1.0 / levels, levels + 1, packed)
     return y
@@ -195,12 +195,12 @@ def _pack_int8(weight: Tensor) -> Any:
     zeros = torch.zeros(len(weight), dtype=torch.long)
     engine = torch.backends.quantized.engine
     with warnings.catch_warnings():
-        # Quantised tensors are deprecated as such; here one only carries the weight to the packer.
+        # Quantized tensors are deprecated as such; here one only carries the weight to the packer.
         warnings.filterwarnings("ignore", message=".*quantized tensor.*")
-        quantised = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+        quantized = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
     try:
         torch.backends.quantized.engine = "fbgemm"
-        return torch.ops.quantized.linear_prepack(quantised, None)
+        return torch.ops.quantized.linear_prepack(quantized, None)
     finally:
         torch.backends.quantized.engine = engine
 

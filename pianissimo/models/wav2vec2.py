@@ -316,5 +316,5 @@ def relative_buckets(distances: Tensor, config: Wav2Vec2Config) -> Tensor:
 
 def normalize_waveform(samples: Tensor) -> Tensor:
     """Zero mean and unit variance over (N,) samples."""
-    centred = samples - samples.mean()
-    return centred / (centred.square().mean() + LEVEL_GUARD).sqrt()
+    centered = samples - samples.mean()
+    return centered / (centered.square().mean() + LEVEL_GUARD).sqrt()

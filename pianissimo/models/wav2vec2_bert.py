@@ -51,7 +51,7 @@ class Wav2Vec2BertConfig:
     name: str = "unnamed"
     language: str | None = None
     normalize: bool = False
-    """The waveform stays as it is: the features are normalised instead."""
+    """The waveform stays as it is: the features are normalized instead."""
 
     def __post_init__(self) -> None:
         if self.dim % self.heads or self.adapter_dim % self.heads:
@@ -84,7 +84,7 @@ class Wav2Vec2BertConfig:
 
 
 class KaldiMel(nn.Module):
-    """Kaldi's log-mel filterbank, each bin normalised over the clip, frames in pairs."""
+    """Kaldi's log-mel filterbank, each bin normalized over the clip, frames in pairs."""
 
     window: Tensor
     filterbank: Tensor

@@ -1,1 +1,1 @@
-"""The server: the engine and the recogniser behind the protocols that clients already speak."""
+"""The server: the engine and the recognizer behind the protocols that clients already speak."""

@@ -18,19 +18,22 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pianissimo import __version__
 from pianissimo.errors import PianissimoError
-from pianissimo.serve import admin, deepgram, openai_realtime, openai_rest, page, stream
-from pianissimo.serve.auth import OriginGuard, key_of, unauthorised
+from pianissimo.serve import page
+from pianissimo.serve.access.auth import OriginGuard, key_of, unauthorized
+from pianissimo.serve.dialects import deepgram, openai_rest, stream
+from pianissimo.serve.dialects.openai_realtime import socket as openai_realtime
+from pianissimo.serve.dialects.resumable import Streams
+from pianissimo.serve.dialects.wyoming import WyomingServer
 from pianissimo.serve.early import EarlyAnswers
+from pianissimo.serve.errors import Refusal, refusal_for
 from pianissimo.serve.openapi import ERRORS
-from pianissimo.serve.refusal import Refusal, refusal_for
-from pianissimo.serve.resumable import Streams
 from pianissimo.serve.service import Service
 from pianissimo.serve.settings import Settings
-from pianissimo.serve.store import read_all
-from pianissimo.serve.wyoming import WyomingServer
+from pianissimo.serve.versions import admin
+from pianissimo.serve.versions.store import read_all
 
 if TYPE_CHECKING:
-    from pianissimo.loading import AnyRecognizer
+    from pianissimo.zoo.load import AnyRecognizer
 
 DEEPGRAM_PATH = "/v1/listen"
 
@@ -41,7 +44,7 @@ def create_app(
     settings: Settings,
     recognizers: "AnyRecognizer | Mapping[str, AnyRecognizer] | None" = None,
 ) -> FastAPI:
-    """The server as an ASGI application, of one recogniser or of several by their names.
+    """The server as an ASGI application, of one recognizer or of several by their names.
 
     Without any it loads those in the `settings` when the application starts; engines are started
     then, too, and errors come from there.
@@ -120,7 +123,7 @@ async def _metrics(request: Request) -> Response:
     """Numbers for Prometheus."""
     service: Service = request.app.state.service
     if not service.keys.admits_admin(key_of(request.headers)):
-        raise unauthorised()
+        raise unauthorized()
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

@@ -8,12 +8,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pianissimo.streaming.engine import Engine
-from pianissimo.streaming.segmented import SegmentedEngine
+from pianissimo.engine.engine import Engine
+from pianissimo.engine.segmented import SegmentedEngine
 
 if TYPE_CHECKING:
-    from pianissimo.serve.accounts import Account
-    from pianissimo.serve.store import Lease, ServedModel, Store
+    from pianissimo.serve.access.accounts import Account
+    from pianissimo.serve.versions.store import Lease, ServedModel, Store
 
 Engines: TypeAlias = dict[str, list[Engine | SegmentedEngine]]
 FINAL_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0)

@@ -11,27 +11,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pianissimo.audio.io import SAMPLE_RATE
-from pianissimo.decoding.boosting import Boost
+from pianissimo.decoding.hotwords import Boost
+from pianissimo.engine.engine import Engine
+from pianissimo.engine.segmented import SegmentedEngine
 from pianissimo.errors import BacklogError, EngineFullError
-from pianissimo.serve.accounts import Account
-from pianissimo.serve.auth import ClientSecrets, KeyRing, key_of, unauthorised
-from pianissimo.serve.decode import Decoders
-from pianissimo.serve.keys import WYOMING, Limits
+from pianissimo.serve.access.accounts import Account
+from pianissimo.serve.access.auth import ClientSecrets, KeyRing, key_of, unauthorized
+from pianissimo.serve.access.keys import WYOMING, Limits
+from pianissimo.serve.access.seats import Queue, Seats
+from pianissimo.serve.audio_in.decode import Decoders
+from pianissimo.serve.audio_in.pcm import PcmReader
+from pianissimo.serve.errors import draining
 from pianissimo.serve.metrics import Metrics
-from pianissimo.serve.pcm import PcmReader
-from pianissimo.serve.refusal import draining
-from pianissimo.serve.seats import Queue, Seats
 from pianissimo.serve.settings import Settings
-from pianissimo.serve.shadow import Shadows, ShadowStream
-from pianissimo.serve.store import Choice, Lease, ServedModel, Store
+from pianissimo.serve.versions.shadow import Shadows, ShadowStream
+from pianissimo.serve.versions.store import Choice, Lease, ServedModel, Store
 from pianissimo.streaming.endpoint import EndpointRules
-from pianissimo.streaming.engine import Engine
-from pianissimo.streaming.segmented import SegmentedEngine
 from pianissimo.transcript import StreamEvent, Transcript
 
 if TYPE_CHECKING:
-    from pianissimo.loading import AnyRecognizer
     from pianissimo.streaming.session import Session
+    from pianissimo.zoo.load import AnyRecognizer
 
 NO_PAUSES = EndpointRules(trailing_silence=1e9, maximum_utterance=30.0)
 """Text is locked now and then, so that it does not grow without end, but no pause ends anything."""
@@ -94,7 +94,7 @@ class Service:
         account = self.keys.account(key_of(headers))
         if account is None:
             self.metrics.refusals.labels(dialect, "key").inc()
-            raise unauthorised()
+            raise unauthorized()
         account.requests += 1
         return account
 
@@ -150,7 +150,7 @@ class Service:
     # -- recordings --------------------------------------------------------------------------------
 
     async def transcribe(self, path: Path, lease: Lease, boost: Boost = ()) -> Transcript:
-        """The transcript of a recording, as the recogniser gives it for a file.
+        """The transcript of a recording, as the recognizer gives it for a file.
 
         Raises AudioError, EngineFullError when too many wait already, and OptionError for phrases
         that the model cannot boost.
@@ -179,7 +179,7 @@ class Service:
                     yield event
 
     async def _whole(self, path: Path, lease: Lease, boost: Boost) -> Transcript:
-        """Decoded by a decoder, which may die; recognised by a thread of ours."""
+        """Decoded by a decoder, which may die; recognized by a thread of ours."""
         with tempfile.NamedTemporaryFile(prefix="pianissimo-", suffix=".wav") as file:
             await self._decode(path, file)
             recognizer, loop = lease.model.recognizer, asyncio.get_running_loop()
@@ -327,10 +327,10 @@ class Feed:
                 await asyncio.sleep(0)
         self.samples += len(samples)
 
-    async def finalise(self) -> None:
-        await self._do(self.session.finalise)
+    async def finalize(self) -> None:
+        await self._do(self.session.finalize)
         if self._shadow is not None:
-            self._shadow.finalise()
+            self._shadow.finalize()
 
     async def finish(self) -> None:
         await self._do(self.session.finish)

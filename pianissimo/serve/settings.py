@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pianissimo.errors import OptionError
-from pianissimo.serve.keys import ApiKey
+from pianissimo.serve.access.keys import ApiKey
 
 if TYPE_CHECKING:
     from pianissimo.audio.level import GainMode

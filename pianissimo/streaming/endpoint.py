@@ -1,4 +1,4 @@
-"""When a speaker has stopped, and when a recogniser has fallen silent while someone speaks."""
+"""When a speaker has stopped, and when a recognizer has fallen silent while someone speaks."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -22,7 +22,7 @@ FLOOR_RISE_DB_PER_SECOND = 3.0
 class EndpointRules:
     """What ends an utterance; times in seconds.
 
-    Silence is a run of frames for which the recogniser wrote nothing; a word is written a little
+    Silence is a run of frames for which the recognizer wrote nothing; a word is written a little
     after it was spoken, so the pause of the speaker is somewhat longer than `trailing_silence`
     when the rule fires. An utterance whose words span less than `minimum_speech` waits for twice
     the silence, as a cough or a hesitation might go on. After `maximum_utterance` the text is

@@ -33,11 +33,11 @@ class StreamInput:
                 f"{sample_rate} Hz; open another stream, or resample"
             )
         block = from_array(samples, self.sample_rate, target_rate=self.sample_rate)
-        return self._levelled(self._resampler.push(block))
+        return self._leveled(self._resampler.push(block))
 
     def finish(self) -> npt.NDArray[np.float32]:
         """The samples still inside the filters."""
-        rest = self._levelled(self._resampler.finish())
+        rest = self._leveled(self._resampler.finish())
         if self._front_end is None or self._level is None:
             return rest
         return np.concatenate([rest, self._front_end.finish(self._level).samples])
@@ -47,7 +47,7 @@ class StreamInput:
         """The gain at the end of what was pushed; 0 without a front end."""
         return 0.0 if self._level is None else self._level.gain_db
 
-    def _levelled(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def _leveled(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         if self._front_end is None or self._level is None:
             return samples
         return self._front_end.push(samples, self._level).samples

@@ -23,10 +23,12 @@ from pianissimo.audio.vad import (
     VadState,
     VoiceDetector,
 )
-from pianissimo.decoding.boosting import PhraseTrie
-from pianissimo.decoding.hypothesis import Hypothesis
-from pianissimo.guards import JUDGED_SECONDS, Verdict, evidence_from
-from pianissimo.hearing import heard_words, weigh
+from pianissimo.decoding.hotwords import PhraseTrie
+from pianissimo.decoding.token import Hypothesis
+from pianissimo.engine.runner import ChunkGrid, ChunkWork, TailWork
+from pianissimo.hallucination.evidence import JUDGED_SECONDS, evidence_from
+from pianissimo.hallucination.verdict import Verdict
+from pianissimo.hallucination.words import heard_words, weigh
 from pianissimo.streaming.endpoint import (
     ENDPOINT,
     WATCHDOG,
@@ -34,12 +36,11 @@ from pianissimo.streaming.endpoint import (
     SpeechMeter,
     WatchdogRules,
 )
-from pianissimo.streaming.runner import ChunkGrid, ChunkWork, TailWork
 from pianissimo.streaming.utterance import Reason, UtteranceText
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.transcript import StreamEvent
 
-Mark = Literal["finalise", "finish"]
+Mark = Literal["finalize", "finish"]
 GROUP_SAMPLES = GROUP_WINDOWS * WINDOW_SAMPLES
 """The detector takes so many at a time."""
 
@@ -169,7 +170,7 @@ class LiveStream:
         position, kind = self._marks[0]
         samples = position - self._origin
         start, end, frames = self.grid.rest(self._chunks, samples)
-        goes_on = kind == "finalise"
+        goes_on = kind == "finalize"
         return TailWork(slot, self._read(start, end), frames, samples - start, goes_on)
 
     def _read(self, start: int, end: int) -> npt.NDArray[np.float32]:
@@ -353,7 +354,11 @@ class LiveStream:
         """Fill a new stream with what `save` returned; raises what a malformed one provokes."""
         self._origin, self._chunks = int(saved["origin"]), int(saved["chunks"])
         self._last_frame = int(saved["last_frame"])
-        self._marks = deque((int(position), kind) for position, kind in saved["marks"])
+        # Version 0.1 wrote "finalise".
+        self._marks = deque(
+            (int(position), "finish" if kind == "finish" else "finalize")
+            for position, kind in saved["marks"]
+        )
         self._rests = deque(saved.get("rests", [[] for _ in self._marks]))
         self._meter.floor_dbfs = saved["floor_dbfs"]
         self._unheard_seconds = float(saved["unheard_seconds"])

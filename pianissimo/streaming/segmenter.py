@@ -3,7 +3,7 @@
     push -> segments that are complete; mark -> what is left, the last one answers the mark
 
 The detector listens to a copy at the right level, in steps on an absolute grid: blocks of any size
-give the same segments. The segments themselves are the samples as they came, since a recogniser
+give the same segments. The segments themselves are the samples as they came, since a recognizer
 brings each to its level with one gain.
 """
 
@@ -17,8 +17,8 @@ from pianissimo.audio.buffer import SampleBuffer
 from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.io import SAMPLE_RATE, Samples
 from pianissimo.audio.level import quietest_point
+from pianissimo.audio.segments import MAX_SEGMENT_SECONDS
 from pianissimo.audio.vad import WINDOW_SAMPLES, VoiceDetector
-from pianissimo.guards import MAX_SEGMENT_SECONDS
 from pianissimo.streaming.endpoint import EndpointRules
 
 STEP_SAMPLES = 8 * WINDOW_SAMPLES
@@ -29,7 +29,7 @@ CUT_SECONDS = 4.0
 """The end of a segment in which the quietest place is looked for when nobody pauses."""
 _QUIET_SAMPLES = SAMPLE_RATE // 10
 
-Reason = Literal["endpoint", "length", "finalise", "finish"]
+Reason = Literal["endpoint", "length", "finalize", "finish"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ class Segmenter:
             self._forget()
         return segments
 
-    def mark(self, kind: Literal["finalise", "finish"]) -> list[LiveSegment]:
+    def mark(self, kind: Literal["finalize", "finish"]) -> list[LiveSegment]:
         """End the segment of everything pushed so far; the last one returned has `kind` as reason.
 
         The stream may go on.

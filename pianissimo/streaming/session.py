@@ -12,8 +12,8 @@ from pianissimo.streaming.live import LiveStream
 from pianissimo.transcript import StreamEvent
 
 if TYPE_CHECKING:
-    from pianissimo.streaming.engine import Engine
-    from pianissimo.streaming.segmented import Listening, SegmentedEngine
+    from pianissimo.engine.engine import Engine
+    from pianissimo.engine.segmented import Listening, SegmentedEngine
 
 
 class Session:
@@ -64,13 +64,16 @@ class Session:
             self._engine.make_room(self, wait=wait, timeout=timeout)
             self._engine.take_samples(self, self._input.push(samples, sample_rate))
 
-    def finalise(self) -> None:
+    def finalize(self) -> None:
         """Lock the text of everything pushed so far; the stream goes on.
 
-        Answered by exactly one final with reason "finalise", empty if nothing was said.
+        Answered by exactly one final with reason "finalize", empty if nothing was said.
         """
         with self._input_lock:
-            self._engine.mark(self, "finalise")
+            self._engine.mark(self, "finalize")
+
+    finalise = finalize
+    """The British spelling, accepted as well."""
 
     def finish(self) -> None:
         """End the audio. Answered by exactly one final with reason "finish", the last event."""

@@ -2,13 +2,13 @@
 
 from typing import Literal
 
-from pianissimo.decoding.hypothesis import Hypothesis
-from pianissimo.guards import Verdict
+from pianissimo.decoding.token import Hypothesis
+from pianissimo.hallucination.verdict import Verdict
 from pianissimo.text.tokenizer import WORD_START, IncrementalDetokenizer, Tokenizer
 from pianissimo.text.words import WordAssembler, WordOptions, clamped
 from pianissimo.transcript import StreamEvent, Word
 
-Reason = Literal["endpoint", "length", "finalise", "finish"]
+Reason = Literal["endpoint", "length", "finalize", "finish"]
 
 
 class UtteranceText:

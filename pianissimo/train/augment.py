@@ -1,4 +1,4 @@
-"""What a recording can suffer before it is recognised: speed, colour, room, noise, line, level.
+"""What a recording can suffer before it is recognized: speed, color, room, noise, line, level.
 
 Waveform transforms take and return (N,) float32 samples at 16 kHz and draw from the generator they
 are given, so a seed fixes the outcome.
@@ -22,7 +22,7 @@ from pianissimo.errors import OptionError
 
 Samples = NDArray[np.float32]
 
-COLOUR_HZ = (60.0, 250.0, 700.0, 1500.0, 3000.0, 8000.0)
+COLOR_HZ = (60.0, 250.0, 700.0, 1500.0, 3000.0, 8000.0)
 """Where a drawn frequency response has its corners; between them it is straight in octaves."""
 LINE_LOW_HZ = (0.0, 100.0, 200.0, 300.0)
 LINE_HIGH_HZ = (3300.0, 4000.0)
@@ -37,7 +37,7 @@ class Augmenter:
     """Random transforms of a waveform, each with its probability or range.
 
     `speeds` change tempo and pitch together; `gain_db` and `snr_db` are uniform ranges in dB;
-    `rt60_seconds` the reverberation time of a synthetic room; `colour_db` bounds the frequency
+    `rt60_seconds` the reverberation time of a synthetic room; `color_db` bounds the frequency
     response of a microphone; `late_db` is how far below the loudest 10 ms a recorder that waits for
     speech starts and stops. `level_dbfs`, if given, is the range for the RMS level of the speech
     and takes the place of `gain_db`.
@@ -53,15 +53,15 @@ class Augmenter:
     pad_seconds: tuple[float, float] = (0.0, 0.4)
     pad_probability: float = 0.5
     level_dbfs: tuple[float, float] | None = None
-    colour_probability: float = 0.0
-    colour_db: float = 8.0
+    color_probability: float = 0.0
+    color_db: float = 8.0
     late_probability: float = 0.0
     late_db: tuple[float, float] = (-32.0, -12.0)
 
     def __call__(self, samples: Samples, rng: random.Random) -> Samples:
         samples = change_speed(samples, rng.choice(self.speeds))
-        if rng.random() < self.colour_probability:
-            samples = colour(samples, self.colour_db, rng)
+        if rng.random() < self.color_probability:
+            samples = color(samples, self.color_db, rng)
         if rng.random() < self.room_probability:
             samples = reverberate(samples, rng.uniform(*self.rt60_seconds), rng)
         line = None
@@ -160,12 +160,12 @@ def change_level(samples: Samples, gain_db: float) -> Samples:
     return np.clip(samples * np.float32(10 ** (gain_db / 20)), -1.0, 1.0)
 
 
-def colour(samples: Samples, most_db: float, rng: random.Random) -> Samples:
-    """A microphone's frequency response: up to `most_db` up or down at each of `COLOUR_HZ`."""
-    gains_db = [rng.uniform(-most_db, most_db) for _ in COLOUR_HZ]
+def color(samples: Samples, most_db: float, rng: random.Random) -> Samples:
+    """A microphone's frequency response: up to `most_db` up or down at each of `COLOR_HZ`."""
+    gains_db = [rng.uniform(-most_db, most_db) for _ in COLOR_HZ]
     size = 1 << max(1, (len(samples) - 1).bit_length())
     hz = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 1.0)
-    response = 10 ** (np.interp(np.log(hz), np.log(COLOUR_HZ), gains_db) / 20)
+    response = 10 ** (np.interp(np.log(hz), np.log(COLOR_HZ), gains_db) / 20)
     spectrum = np.fft.rfft(samples, size) * response
     return np.fft.irfft(spectrum, size)[: len(samples)].astype(np.float32)
 
@@ -232,8 +232,8 @@ def warp_frequencies(mel: Tensor, factor: float, top_hz: float = SAMPLE_RATE / 2
     """
     bins = mel.shape[1]
     top = hz_to_mel(torch.tensor([top_hz], dtype=torch.float64))
-    centres = torch.arange(1, bins + 1, dtype=torch.float64) * top / (bins + 1)
-    source = hz_to_mel(mel_to_hz(centres) / factor) * (bins + 1) / top - 1
+    centers = torch.arange(1, bins + 1, dtype=torch.float64) * top / (bins + 1)
+    source = hz_to_mel(mel_to_hz(centers) / factor) * (bins + 1) / top - 1
     source = source.clamp(0, bins - 1)
     low = source.floor().long().clamp(max=bins - 2)
     share = (source - low).to(mel.dtype)

@@ -1,4 +1,4 @@
-"""Saving and resuming a training run: weights, averages, optimiser, position in the data.
+"""Saving and resuming a training run: weights, averages, optimizer, position in the data.
 
 A checkpoint is a folder `checkpoint` in the run's folder, replaced as a whole, so that a run killed
 while it saves finds the one before. Weights that are not trained are not in it.
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from pianissimo.errors import CheckpointError
-from pianissimo.train.adapt import trained_weights
 from pianissimo.train.early_stop import EarlyStop
+from pianissimo.train.finetune.adapt import trained_weights
 
 FOLDER = "checkpoint"
 MODEL, AVERAGE, BEST = "model.safetensors", "average.safetensors", "best.safetensors"
@@ -25,7 +25,7 @@ OPTIMIZER, PROGRESS, SCORES = "optimizer.pt", "progress.json", "scores.json"
 
 @dataclass
 class Progress:
-    """Where a run stands: optimiser steps done; the stage, epoch and batch that come next."""
+    """Where a run stands: optimizer steps done; the stage, epoch and batch that come next."""
 
     step: int = 0
     stage: int = 0

@@ -18,7 +18,7 @@ from pianissimo.train.log import LOG_FILE
 
 LOSSES = ("loss", "ctc", "transducer")
 ERRORS = "wer"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#999999")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#999999")
 WIDTH, HEIGHT = 420, 260
 LEFT, RIGHT, TOP, BOTTOM = 54, 16, 34, 44
 LEGEND_LINE = 14
@@ -88,14 +88,14 @@ def panel(
     yield label(left + 14, middle, unit, more=turned)
     yield label(left + LEFT + width / 2, top + TOP + height + 30, "step")
     for number, (name, points) in enumerate(series.items()):
-        colour = COLOURS[number % len(COLOURS)]
+        color = COLORS[number % len(COLORS)]
         line = "L".join("{} {}".format(*place(*point)) for point in points)
-        yield f'<path d="M{line}" fill="none" stroke="{colour}" stroke-width="1.6"/>'
+        yield f'<path d="M{line}" fill="none" stroke="{color}" stroke-width="1.6"/>'
         if len(points) == 1:
             x, y = place(*points[0])
-            yield f'<circle cx="{x}" cy="{y}" r="2.6" fill="{colour}"/>'
+            yield f'<circle cx="{x}" cy="{y}" r="2.6" fill="{color}"/>'
         x, y = left + LEFT + (number % 2) * width / 2, top + HEIGHT + LEGEND_LINE * (number // 2)
-        yield f'<path d="M{x} {y - 4}h16" stroke="{colour}" stroke-width="1.6"/>'
+        yield f'<path d="M{x} {y - 4}h16" stroke="{color}" stroke-width="1.6"/>'
         yield label(x + 20, y, name, "start")
 
 

@@ -195,7 +195,7 @@ def epoch_batches(
     """Indices grouped into batches of about equal length, at most `batch_seconds` after padding.
 
     The same (seed, epoch) gives the same batches in the same order. Lengths are jittered, so that
-    an utterance does not meet the same neighbours every time.
+    an utterance does not meet the same neighbors every time.
     """
     rng = random.Random(f"{seed}-{epoch}")
     order = sorted(range(len(durations)), key=lambda i: durations[i] * rng.uniform(0.85, 1.15))

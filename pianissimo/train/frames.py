@@ -2,7 +2,7 @@
 
 From a few hours of recordings, CTC and transducer losses learn the texts sooner than the sounds.
 A forced aligner says which phone sounds at each moment, and a cross-entropy against it, as hybrid
-recognisers are trained with (Hinton et al. 2012, "Deep neural networks for acoustic modeling in
+recognizers are trained with (Hinton et al. 2012, "Deep neural networks for acoustic modeling in
 speech recognition"), gets the encoder past that. The head that names the phones is thrown away.
 
 Alignments have a symbol for each 10 ms of a recording. An encoder frame is longer, so it names
@@ -26,10 +26,10 @@ from pianissimo.audio.features import MelFeatures
 from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.errors import OptionError
 from pianissimo.models.fastconformer import FastConformerEncoder
-from pianissimo.train.adapt import trained_weights
 from pianissimo.train.augment import Augmenter, Samples, SpecAugment, change_speed
 from pianissimo.train.checkpoint import Progress, load_training, save_training
 from pianissimo.train.data import AudioCache, epoch_batches
+from pianissimo.train.finetune.adapt import trained_weights
 from pianissimo.train.log import RunLog
 from pianissimo.train.loop import TrainConfig, draw_lookahead, learning_rate, make_optimizer
 

@@ -24,11 +24,11 @@ from torch.utils.data import DataLoader, Subset
 from pianissimo.errors import OptionError
 from pianissimo.models.asr import AsrConfig, AsrModel
 from pianissimo.text.tokenizer import Tokenizer
-from pianissimo.train.adapt import Anchor, trained_weights
 from pianissimo.train.augment import SpecAugment
 from pianissimo.train.checkpoint import Progress, load_training, save_training
 from pianissimo.train.data import Batch, BatchSource, Examples, epoch_batches
 from pianissimo.train.early_stop import EarlyStop
+from pianissimo.train.finetune.adapt import Anchor, trained_weights
 from pianissimo.train.log import RunLog
 from pianissimo.train.loss import Lattice, tdt_loss, transducer_loss
 from pianissimo.train.parallel import ALONE, World
@@ -94,7 +94,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 def objective(
     model: AsrModel, batch: Batch, lookahead: int | None, ctc_weight: float, transducer: bool
 ) -> dict[str, Tensor]:
-    """Losses per target token of one batch: `loss` to minimise and its parts, in nats."""
+    """Losses per target token of one batch: `loss` to minimize and its parts, in nats."""
     encoded, lengths = model.encoder(batch.features, batch.feature_lengths, lookahead)
     if model.prompt is not None:
         encoded = model.prompt(encoded)
@@ -161,7 +161,7 @@ def train(
     stages: Sequence[Stage],
     run: Path,
     *,
-    initialise: Callable[[AsrModel], None] | None = None,
+    initialize: Callable[[AsrModel], None] | None = None,
     validate: Validate | None = None,
     device: str = "cpu",
     minutes: float = math.inf,
@@ -175,8 +175,8 @@ def train(
     """
     torch.manual_seed(config.seed)
     model = AsrModel(model_config)
-    if initialise is not None:
-        initialise(model)
+    if initialize is not None:
+        initialize(model)
     done, _ = train_model(
         config,
         model,

@@ -8,7 +8,7 @@ Graves 2012 (arXiv 1211.3711), section 2.4. The forward variable obeys
     a(s, u) = logaddexp(a(s-1, u) + blank(s-1, u), a(s, u-1) + label(s, u-1)),
 which along s is a cumulative log-sum: with B(s, u) = sum of blank(0..s-1, u),
     a(s, u) = B(s, u) + logcumsumexp_s(a(s, u-1) + label(s, u-1) - B(s, u)),
-so the lattice takes U + 1 vectorised steps. Both variables run in float64.
+so the lattice takes U + 1 vectorized steps. Both variables run in float64.
 
 With durations (Xu et al. 2023, arXiv 2304.06795) there is no such sum; its lattice is walked by
 anti-diagonals, and PyTorch derives the gradient.
@@ -30,7 +30,7 @@ def transducer_loss(
 ) -> Tensor:
     """Negative log-likelihood of each row's target, (B,), in nats.
 
-    logits (N, V + 1), unnormalised, packed row after row; targets (B, max U), lengths (B,).
+    logits (N, V + 1), unnormalized, packed row after row; targets (B, max U), lengths (B,).
     Raises OptionError if the lengths do not add up to N or a row has no frame.
     """
     _check_lattice(logits, frame_lengths, target_lengths)

@@ -41,7 +41,7 @@ def prune_weights(model: AsrModel, share: float) -> None:
     """Make the smallest `share` of the prunable weights zero, in place, and keep them so.
 
     Weights are compared over all matrices, each divided by the root mean square of its own: layers
-    differ in scale, not in worth. Gradients of what is pruned are zero from now on, so no optimiser
+    differ in scale, not in worth. Gradients of what is pruned are zero from now on, so no optimizer
     that starts at zero moves it. Raises OptionError for a share outside [0, 1).
     """
     _refuse(share)

@@ -1,7 +1,7 @@
-"""Speech from the free synthesisers of a Linux distribution: to files, or straight into training.
+"""Speech from the free synthesizers of a Linux distribution: to files, or straight into training.
 
 Five programs, each with several voices: espeak-ng (formants, many speaker variants), flite,
-festival, SVOX pico and RHVoice. Their output may be used for anything; voices whose licences forbid
+festival, SVOX pico and RHVoice. Their output may be used for anything; voices whose licenses forbid
 that (mbrola, two of RHVoice's) are left out. None sounds like a person, so mix this with recordings
 of people.
 """
@@ -32,7 +32,7 @@ ENGINES = {
     "pico": "pico2wave",
     "rhvoice": "RHVoice-test",
 }
-"""Name of a synthesiser -> the program it needs."""
+"""Name of a synthesizer -> the program it needs."""
 SHARES = {"espeak-ng": 0.4, "flite": 0.25, "pico": 0.2, "festival": 0.15, "rhvoice": 0.3}
 """How often each is drawn, before those that are missing drop out."""
 ACCENTS = (
@@ -96,7 +96,7 @@ class Speech:
 
     @property
     def spoken(self) -> str:
-        """What the synthesiser is told to say."""
+        """What the synthesizer is told to say."""
         if not self.prompt.spelled:
             return self.prompt.text
         return spell_out(self.prompt.text, self.engine, self.pauses)
@@ -131,7 +131,7 @@ class Speech:
 
 
 def spell_out(text: str, engine: str, pauses: bool) -> str:
-    """Letters of a spelled text as a synthesiser takes them: by name, and never as the article."""
+    """Letters of a spelled text as a synthesizer takes them: by name, and never as the article."""
     words = []
     for word in text.split():
         if len(word) > 1:
@@ -143,7 +143,7 @@ def spell_out(text: str, engine: str, pauses: bool) -> str:
 
 
 def installed_engines() -> list[str]:
-    """The synthesisers of this machine."""
+    """The synthesizers of this machine."""
     return [engine for engine, program in ENGINES.items() if shutil.which(program)]
 
 
@@ -151,7 +151,7 @@ def cast(prompts: Sequence[Prompt], seed: int, engines: Sequence[str]) -> list[S
     """Give each prompt a voice, a rate and a pitch, drawn from (seed, place in the list)."""
     if not engines:
         raise OptionError(
-            "no speech synthesiser is installed: apt-get install espeak-ng flite festival"
+            "no speech synthesizer is installed: apt-get install espeak-ng flite festival"
         )
     return [
         draw_voice(prompt, random.Random(f"{seed}-{i}"), engines)
@@ -221,7 +221,7 @@ def speak(speech: Speech) -> Samples:
 class SpokenSet:
     """Prompts that are spoken while training, in another voice each time; nothing is kept.
 
-    What a synthesiser fails to say is said by another voice. Each example is fixed by the generator
+    What a synthesizer fails to say is said by another voice. Each example is fixed by the generator
     it is given, so the batches that `BatchSource` makes are the same for the same seed.
     """
 

@@ -271,7 +271,7 @@ def test_failures_are_listed_at_the_end_and_in_a_file_and_tried_again(
 def test_a_fault_of_ours_costs_only_its_own_recording(
     cli: Cli, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pianissimo.native import NativeRecognizer
+    from pianissimo.recognizers.fastconformer import NativeRecognizer
 
     whole = NativeRecognizer._lockstep
 

@@ -389,7 +389,7 @@ def test_an_unexpected_error_is_short_unless_asked(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr("pianissimo.loading.load", broken)
+    monkeypatch.setattr("pianissimo.zoo.load.load", broken)
     result = cli("transcribe", good)
     assert (result.code, len(result.errors)) == (1, 1)
     assert "RuntimeError: a fault of ours" in result.err

@@ -9,10 +9,10 @@ import pytest
 
 import pianissimo
 from pianissimo.audio.io import load_audio
-from pianissimo.catalog import ASSETS, EMBEDDED
 from pianissimo.evaluate.run import evaluate, read_references
 from pianissimo.evaluate.wer import word_errors
-from pianissimo.native import NativeRecognizer
+from pianissimo.recognizers.fastconformer import NativeRecognizer
+from pianissimo.zoo.catalog import ASSETS, EMBEDDED
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEECH = Path(os.environ.get("PIANISSIMO_SPEECH", ROOT / "../shared/data/speech"))

@@ -15,12 +15,12 @@ import pytest
 
 from pianissimo.audio.io import load_audio
 from pianissimo.decoding.search import Decoding
-from pianissimo.loading import load
-from pianissimo.native import NativeRecognizer
+from pianissimo.engine.engine import Engine, EngineOptions
+from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.streaming.endpoint import EndpointRules
-from pianissimo.streaming.engine import Engine, EngineOptions
 from pianissimo.streaming.session import Session
 from pianissimo.transcript import StreamEvent
+from pianissimo.zoo.load import load
 
 ROOT = Path(__file__).parents[2]
 SPEECH = Path(os.environ.get("PIANISSIMO_SPEECH", ROOT.parent / "shared" / "data" / "speech"))
@@ -133,8 +133,8 @@ def test_an_hour_needs_no_more_than_a_minute(embedded: NativeRecognizer) -> None
         for _ in range(60):
             before = engine.stats.step_seconds
             session.push(minute)
-            session.finalise()
-            while (event := session.get(timeout=300)) is None or event.reason != "finalise":
+            session.finalize()
+            while (event := session.get(timeout=300)) is None or event.reason != "finalize":
                 pass
             times.append(engine.stats.step_seconds - before)
             memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

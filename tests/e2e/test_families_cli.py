@@ -155,7 +155,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             pytest.importorskip(package, reason=f"needs {package}")
         if not (folder / name).exists():
             with pytest.MonkeyPatch.context() as patch:
-                patch.syspath_prepend(TESTS / "unit" / "adapters")
+                patch.syspath_prepend(TESTS / "unit" / "recognizers")
                 getattr(importlib.import_module(module), f"save_tiny_{name}")(folder / name)
         return folder / name
 

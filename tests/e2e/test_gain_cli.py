@@ -1,4 +1,4 @@
-"""`--gain` of the commands: what it is set to reaches the recogniser."""
+"""`--gain` of the commands: what it is set to reaches the recognizer."""
 
 import io
 import json
@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 import pianissimo
-import pianissimo.loading
+import pianissimo.zoo.load
 from pianissimo.audio.io import load_audio
 from pianissimo.cli import main
 
@@ -77,14 +77,14 @@ def test_evaluate_and_listen_hand_it_to_the_model(
     row = {"audio_filepath": str(quiet), "text": "one", "duration": 1.0}
     manifest.write_text(json.dumps(row) + "\n", "utf-8")
     loaded = []
-    load = pianissimo.loading.load
+    load = pianissimo.zoo.load.load
 
     def watched(*arguments: Any, **options: Any) -> Any:
         recognizer = load(*arguments, **options)
         loaded.append(recognizer.front_end.mode)
         return recognizer
 
-    monkeypatch.setattr("pianissimo.loading.load", watched)
+    monkeypatch.setattr("pianissimo.zoo.load.load", watched)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(bytes(640))))
     options = ["--latency", "1120", "--device", "cpu", "-q"]
     for gain in ("off", "on"):

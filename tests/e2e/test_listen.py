@@ -33,7 +33,7 @@ def listen(*arguments: str) -> "subprocess.Popen[bytes]":
 
 @pytest.fixture(scope="module")
 def text() -> str:
-    from pianissimo.loading import load
+    from pianissimo.zoo.load import load
 
     return load().transcribe(CLIP, latency_ms=160).text
 

@@ -12,10 +12,10 @@ import huggingface_hub
 import huggingface_hub.constants as constants
 import pytest
 
-from pianissimo.catalog import CATALOG
 from pianissimo.cli import main
 from pianissimo.errors import CheckpointError
-from pianissimo.pulling import LOCK_FILE, Lock, verify
+from pianissimo.zoo.catalog import CATALOG
+from pianissimo.zoo.download import LOCK_FILE, Lock, verify
 
 NAME, REPOSITORY = "wav2vec2-base-960h", "facebook/wav2vec2-base-960h"
 WEIGHTS = bytes(range(256)) * 4000

@@ -11,7 +11,7 @@ from fuzzing import TIMES
 
 from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.errors import AudioError, AudioValueError
-from pianissimo.serve.decode import Decoders
+from pianissimo.serve.audio_in.decode import Decoders
 
 SEEDS = dict(seeds())
 STALL_SECONDS = 60.0

@@ -40,7 +40,7 @@ FIELDS = (
 ).split()
 KINDS = (
     "session.update transcription_session.update input_audio_buffer.append start resume finish "
-    "input_audio_buffer.commit input_audio_buffer.clear finalise ack keepalive Finalize Configure "
+    "input_audio_buffer.commit input_audio_buffer.clear finalize ack keepalive Finalize Configure "
     "KeepAlive CloseStream ?"
 ).split()
 PARAMETERS = (
@@ -192,11 +192,11 @@ def test_realtime_answers_each_commit_once(fuzzed: Server) -> None:
     fuzzed.wait_until_empty(SECONDS)
 
 
-def test_our_stream_answers_each_finalise_once(fuzzed: Server) -> None:
+def test_our_stream_answers_each_finalize_once(fuzzed: Server) -> None:
     """Events are numbered without a gap, and the last of them is the end."""
 
     @fuzzing(25)
-    @given(st.lists(sounds | st.sampled_from(["finalise", "keepalive"]), max_size=10))
+    @given(st.lists(sounds | st.sampled_from(["finalize", "keepalive"]), max_size=10))
     def talk(sent: list[str | bytes]) -> None:
         with connect(f"{fuzzed.ws}/v1/stream") as socket:
             socket.send(json.dumps({"type": "start", "endpoint": {"trailing_silence": 0.3}}))
@@ -210,7 +210,7 @@ def test_our_stream_answers_each_finalise_once(fuzzed: Server) -> None:
         numbers = [each["event"] for each in told if "event" in each]
         assert numbers == list(range(1, len(numbers) + 1))
         reasons = [each["reason"] for each in told if each["type"] == "final"]
-        assert reasons.count("finalise") == sent.count("finalise")
+        assert reasons.count("finalize") == sent.count("finalize")
         assert reasons.count("finish") == 1
         finals = [each for each in told if each["type"] == "final"]
         assert all(one["start"] <= other["start"] for one, other in pairwise(finals))

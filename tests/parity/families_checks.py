@@ -18,9 +18,9 @@ from parity_inputs import CLIP_SAMPLES, SAMPLE_RATE, waveform
 from torch import Tensor
 
 import pianissimo
-from pianissimo.adapters.ctc_family import CtcFamilyRecognizer
 from pianissimo.models.wav2vec2 import Wav2Vec2, normalize_waveform
 from pianissimo.models.wav2vec2_bert import Wav2Vec2Bert
+from pianissimo.recognizers.wav2vec2 import CtcFamilyRecognizer
 from pianissimo.transcript import Transcript
 
 HERE = Path(__file__).resolve().parent

@@ -3,7 +3,7 @@
     .venv-parity/bin/python tests/parity/make_golden_beam.py
 
 The search is `malsd_batch` for token-and-duration transducers in NeMo 3.0.0, without score
-normalisation. For each beam there is a list of the rows of `encoded_rows`, and for each row its
+normalization. For each beam there is a list of the rows of `encoded_rows`, and for each row its
 likeliest hypotheses: tokens, encoder frames, score. NeMo prunes hypotheses that took equally many
 steps, we those that are at the same frame, so the two may part where a beam is too narrow; the rows
 are short for that reason.

@@ -8,7 +8,7 @@ soundfile, librosa, sentencepiece, typeguard, einops, torch_complex, humanfriend
 opt_einsum, lightning_utilities, PyYAML and packaging. What else ESPnet imports is not used here and
 is replaced by empty modules. KenLM is replaced too, by the back-off rule written out below.
 
-Arrays of a model's `.npz`, for clip `c`: `features.c` (T, F) normalised, `encoder.c` (S, D),
+Arrays of a model's `.npz`, for clip `c`: `features.c` (T, F) normalized, `encoder.c` (S, D),
 `ctc.c` (S, V) log-probabilities, `prefixes` (R, U) token ids and `decoder.c` (R, U, V)
 log-probabilities before each of their tokens. Its `.json` has for each search what was asked for
 and what `Speech2Text` found: how many hypotheses ended, and of the best three token ids with both

@@ -276,7 +276,7 @@ def generate(model: Any, variant: Variant, name: str, frames: Tensor, mask: Tens
 def feature_outputs(extractor: Any, plan: Plan, streaming: bool) -> Outputs:
     out: Outputs = {}
     for samples in plan.feature_samples:
-        if streaming or samples >= 320:  # one frame or none defeats the normalisation
+        if streaming or samples >= 320:  # one frame or none defeats the normalization
             frames, _ = features(extractor, [waveform(samples, seed=samples)])
             out[f"features/{samples}"] = frames[0]
     return out

@@ -25,17 +25,17 @@ from pianissimo.audio.features import normalize_per_feature
 from pianissimo.decoding.confidence import Confidence
 from pianissimo.decoding.ctc import CtcGreedySearch
 from pianissimo.decoding.greedy import GreedySearch
-from pianissimo.decoding.hypothesis import Hypothesis
+from pianissimo.decoding.token import Hypothesis
 from pianissimo.models.asr import AsrModel
-from pianissimo.models.convert import release
-from pianissimo.models.huggingface import huggingface_names, read_huggingface
-from pianissimo.models.nemo import nemo_names, read_nemo, to_nemo_names
+from pianissimo.models.checkpoints.format import release
+from pianissimo.models.checkpoints.huggingface import huggingface_names, read_huggingface
+from pianissimo.models.checkpoints.nemo import nemo_names, read_nemo, to_nemo_names
 from pianissimo.text.tokenizer import Tokenizer
 
 FEATURES = 2e-6
 NORMALISED_FEATURES = 2e-5
 SHORT_FEATURES = 1e-3
-"""Normalisation divides by deviations, which may be tiny among fewer than 10 frames."""
+"""Normalization divides by deviations, which may be tiny among fewer than 10 frames."""
 ACTIVATIONS = 1e-5
 LOG_PROBS = 5e-5
 SCORES = 1e-3

@@ -12,7 +12,7 @@ from parity_inputs import BEAM_SYMBOLS, BEAMS, encoded_rows
 
 from pianissimo.decoding.beam import BeamSearch
 from pianissimo.decoding.beams import BeamOptions, alternatives
-from pianissimo.models.nemo import read_nemo
+from pianissimo.models.checkpoints.nemo import read_nemo
 
 HERE = Path(__file__).resolve().parent
 FOUND = json.loads((HERE / "golden_beam.json").read_text(encoding="utf-8"))

@@ -11,10 +11,10 @@ import torch
 from make_golden_espnet import CLIP_SAMPLES, GOLDEN, MODELS
 from parity_inputs import waveform
 
-from pianissimo.adapters.espnet import EspnetRecognizer, read_espnet
-from pianissimo.decoding.arpa import read_arpa
 from pianissimo.decoding.joint import JointOptions
-from pianissimo.decoding.ngram import NgramModel
+from pianissimo.decoding.lm.arpa import read_arpa
+from pianissimo.decoding.lm.ngram import NgramModel
+from pianissimo.recognizers.espnet import EspnetRecognizer, read_espnet
 
 UNKNOWN = 1
 CLIPS = range(len(CLIP_SAMPLES))

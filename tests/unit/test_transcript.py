@@ -114,7 +114,7 @@ def test_a_failed_save_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None
 
 def test_results_need_neither_torch_nor_numpy() -> None:
     code = (
-        "import sys, pianissimo.text.subtitles, pianissimo.text.normalize;"
+        "import sys, pianissimo.text.formats, pianissimo.text.normalize;"
         "print(sorted({'torch', 'numpy', 'sentencepiece', 'tokenizers'} & set(sys.modules)))"
     )
     root = Path(__file__).parents[2]

@@ -1,1 +1,1 @@
-"""QuietBench: how well quiet speech is recognised, with the level and the noise fixed apart."""
+"""QuietBench: how well quiet speech is recognized, with the level and the noise fixed apart."""

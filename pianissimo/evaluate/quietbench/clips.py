@@ -64,7 +64,7 @@ class Clip:
     record: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def samples(self) -> npt.NDArray[np.float32]:
-        """The samples (n,) as a recogniser gets them."""
+        """The samples (n,) as a recognizer gets them."""
         return load_audio(self.path)
 
 

@@ -1,4 +1,4 @@
-"""How much speech a detector would throw away before any recogniser hears it.
+"""How much speech a detector would throw away before any recognizer hears it.
 
 The same clips through gates of several kinds: a usual one (0.5 on the samples as they come), one
 with a lower threshold, that one after the gain, and that with the second chance by energy.
@@ -21,11 +21,11 @@ _NORMAL = PRESETS["normal"]
 
 @dataclass(frozen=True)
 class Gate:
-    """A detector in front of a recogniser; `levelled` if it hears what left the gain."""
+    """A detector in front of a recognizer; `leveled` if it hears what left the gain."""
 
     name: str
     options: VadOptions
-    levelled: bool
+    leveled: bool
 
 
 GATES = (
@@ -87,7 +87,7 @@ def measure_gates(
             raw = clip.samples()
             loud = front_end.whole(raw).samples
             for gate, seconds in zip(GATES, found, strict=True):
-                seconds.append(_speech_seconds(loud if gate.levelled else raw, gate, model))
+                seconds.append(_speech_seconds(loud if gate.leveled else raw, gate, model))
             if advance is not None:
                 advance()
         total = sum(clip.seconds for clip in members)

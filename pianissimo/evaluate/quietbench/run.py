@@ -1,7 +1,7 @@
-"""Recognisers over the clips of QuietBench, with and without gain; nothing is computed twice.
+"""Recognizers over the clips of QuietBench, with and without gain; nothing is computed twice.
 
 Every result is a line in `results.jsonl` as soon as it is known, and carries what it depends on:
-the recogniser with a fingerprint of its weights, the gain, the clip with its checksum. A run that
+the recognizer with a fingerprint of its weights, the gain, the clip with its checksum. A run that
 was killed reads them and goes on; other weights or clips make other lines.
 """
 
@@ -27,7 +27,7 @@ from pianissimo.audio.vad import segments
 from pianissimo.errors import PianissimoError
 from pianissimo.evaluate.quietbench.clips import Clip
 from pianissimo.evaluate.quietbench.scoring import count_errors, metric
-from pianissimo.recognizer import Recognizer
+from pianissimo.protocols import Recognizer
 
 RESULTS = "results.jsonl"
 _WARM_UPS, _REPEATS, _LATENCY_CLIPS = 3, 5, 6
@@ -35,7 +35,7 @@ _WARM_UPS, _REPEATS, _LATENCY_CLIPS = 3, 5, 6
 
 @dataclass(frozen=True)
 class Result:
-    """What one recogniser made of one clip with one gain mode."""
+    """What one recognizer made of one clip with one gain mode."""
 
     recognizer: str
     weights: str
@@ -60,7 +60,7 @@ class Result:
     speech_db: float = 0.0
     noise_db: float = 0.0
     error: str | None = None
-    """Why the recogniser failed on this clip; it then counts as having said nothing."""
+    """Why the recognizer failed on this clip; it then counts as having said nothing."""
 
     @property
     def errors(self) -> int:
@@ -83,7 +83,7 @@ class Speed:
     p95_ms: float
     mean_clip_seconds: float
     realtime_factor: float
-    """Processing time over audio time, of the recogniser with its gain."""
+    """Processing time over audio time, of the recognizer with its gain."""
     gain_ms_per_second: float
     vad_ms_per_second: float
     peak_memory_mib: float
@@ -91,7 +91,7 @@ class Speed:
 
 
 def fingerprint(recognizer: Recognizer, path: Path | None = None) -> str:
-    """Twelve hex digits of the recogniser's parameters; of the files at `path` it was read from,
+    """Twelve hex digits of the recognizer's parameters; of the files at `path` it was read from,
     where it shows no parameters; or of its name, where no path is given either."""
     model: Any = getattr(recognizer, "model", None)
     digest = hashlib.sha256(recognizer.name.encode())
@@ -109,19 +109,19 @@ def fingerprint(recognizer: Recognizer, path: Path | None = None) -> str:
 
 
 def with_gain(recognizer: Recognizer, mode: GainMode) -> Recognizer:
-    """The same recogniser, sharing its weights, with another gain mode.
+    """The same recognizer, sharing its weights, with another gain mode.
 
-    One without a front end of its own gets its samples levelled before it hears them.
+    One without a front end of its own gets its samples leveled before it hears them.
     """
     if hasattr(recognizer, "front_end"):
         again = copy.copy(recognizer)
         again.front_end = FrontEnd(mode)
         return again
-    return _Levelled(recognizer, FrontEnd(mode))  # type: ignore[return-value]
+    return _Leveled(recognizer, FrontEnd(mode))  # type: ignore[return-value]
 
 
-class _Levelled:
-    """A recogniser without a front end, behind one; only whole arrays come here."""
+class _Leveled:
+    """A recognizer without a front end, behind one; only whole arrays come here."""
 
     def __init__(self, recognizer: Recognizer, front_end: FrontEnd) -> None:
         self._recognizer, self._front_end = recognizer, front_end
@@ -158,9 +158,9 @@ def run(
     weights: Mapping[str, str] = MappingProxyType({}),
     advance: Callable[[], None] | None = None,
 ) -> list[Result]:
-    """All recognisers over all clips with every gain mode; the results of this run's keys.
+    """All recognizers over all clips with every gain mode; the results of this run's keys.
 
-    What `folder` has already is taken from there. `weights` has the fingerprints of recognisers by
+    What `folder` has already is taken from there. `weights` has the fingerprints of recognizers by
     name, for those that show no parameters. `advance` is called after every result.
     """
     known = {result.key: result for result in read_results(folder)}
@@ -170,11 +170,11 @@ def run(
         for recognizer in recognizers:
             own = weights.get(recognizer.name) or fingerprint(recognizer)
             for gain in gains:
-                levelled = with_gain(recognizer, gain)
+                leveled = with_gain(recognizer, gain)
                 for clip in clips:
                     result = known.get((recognizer.name, own, gain, clip.id, clip.sha256))
                     if result is None:
-                        result = _one(levelled, own, gain, clip)
+                        result = _one(leveled, own, gain, clip)
                         file.write(json.dumps(asdict(result), ensure_ascii=False) + "\n")
                         file.flush()
                     results.append(result)
@@ -235,11 +235,11 @@ def measure_speed(recognizer: Recognizer, clips: Sequence[Clip], gain: GainMode)
     """Latency over a few clips of the control scenario: three warm-ups, then five times each."""
     chosen = [clip for clip in clips if clip.group == "control"][:_LATENCY_CLIPS]
     recordings = [clip.samples() for clip in chosen]
-    levelled = with_gain(recognizer, gain)
+    leveled = with_gain(recognizer, gain)
 
     def once(samples: Samples) -> float:
         began = time.perf_counter()
-        levelled.transcribe(samples, sample_rate=SAMPLE_RATE, word_timestamps=False)
+        leveled.transcribe(samples, sample_rate=SAMPLE_RATE, word_timestamps=False)
         _wait_for_device(recognizer)
         return time.perf_counter() - began
 

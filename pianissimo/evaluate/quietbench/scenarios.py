@@ -3,7 +3,7 @@
     clean ──> room ──> active speech level ──> + noise at its own level ──> line ──> 16 bits
 
 Level alone is not difficulty, so every scenario fixes level and SNR separately. All is computed in
-float64 and quantised once, at the end. The recipe, the seed and what was measured stand in each
+float64 and quantized once, at the end. The recipe, the seed and what was measured stand in each
 clip's record.
 """
 
@@ -185,7 +185,7 @@ def build_non_speech(kind: str, voices: list[Float64], seed: Sequence[int]) -> B
     if kind == "digital silence":
         out = np.zeros(n)
     elif kind.startswith("microphone"):
-        out = simulate.at_rms(simulate.coloured_noise(n, 1.0, rng), float(kind.split()[1]))
+        out = simulate.at_rms(simulate.colored_noise(n, 1.0, rng), float(kind.split()[1]))
     elif kind == "babble":
         response = simulate.room_response(LARGE_ROOM, 4.0, rng)
         out = simulate.convolve(simulate.babble(voices, n, rng), response)
@@ -193,7 +193,7 @@ def build_non_speech(kind: str, voices: list[Float64], seed: Sequence[int]) -> B
     else:
         makers = {"hvac": simulate.hvac, "keys": simulate.key_clicks, "music": simulate.music}
         out = simulate.at_rms(makers[kind](n, rng), NON_SPEECH_LEVELS_DB[kind])
-        out = out + simulate.at_rms(simulate.coloured_noise(n, 1.0, rng), -80.0)
+        out = out + simulate.at_rms(simulate.colored_noise(n, 1.0, rng), -80.0)
     samples = simulate.quantize(out, rng)
     levels = measure_levels(samples / np.float32(32768))
     record = {"scenario": "nonspeech", "kind": kind, "recipe": RECIPE_VERSION}

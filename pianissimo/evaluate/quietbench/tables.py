@@ -18,7 +18,7 @@ FORMS = ("float", "int16")
 
 @dataclass(frozen=True)
 class System:
-    """A recogniser with a gain mode: what a row of a table is about."""
+    """A recognizer with a gain mode: what a row of a table is about."""
 
     recognizer: str
     weights: str
@@ -226,7 +226,7 @@ def _summary_table(results: Sequence[Result], speeds: Sequence[Speed]) -> str:
             ]
         )
     header = [
-        "recogniser",
+        "recognizer",
         "mean error, five scenarios",
         "low-volume accuracy",
         "empty",
@@ -264,7 +264,7 @@ def _gain_table(results: Sequence[Result]) -> str:
                 rows.append(
                     [name, title, percent(found.difference), found.verdict("gain off", "gain on")]
                 )
-    header = ["recogniser", "scenario", "gain on minus off, points", "verdict"]
+    header = ["recognizer", "scenario", "gain on minus off, points", "verdict"]
     return _table(header, rows) if rows else ""
 
 

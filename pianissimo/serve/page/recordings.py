@@ -15,12 +15,12 @@ from starlette.requests import Request
 from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.audio.level import GAIN_MODES
-from pianissimo.serve.refusal import Refusal
+from pianissimo.serve.errors import Refusal
 from pianissimo.serve.service import Service
 from pianissimo.transcript import Transcript
 
 if TYPE_CHECKING:
-    from pianissimo.loading import AnyRecognizer
+    from pianissimo.zoo.load import AnyRecognizer
 
 NEWS_SECONDS = 0.25
 """How often the page is told how far its recording is."""
@@ -28,7 +28,7 @@ NEWS_SECONDS = 0.25
 
 @dataclass
 class Progress:
-    """How far a recording is, in seconds of its audio; `stopped` makes the recogniser end early."""
+    """How far a recording is, in seconds of its audio; `stopped` makes the recognizer end early."""
 
     decoded: float = 0.0
     heard: float = 0.0

@@ -20,13 +20,13 @@ from starlette.responses import JSONResponse, RedirectResponse, Response, Stream
 
 from pianissimo import __version__
 from pianissimo.errors import PianissimoError
-from pianissimo.serve.accounts import Account
-from pianissimo.serve.auth import caller_of
+from pianissimo.serve.access.accounts import Account
+from pianissimo.serve.access.auth import caller_of
+from pianissimo.serve.audio_in.upload import form_with_file
+from pianissimo.serve.errors import Refusal, refusal_for
 from pianissimo.serve.page.recordings import Progress, news, with_gain
-from pianissimo.serve.refusal import Refusal, refusal_for
 from pianissimo.serve.service import Service
-from pianissimo.serve.store import Lease
-from pianissimo.serve.upload import form_with_file
+from pianissimo.serve.versions.store import Lease
 from pianissimo.transcript import Transcript
 
 DIALECT = "page"

@@ -7,7 +7,7 @@ import pytest
 from serving import Server, serving
 
 import pianissimo
-from pianissimo.native import NativeRecognizer
+from pianissimo.recognizers.fastconformer import NativeRecognizer
 
 
 @pytest.fixture(scope="session")

@@ -74,7 +74,7 @@ def talk(times: int = 1) -> np.ndarray:
 async def listen(
     port: int, samples: np.ndarray, seconds: float, **options: Any
 ) -> tuple[list[dict[str, Any]], int]:
-    """All but the partials, of samples sent over about so many seconds, finalised at times; and
+    """All but the partials, of samples sent over about so many seconds, finalized at times; and
     how many connections it took."""
     events: list[dict[str, Any]] = []
     client = example().StreamClient(
@@ -86,7 +86,7 @@ async def listen(
     for number in range(count):
         await client.send(pcm(samples[number * size : (number + 1) * size]))
         if number % 97 == 96:
-            client.finalise()
+            client.finalize()
         await asyncio.sleep(seconds / count)
     client.finish()
     await asyncio.wait_for(running, 240)

@@ -20,7 +20,7 @@ import pianissimo
 
 PICTURES = Path(__file__).parents[3] / "docs" / "pictures"
 SIZES = {"desktop": (1180, 800), "phone": (375, 740)}
-COLOURS = 128
+COLORS = 128
 SOFT = 0.03
 """What is said in the pictures, against the examples: there is something to do for the gain."""
 
@@ -81,10 +81,10 @@ def live(page: Any) -> None:
 
 
 def save(page: Any, name: str) -> None:
-    """A PNG of few colours: an eighth of what the browser writes."""
+    """A PNG of few colors: an eighth of what the browser writes."""
     page.wait_for_timeout(150)
     shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    small = shot.quantize(COLOURS, dither=Image.Dither.NONE)
+    small = shot.quantize(COLORS, dither=Image.Dither.NONE)
     small.save(PICTURES / f"{name}.png", optimize=True)
     print(f"{name}.png", (PICTURES / f"{name}.png").stat().st_size // 1024, "KiB")
 

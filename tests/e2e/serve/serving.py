@@ -19,9 +19,9 @@ import numpy as np
 import soundfile
 import uvicorn
 
-from pianissimo.native import NativeRecognizer
+from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.serve.app import create_app
-from pianissimo.serve.resumable import Streams
+from pianissimo.serve.dialects.resumable import Streams
 from pianissimo.serve.service import Service
 from pianissimo.serve.settings import Settings
 
@@ -65,7 +65,7 @@ class Server:
 def serving(
     recognizer: NativeRecognizer | None, settings: Settings | None = None
 ) -> Iterator[Server]:
-    """Serve a recogniser until the block ends, or the models in the settings."""
+    """Serve a recognizer until the block ends, or the models in the settings."""
     app = create_app(settings or Settings(), recognizer)
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(

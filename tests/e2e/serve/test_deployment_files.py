@@ -12,7 +12,7 @@ from serving import Server, pcm, serving, speech
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
-from pianissimo.native import NativeRecognizer
+from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.serve.settings import Settings
 
 DOCKER = Path(__file__).parents[3] / "docker"

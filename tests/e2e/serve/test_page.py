@@ -11,7 +11,7 @@ import pytest
 from serving import RATE, Server, serving, speech, wav
 
 import pianissimo
-from pianissimo.native import NativeRecognizer
+from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.serve.page.routes import STATIC, static_files
 from pianissimo.serve.settings import Settings
 from pianissimo.transcript import Transcript
@@ -88,7 +88,7 @@ def test_without_the_key_it_learns_nothing(tiny: NativeRecognizer) -> None:
 # -- recordings ------------------------------------------------------------------------------------
 
 
-def test_a_recording_is_heard_as_the_recogniser_hears_it(
+def test_a_recording_is_heard_as_the_recognizer_hears_it(
     words_server: Server, embedded: NativeRecognizer
 ) -> None:
     *progress, last = upload(words_server, wav(speech(2.5)))

@@ -14,8 +14,8 @@ import soundfile
 from browsing import browsing, need_browser, visiting
 from serving import RATE, Server, pcm, serving, speech, wav
 
-from pianissimo.adapters.offline import OfflineRecognizer
-from pianissimo.native import NativeRecognizer
+from pianissimo.recognizers.base import OfflineRecognizer
+from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.serve.settings import Settings
 from pianissimo.transcript import Segment, Transcript
 
@@ -136,7 +136,7 @@ class Whole(OfflineRecognizer):
     def __init__(self, recognizer: NativeRecognizer) -> None:
         self.recognizer = recognizer
 
-    def _recognise(self, recordings: Any, words: bool) -> Iterator[Transcript]:
+    def _recognize(self, recordings: Any, words: bool) -> Iterator[Transcript]:
         for blocks in recordings:
             samples = np.concatenate([*blocks])
             found = self.recognizer.transcribe(samples, sample_rate=RATE)

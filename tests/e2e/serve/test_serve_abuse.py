@@ -15,9 +15,9 @@ from serving import Server, pcm, serving, speech, wav
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from pianissimo.native import NativeRecognizer
+from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.serve import early
-from pianissimo.serve import sockets as deaf
+from pianissimo.serve.dialects import sockets as deaf
 from pianissimo.serve.settings import Settings
 
 PLACES = ["/v1/stream", "/v1/realtime", "/v1/listen?encoding=linear16&sample_rate=16000"]

@@ -17,11 +17,11 @@ from serving import RATE, Server, pcm, serving, speech, wav
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from pianissimo.adapters.offline import OfflineRecognizer
 from pianissimo.models.asr import load_model, save_model
-from pianissimo.serve.phrases import terms
+from pianissimo.recognizers.base import OfflineRecognizer
+from pianissimo.serve.access.phrases import terms
 from pianissimo.serve.settings import Settings
-from pianissimo.serve.store import ShadowRule
+from pianissimo.serve.versions.store import ShadowRule
 from pianissimo.transcript import Transcript, Word
 
 PHRASE = "tea"
@@ -34,7 +34,7 @@ class Deaf(OfflineRecognizer):
 
     name, model = "deaf", None
 
-    def _recognise(self, recordings: Sequence[Iterable[Any]], words: bool) -> Iterator[Transcript]:
+    def _recognize(self, recordings: Sequence[Iterable[Any]], words: bool) -> Iterator[Transcript]:
         for blocks in recordings:
             seconds = sum(map(len, blocks)) / RATE
             yield Transcript("what", (), (Word("what", 0.5, 1.0, 0.9),), "en", seconds, self.name)

@@ -11,9 +11,9 @@ import torch
 from cutting import Cutter, check_same, listen, talk
 from serving import serving
 
-from pianissimo.catalog import ASSETS, EMBEDDED
 from pianissimo.models.asr import load_model, save_model
 from pianissimo.serve.settings import Settings
+from pianissimo.zoo.catalog import ASSETS, EMBEDDED
 
 BOSS = {"authorization": "Bearer boss"}
 

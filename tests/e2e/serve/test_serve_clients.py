@@ -9,7 +9,7 @@ import pytest
 import soxr
 from serving import CLIPS, RATE, Server, pcm, serving, speech
 
-from pianissimo.native import NativeRecognizer
+from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.serve.settings import Settings
 
 openai = pytest.importorskip("openai", reason="no openai client: pip install 'pianissimo[clients]'")

@@ -1,4 +1,4 @@
-"""Deepgram's dialect over a real socket: results, finalise, endpoints, and recordings by POST."""
+"""Deepgram's dialect over a real socket: results, finalize, endpoints, and recordings by POST."""
 
 import io
 import json
@@ -17,8 +17,8 @@ from serving import CLIPS, RATE, Server, pcm, serving, speech, wav
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from pianissimo.native import NativeRecognizer
-from pianissimo.serve import deepgram
+from pianissimo.recognizers.fastconformer import NativeRecognizer
+from pianissimo.serve.dialects import deepgram
 from pianissimo.serve.settings import Settings
 
 QUERY = "model=nova-3&encoding=linear16&sample_rate=16000"

@@ -43,7 +43,7 @@ def test_streams_end_in_peace_and_go_on_elsewhere(tiny_model_folder: Path, tmp_p
             token = ask(long, start)["stream"]
             short.send(SOUND)
             long.send(SOUND[:HALF])
-            long.send('{"type": "finalise"}')
+            long.send('{"type": "finalize"}')
             first = until(long, "final")
             long.send(json.dumps({"type": "ack", "events": first["event"]}))
             running.send_signal(signal.SIGTERM)

@@ -12,7 +12,7 @@ from serving import RATE, Server, as_heard, pcm, serving, speech, wav
 from websockets.sync.client import ClientConnection, connect
 
 import pianissimo
-from pianissimo.adapters.offline import OfflineRecognizer
+from pianissimo.recognizers.base import OfflineRecognizer
 from pianissimo.serve.settings import Settings
 
 pytest.importorskip("transformers", reason="needs the extra families")
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights in the published layout."""
     path = tmp_path_factory.mktemp("served") / "tiny-glm-asr"
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parents[2] / "unit" / "adapters")
+        patch.syspath_prepend(Path(__file__).parents[2] / "unit" / "recognizers")
         from tiny_glm_asr import save_tiny_glm_asr
 
         save_tiny_glm_asr(path)
@@ -55,7 +55,7 @@ def until(socket: ClientConnection, kind: str) -> dict[str, Any]:
             return message
 
 
-def test_a_file_gets_the_text_of_the_recogniser(server: Server, alone: OfflineRecognizer) -> None:
+def test_a_file_gets_the_text_of_the_recognizer(server: Server, alone: OfflineRecognizer) -> None:
     answer = httpx.post(
         f"{server.http}/v1/audio/transcriptions",
         files={"file": ("a.wav", wav(SOUND))},

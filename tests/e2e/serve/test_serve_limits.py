@@ -13,8 +13,8 @@ from serving import RATE, Server, pcm, serving, speech, wav
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from pianissimo.native import NativeRecognizer
-from pianissimo.serve.keys import ApiKey, Limits
+from pianissimo.recognizers.fastconformer import NativeRecognizer
+from pianissimo.serve.access.keys import ApiKey, Limits
 from pianissimo.serve.settings import Settings
 
 KEYS = (
@@ -61,7 +61,7 @@ def hear(one: ClientConnection, dialect: str, seconds: float = 1.0) -> None:
 
 def answered(one: ClientConnection, dialect: str) -> None:
     """Return once the stream has answered, so that it has a seat."""
-    asking = {"stream": "finalise", "realtime": "input_audio_buffer.commit", "listen": "Finalize"}
+    asking = {"stream": "finalize", "realtime": "input_audio_buffer.commit", "listen": "Finalize"}
     one.send(json.dumps({"type": asking[dialect]}))
     wanted = {"stream": "final", "realtime": "completed", "listen": "Results"}[dialect]
     while not json.loads(one.recv(timeout=60))["type"].endswith(wanted):

@@ -20,9 +20,9 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from pianissimo.models.asr import load_model, save_model
-from pianissimo.native import NativeRecognizer
-from pianissimo.serve import shadow
+from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.serve.settings import Settings
+from pianissimo.serve.versions import shadow
 
 BOSS = {"authorization": "Bearer boss"}
 SOUND = speech(4.0)
@@ -235,7 +235,7 @@ def test_a_swap_drops_no_stream(place: Path, other_model_folder: Path) -> None:
             other.send(4.0)
             after = other.said()
             old.send(2.0)
-            before = old.said("finalise")
+            before = old.said("finalize")
             put(other_model_folder, place)
             state = done(server, "POST", "models/a/swap")
             (model,) = [each for each in state["models"] if each["name"] == "a"]
@@ -245,7 +245,7 @@ def test_a_swap_drops_no_stream(place: Path, other_model_folder: Path) -> None:
                 new.send(4.0)
                 assert new.said() == after
             old.send(2.0)
-            assert old.said("finalise")
+            assert old.said("finalize")
             assert metric(server, "pianissimo_models_draining", model="a") == 1
             opened = metric(server, "pianissimo_engine_streams_opened_total", model="a")
             assert old.said("finish") == ""
@@ -350,7 +350,7 @@ def test_a_shadow_that_is_the_same_differs_in_nothing(place: Path, tiny_model_fo
         done(server, "PUT", "shadow", json={"model": "b", "of": "a"})
         with stream(server, model="a") as one:
             one.send(4.0)
-            middle = one.said("finalise")
+            middle = one.said("finalize")
             one.send(2.0)
             words = len(middle.split()) + len(one.said("finish").split())
         whole = len(transcribed(server, model="a").split())
@@ -404,7 +404,7 @@ def test_a_shadow_in_trouble_is_no_trouble(
             with stream(server, model="a") as one:
                 for _ in range(4 if trouble == "hangs" else 1):
                     one.send(4.0)
-                    assert one.said("finalise")
+                    assert one.said("finalize")
                 with stream(server, model="a") as other:
                     other.send(4.0)
                     assert other.said() == alone

@@ -14,8 +14,8 @@ from serving import RATE, Server, pcm, serving, speech
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from pianissimo.native import NativeRecognizer
-from pianissimo.serve.pcm import ALAW, MULAW
+from pianissimo.recognizers.fastconformer import NativeRecognizer
+from pianissimo.serve.audio_in.pcm import ALAW, MULAW
 from pianissimo.serve.settings import Settings
 
 DELTA = "conversation.item.input_audio_transcription.delta"

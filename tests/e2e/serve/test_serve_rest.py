@@ -18,7 +18,7 @@ import soundfile
 from serving import CLIPS, RATE, Server, serving, speech, wav
 
 from pianissimo.audio.io import load_audio
-from pianissimo.native import NativeRecognizer
+from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.serve.settings import Settings
 
 URL = "/v1/audio/transcriptions"
@@ -41,7 +41,7 @@ def sound(recording: np.ndarray) -> bytes:
 # -- answers ---------------------------------------------------------------------------------------
 
 
-def test_json_is_what_the_recogniser_writes(
+def test_json_is_what_the_recognizer_writes(
     server: Server, tiny: NativeRecognizer, sound: bytes
 ) -> None:
     answer = post(server, sound, model="tiny").json()

@@ -20,8 +20,8 @@ from serving import RATE, Server, pcm, serving, speech
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from pianissimo.native import NativeRecognizer
-from pianissimo.serve import resumable
+from pianissimo.recognizers.fastconformer import NativeRecognizer
+from pianissimo.serve.dialects import resumable
 from pianissimo.serve.settings import Settings
 from pianissimo.streaming.session import Session
 
@@ -68,17 +68,17 @@ def test_partials_grow_and_every_event_is_numbered(
         assert ready["type"] == "ready" and ready["frames"] == 0 and ready["latency_ms"] == 80
         for start in range(0, 40_000, 1600):
             socket.send(pcm(speech(2.5)[start : start + 1600]))
-        socket.send(json.dumps({"type": "finalise"}))
-        socket.send(json.dumps({"type": "finalise"}))
+        socket.send(json.dumps({"type": "finalize"}))
+        socket.send(json.dumps({"type": "finalize"}))
         socket.send(json.dumps({"type": "finish"}))
         events = rest(socket)
         assert socket.close_code == 1000
     kept = [event for event in events if "event" in event]
     assert [event["event"] for event in kept] == list(range(1, len(kept) + 1))
     finals = [event for event in events if event["type"] == "final"]
-    assert [event["reason"] for event in finals] == ["finalise", "finalise", "finish"]
+    assert [event["reason"] for event in finals] == ["finalize", "finalize", "finish"]
     with embedded.stream(latency_ms=80) as stream:
-        same = [*stream.push(speech(2.5)), *stream.finalise()][-1]
+        same = [*stream.push(speech(2.5)), *stream.finalize()][-1]
     assert finals[0]["text"] == same.text
     assert [w["start"] for w in finals[0]["words"]] == [w.start for w in same.words]
     assert finals[1]["text"] == finals[2]["text"] == ""
@@ -224,7 +224,7 @@ def test_a_second_connection_takes_the_stream_over(server: Server) -> None:
     with streaming(server) as first:
         token = receive(first)["stream"]
         first.send(pcm(speech(2.5)))
-        first.send(json.dumps({"type": "finalise"}))
+        first.send(json.dumps({"type": "finalize"}))
         final = until(first, "final")
         with streaming(server, {"type": "resume", "stream": token, "events": 0}) as second:
             assert receive(second)["frames"] == 2
@@ -276,7 +276,7 @@ def test_who_acknowledges_nothing_makes_his_stream_pause(
     with serving(tiny) as server, streaming(server) as socket:
         receive(socket)
         for _ in range(12):
-            socket.send('{"type": "finalise"}')
+            socket.send('{"type": "finalize"}')
         for most in (5, 10, 12):
             while until(socket, "final")["event"] < most:
                 pass

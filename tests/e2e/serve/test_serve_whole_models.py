@@ -17,9 +17,9 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 import pianissimo
-from pianissimo.adapters.offline import OfflineRecognizer
+from pianissimo.engine.segmented import SegmentedEngine
+from pianissimo.recognizers.base import OfflineRecognizer
 from pianissimo.serve.settings import Settings
-from pianissimo.streaming.segmented import SegmentedEngine
 from pianissimo.transcript import StreamEvent, Transcript, Word
 
 WAV2VEC2 = Path(__file__).parents[2] / "parity" / "golden_families" / "wav2vec2"
@@ -69,11 +69,11 @@ def test_our_own_socket(whole: Server, written: str) -> None:
         ready = json.loads(socket.recv(timeout=60))
         assert ready["type"] == "ready" and ready["latency_ms"] is None
         socket.send(pcm(SOUND))
-        for kind in ("finalise", "finalise", "finish"):
+        for kind in ("finalize", "finalize", "finish"):
             socket.send(json.dumps({"type": kind}))
         events = until(socket, "end")
     finals = [event for event in events if event["type"] == "final"]
-    assert [event["reason"] for event in finals] == ["endpoint", "finalise", "finalise", "finish"]
+    assert [event["reason"] for event in finals] == ["endpoint", "finalize", "finalize", "finish"]
     assert [event["text"] for event in finals] == [written, "", "", ""]
     assert sum(event["type"] == "endpoint" for event in events) == 1
     whole.wait_until_empty()
@@ -197,7 +197,7 @@ class Drafting(OfflineRecognizer):
 
     name, model, latencies_ms = "drafting", None, (600,)
 
-    def _recognise(self, recordings: Any, words: bool) -> Iterator[Transcript]:
+    def _recognize(self, recordings: Any, words: bool) -> Iterator[Transcript]:
         for blocks in recordings:
             seconds = sum(map(len, blocks)) / RATE
             word = Word("right", 0.5, 1.0, 0.9)
@@ -216,7 +216,7 @@ class Drafts:
         self.said += 1
         return [StreamEvent("partial", f"wrong {self.said}", (), 0.0, 1.0, stable=False)]
 
-    def finalise(self) -> list[StreamEvent]:
+    def finalize(self) -> list[StreamEvent]:
         return []
 
 

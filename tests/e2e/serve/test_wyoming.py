@@ -16,7 +16,7 @@ import pytest
 from serving import RATE, Server, pcm, serving, speech
 
 from pianissimo.errors import OptionError
-from pianissimo.native import NativeRecognizer
+from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.serve.settings import Settings
 
 pytest.importorskip("wyoming", reason="no wyoming client: the extra clients has it")

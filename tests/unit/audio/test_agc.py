@@ -189,9 +189,9 @@ def test_a_warm_start_is_loud_from_the_first_word():
     gain = StreamGain()
     state = gain.start()
     gain.push(samples, state)
-    learnt = state.gain_db
+    learned = state.gain_db
     cold = run(samples)[0][: 16_000 * 3 // 4]
-    warm = run(samples, state=gain.start(gain_db=learnt))[0][: 16_000 * 3 // 4]
+    warm = run(samples, state=gain.start(gain_db=learned))[0][: 16_000 * 3 // 4]
     assert measure_levels(warm).active_db == pytest.approx(-26, abs=4)
     assert measure_levels(warm).active_db > measure_levels(cold).active_db + 1
 
@@ -295,11 +295,11 @@ def test_the_dead_zone_must_be_a_width():
         StreamGain(dead_zone_db=-1.0)
 
 
-# -- what the recogniser sees --------------------------------------------------------------------
+# -- what the recognizer sees --------------------------------------------------------------------
 
 
 def families():
-    """Log-mel features as the families of recognisers compute them: frames (T, F)."""
+    """Log-mel features as the families of recognizers compute them: frames (T, F)."""
     mel = MelFeatures(FeatureConfig(n_mels=128))
     guard = mel.config.log_guard
 

@@ -32,14 +32,14 @@ def triangles(bands: int, rate: int, fft: int) -> Array:
     edges = [slaney_hz(top * i / (bands + 1)) for i in range(bands + 2)]
     bank = np.zeros((bands, fft // 2 + 1))
     for band in range(bands):
-        low, centre, high = edges[band : band + 3]
+        low, center, high = edges[band : band + 3]
         peak = 2 / (high - low)
         for k in range(fft // 2 + 1):
             hz = k * rate / fft
-            if low < hz <= centre:
-                bank[band, k] = peak * (hz - low) / (centre - low)
-            elif centre < hz < high:
-                bank[band, k] = peak * (high - hz) / (high - centre)
+            if low < hz <= center:
+                bank[band, k] = peak * (hz - low) / (center - low)
+            elif center < hz < high:
+                bank[band, k] = peak * (high - hz) / (high - center)
     return bank
 
 

@@ -59,7 +59,7 @@ def test_convolution_is_convolution():
 
 @pytest.mark.parametrize("slope_db", [0.0, 3.0, 6.0])
 def test_noise_has_its_colour(slope_db):
-    noise = simulate.coloured_noise(160_000, slope_db, rng())
+    noise = simulate.colored_noise(160_000, slope_db, rng())
     assert rms_level(noise) == pytest.approx(0.0, abs=1e-6)
     fall = band_level(noise, 500, 1000) - band_level(noise, 2000, 4000)
     assert fall == pytest.approx(2 * slope_db, abs=0.5)

@@ -8,14 +8,14 @@ import torch
 from tiny import DIM, VOCABULARY, cut, make_model, make_talker, tensor
 from torch import Tensor
 
-from pianissimo.decoding.arpa import count_ngrams
 from pianissimo.decoding.beam import BeamSearch
 from pianissimo.decoding.beams import BeamOptions, BeamState, alternatives
-from pianissimo.decoding.boosting import PhraseTrie
-from pianissimo.decoding.fusion import Fusion, TokenLm, WordLm
 from pianissimo.decoding.greedy import GreedySearch
-from pianissimo.decoding.hypothesis import Hypothesis
-from pianissimo.decoding.ngram import NgramModel
+from pianissimo.decoding.hotwords import PhraseTrie
+from pianissimo.decoding.lm.arpa import count_ngrams
+from pianissimo.decoding.lm.fusion import Fusion, TokenLm, WordLm
+from pianissimo.decoding.lm.ngram import NgramModel
+from pianissimo.decoding.token import Hypothesis
 from pianissimo.decoding.vocabulary import Vocabulary
 from pianissimo.errors import OptionError
 from pianissimo.models.asr import AsrModel

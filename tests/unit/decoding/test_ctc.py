@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pianissimo.decoding.confidence import Confidence
 from pianissimo.decoding.ctc import CtcGreedySearch
-from pianissimo.decoding.hypothesis import Hypothesis
+from pianissimo.decoding.token import Hypothesis
 from pianissimo.errors import OptionError
 from pianissimo.models.asr import AsrModel
 

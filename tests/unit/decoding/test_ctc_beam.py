@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from tiny import DIM, VOCABULARY, cut, make_model, tensor
 from torch import Tensor
 
-from pianissimo.decoding.arpa import count_ngrams
 from pianissimo.decoding.beams import BeamOptions, alternatives
-from pianissimo.decoding.boosting import PhraseTrie
 from pianissimo.decoding.ctc import CtcGreedySearch
 from pianissimo.decoding.ctc_beam import CtcBeamSearch, CtcPrefixBeam
-from pianissimo.decoding.fusion import Fusion, LanguageModel, TokenLm, WordLm
-from pianissimo.decoding.hypothesis import Hypothesis
-from pianissimo.decoding.ngram import NgramModel
+from pianissimo.decoding.hotwords import PhraseTrie
+from pianissimo.decoding.lm.arpa import count_ngrams
+from pianissimo.decoding.lm.fusion import Fusion, LanguageModel, TokenLm, WordLm
+from pianissimo.decoding.lm.ngram import NgramModel
+from pianissimo.decoding.token import Hypothesis
 from pianissimo.decoding.vocabulary import Vocabulary
 from pianissimo.errors import OptionError, StateError
 from pianissimo.models.asr import AsrModel

@@ -1,4 +1,4 @@
-"""Searches as they are asked for: by recognisers, live streams, the engine and the command line."""
+"""Searches as they are asked for: by recognizers, live streams, the engine and the command line."""
 
 import random
 from itertools import pairwise
@@ -9,25 +9,25 @@ import pytest
 import torch
 from tiny import make_model, make_talker, noise, tensor
 
-from pianissimo.adapters.ctc_family import BeamPath
 from pianissimo.cli.options import decoding_of, phrases_of
-from pianissimo.decoding.arpa import count_ngrams, write_arpa
 from pianissimo.decoding.beam import BeamSearch
 from pianissimo.decoding.beams import BeamOptions
-from pianissimo.decoding.boosting import Phrase
 from pianissimo.decoding.ctc import CtcGreedySearch
 from pianissimo.decoding.ctc_beam import CtcBeamSearch, CtcPrefixBeam
-from pianissimo.decoding.fusion import FIRST_CODE, Fusion, TokenLm, WordLm, read_lm
 from pianissimo.decoding.greedy import GreedySearch
-from pianissimo.decoding.hypothesis import Hypothesis
+from pianissimo.decoding.hotwords import Phrase
+from pianissimo.decoding.lm.arpa import count_ngrams, write_arpa
+from pianissimo.decoding.lm.fusion import FIRST_CODE, Fusion, TokenLm, WordLm, read_lm
 from pianissimo.decoding.search import FUSION_BEAM, Decoding, make_search
+from pianissimo.decoding.token import Hypothesis
 from pianissimo.decoding.vocabulary import Vocabulary
+from pianissimo.engine.cuda_graphs import StepGraphs
+from pianissimo.engine.engine import Engine, EngineOptions
+from pianissimo.engine.runner import Runner
 from pianissimo.errors import EngineError, OptionError, StateError
 from pianissimo.models.asr import AsrModel
-from pianissimo.native import NativeRecognizer
-from pianissimo.streaming.engine import Engine, EngineOptions
-from pianissimo.streaming.graphs import StepGraphs
-from pianissimo.streaming.runner import Runner
+from pianissimo.recognizers.fastconformer import NativeRecognizer
+from pianissimo.recognizers.wav2vec2 import BeamPath
 from pianissimo.text.characters import Run
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.transcript import StreamEvent
@@ -145,7 +145,7 @@ def test_boosted_streams_step_without_the_graph_that_serves_the_others(
     found = {}
     for boosted in (True, False):
         runner.clear(0, trie=trie if boosted else None)
-        from pianissimo.streaming.runner import ChunkWork
+        from pianissimo.engine.runner import ChunkWork
 
         found[boosted] = Hypothesis()
         padded = np.concatenate([np.zeros(600, np.float32), SOUND])
@@ -172,7 +172,7 @@ def test_a_beam_writes_live_what_it_writes_of_the_file(
         events = [e for i in range(0, 64_000, 3000) for e in stream.push(SOUND[i : i + 3000])]
         partials = [e.text for e in events if e.type == "partial"]
         assert all(later.startswith(before) for before, later in pairwise(partials))
-        locked = stream.finalise()[-1]
+        locked = stream.finalize()[-1]
         assert locked.type == "final"
         assert locked.text.startswith(partials[-1])
 

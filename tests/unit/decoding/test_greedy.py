@@ -10,8 +10,8 @@ from torch import Tensor
 from pianissimo.decoding import greedy
 from pianissimo.decoding.confidence import Confidence
 from pianissimo.decoding.greedy import GreedySearch
-from pianissimo.decoding.hypothesis import Hypothesis
 from pianissimo.decoding.search import make_search
+from pianissimo.decoding.token import Hypothesis
 from pianissimo.errors import OptionError
 from pianissimo.models.asr import AsrModel
 

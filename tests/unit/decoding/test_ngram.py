@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pianissimo.decoding.arpa import (
+from pianissimo.decoding.lm.arpa import (
     BEGIN,
     END,
     LN_10,
@@ -20,7 +20,7 @@ from pianissimo.decoding.arpa import (
     read_arpa,
     write_arpa,
 )
-from pianissimo.decoding.ngram import NO_UNKNOWN, NgramModel
+from pianissimo.decoding.lm.ngram import NO_UNKNOWN, NgramModel
 from pianissimo.errors import CheckpointError, OptionError
 
 Listed = dict[tuple[str, ...], tuple[float, float]]

@@ -10,9 +10,9 @@ from torch import Tensor
 from pianissimo.decoding import rescoring
 from pianissimo.decoding.beam import BeamSearch
 from pianissimo.decoding.beams import BeamOptions, BeamState, alternatives
-from pianissimo.decoding.hypothesis import Heard, Hypothesis
 from pianissimo.decoding.rescoring import NEVER, Rescoring
 from pianissimo.decoding.search import Decoding, make_search
+from pianissimo.decoding.token import Heard, Hypothesis
 from pianissimo.errors import OptionError
 from pianissimo.models.asr import AsrModel
 

@@ -15,11 +15,11 @@ import soundfile
 import torch
 from tiny import ENCODER, WHOLE_CONTEXT, make_model, noise
 
+from pianissimo.engine.runner import ChunkGrid
 from pianissimo.errors import OptionError
-from pianissimo.export.onnx import STILL_RUNNING, export, quantise
+from pianissimo.export.onnx import STILL_RUNNING, export, quantize
 from pianissimo.models.asr import AsrModel, load_model, save_model
-from pianissimo.native import NativeRecognizer
-from pianissimo.streaming.runner import ChunkGrid
+from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train.prune import prune_heads, prune_units
 
@@ -259,9 +259,9 @@ def test_the_example_says_the_words_of_our_stream_with_numpy_alone(
 
 
 def relative_error_of_8_bits(model: AsrModel, folder: Path) -> float:
-    """What quantising the files does to the frames of a recording; the files change."""
+    """What quantizing the files does to the frames of a recording; the files change."""
     for path in folder.glob("*.onnx"):
-        quantise(path)
+        quantize(path)
     recording = noise(30_000)
     (found,) = run_together(folder, model, [recording], known_end=True)
     expected = ours(model, recording)

@@ -120,7 +120,7 @@ def test_saving_leaves_the_model_as_it_was(tmp_path: Path, tiny_tokenizer: Token
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda c: c.update(colour="red"), "unknown keys: colour"),
+        (lambda c: c.update(color="red"), "unknown keys: color"),
         (lambda c: c["encoder"].update(widht=3), "unknown keys: widht"),
         (lambda c: c.pop("vocab_size"), "lacks: vocab_size"),
         (lambda c: c.pop("encoder"), "lacks: encoder"),
@@ -307,7 +307,7 @@ def test_parts_that_do_not_fit_together_are_refused(changes: Any, message: str) 
         config(**changes)
 
 
-def test_features_normalised_over_a_recording_rule_out_streaming() -> None:
+def test_features_normalized_over_a_recording_rule_out_streaming() -> None:
     assert config().streams
     assert not config(features=FeatureConfig(n_mels=MELS, normalize="per_feature")).streams
 

@@ -15,13 +15,13 @@ from tiny import noise, randomise
 from torch import Tensor
 
 from pianissimo.errors import CheckpointError, OptionError
+from pianissimo.models.checkpoints.wav2vec2 import read_wav2vec2
 from pianissimo.models.wav2vec2 import (
     Wav2Vec2,
     Wav2Vec2Config,
     normalize_waveform,
     relative_buckets,
 )
-from pianissimo.models.wav2vec2_files import read_wav2vec2
 
 GOLDEN = Path(__file__).parents[2] / "parity" / "golden_families"
 TINY = Wav2Vec2Config(

@@ -6,10 +6,10 @@ import pytest
 from clock import Clock
 
 from pianissimo.errors import OptionError
-from pianissimo.serve import accounts
-from pianissimo.serve.accounts import Account
-from pianissimo.serve.keys import ApiKey, Limits, read_keys
-from pianissimo.serve.refusal import Refusal
+from pianissimo.serve.access import accounts
+from pianissimo.serve.access.accounts import Account
+from pianissimo.serve.access.keys import ApiKey, Limits, read_keys
+from pianissimo.serve.errors import Refusal
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pianissimo.errors import OptionError
-from pianissimo.serve.experiments import Caller, Experiment
-from pianissimo.serve.store import ShadowRule
+from pianissimo.serve.versions.experiments import Caller, Experiment
+from pianissimo.serve.versions.store import ShadowRule
 
 CALLERS = [Caller(f"session {i}", key=f"key {i % 7}", user=f"user {i % 300}") for i in range(3000)]
 

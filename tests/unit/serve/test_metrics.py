@@ -11,12 +11,12 @@ import pytest
 from clock import Clock
 from tiny import noise
 
+from pianissimo.engine import engine as engine_module
+from pianissimo.engine.engine import Answered
 from pianissimo.serve import metrics
 from pianissimo.serve.metrics import Metrics
 from pianissimo.serve.settings import Settings
-from pianissimo.serve.store import Store, read_all
-from pianissimo.streaming import engine as engine_module
-from pianissimo.streaming.engine import Answered
+from pianissimo.serve.versions.store import Store, read_all
 
 SOON = 60.0
 

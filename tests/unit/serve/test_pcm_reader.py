@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from pianissimo.errors import AudioValueError
-from pianissimo.serve.pcm import ALAW, MULAW, PcmReader
+from pianissimo.serve.audio_in.pcm import ALAW, MULAW, PcmReader
 
 
 @pytest.mark.parametrize(("table", "subtype"), [(MULAW, "ULAW"), (ALAW, "ALAW")])

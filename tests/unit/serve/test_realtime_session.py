@@ -5,12 +5,12 @@ from typing import Any, cast
 
 import pytest
 
-from pianissimo.serve.openai_realtime import _Conversation
-from pianissimo.serve.realtime_session import MOST_CHOICES, SessionSettings
-from pianissimo.serve.refusal import Refusal
+from pianissimo.serve.dialects.openai_realtime.session import MOST_CHOICES, SessionSettings
+from pianissimo.serve.dialects.openai_realtime.socket import _Conversation
+from pianissimo.serve.dialects.sockets import Client
+from pianissimo.serve.errors import Refusal
 from pianissimo.serve.service import Service
-from pianissimo.serve.sockets import Client
-from pianissimo.serve.store import Choice
+from pianissimo.serve.versions.store import Choice
 
 
 class Models:

@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pianissimo.serve.realtime_turns import TRANSCRIPTION, Turns
+from pianissimo.serve.dialects.openai_realtime.turns import TRANSCRIPTION, Turns
 from pianissimo.transcript import StreamEvent
 
 ACTIONS = st.lists(
@@ -62,7 +62,7 @@ def test_every_commit_is_answered_once_with_the_text_of_its_deltas(actions: list
                 told += turns.clear(float(stream.count))
             case "answer" if marks:
                 marks.popleft()
-                told += turns.take(stream.final("finalise"))
+                told += turns.take(stream.final("finalize"))
     assert turns.waiting == 0
     committed = of(told, "input_audio_buffer.committed")
     completed = of(told, f"{TRANSCRIPTION}.completed")

@@ -6,11 +6,11 @@ from typing import Any, cast
 
 import pytest
 
-from pianissimo.serve.accounts import Account
-from pianissimo.serve.refusal import Refusal
-from pianissimo.serve.resumable import ResumableStream, StreamOptions
+from pianissimo.serve.access.accounts import Account
+from pianissimo.serve.dialects.resumable import ResumableStream, StreamOptions
+from pianissimo.serve.errors import Refusal
 from pianissimo.serve.service import Service
-from pianissimo.serve.store import Choice
+from pianissimo.serve.versions.store import Choice
 
 OPTIONS = StreamOptions(16_000, "pcm_s16le", 1, 160, None, Choice("m"), "session")
 

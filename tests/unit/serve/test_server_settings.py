@@ -3,11 +3,11 @@
 import pytest
 
 from pianissimo.errors import OptionError
-from pianissimo.serve import auth
-from pianissimo.serve.accounts import Account
-from pianissimo.serve.auth import ClientSecrets, KeyRing, key_of
-from pianissimo.serve.keys import ApiKey, Limits
-from pianissimo.serve.refusal import Refusal
+from pianissimo.serve.access import auth
+from pianissimo.serve.access.accounts import Account
+from pianissimo.serve.access.auth import ClientSecrets, KeyRing, key_of
+from pianissimo.serve.access.keys import ApiKey, Limits
+from pianissimo.serve.errors import Refusal
 from pianissimo.serve.settings import Settings
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pianissimo.evaluate.wer import word_errors
-from pianissimo.serve.shadow import PATIENCE_WORDS, Differences, prefix_edits
+from pianissimo.serve.versions.shadow import PATIENCE_WORDS, Differences, prefix_edits
 
 texts = st.lists(st.sampled_from("abc"), max_size=7)
 

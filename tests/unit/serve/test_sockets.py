@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 
-from pianissimo.serve.sockets import Gone, until_first
+from pianissimo.serve.dialects.sockets import Gone, until_first
 
 
 @pytest.mark.usefixtures("no_collection")

@@ -16,11 +16,11 @@ from tiny import WHOLE_CONTEXT, make_model, noise
 from pianissimo.audio.level import GainMode
 from pianissimo.errors import ModelError, ModelNotFoundError, OptionError
 from pianissimo.models.asr import load_model, save_model
-from pianissimo.native import NativeRecognizer
-from pianissimo.serve.experiments import Caller, Experiment
-from pianissimo.serve.refusal import Refusal
+from pianissimo.recognizers.fastconformer import NativeRecognizer
+from pianissimo.serve.errors import Refusal
 from pianissimo.serve.settings import Settings
-from pianissimo.serve.store import Choice, ServedModel, ShadowRule, Store, read_all
+from pianissimo.serve.versions.experiments import Caller, Experiment
+from pianissimo.serve.versions.store import Choice, ServedModel, ShadowRule, Store, read_all
 from pianissimo.text.tokenizer import Tokenizer
 
 ANYONE = Caller("s")

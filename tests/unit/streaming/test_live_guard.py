@@ -9,11 +9,11 @@ from tiny import cut
 
 from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.vad import VoiceDetector
-from pianissimo.guards import REASONS
+from pianissimo.engine.engine import Engine, EngineOptions
+from pianissimo.hallucination.evidence import REASONS
 from pianissimo.models.asr import AsrModel
-from pianissimo.native import NativeRecognizer
+from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.streaming.endpoint import EndpointRules
-from pianissimo.streaming.engine import Engine, EngineOptions
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.transcript import StreamEvent
 
@@ -97,7 +97,7 @@ def test_words_invented_before_the_speech_are_left_out(
     *partials, final = run(recognizer, samples, [1280], endpoint=None)
     free = run(unguarded, samples, [1280], endpoint=None)[-1]
     assert final.text.startswith(partials[0].text)
-    # A word of which the recogniser is sure stands anyway.
+    # A word of which the recognizer is sure stands anyway.
     early, spoken = (
         [w for w in final.words if (w.end < 2.5) == is_early] for is_early in (True, False)
     )

@@ -105,10 +105,10 @@ def test_a_mark_takes_what_is_there_and_the_stream_goes_on(detector: VoiceDetect
     live = segmenter(detector)
     before = live.push(samples[:middle])
     assert live.speaking and not before
-    [answer] = live.mark("finalise")
-    assert answer.reason == "finalise" and not live.speaking
+    [answer] = live.mark("finalize")
+    assert answer.reason == "finalize" and not live.speaking
     assert answer.start + len(answer.samples) == middle
-    assert shape(live.mark("finalise")) == [(middle, 0, "finalise")]
+    assert shape(live.mark("finalize")) == [(middle, 0, "finalize")]
     rest, second, last = [*live.push(samples[middle:]), *live.mark("finish")]
     assert rest.start == middle and rest.reason == "endpoint"
     assert 6 * RATE - 9000 < second.start and last.reason == "finish"
@@ -127,10 +127,10 @@ def test_a_mark_never_asks_for_more_than_a_model_can_hear() -> None:
     samples = speech(60.0)
     for seconds in (28.0, 28.1, 28.2, 28.3, 28.5):
         live = segmenter(rules=EndpointRules(trailing_silence=30.0))
-        found = [*live.push(samples[: int(seconds * RATE)]), *live.mark("finalise")]
+        found = [*live.push(samples[: int(seconds * RATE)]), *live.mark("finalize")]
         assert max(len(s.samples) for s in found) <= 28 * RATE
-        assert [s.reason for s in found].count("finalise") == 1
-        assert found[-1].reason == "finalise"
+        assert [s.reason for s in found].count("finalize") == 1
+        assert found[-1].reason == "finalize"
 
 
 def test_memory_does_not_grow_with_the_stream() -> None:

@@ -15,7 +15,7 @@ from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train.data import AudioCache, Clip, TrainingSet, read_manifest
 
 # Tiny checkpoints of other people's layouts are made there.
-sys.path.append(str(Path(__file__).parents[1] / "models"))
+sys.path.append(str(Path(__file__).parents[1] / "models" / "checkpoints"))
 
 
 @pytest.fixture(scope="session")

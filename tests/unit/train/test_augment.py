@@ -21,7 +21,7 @@ from pianissimo.train.augment import (
     add_noise,
     change_level,
     change_speed,
-    colour,
+    color,
     cut_weak_ends,
     reverberate,
     telephone_band,
@@ -119,7 +119,7 @@ def test_colour_is_a_smooth_response_within_its_bounds() -> None:
     spectrum = np.abs(np.fft.rfft(samples))
     curves = []
     for seed in range(20):
-        found = colour(samples, 8.0, random.Random(seed))
+        found = color(samples, 8.0, random.Random(seed))
         assert found.dtype == np.float32
         assert len(found) == len(samples)
         ratio_db = 20 * np.log10(np.abs(np.fft.rfft(found)) / spectrum)
@@ -128,7 +128,7 @@ def test_colour_is_a_smooth_response_within_its_bounds() -> None:
         assert max(abs(a - b) for a, b in itertools.pairwise(bands)) < 8
         curves.append(bands)
     assert float(np.ptp(np.array(curves), axis=0).min()) > 5
-    np.testing.assert_allclose(colour(samples, 0.0, random.Random(0)), samples, atol=1e-6)
+    np.testing.assert_allclose(color(samples, 0.0, random.Random(0)), samples, atol=1e-6)
 
 
 @pytest.mark.parametrize("rt60", [0.1, 0.6])

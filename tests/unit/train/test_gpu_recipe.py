@@ -15,11 +15,11 @@ from tones import sentences, write_clips
 
 from pianissimo.cli.train import load_recipe
 from pianissimo.errors import ManifestError, PianissimoError
-from pianissimo.loading import load
 from pianissimo.models.asr import AsrModel
 from pianissimo.models.transducer import TransducerConfig
 from pianissimo.train import synthesize
 from pianissimo.train.synthesize import Prompt, SpokenSet, installed_engines
+from pianissimo.zoo.load import load
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "embedded_en_gpu.py"
 WORDS = "The yes man said no, and in the end he said nothing. We quiz six big jokers very well."

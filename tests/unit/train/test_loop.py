@@ -17,7 +17,7 @@ from pianissimo.audio.features import FeatureConfig
 from pianissimo.evaluate.wer import word_errors
 from pianissimo.models.asr import AsrConfig, AsrModel
 from pianissimo.models.transducer import TransducerConfig
-from pianissimo.native import NativeRecognizer
+from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train import checkpoint, loop
 from pianissimo.train.augment import Augmenter, SpecAugment
@@ -191,12 +191,12 @@ def test_validation_sees_the_average_and_leaves_training_alone(
 def test_initial_weights_can_be_chosen(
     tmp_path: Path, data: TrainingSet, tokenizer: Tokenizer
 ) -> None:
-    def initialise(model: AsrModel) -> None:
+    def initialize(model: AsrModel) -> None:
         with torch.no_grad():
             model.joiner.out.bias.fill_(7.0)  # type: ignore[union-attr]
 
     config = dataclasses.replace(CONFIG, peak_lr=1e-6)
-    model, _ = train(tmp_path, tokenizer, [Stage(1, data)], config, initialise=initialise)
+    model, _ = train(tmp_path, tokenizer, [Stage(1, data)], config, initialize=initialize)
     assert model.joiner is not None
     torch.testing.assert_close(model.joiner.out.bias, torch.full((41,), 7.0), rtol=0, atol=1e-3)
 

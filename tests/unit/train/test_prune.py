@@ -11,16 +11,15 @@ import torch
 from tiny import ENCODER, make_model, noise
 from tones import sentences, write_clips
 
+from pianissimo.engine.engine import Engine
 from pianissimo.errors import OptionError
-from pianissimo.loading import load
 from pianissimo.models.asr import AsrConfig, AsrModel, load_model, save_model
 from pianissimo.models.fastconformer import FeedForward
-from pianissimo.native import NativeRecognizer
-from pianissimo.streaming.engine import Engine
+from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train.data import read_manifest
+from pianissimo.train.finetune.material import training_set
 from pianissimo.train.loop import Stage, TrainConfig, train_model
-from pianissimo.train.material import training_set
 from pianissimo.train.prune import (
     head_importance,
     prunable,
@@ -29,6 +28,7 @@ from pianissimo.train.prune import (
     prune_weights,
     sparsity,
 )
+from pianissimo.zoo.load import load
 
 
 def encoded(model: AsrModel) -> torch.Tensor:

@@ -17,9 +17,9 @@ from pianissimo.errors import CheckpointError
 from pianissimo.models.asr import AsrConfig, AsrModel
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train import loop
-from pianissimo.train.adapt import add_lora, freeze_encoder, trained_weights
 from pianissimo.train.data import Batch, TrainingSet, collate
 from pianissimo.train.early_stop import EarlyStop
+from pianissimo.train.finetune.adapt import add_lora, freeze_encoder, trained_weights
 from pianissimo.train.loop import (
     Gradients,
     MovingAverage,
@@ -223,7 +223,7 @@ def test_a_checkpoint_without_the_newer_parts_is_resumed(
     assert changed(weights(whole), weights(resumed)) == []
 
 
-def test_only_trained_weights_are_averaged_optimised_and_saved(
+def test_only_trained_weights_are_averaged_optimized_and_saved(
     tmp_path: Path, tones: TrainingSet, tone_model: AsrConfig, tiny_tokenizer: Tokenizer
 ) -> None:
     model = AsrModel(tone_model)

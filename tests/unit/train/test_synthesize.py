@@ -117,7 +117,7 @@ def test_rate_and_pitch_reach_the_program(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_synthesiser_speaks_into_a_manifest(engine: str, tmp_path: Path) -> None:
+def test_a_synthesizer_speaks_into_a_manifest(engine: str, tmp_path: Path) -> None:
     if engine not in installed_engines():
         pytest.skip(f"{engine} is not installed")
     rng = random.Random(0)

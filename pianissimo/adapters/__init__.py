@@ -1,1 +1,0 @@
-"""Other people's models behind our protocols, one file per family."""

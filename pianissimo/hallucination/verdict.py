@@ -1,0 +1,115 @@
+"""Whether text may stand: a verdict on the text of a recognizer from the evidence in the audio."""
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from pianissimo.hallucination.evidence import SHORT_SECONDS, Evidence, Reason
+from pianissimo.text.loops import find_loop, han_share, is_monotonous, letters
+
+# Chosen with one half of the real noises that docs/quiet-speech.md reports on.
+_HEARD_SHARE, _HEARD_SHARE_IF_UNSURE = 0.6, 0.85
+
+# More speech than this is never dropped as a whole for what else was written beside it.
+_MUCH_SPEECH_SECONDS = 3.0
+
+_UNSURE_LOG_PROBABILITY, _UNSURE_IF_UNLIKELY = -1.0, -0.5
+
+_MAX_TOKENS, _TOKENS_PER_SECOND, _TOKENS_ALWAYS = 500, 10, 16
+
+_CHARACTERS_PER_SECOND = {"han": 12.0, "latin": 30.0}
+
+_SPARSE_PER_SECOND = 1.0
+
+# What recognizers trained on subtitles say to silence, in scoring form. Only a backstop: people do
+# say these words, so they count for nothing as soon as there is speech.
+PHRASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "en": (
+            "thank you",
+            "thank you so much",
+            "thank you for watching",
+            "thanks for watching",
+            "please subscribe",
+            "bye",
+            "you",
+        ),
+        "zh": ("谢谢", "谢谢观看", "谢谢大家", "字幕由amaraorg社区提供", "请不吝点赞订阅"),
+        "ja": ("ご視聴ありがとうございました", "ありがとうございました"),
+        "ko": ("시청해주셔서감사합니다", "감사합니다"),
+        "": ("嗯", "哎", "嗨", "uh", "um", "hmm", "mm", "oh"),
+    }
+)
+"""Per language; those under "" are interjections, which noise becomes in every language."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether text may stand, and why not or with what doubt."""
+
+    keep: bool
+    reasons: tuple[Reason, ...] = ()
+
+
+def judge(
+    text: str,
+    evidence: Evidence,
+    *,
+    language: str | None = None,
+    mean_log_probability: float | None = None,
+    tokens: Sequence[Hashable] = (),
+    heard_share: float = 1.0,
+) -> Verdict:
+    """Weigh a recognizer's text against the audio.
+
+    `mean_log_probability` is the mean over the tokens, natural logarithm; `heard_share` the share
+    of them that was written where there was speech. Text without a letter or digit is always kept:
+    there is nothing to doubt.
+    """
+    refusal = evidence.refusal
+    if refusal is not None:
+        return Verdict(False, (refusal,))
+    spoken = letters(text)
+    if not spoken:
+        return Verdict(True, ("low_evidence",) if evidence.weak else ())
+    reasons: list[Reason] = []
+    if find_loop(tokens) is not None or is_monotonous(text):
+        reasons.append("repetition")
+    limit = _UNSURE_IF_UNLIKELY if evidence.unlikely else _UNSURE_LOG_PROBABILITY
+    unsure = mean_log_probability is not None and mean_log_probability < limit
+    quite_unsure = mean_log_probability is not None and mean_log_probability < _UNSURE_IF_UNLIKELY
+    least = _HEARD_SHARE_IF_UNSURE if quite_unsure else _HEARD_SHARE
+    stray = heard_share < least and evidence.certain_seconds < _MUCH_SPEECH_SECONDS
+    doubted = evidence.weak or evidence.fleeting or heard_share < 1
+    if doubted or is_too_fast(text, evidence.seconds):
+        reasons.append("low_evidence")
+    # Music and typing have energy for seconds, out of which a letter or two are heard.
+    sparse = evidence.fleeting and len(spoken) < _SPARSE_PER_SECOND * evidence.speech_seconds
+    doubtful = unsure or is_stock_phrase(text, language)
+    dropped = evidence.absent or sparse or stray or (evidence.weak and doubtful)
+    # A short clip is weak for its length alone: that is no reason to drop what was said in it.
+    if evidence.seconds < SHORT_SECONDS and not evidence.absent:
+        dropped = False
+    return Verdict(not dropped, tuple(reasons))
+
+
+def is_too_fast(text: str, seconds: float) -> bool:
+    """Whether nobody can say so many characters in that time."""
+    script = "han" if han_share(text) > 0.3 else "latin"
+    # A window's worth of slack: recognizers may put the end of a word behind the audio.
+    return len(letters(text)) > _CHARACTERS_PER_SECOND[script] * (seconds + 0.5)
+
+
+def is_stock_phrase(text: str, language: str | None) -> bool:
+    """Whether the text is one that recognizers are known to say to noise, and nothing else."""
+    spoken = letters(text)
+    primary = (language or "").partition("-")[0].lower()
+    languages = PHRASES if not primary else (primary, "")
+    known = {letters(phrase) for name in languages for phrase in PHRASES.get(name, ())}
+    return spoken in known
+
+
+def max_new_tokens(seconds: float) -> int:
+    """How many tokens a language-model decoder may write for audio of that length."""
+    return min(_MAX_TOKENS, _TOKENS_ALWAYS + math.ceil(_TOKENS_PER_SECOND * seconds))

@@ -1,0 +1,256 @@
+"""Recordings of any length through models that hear 30 s at once: cut, guarded, in batches.
+
+A long recording is taken in stretches that end where it is quietest, and the pieces of all
+recordings go through the model together.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from pianissimo.audio.front_end import FrontEnd
+from pianissimo.audio.io import SAMPLE_RATE, Samples
+from pianissimo.audio.level import quietest_point
+from pianissimo.audio.segments import plan_segments
+from pianissimo.audio.vad import SpeechModel, VoiceDetector, available
+from pianissimo.hallucination.evidence import REASONS, Evidence, Reason, Witness
+from pianissimo.hallucination.verdict import judge
+from pianissimo.text.loops import find_loop, trim_loop
+from pianissimo.text.words import joined, segments_from_words
+from pianissimo.transcript import Segment, Transcript, Word
+
+STRETCH_SECONDS = 120.0
+STRETCH_CUT_SECONDS = 20.0
+"""The end of a stretch in which the quietest place is looked for."""
+USER_CLIP_SECONDS = 30.0
+"""A recording up to here is decoded even if no speech was found: it was made on purpose."""
+RETRY_MIN_SECONDS = 2.0
+_PAUSE_SAMPLES = SAMPLE_RATE // 10
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a recognizer made of one segment.
+
+    `tokens` are what loops are looked for in, ids or words. `cut_off` is True when decoding ended
+    because the limit of tokens was reached. `words` are timed from the start of the segment.
+    `language` is the one that the recognizer heard, where it tells.
+    """
+
+    text: str
+    tokens: tuple[Hashable, ...] = ()
+    mean_log_probability: float | None = None
+    cut_off: bool = False
+    words: tuple[Word, ...] = ()
+    language: str | None = None
+
+
+DecodeMany = Callable[[Sequence[Samples]], list[Decoded]]
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """At most 28 s of recording `row` at the right level, from sample `start` on."""
+
+    row: int
+    start: int
+    samples: Samples
+    evidence: Evidence
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / SAMPLE_RATE
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was made of a piece: from `start` on, in seconds. The piece itself is not kept."""
+
+    start: float
+    seconds: float
+    decoded: Decoded
+
+
+@dataclass
+class Progress:
+    """What was found in one recording so far."""
+
+    samples: int = 0
+    found: list[Found] = field(default_factory=list)
+    reasons: set[Reason] = field(default_factory=set)
+
+
+class PieceDecoder:
+    """Cuts recordings into pieces, has them decoded in batches, and judges what comes back.
+
+    `decode` makes texts of up to `most` pieces at once.
+    """
+
+    def __init__(
+        self,
+        front_end: FrontEnd,
+        decode: DecodeMany,
+        *,
+        detector: VoiceDetector,
+        most: int,
+        language: str | None = None,
+    ) -> None:
+        self.front_end, self.witness = front_end, Witness(detector)
+        self.decode, self.most, self.language = decode, most, language
+
+    def run(self, recordings: Sequence[Iterable[Samples]]) -> Iterator[Progress]:
+        """Recordings in blocks of mono float32 at 16 kHz; what was found in each, in order."""
+        rows = [Progress() for _ in recordings]
+        pieces = (
+            piece
+            for row, blocks in enumerate(recordings)
+            for piece in self._pieces(row, blocks, rows[row])
+        )
+        done, group = 0, list[Piece]()
+        for piece in pieces:
+            group.append(piece)
+            if len(group) == self.most:
+                self._take(group, rows)
+                yield from rows[done : group[-1].row]
+                done, group = group[-1].row, []
+        self._take(group, rows)
+        yield from rows[done:]
+
+    # -- before the model --------------------------------------------------------------------------
+
+    def _pieces(self, row: int, blocks: Iterable[Samples], progress: Progress) -> Iterator[Piece]:
+        for start, raw, whole in _stretches(blocks):
+            progress.samples = start + len(raw)
+            loud = self.front_end.whole(raw).samples
+            state = self.witness.start()
+            self.witness.push(raw, loud, state)
+            evidence = self.witness.finish(state)
+            if evidence.refusal is not None:
+                # A few silent samples after a long recording are no news.
+                progress.reasons |= {evidence.refusal} if whole else set()
+                continue
+            if not state.spans and not (whole and evidence.seconds <= USER_CLIP_SECONDS):
+                progress.reasons.add("low_evidence")
+                continue
+            for first, last in plan_segments(loud, state.spans):
+                yield Piece(row, start + first, loud[first:last], evidence)
+
+    # -- after the model ---------------------------------------------------------------------------
+
+    def _take(self, group: Sequence[Piece], rows: Sequence[Progress]) -> None:
+        """Decode pieces and, in halves, those that loop or were cut off; keep what may stand."""
+        first = list(zip(group, self._decoded(group), strict=True))
+        doubtful = [
+            piece
+            for piece, decoded in first
+            if piece.seconds > RETRY_MIN_SECONDS
+            and (decoded.cut_off or find_loop(decoded.tokens) is not None)
+        ]
+        halves = [half for piece in doubtful for half in _halves(piece)]
+        again = iter(zip(halves, self._decoded(halves), strict=True))
+        for piece, decoded in first:
+            if piece in doubtful:
+                self._judge(*next(again), rows[piece.row])
+                self._judge(*next(again), rows[piece.row])
+            else:
+                self._judge(piece, decoded, rows[piece.row])
+
+    def _decoded(self, pieces: Sequence[Piece]) -> list[Decoded]:
+        return [
+            decoded
+            for i in range(0, len(pieces), self.most)
+            for decoded in self.decode([piece.samples for piece in pieces[i : i + self.most]])
+        ]
+
+    def _judge(self, piece: Piece, decoded: Decoded, progress: Progress) -> None:
+        # What speaks for the stretch speaks for each piece: those were chosen for speech.
+        verdict = judge(
+            decoded.text,
+            replace(piece.evidence, seconds=piece.seconds),
+            language=self.language,
+            mean_log_probability=decoded.mean_log_probability,
+            tokens=decoded.tokens,
+        )
+        progress.reasons |= {*verdict.reasons}
+        if decoded.cut_off:
+            progress.reasons.add("truncated")
+        if verdict.keep:
+            kept = without_loops(decoded) if "repetition" in verdict.reasons else decoded
+            progress.found.append(Found(piece.start / SAMPLE_RATE, piece.seconds, kept))
+
+
+def usual_detector() -> VoiceDetector:
+    """The Silero model where its packages are installed, else the energy alone."""
+    return VoiceDetector(model=SpeechModel() if available() else None)
+
+
+def transcript(progress: Progress, model: str, language: str | None, words: bool) -> Transcript:
+    """What was found in a recording as one transcript; without word times a piece is a segment."""
+    texts: list[str] = []
+    timed: list[Word] = []
+    segments: list[Segment] = []
+    for found in progress.found:
+        text, start = found.decoded.text.strip(), found.start
+        if not text:
+            continue
+        texts.append(text)
+        inside = [
+            replace(w, start=round(start + w.start, 6), end=round(start + w.end, 6))
+            for w in found.decoded.words
+        ]
+        timed += inside
+        if inside:
+            segments += segments_from_words(inside)
+        else:
+            segments.append(Segment(text, start, start + found.seconds))
+    return Transcript(
+        text=joined(texts),
+        segments=tuple(s if words else replace(s, words=()) for s in segments),
+        words=tuple(timed) if words else (),
+        language=language,
+        duration=progress.samples / SAMPLE_RATE,
+        model=model,
+        reasons=tuple(reason for reason in REASONS if reason in progress.reasons),
+    )
+
+
+def language_heard(progress: Progress) -> str | None:
+    """The language in which most seconds of a recording were heard, if there is one."""
+    seconds = Counter[str]()
+    for found in progress.found:
+        if found.decoded.language and found.decoded.text.strip():
+            seconds[found.decoded.language] += math.ceil(found.seconds)
+    return seconds.most_common(1)[0][0] if seconds else None
+
+
+def without_loops(decoded: Decoded) -> Decoded:
+    """The text with each loop of words, or of characters without spaces, cut to two rounds."""
+    words = decoded.text.split()
+    text = " ".join(trim_loop(words)) if len(words) > 1 else "".join(trim_loop(decoded.text))
+    unlooped = len(trim_loop([word.text for word in decoded.words])) == len(decoded.words)
+    return replace(decoded, text=text, words=decoded.words if unlooped else ())
+
+
+def _stretches(blocks: Iterable[Samples]) -> Iterator[tuple[int, Samples, bool]]:
+    """Start, samples, and whether this is all: pieces of a recording cut at quiet places."""
+    most = round(STRETCH_SECONDS * SAMPLE_RATE)
+    held, start = np.zeros(0, np.float32), 0
+    for block in blocks:
+        held = np.concatenate([held, block])
+        while len(held) > 2 * most:
+            first = most - round(STRETCH_CUT_SECONDS * SAMPLE_RATE)
+            cut = quietest_point(held, first, most, _PAUSE_SAMPLES)
+            yield start, held[:cut], False
+            held, start = held[cut:].copy(), start + cut
+    yield start, held, start == 0
+
+
+def _halves(piece: Piece) -> Iterator[Piece]:
+    """The piece in two, cut where its middle is quietest."""
+    count = len(piece.samples)
+    cut = quietest_point(piece.samples, count // 4, count - count // 4, _PAUSE_SAMPLES)
+    yield replace(piece, samples=piece.samples[:cut])
+    yield replace(piece, start=piece.start + cut, samples=piece.samples[cut:])

@@ -1,0 +1,272 @@
+"""wav2vec 2.0, HuBERT, Data2Vec-Audio, WavLM, MMS and Wav2Vec2-BERT behind the recognizer protocol.
+
+A recording up to `WINDOW_SECONDS` is seen whole. A longer one is seen in windows that overlap on
+both sides by `STRIDE_SECONDS`; each frame is taken from the window in whose middle it lies, and all
+together make one path. Windows begin on the frame grid, so no frame is missing, double or shifted.
+
+The network hears every level alike, noise as well: what it writes where nothing at all speaks for
+speech is dropped.
+"""
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pianissimo.audio.io import SAMPLE_RATE, Samples
+from pianissimo.decoding.beams import BeamOptions, ended, report
+from pianissimo.decoding.ctc_beam import CtcPrefixBeam
+from pianissimo.decoding.hotwords import Boost, make_trie
+from pianissimo.decoding.lm.fusion import Fusion
+from pianissimo.decoding.search import FUSION_BEAM, Decoding
+from pianissimo.decoding.token import Hypothesis
+from pianissimo.decoding.vocabulary import Vocabulary
+from pianissimo.errors import OptionError
+from pianissimo.hallucination.evidence import Evidence, Reason
+from pianissimo.hallucination.words import Hearing
+from pianissimo.models.wav2vec2 import Wav2Vec2, normalize_waveform
+from pianissimo.models.wav2vec2_bert import Wav2Vec2Bert
+from pianissimo.recognizers.base import OfflineRecognizer
+from pianissimo.text.characters import Alphabet, Run
+from pianissimo.text.words import joined, segments_from_words
+from pianissimo.transcript import Transcript
+
+WINDOW_SECONDS = 30.0
+STRIDE_SECONDS = 5.0
+GROUP_SECONDS = {"cpu": 4.0, "cuda": 480.0}
+"""Audio, padding included, that goes through the network at once; it costs 20 MB per second.
+
+A CPU is busy with one clip: equal ones together save 3 %, others cost what their padding costs.
+"""
+SILENT_PEAK = 3 / 32768
+"""Below it there is nothing but the last bits of a converter; normalized, they would be loud."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A piece of recording `row`, of which the frames from `first` on and before `last` count."""
+
+    row: int
+    samples: Samples
+    first: int
+    last: int
+
+    @property
+    def silent(self) -> bool:
+        return float(np.abs(self.samples).max()) < SILENT_PEAK
+
+
+@dataclass
+class GreedyPath:
+    """The best symbol of each frame of one recording, as runs; it grows at its end."""
+
+    blank: int
+    runs: list[Run] = field(default_factory=list)
+    frames: int = 0
+    seconds: float = 0.0
+    _symbol: int = -1
+
+    def pause(self, frames: int) -> None:
+        """Go on with so many frames in which nothing is said."""
+        if frames:
+            self.frames += frames
+            self._symbol = self.blank
+
+    def extend(self, log_probs: Tensor) -> None:
+        """Go on with (S, V) log-probabilities; a run may reach over from the frames before."""
+        if not len(log_probs):
+            return
+        sure, best = log_probs.max(-1)
+        symbols, counts = best.unique_consecutive(return_counts=True)
+        starts = counts.cumsum(0) - counts
+        table = zip(
+            symbols.tolist(),
+            starts.tolist(),
+            counts.tolist(),
+            sure[starts].exp().tolist(),
+            strict=True,
+        )
+        for symbol, start, count, confidence in table:
+            start += self.frames
+            if symbol == self.blank:
+                pass
+            elif symbol == self._symbol and start == self.frames:
+                self.runs[-1] = replace(self.runs[-1], end=start + count)
+            else:
+                self.runs.append(Run(symbol, start, start + count, min(confidence, 1.0)))
+        self._symbol = int(symbols[-1])
+        self.frames += len(log_probs)
+
+
+class BeamPath:
+    """The text of one recording by prefix beam search; runs are of one frame, the first."""
+
+    def __init__(self, search: CtcPrefixBeam, fusion: Fusion, symbols: int) -> None:
+        self.frames, self.seconds = 0, 0.0
+        self._symbols = symbols
+        self._search, self._beam, self._found = search, search.start(fusion), Hypothesis()
+
+    @property
+    def runs(self) -> list[Run]:
+        """All that was found, the beam's best hypothesis included: at the end."""
+        self._beam, rest = ended(self._beam)
+        self._beam = report(self._beam, rest, self._found)
+        found = self._found
+        table = zip(found.tokens, found.frames, found.confidences, strict=True)
+        return [Run(symbol, frame, frame + 1, sure) for symbol, frame, sure in table]
+
+    def pause(self, frames: int) -> None:
+        """Go on with so many frames in which nothing is said."""
+        if frames:
+            nothing = torch.full((1, self._symbols), -torch.inf)
+            nothing[:, self._search.blank] = 0.0
+            self.extend(nothing)
+            self.frames += frames - 1
+
+    def extend(self, log_probs: Tensor) -> None:
+        """Go on with (S, V) log-probabilities."""
+        if len(log_probs):
+            self._beam = self._search.advance(self._beam, log_probs.cpu(), self.frames, self._found)
+            self.frames += len(log_probs)
+
+
+class CtcFamilyRecognizer(OfflineRecognizer):
+    """A network of the wav2vec 2.0 kin with its alphabet.
+
+    Phrases are boosted in a beam, of 8 hypotheses if `decoding` does not say how many.
+    """
+
+    def __init__(
+        self,
+        model: Wav2Vec2 | Wav2Vec2Bert,
+        alphabet: Alphabet,
+        *,
+        decoding: Decoding | None = None,
+    ) -> None:
+        self.model, self.alphabet = model.eval(), alphabet
+        self.decoding = decoding or Decoding()
+        if self.decoding.rescoring:
+            raise OptionError("rescoring is for the texts of a transducer, not for those of CTC")
+        self.vocabulary = Vocabulary.of_alphabet(alphabet)
+        self._fusion = Fusion(self.decoding.language_model(self.vocabulary))
+        self.language = model.config.language
+
+    @property
+    def name(self) -> str:
+        return self.model.config.name
+
+    def boosted(self, boost: Boost) -> "CtcFamilyRecognizer":
+        """The same recognizer, on the same weights, for recordings with such phrases in them.
+
+        Raises OptionError for a phrase that cannot be boosted.
+        """
+        recognizer = copy.copy(self)
+        recognizer._fusion = replace(self._fusion, trie=make_trie(boost, self.vocabulary))
+        return recognizer
+
+    def _path(self) -> GreedyPath | BeamPath:
+        if self.decoding.greedy and not self._fusion.active:
+            return GreedyPath(self.alphabet.blank)
+        width = self.decoding.width if self.decoding.beam else FUSION_BEAM
+        search = CtcPrefixBeam(
+            self.alphabet.blank, self.model.config.frame_seconds, BeamOptions(width)
+        )
+        return BeamPath(search, self._fusion, len(self.alphabet.symbols))
+
+    def _recognize(
+        self, recordings: Sequence[Iterable[Samples]], words: bool
+    ) -> Iterator[Transcript]:
+        paths = [self._path() for _ in recordings]
+        hearings = [Hearing(None, self.detector) for _ in recordings]
+        windows = (
+            window
+            for row, blocks in enumerate(recordings)
+            for window in self._windows(row, self._timed(hearings[row].leveled(blocks), paths[row]))
+        )
+        done = 0
+        for group in _groups(windows, GROUP_SECONDS[self.model.device.type]):
+            heard = iter(self._log_probs([w for w in group if not w.silent]))
+            for window in group:
+                if window.silent:
+                    paths[window.row].pause(window.last - window.first)
+                else:
+                    paths[window.row].extend(next(heard)[window.first : window.last])
+            for row in range(done, group[-1].row):
+                yield self._transcript(paths[row], hearings[row].evidence, words)
+            done = group[-1].row
+        for row in range(done, len(paths)):
+            yield self._transcript(paths[row], hearings[row].evidence, words)
+
+    def _timed(self, blocks: Iterable[Samples], path: GreedyPath | BeamPath) -> Iterator[Samples]:
+        """The blocks, their length added to the path's."""
+        for block in blocks:
+            path.seconds += len(block) / SAMPLE_RATE
+            yield block
+
+    def _windows(self, row: int, blocks: Iterable[Samples]) -> Iterator[Window]:
+        """Windows that together give every frame of a recording once, in order."""
+        config = self.model.config
+        hop = config.hop_samples
+        stride = round(STRIDE_SECONDS / config.frame_seconds)
+        window = round(WINDOW_SECONDS / config.frame_seconds)
+        held, first = np.zeros(0, np.float32), 0
+        for block in blocks:
+            held = np.concatenate([held, block])
+            while len(held) > window * hop:
+                yield Window(row, held[: window * hop], first, window - stride)
+                held, first = held[(window - 2 * stride) * hop :].copy(), stride
+        if config.frames(len(held)):
+            yield Window(row, held, first, config.frames(len(held)))
+
+    @torch.inference_mode()
+    def _log_probs(self, windows: Sequence[Window]) -> list[Tensor]:
+        """(S, V) of each window, all of them as one padded batch."""
+        if not windows:
+            return []
+        model, lengths = self.model, [len(window.samples) for window in windows]
+        batch = torch.zeros(len(windows), max(lengths), device=model.device)
+        for row, window in enumerate(windows):
+            samples = torch.from_numpy(window.samples).to(model.device)
+            batch[row, : lengths[row]] = (
+                normalize_waveform(samples) if model.config.normalize else samples
+            )
+        logits, counts = model(batch, lengths)
+        log_probs = logits.float().log_softmax(-1)
+        return [log_probs[row, :count] for row, count in enumerate(counts)]
+
+    def _transcript(
+        self, path: GreedyPath | BeamPath, evidence: Evidence | None, with_words: bool
+    ) -> Transcript:
+        config, reasons = self.model.config, tuple[Reason, ...]()
+        words = self.alphabet.words(path.runs, config.frame_seconds, path.seconds)
+        if evidence is not None and (evidence.refusal or evidence.absent):
+            words, reasons = (), (evidence.refusal or "low_evidence",)
+        segments = segments_from_words(words)
+        if not with_words:
+            segments = tuple(replace(segment, words=()) for segment in segments)
+        return Transcript(
+            text=joined(word.text for word in words),
+            segments=segments,
+            words=words if with_words else (),
+            language=config.language,
+            duration=path.seconds,
+            model=self.name,
+            reasons=reasons,
+        )
+
+
+def _groups(windows: Iterable[Window], most_seconds: float) -> Iterator[list[Window]]:
+    """Consecutive windows whose padded batch is at most so long."""
+    group: list[Window] = []
+    longest = 0
+    for window in windows:
+        longest = max(longest, len(window.samples))
+        if group and longest * (len(group) + 1) > most_seconds * SAMPLE_RATE:
+            yield group
+            group, longest = [], len(window.samples)
+        group.append(window)
+    if group:
+        yield group

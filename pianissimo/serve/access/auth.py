@@ -1,0 +1,181 @@
+"""Who may use the server: API keys, short-lived secrets for browsers, and origins.
+
+Keys are compared by their digests, all of them, in constant time: how long a refusal takes says
+nothing about how close a guess was.
+"""
+
+import hashlib
+import hmac
+import secrets
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket
+
+from pianissimo.serve.access.accounts import Account
+from pianissimo.serve.access.keys import ANYONE, ApiKey, Limits
+from pianissimo.serve.errors import POLICY, Refusal
+from pianissimo.serve.versions.experiments import Caller
+
+SECRET_PREFIX = "ek_"
+MOST_SECRETS = 10_000
+SHORTEST_SECRET_SECONDS, LONGEST_SECRET_SECONDS = 10, 7200
+KEY_PROTOCOLS = ("openai-insecure-api-key.", "pianissimo-key.")
+"""What stands before a key among the subprotocols that a browser offers."""
+LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
+
+
+class KeyRing:
+    """The keys that open the server; without any it is open to whoever can connect."""
+
+    def __init__(self, keys: Iterable[ApiKey], admin_key: str | None = None) -> None:
+        self._known = [(_digest(key.key), Account(key.name, key.limits)) for key in keys]
+        self._anyone = Account(ANYONE, Limits())
+        self._admin = None if admin_key is None else _digest(admin_key)
+
+    @property
+    def accounts(self) -> tuple[Account, ...]:
+        """Of each key; of an open server the one that all share."""
+        return tuple(account for _, account in self._known) or (self._anyone,)
+
+    def account(self, key: str | None) -> Account | None:
+        """The account of whoever sends this key, or none; None if he may not use the server."""
+        if not self._known:
+            return self._anyone
+        given = _digest(key or "")
+        matches = [hmac.compare_digest(given, digest) for digest, _ in self._known]
+        return self._known[matches.index(True)][1] if any(matches) and key else None
+
+    @property
+    def has_admin(self) -> bool:
+        return self._admin is not None
+
+    def admits_admin(self, key: str | None) -> bool:
+        """Whether this key may see how the server does; anyone may if there is no admin key."""
+        if self._admin is None:
+            return True
+        return hmac.compare_digest(_digest(key or ""), self._admin) and bool(key)
+
+
+@dataclass(frozen=True)
+class ClientSecret:
+    """What a secret opens, until `expires`, and whose key pays for it."""
+
+    expires: float
+    session: dict[str, Any]
+    account: Account
+
+
+class ClientSecrets:
+    """Short-lived keys for the realtime socket, each with the session it was made for."""
+
+    def __init__(self) -> None:
+        self._made: dict[bytes, ClientSecret] = {}
+
+    def make(self, session: dict[str, Any], seconds: float, account: Account) -> tuple[str, int]:
+        """A new secret and when it expires, in seconds since 1970; `account` is its maker's."""
+        now = time.time()
+        self._made = {k: made for k, made in self._made.items() if made.expires > now}
+        if len(self._made) >= MOST_SECRETS:
+            raise Refusal(429, "too many client secrets are waiting to be used", "too_many_secrets")
+        secret, expires = SECRET_PREFIX + secrets.token_urlsafe(32), now + seconds
+        self._made[_digest(secret)] = ClientSecret(expires, session, account)
+        return secret, round(expires)
+
+    def find(self, secret: str | None) -> ClientSecret | None:
+        """What a secret that is valid now was made for."""
+        made = self._made.get(_digest(secret or ""))
+        return made if made is not None and made.expires > time.time() else None
+
+
+def key_of(headers: Mapping[str, str]) -> str | None:
+    """The key a request carries: in `Authorization`, or among the subprotocols of a socket."""
+    scheme, _, key = headers.get("authorization", "").strip().partition(" ")
+    if scheme.lower() in ("bearer", "token") and key.strip():
+        return key.strip()
+    offered = [part.strip() for part in headers.get("sec-websocket-protocol", "").split(",")]
+    if offered[0].lower() == "token" and len(offered) > 1:
+        return offered[1]
+    for protocol in offered:
+        for prefix in KEY_PROTOCOLS:
+            if protocol.startswith(prefix):
+                return protocol.removeprefix(prefix)
+    return None
+
+
+def caller_of(
+    headers: Mapping[str, str], user: str | None = None, session: str | None = None
+) -> Caller:
+    """Who asks, for experiments; a request is a session of its own unless it belongs to one."""
+    return Caller(session or secrets.token_hex(12), key_of(headers), user)
+
+
+def subprotocol_of(socket: WebSocket) -> str | None:
+    """The subprotocol to accept: the first that is not a key in disguise."""
+    offered = socket.scope.get("subprotocols", [])
+    if offered and offered[0].lower() == "token":
+        return str(offered[0])
+    plain = [p for p in offered if not p.startswith((*KEY_PROTOCOLS, "openai-"))]
+    return str(plain[0]) if plain else None
+
+
+def unauthorized() -> Refusal:
+    return Refusal(
+        401,
+        "this server needs an API key: send it as 'Authorization: Bearer KEY'",
+        "invalid_api_key",
+        headers={"www-authenticate": "Bearer"},
+    )
+
+
+class OriginGuard:
+    """Turns away web pages of other sites: a browser would send them here with the user's reach.
+
+    Programs send no Origin and pass. A server that only this machine reaches and that needs no key
+    also checks the name it was called by, against sites that point their own name at it.
+    """
+
+    def __init__(self, app: ASGIApp, allowed: Iterable[str], check_host: bool) -> None:
+        self.app, self.allowed, self.check_host = app, frozenset(allowed), check_host
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        if self._admits(headers):
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] == "websocket":
+            socket = WebSocket(scope, receive, send)
+            await socket.accept()
+            await socket.close(POLICY, "this origin is not allowed")
+            return
+        refusal = Refusal(403, "this origin is not allowed; see --allow-origin", "origin_forbidden")
+        await JSONResponse(refusal.openai(), refusal.status)(scope, receive, send)
+
+    def _admits(self, headers: Headers) -> bool:
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if self.check_host and _without_port(host) not in LOCAL_NAMES:
+            return False
+        if origin is None or "*" in self.allowed or origin in self.allowed:
+            return True
+        try:
+            return urlsplit(origin).netloc.lower() == host.lower()
+        except ValueError:  # it is no address
+            return False
+
+
+def _without_port(host: str) -> str:
+    name, colon, port = host.lower().rpartition(":")
+    return name if colon and port.isdigit() else host.lower()
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

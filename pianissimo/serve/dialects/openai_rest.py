@@ -1,0 +1,280 @@
+"""OpenAI's audio endpoints: transcriptions in every format, and the list of models.
+
+What its clients send and expect: platform.openai.com/docs/api-reference/audio.
+"""
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.datastructures import FormData
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+
+from pianissimo.decoding.hotwords import Phrase
+from pianissimo.errors import PianissimoError
+from pianissimo.serve.access.accounts import Account
+from pianissimo.serve.access.auth import caller_of
+from pianissimo.serve.access.phrases import terms
+from pianissimo.serve.audio_in.upload import form_with_file, unless_gone
+from pianissimo.serve.errors import Refusal, refusal_for
+from pianissimo.serve.openapi import TRANSCRIPTION, TRANSCRIPTION_FORM
+from pianissimo.serve.service import GrowingText, Service
+from pianissimo.serve.versions.store import Lease
+from pianissimo.transcript import Segment, StreamEvent, Transcript, Word
+
+DIALECT = "openai"
+FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
+GRANULARITIES = ("word", "segment")
+OWNER = "pianissimo"
+
+router = APIRouter()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The fields of a transcription request that matter to us; the others are accepted."""
+
+    format: str
+    granularities: tuple[str, ...]
+    logprobs: bool
+    stream: bool
+    boost: tuple[Phrase, ...]
+
+
+@router.get("/v1/models")
+async def list_models(request: Request) -> Response:
+    service, _ = _admitted(request)
+    models = [_model_object(name, request) for name in service.store.names]
+    return JSONResponse({"object": "list", "data": models})
+
+
+@router.get("/v1/models/{name:path}")
+async def get_model(request: Request, name: str) -> Response:
+    service, _ = _admitted(request)
+    service.store.choose(name, caller_of(request.headers))
+    return JSONResponse(_model_object(name, request))
+
+
+@router.post("/v1/audio/transcriptions", openapi_extra=TRANSCRIPTION_FORM, responses=TRANSCRIPTION)
+async def create_transcription(request: Request) -> Response:
+    """A recording as text: json, text, srt, vtt, verbose_json, or events as it is heard."""
+    service, account = _admitted(request)
+    service.check_open(DIALECT)
+    async with AsyncExitStack() as stack:
+        most = account.largest_upload_bytes(service.settings.largest_upload_bytes)
+        upload = form_with_file(request, most)
+        form, _, path = await stack.enter_async_context(upload)
+        asked = _read(form)
+        caller = caller_of(request.headers, _text(form, "user"))
+        choice = service.store.choose(_text(form, "model"), caller)
+        lease = stack.enter_context(service.lease(DIALECT, choice, caller.session, account))
+        lease.model.check_language(_text(form, "language"))
+        lease.model.check_languages(_list(form, "languages"))
+        boost = await asyncio.to_thread(lease.model.hints, asked.boost)
+        if asked.stream:
+            heard = service.events(path, lease, boost)
+            events = _server_sent(service, heard, asked, lease, stack.pop_all())
+            first = await anext(events)  # what fails before the first word has its own status
+            return StreamingResponse(_from(first, events), media_type="text/event-stream")
+        transcript = await unless_gone(request, service.transcribe(path, lease, boost))
+        service.heard(DIALECT, lease, transcript.duration)
+    return _response(transcript, asked)
+
+
+@router.post(
+    "/v1/audio/translations",
+    openapi_extra=TRANSCRIPTION_FORM,
+    status_code=400,
+    response_description="Refused",
+)
+async def create_translation(request: Request) -> Response:
+    """Refused: the models served here write what they hear, in its own language."""
+    service, _ = _admitted(request)
+    raise Refusal(
+        400,
+        f"{service.store.default} does not translate; use /v1/audio/transcriptions",
+        "translation_unsupported",
+        "model",
+    )
+
+
+# -- what was asked --------------------------------------------------------------------------------
+
+
+def _admitted(request: Request) -> tuple[Service, Account]:
+    service: Service = request.app.state.service
+    return service, service.admit(DIALECT, request.headers)
+
+
+def _read(form: FormData) -> Asked:
+    format = _text(form, "response_format") or "json"
+    if format not in FORMATS:
+        raise Refusal(
+            400,
+            f"response_format {format!r} is not supported here; choose {', '.join(FORMATS)}",
+            "unsupported_response_format",
+            "response_format",
+        )
+    granularities = _list(form, "timestamp_granularities")
+    for each in granularities:
+        if each not in GRANULARITIES:
+            raise Refusal(
+                400,
+                f"timestamp granularity {each!r} is unknown; choose word or segment",
+                "invalid_value",
+                "timestamp_granularities",
+            )
+    return Asked(
+        format,
+        granularities or ("segment",),
+        "logprobs" in _list(form, "include"),
+        (_text(form, "stream") or "").lower() in ("true", "1"),
+        terms(_text(form, "prompt") or ""),
+    )
+
+
+def _text(form: FormData, name: str) -> str | None:
+    value = form.get(name)
+    if value is not None and not isinstance(value, str):
+        raise Refusal(400, f"{name} must be text, not a file", "invalid_value", name)
+    return value
+
+
+def _list(form: FormData, name: str) -> tuple[str, ...]:
+    """A field that may come several times, with or without brackets."""
+    values = [*form.getlist(f"{name}[]"), *form.getlist(name)]
+    return tuple(part.strip() for v in values if isinstance(v, str) for part in v.split(","))
+
+
+# -- answers ---------------------------------------------------------------------------------------
+
+
+def _response(transcript: Transcript, asked: Asked) -> Response:
+    match asked.format:
+        case "text":
+            return PlainTextResponse(transcript.text + "\n")
+        case "srt":
+            return PlainTextResponse(transcript.to_srt())
+        case "vtt":
+            return PlainTextResponse(transcript.to_vtt())
+        case "verbose_json":
+            return JSONResponse(_verbose(transcript, asked))
+    body: dict[str, Any] = {"text": transcript.text, "usage": usage(transcript.duration)}
+    if asked.logprobs:
+        body["logprobs"] = logprobs(transcript.words)
+    return JSONResponse(body)
+
+
+def _verbose(transcript: Transcript, asked: Asked) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "task": "transcribe",
+        "language": transcript.language or "",
+        "duration": transcript.duration,
+        "text": transcript.text,
+        "segments": [_segment(i, each) for i, each in enumerate(transcript.segments)],
+        "usage": usage(transcript.duration),
+    }
+    if "word" in asked.granularities:
+        body["words"] = [
+            {"word": word.text, "start": word.start, "end": word.end} for word in transcript.words
+        ]
+        if "segment" not in asked.granularities:
+            del body["segments"]
+    if asked.logprobs:
+        body["logprobs"] = logprobs(transcript.words)
+    return body
+
+
+def _segment(number: int, segment: Segment) -> dict[str, Any]:
+    """Whisper's segment; what only Whisper has carries the value that says nothing."""
+    found = [w.confidence for w in segment.words if w.confidence is not None]
+    mean = sum(map(_log, found)) / len(found) if found else 0.0
+    return {
+        "id": number,
+        "seek": round(segment.start * 100),
+        "start": segment.start,
+        "end": segment.end,
+        "text": segment.text,
+        "tokens": [],
+        "temperature": 0.0,
+        "avg_logprob": mean,
+        "compression_ratio": 1.0,
+        "no_speech_prob": 0.0,
+    }
+
+
+def usage(seconds: float) -> dict[str, Any]:
+    return {"type": "duration", "seconds": math.ceil(seconds)}
+
+
+def logprobs(words: Sequence[Word]) -> list[dict[str, Any]]:
+    """One entry per word, which is what has a confidence here: its logarithm."""
+    entries = []
+    for number, word in enumerate(words):
+        text = f" {word.text}" if number else word.text
+        confidence = 1.0 if word.confidence is None else word.confidence
+        entries.append({"token": text, "logprob": _log(confidence), "bytes": [*text.encode()]})
+    return entries
+
+
+def _log(confidence: float) -> float:
+    return math.log(max(confidence, 1e-9))
+
+
+async def _server_sent(
+    service: Service,
+    heard: AsyncGenerator[StreamEvent | float],
+    asked: Asked,
+    lease: Lease,
+    stack: AsyncExitStack,
+) -> AsyncGenerator[str]:
+    """The events of a transcription; an error that comes too late for a status is one of them.
+
+    Raises PianissimoError if it comes before the first event.
+    """
+    text, words, seconds = GrowingText(), list[Word](), 0.0
+    async with stack:
+        try:
+            async with aclosing(heard) as events:
+                async for event in events:
+                    if isinstance(event, float):
+                        seconds = event
+                        continue
+                    if added := text.take(event):
+                        yield _sse({"type": "transcript.text.delta", "delta": added})
+                    if event.type == "final":
+                        words += event.words
+        except PianissimoError as error:
+            if not text.sent:
+                raise
+            yield _sse({"type": "error", **refusal_for(error).openai()})
+            return
+    service.heard(DIALECT, lease, seconds)
+    done: dict[str, Any] = {"type": "transcript.text.done", "text": text.sent}
+    done["usage"] = usage(seconds)
+    if asked.logprobs:
+        done["logprobs"] = logprobs(words)
+    yield _sse(done)
+    yield "data: [DONE]\n\n"
+
+
+async def _from(first: str, rest: AsyncGenerator[str]) -> AsyncIterator[str]:
+    async with aclosing(rest):
+        yield first
+        async for event in rest:
+            yield event
+
+
+def _sse(event: Mapping[str, Any]) -> str:
+    return f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
+
+
+def _model_object(name: str, request: Request) -> dict[str, Any]:
+    created: float = getattr(request.app.state, "started", time.time())
+    return {"id": name, "object": "model", "created": round(created), "owned_by": OWNER}

@@ -1,0 +1,385 @@
+"""Wyoming, the protocol of Home Assistant's voice assistants, on a TCP port of its own.
+
+An event is a line of JSON and as many bytes of data and of payload after it as the line says; the
+events are described at github.com/OHF-Voice/wyoming. The protocol knows no keys.
+"""
+
+import asyncio
+import json
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from pianissimo import __version__
+from pianissimo.errors import PianissimoError
+from pianissimo.serve.audio_in.pcm import PcmReader
+from pianissimo.serve.dialects.sockets import (
+    Gone,
+    parse_object,
+    seat,
+    text_field,
+    until_first,
+    whole_field,
+)
+from pianissimo.serve.errors import Refusal, busy, refusal_for
+from pianissimo.serve.service import NO_PAUSES, Feed, GrowingText, Service
+from pianissimo.serve.versions.experiments import Caller
+from pianissimo.serve.versions.store import Choice, Lease
+
+DIALECT = "wyoming"
+PROTOCOL_VERSION = "1.10.2"
+"""Of the package `wyoming` whose events these are."""
+LARGEST_JSON_BYTES = 64 << 10
+"""What the line of an event may hold, and its data."""
+LARGEST_PAYLOAD_BYTES = 16 << 20
+PIECE_BYTES = 64 << 10
+"""Payloads go to their stream in pieces: no connection keeps more than one in memory."""
+MOST_CONNECTIONS_PER_SEAT = 4
+"""Assistants keep connections open on which nothing is said."""
+FIRST_STREAMING_VERSION = (1, 7)
+"""Clients of this version know text that comes in chunks."""
+PARTING_SECONDS = 1.0
+"""How long a client that was refused may go on sending before the connection is cut."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event of a client, without its payload, of which `payload_bytes` are still to be read."""
+
+    type: str
+    data: Mapping[str, Any]
+    payload_bytes: int
+    version: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class AudioFormat:
+    """How the samples of a chunk are written: hertz, bytes per sample, channels."""
+
+    rate: int
+    width: int
+    channels: int
+
+
+class WyomingServer:
+    """Listens on the port that the settings name, from `start` to `close`."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self._listener: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Raises OSError if the port is taken."""
+        settings = self.service.settings
+        self._listener = await asyncio.start_server(
+            self._serve, settings.host, settings.wyoming_port, limit=LARGEST_JSON_BYTES
+        )
+        log.info("wyoming listens on tcp://%s:%d", settings.host, self.port)
+
+    @property
+    def port(self) -> int:
+        assert self._listener is not None
+        port: int = self._listener.sockets[0].getsockname()[1]
+        return port
+
+    async def close(self) -> None:
+        """No new connections; those that are open end where they are."""
+        if self._listener is not None:
+            self._listener.close()
+        for task in self._connections:
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            await self._converse(_Connection(self.service, reader, writer))
+        except asyncio.CancelledError:
+            pass  # the server ends
+        finally:
+            self._connections.discard(task)
+            writer.close()
+
+    async def _converse(self, one: "_Connection") -> None:
+        """Serve a connection, and count how it ended."""
+        metrics, outcome = self.service.metrics, "done"
+        metrics.sockets.labels(DIALECT).inc()
+        self.service.wyoming.requests += 1
+        try:
+            if len(self._connections) > MOST_CONNECTIONS_PER_SEAT * self.service.seats.most:
+                metrics.refusals.labels(DIALECT, "full").inc()
+                raise busy("too many connections are open; try again later")
+            await one.run()
+        except Gone:
+            outcome = "gone"
+        except (Refusal, PianissimoError) as error:
+            refusal = error if isinstance(error, Refusal) else refusal_for(error)
+            outcome = refusal.code or refusal.kind
+            with suppress(Gone):
+                await one.part({"text": refusal.message, "code": refusal.code})
+        except asyncio.CancelledError:
+            outcome = "restarted"
+            raise
+        except Exception:
+            log.exception("a connection of %s failed", DIALECT)
+            outcome = "failed"
+        finally:
+            metrics.sockets.labels(DIALECT).dec()
+            metrics.requests.labels(DIALECT, outcome).inc()
+
+
+class _Turn:
+    """One utterance: audio from `audio-start` to `audio-stop`, and the text that answers it."""
+
+    def __init__(self, format: AudioFormat, feed: Feed, lease: Lease) -> None:
+        self.format, self.feed, self.lease = format, feed, lease
+        self.text = GrowingText()
+        self.told = asyncio.Event()
+
+
+class _Connection:
+    """One client. It may ask for several turns, one after the other."""
+
+    def __init__(
+        self, service: Service, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self.service, self._reader, self._writer = service, reader, writer
+        self.streaming = False
+        self.turn: _Turn | None = None
+        self._caller = Caller(secrets.token_hex(12))
+        self._choice: Choice | None = None
+        self._opened: asyncio.Queue[_Turn] = asyncio.Queue()
+        self._slot = AsyncExitStack()
+
+    async def run(self) -> None:
+        """Until the client goes; raises Gone, Refusal and PianissimoError."""
+        async with self._slot:
+            await until_first(self._receive(), self._tell())
+
+    # -- from the client ---------------------------------------------------------------------------
+
+    async def _receive(self) -> None:
+        while True:
+            event = await self._read()
+            self.streaming = event.version >= FIRST_STREAMING_VERSION
+            match event.type:
+                case "describe":
+                    await self.send("info", info(self.service))
+                case "ping":
+                    await self.send("pong", {"text": event.data.get("text")})
+                case "transcribe":
+                    self._choose(event.data)
+                case "audio-start":
+                    await self._leave()
+                    await self._start(_format(event.data))
+                case "audio-chunk":
+                    await self._hear(event)
+                    continue
+                case "audio-stop":
+                    await self._stop()
+            async for _ in self._payload(event):
+                pass
+
+    def _choose(self, data: Mapping[str, Any]) -> None:
+        """The model of the turns to come; raises ModelNotFoundError and OptionError."""
+        store = self.service.store
+        choice = store.choose(text_field(data, "name"), self._caller)
+        store.models[choice.name].check_language(text_field(data, "language"))
+        self._choice = choice
+
+    async def _start(self, format: AudioFormat) -> _Turn:
+        await self._slot.enter_async_context(seat(self.service, DIALECT, self.service.wyoming))
+        choice = self._choice or self.service.store.choose(None, self._caller)
+        lease = self.service.lease(DIALECT, choice, self._caller.session, self.service.wyoming)
+        self._slot.enter_context(lease)
+        reader = PcmReader("pcm_s16le", format.channels)
+        opening = self.service.feed(lease, reader, format.rate, endpoint=NO_PAUSES)
+        feed = await self._slot.enter_async_context(opening)
+        self.turn = _Turn(format, feed, lease)
+        self._opened.put_nowait(self.turn)
+        return self.turn
+
+    async def _hear(self, event: Event) -> None:
+        """Take a chunk of audio; one that nothing announced begins a turn."""
+        format = _format(event.data)
+        turn = self.turn or await self._start(format)
+        if format != turn.format:
+            raise Refusal(400, f"the audio of a turn became {format}: start another", "bad_audio")
+        async for piece in self._payload(event):
+            seconds = await turn.feed.push(piece)
+            self.service.heard(DIALECT, turn.lease, seconds)
+
+    async def _stop(self) -> None:
+        """Answer what was said, also when nothing was."""
+        turn = self.turn
+        if turn is None:
+            await self._answer("")
+            return
+        asked = time.monotonic()
+        await turn.feed.finish()
+        await turn.told.wait()
+        await self._answer(turn.text.sent)
+        self.service.metrics.final_after(DIALECT, turn.lease, time.monotonic() - asked)
+        await self._leave()
+
+    async def _leave(self) -> None:
+        """Give up stream and seat, if there are any."""
+        await self._slot.aclose()
+        self.turn = None
+
+    # -- to the client -----------------------------------------------------------------------------
+
+    async def _tell(self) -> None:
+        """The text of each turn while it grows."""
+        while True:
+            turn = await self._opened.get()
+            async for event in turn.feed:
+                first = not turn.text.sent
+                added = turn.text.take(event)
+                if added and self.streaming:
+                    if first:
+                        await self.send("transcript-start", self._language())
+                    await self.send("transcript-chunk", {"text": added})
+            turn.told.set()
+
+    async def _answer(self, text: str) -> None:
+        if self.streaming and not text:
+            await self.send("transcript-start", self._language())
+        await self.send("transcript", {"text": text, **self._language()})
+        if self.streaming:
+            await self.send("transcript-stop", {})
+
+    def _language(self) -> dict[str, str]:
+        choice = self._choice or self.service.store.choose(None, self._caller)
+        model = self.service.store.models.get(choice.name)
+        return {} if model is None or model.language is None else {"language": model.language}
+
+    # -- bytes -------------------------------------------------------------------------------------
+
+    async def _read(self) -> Event:
+        """The next event; raises Gone at the end, Refusal for what is none or comes too late."""
+        line = await self._within(self._line())
+        head = parse_object(line)
+        kind, data = head.get("type"), head.get("data") or {}
+        if not isinstance(kind, str) or not isinstance(data, dict):
+            raise Refusal(400, "an event needs a type, and its data is an object", "invalid_event")
+        if size := _length(head, "data_length", LARGEST_JSON_BYTES):
+            data |= parse_object(await self._within(self._reader.readexactly(size)))
+        payload_bytes = _length(head, "payload_length", LARGEST_PAYLOAD_BYTES)
+        return Event(kind, data, payload_bytes, _version(head.get("version")))
+
+    async def _line(self) -> bytes:
+        try:
+            line = await self._reader.readuntil(b"\n")
+        except asyncio.LimitOverrunError as error:
+            raise Refusal(413, "the line of an event is too long", "event_too_large") from error
+        return line
+
+    async def _payload(self, event: Event) -> AsyncIterator[bytes]:
+        """The payload of an event in pieces."""
+        rest = event.payload_bytes
+        while rest:
+            piece = await self._within(self._reader.readexactly(min(rest, PIECE_BYTES)))
+            rest -= len(piece)
+            yield piece
+
+    async def _within(self, reading: Awaitable[bytes]) -> bytes:
+        """What is being read, if it comes before the client counts as silent."""
+        seconds = self.service.settings.idle_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                return await reading
+        except TimeoutError:
+            raise Refusal(408, f"nothing was sent for {seconds:g} s", "idle") from None
+        except (asyncio.IncompleteReadError, OSError) as error:
+            raise Gone(1006) from error
+
+    async def send(self, kind: str, data: Mapping[str, Any]) -> None:
+        """Send an event; waits while the client does not read, but not for ever. Raises Gone."""
+        body = json.dumps(data, ensure_ascii=False).encode() if data else b""
+        head: dict[str, Any] = {"type": kind, "version": PROTOCOL_VERSION}
+        if body:
+            head["data_length"] = len(body)
+        try:
+            self._writer.write(json.dumps(head).encode() + b"\n" + body)
+            async with asyncio.timeout(self.service.settings.idle_seconds):
+                await self._writer.drain()
+        except (TimeoutError, OSError) as error:
+            self._writer.transport.abort()  # closing would wait for the client to read
+            raise Gone(1006) from error
+
+    async def part(self, error: Mapping[str, Any]) -> None:
+        """Say what was wrong, and read what is still on its way: or else the client may not see it.
+
+        Raises Gone.
+        """
+        await self.send("error", error)
+        with suppress(TimeoutError, OSError):
+            self._writer.write_eof()
+            async with asyncio.timeout(PARTING_SECONDS):
+                while await self._reader.read(PIECE_BYTES):
+                    pass
+
+
+# -- what events hold ------------------------------------------------------------------------------
+
+
+def info(service: Service) -> dict[str, Any]:
+    """What the server can do, as `describe` asks."""
+    store = service.store
+    models = [
+        {**_artifact(name), "languages": [model.language] if model.language else []}
+        for name, model in store.models.items()
+    ]
+    program = {
+        **_artifact("pianissimo"),
+        "models": models,
+        "supports_transcript_streaming": True,
+        "requires_external_vad": True,
+        "prefers_auto_gain_enabled": False,  # the model brings a gain of its own
+        "prefers_noise_reduction_enabled": False,
+    }
+    return {"asr": [program]}
+
+
+def _artifact(name: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "description": f"{name}, live speech recognition",
+        "attribution": {"name": "pianissimo", "url": ""},
+        "installed": True,
+        "version": __version__,
+    }
+
+
+def _format(data: Mapping[str, Any]) -> AudioFormat:
+    """Raises Refusal for samples that are not of 16 bits."""
+    rate, channels = whole_field(data, "rate", 16_000, 1), whole_field(data, "channels", 1, 1)
+    width = whole_field(data, "width", 2, 1)
+    if width != 2:
+        raise Refusal(400, f"samples of {width} bytes are not understood: send 2", "bad_audio")
+    return AudioFormat(rate, width, channels)
+
+
+def _length(head: Mapping[str, Any], name: str, most: int) -> int:
+    length = 0 if head.get(name) is None else whole_field(head, name, 0, 0)
+    if length > most:
+        raise Refusal(413, f"{name} is {length}; at most {most} are taken", "event_too_large")
+    return length
+
+
+def _version(text: Any) -> tuple[int, ...]:
+    """The version a client says it speaks; () for one that says none."""
+    try:
+        return tuple(int(part) for part in str(text).split(".")[:2])
+    except ValueError:
+        return ()

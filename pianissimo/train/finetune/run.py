@@ -1,0 +1,299 @@
+"""Fine-tuning a trained model on recordings of one's own, with checks before and numbers after.
+
+    report = finetune(FinetuneOptions(Path("train.jsonl"), Path("val.jsonl"), Path("my-model")))
+
+Data is checked, the model adapted as asked and trained with early stopping on the word errors of
+live streams; the best weights become a plain model folder. What a run needs to go on, and its log,
+are in `finetune/` below that folder; the model's own files come last and at once.
+"""
+
+import dataclasses
+import math
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pianissimo.errors import OptionError
+from pianissimo.models.asr import CONFIG_FILE, AsrModel, load_model, save_model
+from pianissimo.models.checkpoints.wav2vec2 import BERT
+from pianissimo.models.checkpoints.wav2vec2 import FAMILIES as CTC_FAMILIES
+from pianissimo.text.tokenizer import Tokenizer
+from pianissimo.train.augment import SpecAugment
+from pianissimo.train.checkpoint import FOLDER as CHECKPOINT
+from pianissimo.train.curves import draw
+from pianissimo.train.data import Batch, BatchSource, Examples, TrainingSet, read_manifest
+from pianissimo.train.finetune.adapt import (
+    Anchor,
+    add_lora,
+    anchor_weights,
+    fisher_information,
+    freeze_encoder,
+    merge_lora,
+)
+from pianissimo.train.finetune.data_check import render
+from pianissimo.train.finetune.find_lr import RateCurve, find_rate
+from pianissimo.train.finetune.material import (
+    CACHE,
+    PICTURE,
+    REGRESSION,
+    REPLAY,
+    RUN,
+    VAL,
+    apart,
+    check_material,
+    examples,
+    new_seconds,
+    prepare,
+    references,
+    together,
+    training_set,
+)
+from pianissimo.train.finetune.plan import FinetuneOptions, Method, choose_method, make_plan
+from pianissimo.train.finetune.report import FinetuneReport
+from pianissimo.train.finetune.settle import Settled, settle
+from pianissimo.train.loop import Stage, TrainConfig, draw_lookahead, objective, train_model
+from pianissimo.train.parallel import joined_world, local_device
+from pianissimo.train.validate import Validate, errors_on
+from pianissimo.zoo.load import FAMILIES, locate, model_type, read_model
+
+RATE_CURVE = "find-lr.csv"
+DEFAULT_RANK = 16
+FISHER_EXAMPLES = 200
+FILL_EXAMPLES = 32
+
+
+# -- before training -------------------------------------------------------------------------------
+
+
+def read_original(model: str | None) -> tuple[AsrModel, Tokenizer]:
+    """The model to begin with; OptionError for one of another family."""
+    path = locate(model)
+    if is_ctc_kin(model):
+        raise OptionError(f"{path.name} is trained by Transformers: choose its rate with --lr")
+    if model_type(path) in FAMILIES:
+        raise OptionError(
+            f"{path.name} is of a family that cannot be fine-tuned here: train it with "
+            "Transformers, and load what that saves"
+        )
+    network, tokenizer = read_model(path)
+    if tokenizer.vocab_size != network.config.vocab_size:
+        raise OptionError(f"{path.name}: tokenizer and weights belong to different models")
+    return network, tokenizer
+
+
+def is_ctc_kin(model: str | None) -> bool:
+    """Whether a model is of the kin of wav2vec 2.0, which Transformers trains."""
+    return model_type(locate(model)) in (*CTC_FAMILIES, BERT)
+
+
+def check_data(options: FinetuneOptions) -> tuple[str, bool]:
+    """The report on all manifests, and whether none has a fault."""
+    if is_ctc_kin(options.model):
+        from pianissimo.train.finetune.ctc import check_ctc
+
+        material = check_ctc(options)
+    else:
+        model, tokenizer = read_original(options.model)
+        material = check_material(options, tokenizer, model.config)
+    return render(material.parts), not any(part.faulty_lines for part in material.parts)
+
+
+# -- what to do ------------------------------------------------------------------------------------
+
+
+def adapt(model: AsrModel, method: Method, rank: int | None) -> None:
+    """Freeze and add what the method asks for."""
+    if method == "heads":
+        freeze_encoder(model)
+    elif method == "lora":
+        add_lora(model, rank or DEFAULT_RANK)
+
+
+def mean_feature(model: AsrModel, data: Examples) -> float:
+    """The mean of the features over a few examples: what a masked cell is set to."""
+    rng = random.Random(0)
+    items = range(len(data.durations()))
+    drawn = rng.sample(items, min(len(items), FILL_EXAMPLES))
+    features = type(model.features)(model.config.features)
+    cells = [features.whole(torch.from_numpy(data.example(i, rng)[0])).flatten() for i in drawn]
+    return float(torch.cat(cells).mean())
+
+
+def make_stage(
+    options: FinetuneOptions, model: AsrModel, run: Path, steps: int, batch_seconds: float
+) -> Stage:
+    """The one stage of a fine-tuning, from the manifests in `run`."""
+    new, data = examples(options, run)
+    masks = SpecAugment(fill=mean_feature(model, new)) if options.augment else None
+    return Stage(steps, data, batch_seconds, masks)
+
+
+def make_anchor(
+    options: FinetuneOptions, l2sp: float, model: AsrModel, tokenizer: Tokenizer, run: Path
+) -> Anchor | None:
+    """The pull toward the original weights, if there is to be one."""
+    if l2sp:
+        return anchor_weights(model, l2sp)
+    if not options.ewc:
+        return None
+    old = training_set(read_manifest(run / REPLAY), run / CACHE)
+    model.train()  # CUDA's LSTM has no gradient otherwise
+    importance = fisher_information(model, example_losses(model, tokenizer, old))
+    return anchor_weights(model, options.ewc, importance)
+
+
+def example_losses(
+    model: AsrModel, tokenizer: Tokenizer, data: TrainingSet
+) -> Iterator[Callable[[], Tensor]]:
+    """The loss of single utterances, each at one of the model's lookaheads."""
+    items = range(len(data.clips))
+    drawn = random.Random(0).sample(items, min(len(items), FISHER_EXAMPLES))
+    features = type(model.features)(model.config.features)
+    source = BatchSource([[i] for i in drawn], data.example, features, tokenizer, None, "fisher")
+    for i in range(len(source)):
+        lookahead = draw_lookahead(model.config.encoder.lookaheads, 0, i)
+        yield partial(_example_loss, model, source[i].to(model.device), lookahead)
+
+
+def _example_loss(model: AsrModel, batch: Batch, lookahead: int | None) -> Tensor:
+    parts = objective(model, batch, lookahead, TrainConfig(1).ctc_weight, True)
+    return parts["loss"] * batch.target_lengths.sum()
+
+
+def validation(options: FinetuneOptions, run: Path, tokenizer: Tokenizer) -> Validate:
+    """Word errors on the validation set and, if there is one, on the general set."""
+    new = errors_on(references(run / VAL), tokenizer)
+    if options.regression is None:
+        return new
+    general = errors_on(references(run / REGRESSION), tokenizer)
+    return lambda model: together(new(model), general(model))
+
+
+def publish(folder: Path, run: Path, model: AsrModel, tokenizer: Tokenizer, half: bool) -> None:
+    """Put the model's files into `folder`; what makes it one, its configuration, comes last."""
+    model.config = dataclasses.replace(model.config, name=folder.resolve().name)
+    made = run / "model"
+    shutil.rmtree(made, ignore_errors=True)
+    save_model(made, model, tokenizer, torch.float16 if half else None)
+    for file in sorted(made.iterdir(), key=lambda file: file.name == CONFIG_FILE):
+        file.replace(folder / file.name)
+    made.rmdir()
+
+
+def fits_half(model: AsrModel) -> bool:
+    """Whether all weights are float16 numbers, as those of a model that was stored so."""
+    return all(bool((p.half().float() == p).all()) for p in model.parameters())
+
+
+# -- the whole of it -------------------------------------------------------------------------------
+
+
+def find_learning_rate(
+    options: FinetuneOptions,
+    *,
+    device: str = "cpu",
+    say: Callable[[str], None] = lambda text: None,
+) -> RateCurve:
+    """Try learning rates on the training data; the curve is written into the run's folder."""
+    model, tokenizer = read_original(options.model)
+    choose_method(options, model.parameter_count())  # refuses before anything is written
+    run = prepare(options, partial(check_material, options, tokenizer, model.config), say)
+    plan = make_plan(options, model.parameter_count(), new_seconds(run))
+    torch.manual_seed(options.seed)
+    adapt(model, plan.method, options.rank)
+    stage = make_stage(options, model, run, plan.config.steps, plan.batch_seconds)
+    curve = find_rate(plan.config, model, tokenizer, stage, device=device)
+    curve.write(run / RATE_CURVE)
+    return curve
+
+
+def finetune(
+    options: FinetuneOptions,
+    *,
+    device: str = "cpu",
+    minutes: float = math.inf,
+    tensorboard: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> FinetuneReport | None:
+    """Fine-tune, and write the model folder; the same call again goes on where it stopped.
+
+    Started by `torchrun`, several processes train together. Returns None if `minutes` ran out, and
+    on all processes but the first. Raises ManifestError for faulty data, OptionError if the folder
+    holds a model already or a run with other options.
+    """
+    if is_ctc_kin(options.model):
+        from pianissimo.train.finetune.ctc import finetune_ctc
+
+        return finetune_ctc(
+            options, device=device, minutes=minutes, tensorboard=tensorboard, say=say
+        )
+    device = local_device(device)
+    with joined_world(device) as world:
+        model, tokenizer = read_original(options.model)
+        half = fits_half(model)
+        run = options.out / RUN
+        if world.first:
+            choose_method(options, model.parameter_count())  # refuses before anything is written
+            prepare(options, partial(check_material, options, tokenizer, model.config), say)
+        else:
+            say = _nothing
+            world.wait()  # until the data is checked and decoded
+        plan = make_plan(options, model.parameter_count(), new_seconds(run))
+        stage = make_stage(options, model, run, plan.config.steps, plan.batch_seconds)
+        if world.first:
+            world.wait()
+        say(plan.render())
+        model.to(device)
+        validate = validation(options, run, tokenizer)
+        torch.manual_seed(options.seed)
+        adapt(model, plan.method, options.rank)
+        done, stop = train_model(
+            plan.config,
+            model,
+            tokenizer,
+            [stage],
+            run,
+            validate=validate,
+            anchor=make_anchor(options, plan.l2sp, model, tokenizer, run),
+            device=device,
+            minutes=minutes,
+            tensorboard=tensorboard,
+            world=world,
+        )
+        if not done or not world.first:
+            return None
+        assert stop is not None
+        merge_lora(model)
+        settled = Settled(blank_discount=0.0, blend=1.0)
+        if stop.best_step:
+            first, _ = read_original(options.model)
+            settled = settle(model, first, options.blend, validate, stop)
+            say(settled.render())
+        publish(options.out, run, model.cpu(), tokenizer, half)
+        saved, _ = load_model(options.out)
+        saved.to(device)
+        before, old_before = apart(stop.first)
+        after, old_after = apart(validate(saved))
+        report = FinetuneReport(
+            plan.method,
+            stop.best_step,
+            before,
+            after,
+            old_before,
+            old_after,
+            **dataclasses.asdict(settled),
+        )
+        report.write(run)
+        draw([run], run / PICTURE)
+        for leftover in (CHECKPOINT, CACHE):
+            shutil.rmtree(run / leftover, ignore_errors=True)
+        return report
+
+
+def _nothing(text: str) -> None:
+    """Where the words of all processes but the first go."""

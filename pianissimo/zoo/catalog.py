@@ -1,0 +1,188 @@
+"""The models that have a name: where they come from and what they are good for. No torch here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pianissimo.errors import ModelNotFoundError
+
+EMBEDDED = "embedded-en"
+ASSETS = Path(__file__).parents[1] / "assets"
+
+
+@dataclass(frozen=True)
+class CatalogEntry:
+    """A named model. `repository` is its place on the Hugging Face hub, None if it is embedded.
+
+    `files` are what `pull` fetches, as patterns; `megabytes` is about the size of that download.
+    `extra` is what this package must be installed with. `revision` pins a branch, tag or commit,
+    `sha256` the content of files, as pairs of name and hexadecimal digest. `unverified` names the
+    fields above that nobody could compare with what the authors publish.
+    """
+
+    name: str
+    summary: str
+    languages: tuple[str, ...]
+    license: str
+    parameters_millions: float
+    megabytes: float
+    repository: str | None = None
+    files: tuple[str, ...] = ("*.json", "*.safetensors")
+    streams: bool = True
+    extra: str | None = None
+    revision: str | None = None
+    sha256: tuple[tuple[str, str], ...] = ()
+    unverified: tuple[str, ...] = ()
+
+    @property
+    def short_name(self) -> str:
+        """The name without its owner: what people type."""
+        return self.name.rpartition("/")[2]
+
+
+WHISPER_LANGUAGES = tuple(
+    "en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th "
+    "ur hr bg lt la mi ml cy sk te fa lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr "
+    "pa si km sn yo so af oc ka be tg sd gu am yi lo uz fo ht ps tk nn mt sa lb my bo tl mg as tt "
+    "haw ln ha ba jw su".split()
+)
+WHISPER_FILES = ("*.json", "*.txt", "model.safetensors")
+GLM_ASR_LANGUAGES = tuple("zh en ca de es fr id it ja lt ms nl no pt ru sl uk".split())
+
+
+def _whisper(size: str, millions: float, megabytes: float) -> CatalogEntry:
+    return CatalogEntry(
+        name=f"openai/whisper-{size}",
+        summary="offline, many languages, translates into English",
+        languages=WHISPER_LANGUAGES + (("yue",) if size.startswith("large-v3") else ()),
+        license="Apache-2.0",
+        parameters_millions=millions,
+        megabytes=megabytes,
+        repository=f"openai/whisper-{size}",
+        files=WHISPER_FILES,
+        streams=False,
+        extra="families",
+        unverified=() if size == "tiny" else ("license", "megabytes"),
+    )
+
+
+CATALOG = (
+    CatalogEntry(
+        name=EMBEDDED,
+        summary="small English model inside the package: spelled letters, digits, short commands",
+        languages=("en",),
+        license="Apache-2.0",
+        parameters_millions=6.3,
+        megabytes=13,
+    ),
+    CatalogEntry(
+        name="nvidia/nemotron-speech-streaming-en-0.6b",
+        summary="cache-aware streaming English with punctuation and case, 80 to 1120 ms",
+        languages=("en",),
+        license="NVIDIA Open Model License",
+        parameters_millions=618,
+        megabytes=2473,
+        repository="nvidia/nemotron-speech-streaming-en-0.6b",
+        unverified=("license", "megabytes"),
+    ),
+    CatalogEntry(
+        name="nvidia/parakeet-ctc-0.6b",
+        summary="offline English, lower case, whole recordings at once",
+        languages=("en",),
+        license="CC-BY-4.0",
+        parameters_millions=600,
+        megabytes=2400,
+        repository="nvidia/parakeet-ctc-0.6b",
+        streams=False,
+        unverified=("license", "megabytes"),
+    ),
+    CatalogEntry(
+        name="nvidia/parakeet-tdt-0.6b-v2",
+        summary="offline English with punctuation and case, whole recordings at once",
+        languages=("en",),
+        license="CC-BY-4.0",
+        parameters_millions=600,
+        megabytes=2400,
+        repository="nvidia/parakeet-tdt-0.6b-v2",
+        files=("*.nemo",),
+        streams=False,
+        unverified=("megabytes",),
+    ),
+    CatalogEntry(
+        name="facebook/wav2vec2-base-960h",
+        summary="offline English, capitals without punctuation, whole recordings at once",
+        languages=("en",),
+        license="Apache-2.0",
+        parameters_millions=94,
+        megabytes=378,
+        repository="facebook/wav2vec2-base-960h",
+        files=("*.json", "model.safetensors"),
+        streams=False,
+        unverified=("license", "megabytes"),
+    ),
+    _whisper("tiny", 38, 151),
+    _whisper("base", 73, 290),
+    _whisper("small", 242, 967),
+    _whisper("large-v3", 1543, 3087),
+    _whisper("large-v3-turbo", 809, 1618),
+    CatalogEntry(
+        name="zai-org/GLM-ASR-Nano-2512",
+        summary="offline Chinese, English and 15 more, quiet speech",
+        languages=GLM_ASR_LANGUAGES,
+        license="MIT",
+        parameters_millions=2258,
+        megabytes=4520,
+        repository="zai-org/GLM-ASR-Nano-2512",
+        files=("*.json", "*.jinja", "*.safetensors"),
+        streams=False,
+        extra="families",
+        unverified=("megabytes",),
+    ),
+    CatalogEntry(
+        name="csukuangfj/sherpa-onnx-paraformer-zh-2023-09-14",
+        summary="Paraformer: offline Chinese, small and quick",
+        languages=("zh",),
+        license="Apache-2.0; the weights it was made of: FunASR Model License",
+        parameters_millions=220,
+        megabytes=243,
+        repository="csukuangfj/sherpa-onnx-paraformer-zh-2023-09-14",
+        files=("tokens.txt", "model.int8.onnx"),
+        streams=False,
+        extra="sherpa",
+    ),
+    CatalogEntry(
+        name="csukuangfj/sherpa-onnx-streaming-paraformer-bilingual-zh-en",
+        summary="Paraformer: live Chinese and some English, 600 ms",
+        languages=("zh", "en"),
+        license="FunASR Model License",
+        parameters_millions=220,
+        megabytes=230,
+        repository="csukuangfj/sherpa-onnx-streaming-paraformer-bilingual-zh-en",
+        files=("tokens.txt", "encoder.int8.onnx", "decoder.int8.onnx"),
+        extra="sherpa",
+        unverified=("license", "parameters_millions", "megabytes"),
+    ),
+    CatalogEntry(
+        name="csukuangfj/sherpa-onnx-sense-voice-zh-en-ja-ko-yue-2024-07-17",
+        summary="SenseVoice: offline, five languages with Cantonese",
+        languages=("zh", "en", "ja", "ko", "yue"),
+        license="FunASR Model License",
+        parameters_millions=234,
+        megabytes=239,
+        repository="csukuangfj/sherpa-onnx-sense-voice-zh-en-ja-ko-yue-2024-07-17",
+        files=("tokens.txt", "model.int8.onnx"),
+        streams=False,
+        extra="sherpa",
+        unverified=("license", "parameters_millions"),
+    ),
+)
+
+
+def find(name: str) -> CatalogEntry:
+    """The entry of that full or short name, whatever its case; ModelNotFoundError otherwise."""
+    for entry in CATALOG:
+        if name.lower() in (entry.name.lower(), entry.short_name.lower()):
+            return entry
+    known = ", ".join(entry.short_name for entry in CATALOG)
+    raise ModelNotFoundError(
+        f"there is no model {name!r}: no such file or folder, and not one of the names {known}"
+    )

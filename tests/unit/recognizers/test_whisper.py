@@ -1,0 +1,326 @@
+"""Whisper with tiny random weights: what Transformers makes of them, and what surrounds it."""
+
+import json
+import shutil
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from spoken import speech
+from tiny import cut
+from tiny_whisper import save_tiny_whisper
+
+import pianissimo
+from pianissimo.errors import CheckpointError, MissingExtraError, OptionError
+from pianissimo.hallucination.verdict import max_new_tokens
+from pianissimo.protocols import Recognizer, StreamRecognizer
+from pianissimo.recognizers import long_form as pieces_module
+from pianissimo.recognizers.autoregressive import Written
+from pianissimo.recognizers.whisper import WhisperRecognizer, climb, token_starts
+from pianissimo.transcript import Transcript
+
+pytest.importorskip("transformers", reason="needs the extra families")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("whisper") / "tiny-whisper"
+    save_tiny_whisper(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def english_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("whisper") / "tiny-whisper.en"
+    save_tiny_whisper(path, multilingual=False)
+    return path
+
+
+def load(folder: Path, **options: Any) -> WhisperRecognizer:
+    found = pianissimo.load(folder, device="cpu", **options)
+    assert isinstance(found, WhisperRecognizer)
+    return found
+
+
+@pytest.fixture(scope="module")
+def recognizer(folder: Path) -> WhisperRecognizer:
+    return load(folder)
+
+
+def assert_same(found: Transcript, expected: Transcript) -> None:
+    assert (found.text, found.language, found.reasons) == (
+        expected.text,
+        expected.language,
+        expected.reasons,
+    )
+    for a, b in zip(found.words, expected.words, strict=True):
+        assert (a.text, a.start, a.end) == (b.text, b.start, b.end)
+        assert a.confidence == pytest.approx(b.confidence, abs=1e-4)
+
+
+# -- what Transformers does ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"language": "de"}, {"language": "en", "task": "translate"}, {"language": "zh"}, {}],
+)
+def test_tokens_are_those_of_transformers(folder: Path, options: dict[str, Any]) -> None:
+    ours = load(folder, **options)
+    clips = [speech(3.0), speech(7.3), speech(1.1) * 0.5]
+    mine = ours._decode(clips, words=False)
+    for samples, decoded in zip(clips, mine, strict=True):
+        features = ours.extractor(samples, sampling_rate=RATE, return_tensors="pt")
+        theirs = ours.model.generate(
+            features.input_features,
+            max_new_tokens=min(max_new_tokens(len(samples) / RATE), 96 - 5),
+            num_beams=1,
+            do_sample=False,
+            **{"task": "transcribe", **options},
+        )[0].tolist()
+        assert list(decoded.tokens) == [t for t in theirs if t < 282]
+        assert decoded.text == ours.tokenizer.decode(theirs, skip_special_tokens=True).strip()
+        assert len(decoded.tokens) > 3
+
+
+def test_english_models_take_no_language(english_folder: Path) -> None:
+    ours = load(english_folder)
+    samples = speech(4.0)
+    [decoded] = ours._decode([samples], words=False)
+    features = ours.extractor(samples, sampling_rate=RATE, return_tensors="pt")
+    theirs = ours.model.generate(features.input_features, max_new_tokens=56)[0].tolist()
+    ours_stops = len(decoded.tokens)  # at a loop, which random weights soon find
+    assert list(decoded.tokens) == [t for t in theirs if t < 282][:ours_stops]
+    assert ours_stops > 5
+    assert ours.transcribe(samples, sample_rate=RATE).language == "en"
+    with pytest.raises(OptionError, match="does not know the language 'de'; it has en"):
+        load(english_folder, language="de")
+    with pytest.raises(OptionError, match="English only"):
+        load(english_folder, task="translate")
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 9), (3, 3), (7, 40), (40, 7)])
+def test_times_are_warped_as_in_transformers(rows: int, columns: int) -> None:
+    from transformers.models.whisper.generation_whisper import _dynamic_time_warping
+
+    costs = np.random.default_rng(rows).standard_normal((rows, columns))
+    texts, times = _dynamic_time_warping(costs)
+    firsts = [int(times[texts == row].min()) for row in range(rows)]
+    assert climb(costs) == firsts
+
+
+def test_attention_is_smoothed_as_in_transformers() -> None:
+    from transformers.models.whisper.generation_whisper import (
+        _dynamic_time_warping,
+        _median_filter,
+    )
+
+    weights = torch.rand(3, 8, 50, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    deviation, mean = torch.std_mean(weights, dim=-2, keepdim=True, unbiased=False)
+    smooth = _median_filter(((weights - mean) / deviation)[None], 7)[0].mean(0)[1:-1]
+    texts, times = _dynamic_time_warping(-smooth.double().numpy())
+    expected = [0.02 * int(times[texts == row].min()) for row in range(6)]
+    assert token_starts(weights, 7, first=1) == pytest.approx(expected)
+    # What falls outside the recording is left out as if it had never been looked at.
+    assert token_starts(weights * torch.rand(3, 8, 1), 7, first=1) == pytest.approx(expected)
+
+
+def test_words_begin_when_ctranslate2_says(tmp_path: Path) -> None:
+    """Its alignment of the same tokens in the same spectra; Transformers tells when tokens end."""
+    ctranslate2 = pytest.importorskip("ctranslate2", reason="needs the extra faster-whisper")
+    save_tiny_whisper(tmp_path / "ours", max_target_positions=448, empty_piece=True)
+    converter = ctranslate2.converters.TransformersConverter(str(tmp_path / "ours"))
+    theirs = ctranslate2.models.Whisper(converter.convert(str(tmp_path / "theirs")), device="cpu")
+    ours = load(tmp_path / "ours", language="de")
+    clips = [speech(seconds) for seconds in (3.0, 7.3, 29.5, 1.0)]
+    frames = [len(samples) // 320 for samples in clips]
+    mel = ours.extractor(clips, sampling_rate=RATE, return_tensors="pt").input_features
+    with torch.inference_mode():
+        encoded = ours.model.model.encoder(mel).last_hidden_state
+        prompts, _ = ours._prompts(encoded)
+        tokens = [list(decoded.tokens) for decoded in ours._decode(clips, words=False)]
+        starts = ours._align(encoded, prompts, tokens, frames)
+    heard = theirs.encode(ctranslate2.StorageView.from_array(mel.numpy()))
+    begun = prompts[0, :-1].tolist()
+    found = theirs.align(heard, begun, tokens, [2 * count for count in frames])
+    for ids, times, expected in zip(tokens, starts, found, strict=True):
+        first = {token: frame for token, frame in reversed(expected.alignments)}
+        assert len(times) == len(ids) + 1 > 5
+        assert times == pytest.approx([0.02 * first[i] for i in range(len(times))])
+
+
+# -- recordings ------------------------------------------------------------------------------------
+
+
+def test_words_lie_inside_the_recording_and_follow_each_other(
+    recognizer: WhisperRecognizer,
+) -> None:
+    samples = speech(70.0)
+    found = recognizer.transcribe(samples, sample_rate=RATE)
+    assert len(found.words) > 8
+    assert " ".join(word.text for word in found.words) == found.text
+    assert found.duration == 70.0
+    for before, after in pairwise(found.words):
+        assert 0 <= before.start <= before.end <= after.start + 1e-6
+        assert before.confidence is not None and 0 < before.confidence <= 1
+    assert found.words[-1].end <= 70.0
+    assert found.words[-1].end > 50.0
+    plain = recognizer.transcribe(samples, sample_rate=RATE, word_timestamps=False)
+    assert plain.text == found.text and plain.words == ()
+    assert all(segment.words == () for segment in plain.segments)
+
+
+def test_many_equal_one_by_one(recognizer: WhisperRecognizer) -> None:
+    recordings = [speech(s) for s in (3.0, 1.0, 0.05, 33.0, 7.0, 0.4)]
+    found = [
+        pieces_module.transcript(progress, "x", None, True)
+        for progress in _run(recognizer, [[samples] for samples in recordings])
+    ]
+    for transcript, samples in zip(found, recordings, strict=True):
+        alone = recognizer.transcribe(samples, sample_rate=RATE)
+        assert transcript.text == alone.text
+        assert transcript.words == alone.words or [(w.text, w.start) for w in transcript.words] == [
+            (w.text, w.start) for w in alone.words
+        ]
+
+
+def _run(recognizer: WhisperRecognizer, recordings: list[Any]) -> Any:
+    decoder = pieces_module.PieceDecoder(
+        recognizer.front_end,
+        lambda some: recognizer._decode(some, True),
+        detector=recognizer.detector,
+        most=3,
+    )
+    return decoder.run(recordings)
+
+
+def test_the_size_of_the_blocks_has_no_influence(
+    recognizer: WhisperRecognizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces_module, "STRETCH_SECONDS", 25.0)
+    monkeypatch.setattr(pieces_module, "STRETCH_CUT_SECONDS", 8.0)
+    samples = speech(90.0)
+    expected = recognizer.transcribe(samples, sample_rate=RATE)
+    parts = (samples[part] for part in cut(len(samples), [1, 333, 16_000, 500_000], seed=2))
+    assert_same(next(recognizer._recognize([parts], True)), expected)
+    covered = sum(segment.end - segment.start for segment in expected.segments)
+    assert covered > 60
+
+
+@pytest.mark.parametrize("samples", [np.zeros(0), np.zeros(48_000), 1e-5 * np.ones(700_000)])
+def test_silence_invents_nothing(recognizer: WhisperRecognizer, samples: Any) -> None:
+    found = recognizer.transcribe(samples.astype(np.float32), sample_rate=RATE)
+    assert (found.text, found.words, found.segments) == ("", (), ())
+    assert found.reasons[0] in ("too_short", "muted", "silence")
+    assert found.duration == len(samples) / RATE
+
+
+def test_the_text_is_dropped_where_the_model_hears_nobody(recognizer: WhisperRecognizer) -> None:
+    unsure, sure = Written([5, 6], [-2.0, -2.0]), Written([5, 6], [-0.1, -0.1])
+
+    def text(written: Written, no_speech: float) -> str:
+        return recognizer._heard(written, no_speech, "en", full=False, starts=()).text
+
+    assert text(unsure, 0.9) == ""
+    assert text(unsure, 0.1)
+    assert text(sure, 0.9)
+
+
+def test_characters_of_several_tokens_stay_whole(recognizer: WhisperRecognizer) -> None:
+    encode = recognizer.tokenizer
+    ids = encode("你好 ab，c", add_special_tokens=False).input_ids
+    spaceless = [text for _, _, text in recognizer._grouped(ids, True)]
+    spaced = [text for _, _, text in recognizer._grouped(ids, False)]
+    assert spaceless == ["你", "好", "a", "b，", "c"]
+    assert spaced == ["你好", "ab，c"]
+    ids = encode('he said "yes, no".', add_special_tokens=False).input_ids
+    groups = recognizer._grouped(ids, False)
+    assert [text for _, _, text in groups] == ["he", "said", '"yes,', 'no".']
+    assert [first for first, _, _ in groups][1:] == [last for _, last, _ in groups][:-1]
+
+
+# -- languages, folders, refusals ------------------------------------------------------------------
+
+
+def test_the_language_is_found_or_chosen(folder: Path) -> None:
+    samples = speech(5.0)
+    found = load(folder).transcribe(samples, sample_rate=RATE)
+    assert found.language in ("en", "de", "zh")
+    texts = {code: load(folder, language=code) for code in ("en", "de", "zh")}
+    spoken = {code: r.transcribe(samples, sample_rate=RATE) for code, r in texts.items()}
+    assert {code: t.language for code, t in spoken.items()} == {c: c for c in texts}
+    assert spoken[found.language].text == found.text
+    translated = load(folder, language="de", task="translate")
+    assert translated.transcribe(samples, sample_rate=RATE).language == "en"
+    with pytest.raises(OptionError, match="language 'fr'; it has de, en, zh"):
+        load(folder, language="fr")
+    with pytest.raises(OptionError, match="unknown task"):
+        load(folder, task="sing")
+
+
+def test_it_is_a_recognizer_that_streams_from_pause_to_pause(recognizer: WhisperRecognizer) -> None:
+    assert isinstance(recognizer, Recognizer)
+    assert recognizer.name == "tiny-whisper"
+    assert isinstance(recognizer, StreamRecognizer)
+    stream = recognizer.stream()
+    events = [*stream.push(np.concatenate([speech(3.0), np.zeros(RATE, np.float32)]))]
+    events += stream.finish()
+    assert [event.reason for event in events if event.type == "final"] == ["endpoint", "finish"]
+    assert events[0].text and 0 <= events[0].start < events[0].end < 3.5
+    with pytest.raises(OptionError, match="hears recordings whole"):
+        recognizer.transcribe(speech(1.0), sample_rate=RATE, latency_ms=80)
+
+
+def test_heads_are_refused(folder: Path) -> None:
+    with pytest.raises(OptionError, match="no ctc head"):
+        load(folder, head="ctc")
+
+
+def test_damaged_folders_are_refused(folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = Path(shutil.copytree(folder, tmp_path / "broken"))
+    weights = load_file(broken / "model.safetensors")
+    name = "model.encoder.layers.0.fc1.weight"
+    spoiled = {**weights, name: torch.full_like(weights[name], torch.nan)}
+    wrong = {**weights, name: weights[name][:3].clone()}
+    lacking = {n: t for n, t in weights.items() if n != name}
+    for tensors, message in (
+        (spoiled, "not finite"),
+        (wrong, "of another shape|size mismatch|ignore_mismatched"),
+        (lacking, "1 missing, such as model.encoder.layers.0.fc1.weight"),
+    ):
+        save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(CheckpointError, match=message):
+            load(broken)
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    load(broken)
+    for missing in ("model.safetensors", "tokenizer.json", "preprocessor_config.json"):
+        kept = (broken / missing).read_bytes()
+        (broken / missing).unlink()
+        with pytest.raises(CheckpointError):
+            load(broken)
+        (broken / missing).write_bytes(kept)
+    path = broken / "generation_config.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    del data["no_timestamps_token_id"]
+    path.write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="no_timestamps_token_id"):
+        load(broken)
+
+
+def test_without_transformers_the_extra_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(MissingExtraError, match=r"pianissimo\[families\]"):
+        load(folder)

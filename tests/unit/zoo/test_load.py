@@ -1,0 +1,71 @@
+"""From what a caller names to a model: what is not there, what is refused, what is chosen."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import make_talker, noise, tensor
+
+from pianissimo.cli import main
+from pianissimo.errors import ModelNotFoundError, OptionError
+from pianissimo.models.asr import LanguagePrompt, PromptConfig, save_model
+from pianissimo.recognizers.fastconformer import NativeRecognizer
+from pianissimo.text.tokenizer import Tokenizer
+from pianissimo.zoo.load import choose_device, load
+
+LANGUAGES = (LanguagePrompt("auto", 0), LanguagePrompt("de-DE", 1), LanguagePrompt("en-US", 2))
+
+
+@pytest.fixture
+def multilingual(tmp_path: Path, tiny_tokenizer: Tokenizer) -> Path:
+    """The folder of a model with a prompt for each of a few languages."""
+    prompts = PromptConfig(count=3, hidden=16, default=0, languages=LANGUAGES)
+    pieces = tiny_tokenizer.vocab_size
+    model = make_talker(-2.0, vocab_size=pieces, prompts=prompts, max_symbols=2, name="polyglot")
+    assert model.prompt is not None
+    with torch.no_grad():  # what language it is shall make a difference
+        model.prompt.up.weight[:, -prompts.count :] = 3 * tensor(prompts.hidden, prompts.count)
+    save_model(tmp_path / "polyglot", model, tiny_tokenizer)
+    return tmp_path / "polyglot"
+
+
+@pytest.mark.parametrize("name", ["", "x" * 5000, "~nobody-of-this-name/model", "a\0b"])
+def test_a_name_that_no_file_can_have_is_a_missing_model(name: str) -> None:
+    with pytest.raises(ModelNotFoundError):
+        load(name)
+
+
+@pytest.mark.parametrize("device", ["abacus", None, 5])
+def test_an_unknown_device_names_the_known_ones(device: Any) -> None:
+    with pytest.raises(OptionError, match="choose auto, cpu, cuda"):
+        choose_device(device)
+
+
+def test_the_language_that_is_asked_for_is_heard(multilingual: Path) -> None:
+    samples, texts = noise(40_000), {}
+    for asked, language in ((None, None), ("auto", None), ("de", "de-DE"), ("en-us", "en-US")):
+        recognizer = load(multilingual, device="cpu", language=asked, gain="off")
+        assert isinstance(recognizer, NativeRecognizer)
+        recognizer.detector = None  # noise is no evidence of speech
+        found = recognizer.transcribe(samples, sample_rate=16_000, latency_ms=160)
+        assert (found.language, recognizer.language) == (language, language)
+        with recognizer.stream(latency_ms=160, endpoint=None, watchdog=None) as stream:
+            stream.push(samples)
+            assert stream.finish()[-1].text == found.text
+        texts[asked] = found.text
+    assert texts[None] == texts["auto"]
+    assert len(set(texts.values())) == 3
+
+
+def test_an_unknown_language_names_those_of_the_model(
+    multilingual: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(OptionError, match="language 'fr'; it has auto, de-DE, en-US"):
+        load(multilingual, device="cpu", language="fr")
+    clip = Path(__file__).parents[3] / "examples" / "audio" / "number.flac"
+    options = ["--model", str(multilingual), "--device", "cpu", "--language"]
+    assert main(["transcribe", str(clip), *options, "fr"]) == 2
+    assert "it has auto, de-DE, en-US" in capsys.readouterr().err
+    assert main(["transcribe", str(clip), *options, "de", "--json"]) == 0
+    assert '"language": "de-DE"' in capsys.readouterr().out
