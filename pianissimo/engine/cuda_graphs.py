@@ -20,9 +20,10 @@ from torch import Tensor
 from pianissimo.decoding.greedy import GreedyLoop, GreedySearch, GreedyState
 from pianissimo.decoding.token import Hypothesis
 from pianissimo.engine.slot_encoder import Rows
+from pianissimo.streaming.grid import ChunkGrid, ChunkWork
 
 if TYPE_CHECKING:
-    from pianissimo.engine.runner import ChunkGrid, ChunkWork, Runner
+    from pianissimo.engine.runner import Runner
 
 FIRST_TURNS, MORE_TURNS = 4, 4
 WARM_UP_RUNS = 3
@@ -55,7 +56,7 @@ class StepGraphs:
     def __init__(
         self,
         runner: "Runner",
-        grids: Sequence["ChunkGrid"],
+        grids: Sequence[ChunkGrid],
         largest: int,
         spare: int,
         record: Record | None = None,
@@ -70,7 +71,7 @@ class StepGraphs:
             for rows in reversed(self.buckets):
                 self._graphs[grid.chunk, rows] = self._capture(grid, rows)
 
-    def run(self, works: Sequence["ChunkWork"], grid: "ChunkGrid") -> list[Hypothesis]:
+    def run(self, works: Sequence[ChunkWork], grid: ChunkGrid) -> list[Hypothesis]:
         """The next chunk of streams that had their first: the tokens it adds, in the order given.
 
         The arena's tensors are written; counting the frames on the host is left to the caller.
@@ -92,7 +93,7 @@ class StepGraphs:
         graph.finish()
         return graph.loop().collect()[: len(works)]
 
-    def _capture(self, grid: "ChunkGrid", rows: int) -> _Graph:
+    def _capture(self, grid: ChunkGrid, rows: int) -> _Graph:
         runner, search, chunk = self._runner, self._search, grid.chunk
         device = runner.model.device
         pinned = device.type == "cuda"

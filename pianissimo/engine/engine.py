@@ -22,11 +22,12 @@ import torch
 from pianissimo.decoding.hotwords import Boost, Phrase, make_trie
 from pianissimo.decoding.token import Hypothesis
 from pianissimo.engine import saved
-from pianissimo.engine.runner import ChunkWork, Runner, TailWork
+from pianissimo.engine.runner import Runner
 from pianissimo.engine.scheduler import Batch, Group, Scheduler
 from pianissimo.engine.slots import Slots
 from pianissimo.errors import BacklogError, EngineError, OptionError, StateError
 from pianissimo.streaming.endpoint import ENDPOINT, WATCHDOG, EndpointRules, WatchdogRules
+from pianissimo.streaming.grid import ChunkWork, TailWork
 from pianissimo.streaming.input import StreamInput
 from pianissimo.streaming.live import LiveStream, Mark
 from pianissimo.streaming.session import Session

@@ -6,7 +6,6 @@ a step that fails leaves its streams as they were.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pianissimo.audio.features import FeatureConfig, MelFeatures
+from pianissimo.audio.features import MelFeatures
 from pianissimo.decoding.hotwords import PhraseTrie
 from pianissimo.decoding.search import Search
 from pianissimo.decoding.token import Hypothesis
@@ -22,83 +21,9 @@ from pianissimo.engine.arena import Arena
 from pianissimo.engine.cuda_graphs import StepGraphs, capture
 from pianissimo.engine.slot_encoder import Rows, SlotEncoder
 from pianissimo.errors import OptionError
-from pianissimo.models.asr import AsrConfig, AsrModel
+from pianissimo.models.asr import AsrModel
 from pianissimo.models.packed import packed
-
-
-@dataclass(frozen=True)
-class ChunkGrid:
-    """Where the chunks of a stream begin and end, in samples of the model's rate.
-
-    Chunk k, counted from 0, has `chunk` encoder frames; its features are mel frames
-    first_frame(k) to first_frame(k + 1) - 1.
-    """
-
-    chunk: int
-    factor: int
-    features: FeatureConfig
-
-    @classmethod
-    def of(cls, config: AsrConfig, lookahead: int) -> "ChunkGrid":
-        chunk = config.encoder.chunk(lookahead)
-        return cls(chunk, config.encoder.subsampling_factor, config.features)
-
-    @property
-    def chunk_samples(self) -> int:
-        return self.chunk * self.factor * self.features.hop_samples
-
-    @property
-    def chunk_seconds(self) -> float:
-        return self.chunk_samples / self.features.sample_rate
-
-    def first_frame(self, k: int) -> int:
-        """The first mel frame that chunk k reads and no chunk before it."""
-        return max(0, (self.chunk * k - 1) * self.factor + 1)
-
-    def needed(self, k: int) -> int:
-        """How many samples from the beginning of the stream complete chunk k."""
-        last = self.first_frame(k + 1) - 1
-        return last * self.features.hop_samples + self.features.reach_samples
-
-    def window(self, k: int) -> tuple[int, int]:
-        """The samples [start, end) that the features of chunk k are made of."""
-        frames = self.first_frame(k + 1) - self.first_frame(k)
-        return self._span(self.first_frame(k), frames)
-
-    def rest(self, k: int, samples: int) -> tuple[int, int, int]:
-        """The samples [start, end) of what a stream of so many samples has from chunk k on, and
-        the number of their mel frames."""
-        frames = max(0, samples // self.features.hop_samples - self.first_frame(k))
-        return *self._span(self.first_frame(k), frames), frames
-
-    def _span(self, first: int, frames: int) -> tuple[int, int]:
-        hop, fft = self.features.hop_samples, self.features.fft_samples
-        # One sample more to the left, for the pre-emphasis.
-        start = first * hop - fft // 2 - 1
-        return start, start + (1 + (frames - 1) * hop + fft if frames else 0)
-
-
-@dataclass(frozen=True)
-class ChunkWork:
-    """One stream's next chunk: `samples` are those of `ChunkGrid.window`."""
-
-    slot: int
-    samples: npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class TailWork:
-    """What a stream has besides its complete chunks: `samples` are those of `ChunkGrid.rest`.
-
-    `valid` of them are real, the others stand after the end. With `goes_on` the stream continues
-    as if the tail had not been encoded, but what was found in it is not searched again.
-    """
-
-    slot: int
-    samples: npt.NDArray[np.float32]
-    mel_frames: int
-    valid: int
-    goes_on: bool
+from pianissimo.streaming.grid import ChunkGrid, ChunkWork, TailWork
 
 
 class LiveModel:
@@ -123,7 +48,7 @@ class LiveModel:
         return digest.hexdigest()
 
     def grid(self, lookahead: int) -> ChunkGrid:
-        return ChunkGrid.of(self.config, lookahead)
+        return self.config.grid(lookahead)
 
 
 class Runner:
@@ -207,7 +132,7 @@ class Runner:
         # The frames of the tail come again with the next chunk: they count then, searched by now.
         search.frames -= counts
         search.ahead += counts
-        on = [i for i, work in enumerate(works) if work.goes_on]
+        on = [i for i, work in enumerate(works) if work.continues]
         if on:
             index = self._index(on)
             self.arena.search.write(slots[index], search.rows(index))

@@ -27,7 +27,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pianissimo.engine.runner import ChunkGrid
 from pianissimo.errors import MissingExtraError, OptionError
 from pianissimo.models.asr import AsrModel
 from pianissimo.models.fastconformer import KERNEL, STRIDE, AttentionWindow
@@ -378,7 +377,7 @@ def _description(
     for ms, step in steps.items():
         lookahead = config.lookahead(ms)
         assert lookahead is not None
-        grid = ChunkGrid.of(config, lookahead)
+        grid = config.grid(lookahead)
         start, _ = grid.window(1)
         inputs = _encoder_inputs(model, step, streams=1)
         caches = {name: list(inputs[name].shape) for name in list(inputs)[3:]}

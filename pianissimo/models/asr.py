@@ -25,6 +25,7 @@ from pianissimo.models.ctc import CtcHead
 from pianissimo.models.fastconformer import EncoderConfig, FastConformerEncoder
 from pianissimo.models.packed import Int8Linear, PackedLinear
 from pianissimo.models.transducer import Joiner, Predictor, TransducerConfig
+from pianissimo.streaming.grid import ChunkGrid
 from pianissimo.text.tokenizer import Tokenizer
 
 CONFIG_FILE = "config.json"
@@ -152,6 +153,11 @@ class AsrConfig:
             known = ", ".join(map(str, modes)) or "none: this model does not stream"
             raise OptionError(f"latency {latency_ms} ms is not a mode of this model ({known})")
         return modes[latency_ms]
+
+    def grid(self, lookahead: int) -> ChunkGrid:
+        """The chunks of a stream at this lookahead; raises OptionError if unsupported."""
+        chunk = self.encoder.chunk(lookahead)
+        return ChunkGrid(chunk, self.encoder.subsampling_factor, self.features)
 
     def hearing(self, language: str) -> "AsrConfig":
         """The configuration for speech in that language; OptionError naming those it knows."""

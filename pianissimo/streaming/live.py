@@ -25,7 +25,6 @@ from pianissimo.audio.vad import (
 )
 from pianissimo.decoding.hotwords import PhraseTrie
 from pianissimo.decoding.token import Hypothesis
-from pianissimo.engine.runner import ChunkGrid, ChunkWork, TailWork
 from pianissimo.hallucination.evidence import JUDGED_SECONDS, evidence_from
 from pianissimo.hallucination.verdict import Verdict
 from pianissimo.hallucination.words import heard_words, weigh
@@ -36,6 +35,7 @@ from pianissimo.streaming.endpoint import (
     SpeechMeter,
     WatchdogRules,
 )
+from pianissimo.streaming.grid import ChunkGrid, ChunkWork, TailWork
 from pianissimo.streaming.utterance import Reason, UtteranceText
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.transcript import StreamEvent
@@ -170,8 +170,8 @@ class LiveStream:
         position, kind = self._marks[0]
         samples = position - self._origin
         start, end, frames = self.grid.rest(self._chunks, samples)
-        goes_on = kind == "finalize"
-        return TailWork(slot, self._read(start, end), frames, samples - start, goes_on)
+        continues = kind == "finalize"
+        return TailWork(slot, self._read(start, end), frames, samples - start, continues)
 
     def _read(self, start: int, end: int) -> npt.NDArray[np.float32]:
         return self.buffer.read(self._origin + start, self._origin + end, floor=self._origin)

@@ -28,6 +28,7 @@ from pianissimo.errors import EngineError, OptionError, StateError
 from pianissimo.models.asr import AsrModel
 from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.recognizers.wav2vec2 import BeamPath
+from pianissimo.streaming.grid import ChunkWork
 from pianissimo.text.characters import Run
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.transcript import StreamEvent
@@ -145,8 +146,6 @@ def test_boosted_streams_step_without_the_graph_that_serves_the_others(
     found = {}
     for boosted in (True, False):
         runner.clear(0, trie=trie if boosted else None)
-        from pianissimo.engine.runner import ChunkWork
-
         found[boosted] = Hypothesis()
         padded = np.concatenate([np.zeros(600, np.float32), SOUND])
         for k in range(30):

@@ -11,8 +11,9 @@ from tiny import make_talker, noise
 
 from pianissimo.decoding.search import make_search
 from pianissimo.decoding.token import Hypothesis
-from pianissimo.engine.runner import ChunkGrid, ChunkWork, LiveModel, Runner, TailWork
+from pianissimo.engine.runner import LiveModel, Runner
 from pianissimo.models.asr import AsrModel
+from pianissimo.streaming.grid import ChunkGrid, ChunkWork, TailWork
 
 LOOKAHEADS = (0, 1, 6, 13)
 Samples = NDArray[np.float32]
@@ -43,10 +44,10 @@ def chunks(grid: ChunkGrid, samples: Samples, slot: int) -> Iterator[ChunkWork]:
         k += 1
 
 
-def tail(grid: ChunkGrid, samples: Samples, slot: int, *, goes_on: bool = False) -> TailWork:
+def tail(grid: ChunkGrid, samples: Samples, slot: int, *, continues: bool = False) -> TailWork:
     k = len(list(chunks(grid, samples, slot)))
     start, end, frames = grid.rest(k, len(samples))
-    return TailWork(slot, window(samples, start, end), frames, len(samples) - start, goes_on)
+    return TailWork(slot, window(samples, start, end), frames, len(samples) - start, continues)
 
 
 def through(runner: Runner, grid: ChunkGrid, samples: Samples, slot: int) -> Hypothesis:
@@ -176,7 +177,7 @@ def test_a_look_at_the_tail_leaves_the_stream_as_it_was(live: LiveModel, lookahe
         runner.step([work], grid)
     before = snapshot(runner)
     heard = grid.needed(half - 1) + grid.chunk_samples // 2
-    looked = tail(grid, samples[:heard], 0, goes_on=True)
+    looked = tail(grid, samples[:heard], 0, continues=True)
     early = runner.finish([looked], grid)[0]
     again = runner.finish([looked], grid)[0]
     after = snapshot(runner)

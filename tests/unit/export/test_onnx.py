@@ -15,11 +15,11 @@ import soundfile
 import torch
 from tiny import ENCODER, WHOLE_CONTEXT, make_model, noise
 
-from pianissimo.engine.runner import ChunkGrid
 from pianissimo.errors import OptionError
 from pianissimo.export.onnx import STILL_RUNNING, export, quantize
 from pianissimo.models.asr import AsrModel, load_model, save_model
 from pianissimo.recognizers.fastconformer import NativeRecognizer
+from pianissimo.streaming.grid import ChunkGrid
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train.prune import prune_heads, prune_units
 
@@ -71,7 +71,7 @@ def run_together(
     folder: Path, model: AsrModel, recordings: list[np.ndarray], known_end: bool
 ) -> list[np.ndarray]:
     """Encoder frames of streams in lockstep, each with as many as its samples give."""
-    grid = ChunkGrid.of(model.config, LOOKAHEAD)
+    grid = model.config.grid(LOOKAHEAD)
     graph = session(folder / f"encoder-{LATENCY_MS}ms.onnx")
     mel = torch.tensor([len(r) // model.config.features.hop_samples for r in recordings])
     counts = model.encoder.subsampling.output_length(mel).tolist()
@@ -119,7 +119,7 @@ def test_streams_of_any_length_give_the_frames_of_our_encoder(
 def test_a_stream_does_not_depend_on_its_neighbours_or_their_phase(
     folder: Path, talker: AsrModel
 ) -> None:
-    grid, steps = ChunkGrid.of(talker.config, LOOKAHEAD), 5
+    grid, steps = talker.config.grid(LOOKAHEAD), 5
     graph = session(folder / f"encoder-{LATENCY_MS}ms.onnx")
     early, late = noise(60_000, 1), noise(60_000, 2)
     alone = run_together(folder, talker, [late], known_end=False)[0][: steps * grid.chunk]
@@ -199,7 +199,7 @@ def test_a_pruned_model_says_and_remembers_the_same_after_every_chunk(
 ) -> None:
     """For longer than its left context, so that keys are forgotten too."""
     model, folder = pruned
-    grid, steps = ChunkGrid.of(model.config, LOOKAHEAD), 40
+    grid, steps = model.config.grid(LOOKAHEAD), 40
     assert steps * grid.chunk > (model.config.encoder.left_context or 0)
     recordings = [noise(grid.needed(steps), seed) for seed in range(streams)]
     graph = session(folder / f"encoder-{LATENCY_MS}ms.onnx")

@@ -1,0 +1,98 @@
+"""Chunk arithmetic of one stream: which samples each chunk needs, and the work made of them.
+
+Positions are samples at the model's rate, counted from the beginning of the encoder's state.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Framing(Protocol):
+    """How features divide samples into frames; `FeatureConfig` has these attributes."""
+
+    @property
+    def sample_rate(self) -> int: ...
+
+    @property
+    def hop_samples(self) -> int: ...
+
+    @property
+    def fft_samples(self) -> int: ...
+
+    @property
+    def reach_samples(self) -> int:
+        """Samples that a frame needs after its center."""
+        ...
+
+
+@dataclass(frozen=True)
+class ChunkGrid:
+    """Where the chunks of a stream begin and end, in samples of the model's rate.
+
+    Chunk k, counted from 0, has `chunk` encoder frames; its features are the feature frames
+    first_frame(k) to first_frame(k + 1) - 1. Encoder frame s reads no feature frame after
+    `factor` * s.
+    """
+
+    chunk: int
+    factor: int
+    features: Framing
+
+    @property
+    def chunk_samples(self) -> int:
+        return self.chunk * self.factor * self.features.hop_samples
+
+    @property
+    def chunk_seconds(self) -> float:
+        return self.chunk_samples / self.features.sample_rate
+
+    def first_frame(self, k: int) -> int:
+        """The first feature frame that chunk k reads and no earlier chunk does."""
+        return max(0, (self.chunk * k - 1) * self.factor + 1)
+
+    def needed(self, k: int) -> int:
+        """The number of samples, from the beginning, that complete chunk k."""
+        last = self.first_frame(k + 1) - 1
+        return last * self.features.hop_samples + self.features.reach_samples
+
+    def window(self, k: int) -> tuple[int, int]:
+        """The samples [start, end) from which the features of chunk k are computed."""
+        frames = self.first_frame(k + 1) - self.first_frame(k)
+        return self._span(self.first_frame(k), frames)
+
+    def rest(self, k: int, samples: int) -> tuple[int, int, int]:
+        """What a stream of `samples` samples has from chunk k on: the samples [start, end) and
+        the number of their feature frames."""
+        frames = max(0, samples // self.features.hop_samples - self.first_frame(k))
+        return *self._span(self.first_frame(k), frames), frames
+
+    def _span(self, first: int, frames: int) -> tuple[int, int]:
+        hop, fft = self.features.hop_samples, self.features.fft_samples
+        start = first * hop - fft // 2 - 1  # one sample more on the left, for the pre-emphasis
+        return start, start + (1 + (frames - 1) * hop + fft if frames else 0)
+
+
+@dataclass(frozen=True)
+class ChunkWork:
+    """The next chunk of one stream: `samples` are those of `ChunkGrid.window`."""
+
+    slot: int
+    samples: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class TailWork:
+    """What one stream has after its complete chunks: `samples` are those of `ChunkGrid.rest`.
+
+    `valid` of them are audio, the others lie after the end. With `continues` the stream continues
+    as if the tail had not been encoded, but its frames are not searched again.
+    """
+
+    slot: int
+    samples: npt.NDArray[np.float32]
+    mel_frames: int
+    valid: int
+    continues: bool
