@@ -1,70 +1,72 @@
 """What every recognizer can do: the protocols that callers program against."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from pianissimo.errors import PianissimoError
 from pianissimo.transcript import StreamEvent, Transcript
 
 if TYPE_CHECKING:
-    from pianissimo.audio.io import AudioSource
+    import numpy.typing as npt
+    import torch
+
+    from pianissimo.audio.front_end import FrontEnd
+    from pianissimo.audio.io import AudioSource, Recording, Samples
+    from pianissimo.audio.level import GainMode
+    from pianissimo.audio.vad import VoiceDetector
+    from pianissimo.decoding.hotwords import Boost
+    from pianissimo.streaming.endpoint import EndpointRules
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one recording of many: a transcript, or the error that prevented it."""
+    """The result for one recording of many: a transcript, or the error that prevented it."""
 
     index: int
     transcript: Transcript | None = None
     error: PianissimoError | None = None
 
 
-@runtime_checkable
-class Recognizer(Protocol):
-    """Audio in, transcript out."""
+@dataclass(frozen=True)
+class Capabilities:
+    """What a loaded recognizer supports. Callers read it instead of testing types or attributes."""
+
+    latencies_ms: tuple[int, ...] = ()
+    """Latency modes in milliseconds of audio per chunk, shortest first. A model without modes runs
+    live on the segments between two pauses."""
+    batched_streams: bool = False
+    """Live streams share batches chunk by chunk, in an `Engine`."""
+    saved_streams: bool = False
+    """A live stream can be exported and resumed elsewhere."""
+    batched_recordings: bool = False
+    """`transcribe_together` gives each recording the text it gets alone."""
+    hotwords: bool = False
+    """`boost` is accepted."""
+    gain: bool = False
+    """`with_gain` is accepted. A model that normalizes its input has no gain."""
 
     @property
-    def name(self) -> str: ...
-
-    def transcribe(
-        self,
-        source: "AudioSource | Any",
-        *,
-        sample_rate: int | None = None,
-        latency_ms: int | None = None,
-        word_timestamps: bool = True,
-    ) -> Transcript:
-        """Transcribe one recording: path, bytes, file object, "-", or an array with its rate."""
-        ...
-
-    def transcribe_many(
-        self,
-        sources: "Iterable[AudioSource]",
-        *,
-        batch_seconds: float = 600.0,
-        latency_ms: int | None = None,
-        word_timestamps: bool = True,
-    ) -> Iterator[Transcript]:
-        """Transcribe recordings in batches of about equal length; results in the order given."""
-        ...
+    def streams(self) -> bool:
+        """Whether live streams write partials, without waiting for a pause."""
+        return bool(self.latencies_ms)
 
 
 @runtime_checkable
 class Stream(Protocol):
     """One live stream; a context manager that closes it."""
 
-    def push(self, samples: Any) -> list[StreamEvent]:
-        """Take further samples, any number of them, and return what became known."""
+    def push(self, samples: "npt.ArrayLike", sample_rate: int | None = None) -> list[StreamEvent]:
+        """Push any number of samples and return the new events."""
         ...
 
     def finalize(self) -> list[StreamEvent]:
-        """Lock the text of everything pushed so far and go on; the last event is its final."""
+        """Finalize the text of everything pushed so far; the last event is its final."""
         ...
 
     def finish(self) -> list[StreamEvent]:
-        """End the stream and return what is left; nothing may be pushed afterwards."""
+        """End the stream and return its last events; nothing may be pushed afterwards."""
         ...
 
     def __enter__(self) -> "Stream": ...
@@ -78,14 +80,128 @@ class Stream(Protocol):
 
 
 @runtime_checkable
-class StreamRecognizer(Recognizer, Protocol):
-    """A recognizer that also listens live."""
+class Recognizer(Protocol):
+    """A loaded model: audio in, transcripts and stream events out."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def language(self) -> str | None:
+        """The language of every transcript, None where it varies or is unknown."""
+        ...
+
+    @property
+    def capabilities(self) -> Capabilities: ...
 
     @property
     def latencies_ms(self) -> tuple[int, ...]:
-        """The latency modes, in milliseconds of audio per chunk, shortest first."""
+        """The latency modes of `capabilities`."""
         ...
 
-    def stream(self, *, latency_ms: int | None = None, sample_rate: int = 16_000) -> Stream:
+    @property
+    def front_end(self) -> "FrontEnd | None":
+        """The gain in front of the model; None for a model without one."""
+        ...
+
+    @property
+    def detector(self) -> "VoiceDetector | None":
+        """Finds the speech in recordings and segments; None turns the hallucination filter off."""
+        ...
+
+    @property
+    def module(self) -> "torch.nn.Module | None":
+        """The network, None for a model that runs outside PyTorch."""
+        ...
+
+    @property
+    def parameter_count(self) -> int | None:
+        """The number of parameters, None for a model that runs outside PyTorch."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Where the model runs: "cpu" or "cuda:N"."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """The type that it computes in, such as "torch.float32"; "unknown" outside PyTorch."""
+        ...
+
+    def transcribe(
+        self,
+        source: "Recording",
+        *,
+        sample_rate: int | None = None,
+        latency_ms: int | None = None,
+        word_timestamps: bool = True,
+        boost: "Boost | None" = None,
+    ) -> Transcript:
+        """Transcribe one recording of any length.
+
+        `source` is a path, bytes, a binary file object, "-" for standard input, an iterator of
+        blocks (n,) of mono float32 at 16 kHz, or, with its `sample_rate` in Hz, an array of
+        samples. `boost` is a list of hotwords. Raises AudioError for unreadable audio, OptionError
+        for an unknown latency mode or a hotword that the model cannot boost.
+        """
+        ...
+
+    def transcribe_many(
+        self,
+        sources: "Iterable[AudioSource]",
+        *,
+        batch_seconds: float = 600.0,
+        latency_ms: int | None = None,
+        word_timestamps: bool = True,
+        boost: "Boost | None" = None,
+    ) -> Iterator[Transcript]:
+        """Transcribe recordings in batches of about equal length; results in the order given."""
+        ...
+
+    def outcomes(
+        self,
+        sources: "Iterable[AudioSource]",
+        *,
+        batch_seconds: float = 600.0,
+        latency_ms: int | None = None,
+        word_timestamps: bool = True,
+        boost: "Boost | None" = None,
+    ) -> Iterator[Outcome]:
+        """As `transcribe_many`, in the order of completion and with errors as results."""
+        ...
+
+    def transcribe_together(self, recordings: "Sequence[Samples]") -> Iterator[Transcript]:
+        """Transcribe arrays (n,) of mono float32 at 16 kHz; results in the order given."""
+        ...
+
+    def stream(
+        self,
+        *,
+        latency_ms: int | None = None,
+        sample_rate: int = 16_000,
+        endpoint: "EndpointRules | None" = ...,
+        partials: "StreamRecognizer | None" = None,
+        boost: "Boost | None" = None,
+    ) -> Stream:
         """Open a live stream of samples at `sample_rate` Hz."""
         ...
+
+    def boosted(self, boost: "Boost") -> "Recognizer":
+        """The same recognizer, on the same weights, with these hotwords.
+
+        Raises OptionError for a hotword that the model cannot boost.
+        """
+        ...
+
+    def with_gain(self, mode: "GainMode") -> "Recognizer":
+        """The same recognizer, on the same weights, with another gain mode.
+
+        Raises OptionError for an unknown mode, or any but "off" without `capabilities.gain`.
+        """
+        ...
+
+
+@runtime_checkable
+class StreamRecognizer(Recognizer, Protocol):
+    """A recognizer with latency modes: its live streams write partials."""

@@ -32,6 +32,8 @@ SAMPLE_RATE = 16_000
 
 AudioSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 Samples: TypeAlias = npt.NDArray[np.float32]
+Recording: TypeAlias = AudioSource | npt.ArrayLike | Iterable[Samples]
+"""What a recognizer transcribes: a source, an array with its rate, or blocks of `Samples`."""
 
 _BLOCK_VALUES = 1 << 18  # samples times channels that libsndfile decodes at a time
 _FRAME_SAMPLES = 16_384  # that libav gathers before it hands them over

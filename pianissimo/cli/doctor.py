@@ -8,12 +8,17 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import typer
 
 from pianissimo.cli.options import DeviceOption, JsonOption, ModelOption
 from pianissimo.cli.output import SOME_FAILED, emit
 from pianissimo.errors import PianissimoError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_TORCH = (2, 6)
@@ -139,10 +144,11 @@ def check_models_folder() -> Finding:
     return Finding("models folder", f"{folder}{state}", fix)
 
 
-def _tone(seconds: float, rate: int) -> "object":
+def _tone(seconds: float, rate: int) -> "npt.NDArray[np.float32]":
     import numpy as np
 
-    return (0.1 * np.sin(2 * np.pi * 440.0 * np.arange(round(seconds * rate)) / rate)).astype("f4")
+    phase = 2 * np.pi * 440.0 * np.arange(round(seconds * rate)) / rate
+    return (0.1 * np.sin(phase)).astype(np.float32)
 
 
 def _version(package: str) -> str:

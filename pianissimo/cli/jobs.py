@@ -22,7 +22,7 @@ from pianissimo.errors import PianissimoError
 from pianissimo.protocols import Outcome
 
 if TYPE_CHECKING:
-    from pianissimo.zoo.load import AnyRecognizer
+    from pianissimo.protocols import Recognizer
 
 BATCH_SECONDS = 600.0
 """Most audio of a batch, and so of what a killed process had not finished."""
@@ -43,7 +43,7 @@ class Setup:
 
 
 def recognized(
-    recognizer: "AnyRecognizer", names: Sequence[str], options: dict[str, Any]
+    recognizer: "Recognizer", names: Sequence[str], options: dict[str, Any]
 ) -> Iterator[Outcome]:
     """The recognizer's outcomes; a fault of ours costs no other recording than its own.
 

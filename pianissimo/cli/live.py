@@ -16,8 +16,7 @@ from pianissimo.transcript import Segment, StreamEvent, Transcript
 if TYPE_CHECKING:
     from pianissimo.audio.io import Samples
     from pianissimo.decoding.hotwords import Phrase
-    from pianissimo.protocols import Stream
-    from pianissimo.zoo.load import AnyRecognizer
+    from pianissimo.protocols import Recognizer, Stream
 
 BLOCK_SECONDS = 0.08
 """Audio that is pushed at once: one frame of the encoder, as a microphone would deliver it."""
@@ -40,7 +39,7 @@ class LiveOptions:
     """
 
     latency_ms: int | None = None
-    partials: "AnyRecognizer | None" = None
+    partials: "Recognizer | None" = None
     word_timestamps: bool = True
     realtime: bool = False
     as_json: bool = False
@@ -49,7 +48,7 @@ class LiveOptions:
 
 
 def open_stream(
-    recognizer: "AnyRecognizer", options: LiveOptions, sample_rate: int | None = None
+    recognizer: "Recognizer", options: LiveOptions, sample_rate: int | None = None
 ) -> "Stream":
     """A live stream with these options; OptionError if the recognizer does not have them."""
     given: dict[str, Any] = {"latency_ms": options.latency_ms, "partials": options.partials}
@@ -61,7 +60,7 @@ def open_stream(
 
 
 def transcribe_live(
-    recognizer: "AnyRecognizer", input: Input, options: LiveOptions, heard: "Heard"
+    recognizer: "Recognizer", input: Input, options: LiveOptions, heard: "Heard"
 ) -> None:
     """Feed a recording block by block to a stream; show every event, and keep it in `heard`.
 
@@ -121,7 +120,7 @@ def _paced(blocks: Iterable["Samples"], sample_rate: int) -> Iterator["Samples"]
         yield block
 
 
-def transcript_of(heard: Heard, recognizer: "AnyRecognizer", *, with_words: bool) -> Transcript:
+def transcript_of(heard: Heard, recognizer: "Recognizer", *, with_words: bool) -> Transcript:
     """The transcript that the utterances of a stream make together."""
     from pianissimo.text.words import joined, segments_from_words
 

@@ -17,8 +17,8 @@ from pianissimo.cli.output import INTERRUPTED, UNEXPECTED, say
 from pianissimo.errors import MissingExtraError, OptionError
 
 if TYPE_CHECKING:
+    from pianissimo.protocols import Recognizer
     from pianissimo.serve.settings import Settings
-    from pianissimo.zoo.load import AnyRecognizer
 
 LARGEST_MESSAGE_BYTES = 16 << 20
 GRACE_SECONDS = 20
@@ -326,7 +326,7 @@ def _go_offline(settings: "Settings") -> None:
         verify(parse_source(text)[1])
 
 
-def _summary(settings: "Settings", recognizers: "Mapping[str, AnyRecognizer]") -> str:
+def _summary(settings: "Settings", recognizers: "Mapping[str, Recognizer]") -> str:
     """What is served where and to whom, without any key."""
     modes = {mode for recognizer in recognizers.values() for mode in recognizer.latencies_ms}
     shown = ", ".join(map(str, sorted(modes)))

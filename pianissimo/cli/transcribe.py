@@ -39,7 +39,7 @@ from pianissimo.errors import OptionError, PianissimoError
 from pianissimo.protocols import Outcome
 
 if TYPE_CHECKING:
-    from pianissimo.zoo.load import AnyRecognizer
+    from pianissimo.protocols import Recognizer
 
 FORMATS = ("txt", "srt", "vtt", "tsv", "json")
 
@@ -244,7 +244,7 @@ def parse_formats(text: str | None) -> list[str]:
 
 
 def _stream_all(
-    recognizer: "AnyRecognizer", todo: list[int], report: Report, options: LiveOptions
+    recognizer: "Recognizer", todo: list[int], report: Report, options: LiveOptions
 ) -> None:
     """One recording after the other through a live stream."""
     with open_stream(recognizer, options):
@@ -265,7 +265,7 @@ def _stream_all(
 
 
 def _recognize(
-    recognizer: "AnyRecognizer",
+    recognizer: "Recognizer",
     options: dict[str, Any],
     todo: list[int],
     report: Report,
@@ -317,7 +317,7 @@ def _lengths(names: Mapping[int, str], report: Report) -> dict[int, float | None
     return seconds
 
 
-def _load(options: dict[str, Any], *, verbose: bool) -> "AnyRecognizer":
+def _load(options: dict[str, Any], *, verbose: bool) -> "Recognizer":
     from pianissimo.zoo.load import load
 
     began = time.monotonic()
@@ -349,13 +349,12 @@ def _make_folder(folder: Path) -> None:
         raise OptionError(f"--output {folder} cannot be made: {error.strerror}") from error
 
 
-def _about(recognizer: "AnyRecognizer", seconds: float) -> str:
-    model: Any = recognizer.model
-    if not hasattr(model, "parameters"):  # another runtime has it
+def _about(recognizer: "Recognizer", seconds: float) -> str:
+    count = recognizer.parameter_count
+    if count is None:  # another runtime has them
         return f"{recognizer.name}: loaded in {seconds:.1f} s"
-    count = getattr(model, "parameter_count", None)
-    millions = (count() if count else sum(p.numel() for p in model.parameters())) / 1e6
-    kind = f"{model.device}, {str(model.dtype).removeprefix('torch.')}"
+    millions, dtype = count / 1e6, recognizer.dtype.removeprefix("torch.")
+    kind = f"{recognizer.device}, {dtype}"
     return f"{recognizer.name}: {millions:.1f} M parameters on {kind}, loaded in {seconds:.1f} s"
 
 

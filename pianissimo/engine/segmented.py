@@ -12,9 +12,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.io import SAMPLE_RATE, Samples
@@ -42,15 +42,6 @@ log = logging.getLogger(__name__)
 
 
 Work = tuple[Session, LiveSegment]
-
-
-@runtime_checkable
-class HearsTogether(Protocol):
-    """A recognizer that hears several recordings at once, each as it would hear it alone."""
-
-    def transcribe_together(self, recordings: Sequence[Samples]) -> Iterator[Transcript]:
-        """Recordings of mono float32 at 16 kHz; each transcript when it is there, in order."""
-        ...
 
 
 class SegmentedEngine:
@@ -86,8 +77,8 @@ class SegmentedEngine:
         self._sessions: set[Session] = set()
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._front_end = getattr(recognizer, "front_end", None) or FrontEnd()
-        self._detector = getattr(recognizer, "detector", None) or VoiceDetector()
+        self._front_end = recognizer.front_end or FrontEnd()
+        self._detector = recognizer.detector or VoiceDetector()
 
     # -- clients -----------------------------------------------------------------------------------
 
@@ -137,7 +128,7 @@ class SegmentedEngine:
             raise StateError(
                 f"a stream of {self.recognizer.name} cannot be taken up again: open a new one"
             )
-        recognizer = _boosted(self.recognizer, boost)
+        recognizer = self.recognizer.boosted(boost) if boost else self.recognizer
         draft = None if self.partials is None else Draft(self.partials.stream())
         live = Listening(Segmenter(self._detector, self._front_end, endpoint), draft, recognizer)
         input = StreamInput(SAMPLE_RATE if sample_rate is None else sample_rate, SAMPLE_RATE)
@@ -261,7 +252,7 @@ class SegmentedEngine:
             recognizer = _listening(group[0][0]).recognizer
             if _listening(session).recognizer is not recognizer or not len(segment.samples):
                 continue
-            if not isinstance(recognizer, HearsTogether) or not len(group[0][1].samples):
+            if not recognizer.capabilities.batched_recordings or not len(group[0][1].samples):
                 break
             longest = max(longest, len(group[0][1].samples), len(segment.samples))
             if longest * (len(group) + 1) > self.batch_seconds * SAMPLE_RATE:
@@ -321,7 +312,7 @@ class SegmentedEngine:
         """
         recognizer = _listening(group[0][0]).recognizer
         left = deque(group)
-        if len(group) > 1 and isinstance(recognizer, HearsTogether):
+        if len(group) > 1:
             try:
                 for found in recognizer.transcribe_together([s.samples for _, s in group]):
                     yield *left.popleft(), found
@@ -540,14 +531,3 @@ def _listening(session: Session) -> Listening:
     live = session._live
     assert isinstance(live, Listening)
     return live
-
-
-def _boosted(recognizer: Recognizer, boost: Boost | None) -> Recognizer:
-    """The recognizer for recordings with these phrases; OptionError if it cannot be told any."""
-    if not boost:
-        return recognizer
-    make = getattr(recognizer, "boosted", None)
-    if make is None:
-        raise OptionError(f"{recognizer.name} cannot boost phrases: leave them out")
-    boosted: Recognizer = make(boost)
-    return boosted

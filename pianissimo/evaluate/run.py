@@ -12,7 +12,7 @@ from pianissimo.evaluate.wer import ErrorCounts, word_errors
 from pianissimo.text.normalize import normalize_for_scoring
 
 if TYPE_CHECKING:
-    from pianissimo.zoo.load import AnyRecognizer
+    from pianissimo.protocols import Recognizer
 
 ALL = "all"
 """The name under which a manifest without subsets, and the sum over subsets, is reported."""
@@ -105,7 +105,7 @@ def _reference(row: Any, folder: Path) -> Reference:
 
 
 def evaluate(
-    recognizer: "AnyRecognizer",
+    recognizer: "Recognizer",
     references: Sequence[Reference],
     *,
     latencies_ms: Iterable[int | None] = (None,),
@@ -126,7 +126,7 @@ def evaluate(
 
 
 def _one_pass(
-    recognizer: "AnyRecognizer",
+    recognizer: "Recognizer",
     references: Sequence[Reference],
     latency_ms: int | None,
     batch_seconds: float,

@@ -1,26 +1,30 @@
 """What recognizers of whole recordings share: sources, batches and the order of results."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
+from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.io import (
     SAMPLE_RATE,
     AudioSource,
+    Recording,
     Samples,
     from_array,
     load_audio,
     stream_audio,
 )
+from pianissimo.audio.level import GainMode
 from pianissimo.audio.vad import VoiceDetector
 from pianissimo.decoding.hotwords import Boost
 from pianissimo.engine.segmented import SegmentedStream
 from pianissimo.errors import OptionError, PianissimoError
-from pianissimo.protocols import Outcome, Stream, StreamRecognizer
+from pianissimo.protocols import Capabilities, Outcome, Stream, StreamRecognizer
 from pianissimo.recognizers.batches import batches_of, in_order, listed
 from pianissimo.recognizers.long_form import usual_detector
 from pianissimo.streaming.endpoint import ENDPOINT, EndpointRules
@@ -42,10 +46,45 @@ class OfflineRecognizer(ABC):
     """No latency modes: a live stream of such a model goes from pause to pause."""
     language: str | None = None
     """The language of all that it writes, where that is one."""
+    front_end: FrontEnd | None = None
+    """The gain in front of the model, where the family has one."""
+    hotwords = False
+    """Whether the family accepts `boost`."""
 
     @property
     @abstractmethod
     def name(self) -> str: ...
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this recognizer supports."""
+        return Capabilities(
+            self.latencies_ms,
+            batched_recordings=True,
+            hotwords=self.hotwords,
+            gain=self.front_end is not None,
+        )
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The network, None for a model that runs outside PyTorch."""
+        return self.model if isinstance(self.model, nn.Module) else None
+
+    @property
+    def parameter_count(self) -> int | None:
+        """The number of parameters, None for a model that runs outside PyTorch."""
+        module = self.module
+        return None if module is None else sum(each.numel() for each in module.parameters())
+
+    @property
+    def device(self) -> str:
+        """Where the model runs."""
+        return str(getattr(self.model, "device", "cpu"))
+
+    @property
+    def dtype(self) -> str:
+        """The type that the model computes in."""
+        return str(getattr(self.model, "dtype", "unknown"))
 
     @cached_property
     def detector(self) -> VoiceDetector:
@@ -63,7 +102,7 @@ class OfflineRecognizer(ABC):
 
     def transcribe(
         self,
-        source: AudioSource | Any,
+        source: Recording,
         *,
         sample_rate: int | None = None,
         latency_ms: int | None = None,
@@ -88,7 +127,7 @@ class OfflineRecognizer(ABC):
         elif isinstance(source, (np.ndarray, Tensor, list, tuple)):
             raise OptionError("samples need their rate: transcribe(array, sample_rate=16000)")
         else:
-            blocks = stream_audio(source, block_seconds=BLOCK_SECONDS)
+            blocks = stream_audio(source, block_seconds=BLOCK_SECONDS)  # type: ignore[arg-type]
         return next(self._recognize([blocks], word_timestamps))
 
     def transcribe_many(
@@ -183,6 +222,22 @@ class OfflineRecognizer(ABC):
         Raises OptionError: most families have no search that phrases could guide.
         """
         raise OptionError(f"{self.name} cannot boost phrases: leave them out")
+
+    def with_gain(self, mode: GainMode) -> Self:
+        """The same recognizer, on the same weights, with another gain mode.
+
+        Raises OptionError for an unknown mode, or any but "off" where there is no gain.
+        """
+        front_end = FrontEnd(mode)
+        if self.front_end is None:
+            if mode != "off":
+                raise OptionError(
+                    f"{self.name} normalizes its input and has no gain; leave the gain out"
+                )
+            return self
+        recognizer = copy.copy(self)
+        recognizer.front_end = front_end
+        return recognizer
 
     def _check_latency(self, latency_ms: int | None) -> None:
         if latency_ms not in (None, *self.latencies_ms):

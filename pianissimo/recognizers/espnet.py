@@ -86,6 +86,8 @@ class EspnetRecognizer(OfflineRecognizer):
     decoder is searched with CTC at full weight. Raises OptionError if CTC is left out too.
     """
 
+    front_end: FrontEnd
+
     def __init__(
         self,
         model: EspnetModel,

@@ -8,7 +8,6 @@ import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +17,13 @@ from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.io import (
     SAMPLE_RATE,
     AudioSource,
+    Recording,
     Samples,
     from_array,
     load_audio,
     stream_audio,
 )
+from pianissimo.audio.level import GainMode
 from pianissimo.audio.vad import VoiceDetector
 from pianissimo.decoding.greedy import GreedySearch
 from pianissimo.decoding.hotwords import Boost, PhraseTrie, make_trie
@@ -37,7 +38,7 @@ from pianissimo.hallucination.evidence import Evidence, Reason
 from pianissimo.hallucination.words import Hearing, heard_words, weigh
 from pianissimo.models.asr import AsrModel
 from pianissimo.models.fastconformer import ChunkPlan
-from pianissimo.protocols import Outcome, StreamRecognizer
+from pianissimo.protocols import Capabilities, Outcome, StreamRecognizer
 from pianissimo.recognizers.batches import batches_of, in_order, listed
 from pianissimo.streaming.endpoint import ENDPOINT, WATCHDOG, EndpointRules, WatchdogRules
 from pianissimo.streaming.input import StreamInput
@@ -91,6 +92,39 @@ class NativeRecognizer:
         return self.model.config.language
 
     @property
+    def capabilities(self) -> Capabilities:
+        """What this recognizer supports."""
+        modes = self.latencies_ms
+        return Capabilities(
+            modes,
+            batched_streams=bool(modes),
+            saved_streams=bool(modes),
+            batched_recordings=True,
+            hotwords=True,
+            gain=True,
+        )
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The network."""
+        return self.model
+
+    @property
+    def parameter_count(self) -> int:
+        """The number of parameters, int8 layers included."""
+        return self.model.parameter_count()
+
+    @property
+    def device(self) -> str:
+        """Where the model runs."""
+        return str(self.model.device)
+
+    @property
+    def dtype(self) -> str:
+        """The type that the model computes in."""
+        return str(self.model.dtype)
+
+    @property
     def latencies_ms(self) -> tuple[int, ...]:
         """The latency modes in milliseconds of audio per chunk; none if it cannot stream."""
         config = self.model.config
@@ -98,7 +132,7 @@ class NativeRecognizer:
 
     def transcribe(
         self,
-        source: AudioSource | Any,
+        source: Recording,
         *,
         sample_rate: int | None = None,
         latency_ms: int | None = None,
@@ -125,7 +159,7 @@ class NativeRecognizer:
         elif isinstance(source, (np.ndarray, Tensor, list, tuple)):
             raise OptionError("samples need their rate: transcribe(array, sample_rate=16000)")
         else:
-            blocks = stream_audio(source, block_seconds=BLOCK_SECONDS)
+            blocks = stream_audio(source, block_seconds=BLOCK_SECONDS)  # type: ignore[arg-type]
         hearing = self._hearing()
         blocks = hearing.leveled(blocks)
         if lookahead is None:
@@ -253,6 +287,15 @@ class NativeRecognizer:
         """
         recognizer = copy.copy(self)
         recognizer._trie = make_trie(boost, self.vocabulary)
+        return recognizer
+
+    def with_gain(self, mode: GainMode) -> "NativeRecognizer":
+        """The same recognizer, on the same weights, with another gain mode.
+
+        Raises OptionError for an unknown mode.
+        """
+        recognizer = copy.copy(self)
+        recognizer.front_end = FrontEnd(mode)
         return recognizer
 
     def live_lookahead(self, latency_ms: int | None) -> int:

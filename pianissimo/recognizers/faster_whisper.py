@@ -44,6 +44,8 @@ _log = logging.getLogger(__name__)
 class FasterWhisperRecognizer(OfflineRecognizer):
     """A Whisper model of CTranslate2; `language` and `task` as for `WhisperRecognizer`."""
 
+    front_end: FrontEnd
+
     def __init__(
         self, model: Any, *, name: str, language: str | None = None, task: Task = "transcribe"
     ) -> None:

@@ -45,6 +45,8 @@ _log = logging.getLogger(__name__)
 class GlmAsrRecognizer(OfflineRecognizer):
     """A GLM-ASR model with its processor."""
 
+    front_end: FrontEnd
+
     def __init__(
         self,
         model: Any,

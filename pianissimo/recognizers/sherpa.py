@@ -73,6 +73,8 @@ _log = logging.getLogger(__name__)
 class SherpaRecognizer(OfflineRecognizer):
     """An offline Paraformer or SenseVoice; a piece at a time, since padding may enter a text."""
 
+    front_end: FrontEnd
+
     def __init__(self, model: Any, *, name: str, kind: Kind, language: str | None = None) -> None:
         self.model, self._name, self.kind = model, name, kind
         self.language = language

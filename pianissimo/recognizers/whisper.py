@@ -63,6 +63,8 @@ class WhisperRecognizer(OfflineRecognizer):
     English whatever is spoken. Raises OptionError for what the model does not know.
     """
 
+    front_end: FrontEnd
+
     def __init__(
         self,
         model: Any,

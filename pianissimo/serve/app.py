@@ -33,7 +33,7 @@ from pianissimo.serve.versions import admin
 from pianissimo.serve.versions.store import read_all
 
 if TYPE_CHECKING:
-    from pianissimo.zoo.load import AnyRecognizer
+    from pianissimo.protocols import Recognizer
 
 DEEPGRAM_PATH = "/v1/listen"
 
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 def create_app(
     settings: Settings,
-    recognizers: "AnyRecognizer | Mapping[str, AnyRecognizer] | None" = None,
+    recognizers: "Recognizer | Mapping[str, Recognizer] | None" = None,
 ) -> FastAPI:
     """The server as an ASGI application, of one recognizer or of several by their names.
 

@@ -30,8 +30,8 @@ from pianissimo.streaming.endpoint import EndpointRules
 from pianissimo.transcript import StreamEvent, Transcript
 
 if TYPE_CHECKING:
+    from pianissimo.protocols import Recognizer
     from pianissimo.streaming.session import Session
-    from pianissimo.zoo.load import AnyRecognizer
 
 NO_PAUSES = EndpointRules(trailing_silence=1e9, maximum_utterance=30.0)
 """Text is locked now and then, so that it does not grow without end, but no pause ends anything."""
@@ -45,7 +45,7 @@ class Service:
     """Made when the server starts, closed when it ends; every request is given it."""
 
     def __init__(
-        self, settings: Settings, recognizers: "AnyRecognizer | Mapping[str, AnyRecognizer]"
+        self, settings: Settings, recognizers: "Recognizer | Mapping[str, Recognizer]"
     ) -> None:
         if not isinstance(recognizers, Mapping):
             recognizers = {recognizers.name: recognizers}
@@ -72,7 +72,7 @@ class Service:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     @property
-    def recognizer(self) -> "AnyRecognizer":
+    def recognizer(self) -> "Recognizer":
         """The default model's."""
         return self.store.models[self.store.default].recognizer
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from pianissimo.decoding.search import Decoding
 from pianissimo.evaluate.run import Reference, evaluate, read_references
 from pianissimo.models.asr import AsrModel
+from pianissimo.protocols import Recognizer
 from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.text.tokenizer import Tokenizer
-from pianissimo.zoo.load import AnyRecognizer
 
 Validate = Callable[[AsrModel], dict[str, float]]
 BATCH_SECONDS = 60.0
@@ -38,7 +38,7 @@ def errors_on(references: Sequence[Reference], tokenizer: Tokenizer) -> Validate
 
 
 def errors_of(
-    recognizer: AnyRecognizer, references: Sequence[Reference], latencies_ms: Sequence[int] = ()
+    recognizer: Recognizer, references: Sequence[Reference], latencies_ms: Sequence[int] = ()
 ) -> dict[str, float]:
     """Word error rates of a recognizer by name; whole recordings if it has no latency modes."""
     passes = evaluate(

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal
 
 from pianissimo.errors import CheckpointError, ModelNotFoundError, OptionError
 from pianissimo.zoo import catalog
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pianissimo.audio.level import GainMode
     from pianissimo.decoding.search import Decoding
     from pianissimo.models.asr import AsrModel
+    from pianissimo.protocols import Recognizer
     from pianissimo.recognizers.base import OfflineRecognizer
     from pianissimo.recognizers.fastconformer import NativeRecognizer
     from pianissimo.text.tokenizer import Tokenizer
@@ -24,8 +25,6 @@ MODELS_FOLDER = "PIANISSIMO_MODELS"
 DTYPES = ("float32", "bfloat16", "float16")
 INT8 = "int8"
 """Not a dtype of the whole model: its linear layers on the CPU, the rest in float32."""
-AnyRecognizer: TypeAlias = "NativeRecognizer | OfflineRecognizer"
-"""What `load` returns: a recognizer of our own models, or one of another family."""
 
 
 def load(
@@ -38,7 +37,7 @@ def load(
     task: Literal["transcribe", "translate"] | None = None,
     gain: "GainMode | None" = None,
     decoding: "Decoding | None" = None,
-) -> AnyRecognizer:
+) -> "Recognizer":
     """A recognizer from a name of the catalog, a folder, a `.nemo` file or a pack of ESPnet2.
 
     Without `model` it is the embedded English one. `device` is "auto", "cpu", "cuda" or "cuda:N";
@@ -61,9 +60,8 @@ def load(
                 f"{path.name} has a search of its own: leave beam and language model out; our own "
                 "models, wav2vec 2.0 and its kin, and ESPnet2 take them"
             )
-        other = FAMILIES[kind](path, target, options)
-        _set_gain(other, gain)
-        return other
+        other: Recognizer = FAMILIES[kind](path, target, options)
+        return other if gain is None else other.with_gain(gain)
     if task not in (None, "transcribe"):
         raise OptionError(f"{path.name} only transcribes: leave {task!r} out")
     recognizer = _load_native(
@@ -75,23 +73,7 @@ def load(
         int8=dtype == INT8,
         decoding=decoding,
     )
-    _set_gain(recognizer, gain)
-    return recognizer
-
-
-def _set_gain(recognizer: AnyRecognizer, gain: "GainMode | None") -> None:
-    """Another gain mode than the family's own; OptionError where there is none to set."""
-    from pianissimo.audio.front_end import FrontEnd
-
-    if gain is None:
-        return
-    front_end = FrontEnd(gain)
-    if hasattr(recognizer, "front_end"):
-        recognizer.front_end = front_end
-    elif gain != "off":
-        raise OptionError(
-            f"{recognizer.name} scales what it hears by itself: leave the gain out, or off"
-        )
+    return recognizer if gain is None else recognizer.with_gain(gain)
 
 
 def _load_native(

@@ -5,7 +5,6 @@ the recognizer with a fingerprint of its weights, the gain, the clip with its ch
 was killed reads them and goes on; other weights or clips make other lines.
 """
 
-import copy
 import hashlib
 import json
 import platform
@@ -28,6 +27,7 @@ from pianissimo.errors import PianissimoError
 from pianissimo.evaluate.quietbench.clips import Clip
 from pianissimo.evaluate.quietbench.scoring import count_errors, metric
 from pianissimo.protocols import Recognizer
+from pianissimo.transcript import Transcript
 
 RESULTS = "results.jsonl"
 _WARM_UPS, _REPEATS, _LATENCY_CLIPS = 3, 5, 6
@@ -93,10 +93,9 @@ class Speed:
 def fingerprint(recognizer: Recognizer, path: Path | None = None) -> str:
     """Twelve hex digits of the recognizer's parameters; of the files at `path` it was read from,
     where it shows no parameters; or of its name, where no path is given either."""
-    model: Any = getattr(recognizer, "model", None)
     digest = hashlib.sha256(recognizer.name.encode())
-    if hasattr(model, "named_parameters"):
-        for name, parameter in sorted(model.named_parameters()):
+    if recognizer.module is not None:
+        for name, parameter in sorted(recognizer.module.named_parameters()):
             digest.update(name.encode())
             digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
     elif path is not None:
@@ -108,30 +107,19 @@ def fingerprint(recognizer: Recognizer, path: Path | None = None) -> str:
     return digest.hexdigest()[:12]
 
 
-def with_gain(recognizer: Recognizer, mode: GainMode) -> Recognizer:
-    """The same recognizer, sharing its weights, with another gain mode.
+class Leveled:
+    """A recognizer in one gain mode. The gain is in front of a recognizer that has none itself."""
 
-    One without a front end of its own gets its samples leveled before it hears them.
-    """
-    if hasattr(recognizer, "front_end"):
-        again = copy.copy(recognizer)
-        again.front_end = FrontEnd(mode)
-        return again
-    return _Leveled(recognizer, FrontEnd(mode))  # type: ignore[return-value]
+    def __init__(self, recognizer: Recognizer, mode: GainMode) -> None:
+        own = recognizer.capabilities.gain
+        self.recognizer = recognizer.with_gain(mode) if own else recognizer
+        self.front_end = None if own else FrontEnd(mode)
 
-
-class _Leveled:
-    """A recognizer without a front end, behind one; only whole arrays come here."""
-
-    def __init__(self, recognizer: Recognizer, front_end: FrontEnd) -> None:
-        self._recognizer, self._front_end = recognizer, front_end
-        self.name = recognizer.name
-
-    def transcribe(self, samples: Samples, *, sample_rate: int, word_timestamps: bool) -> Any:
-        loud = self._front_end.whole(samples).samples
-        return self._recognizer.transcribe(
-            loud, sample_rate=sample_rate, word_timestamps=word_timestamps
-        )
+    def transcribe(self, samples: Samples) -> Transcript:
+        """The transcript of samples (n,) at 16 kHz, without word times."""
+        if self.front_end is not None:
+            samples = self.front_end.whole(samples).samples
+        return self.recognizer.transcribe(samples, sample_rate=SAMPLE_RATE, word_timestamps=False)
 
 
 def read_results(folder: Path) -> list[Result]:
@@ -170,7 +158,7 @@ def run(
         for recognizer in recognizers:
             own = weights.get(recognizer.name) or fingerprint(recognizer)
             for gain in gains:
-                leveled = with_gain(recognizer, gain)
+                leveled = Leveled(recognizer, gain)
                 for clip in clips:
                     result = known.get((recognizer.name, own, gain, clip.id, clip.sha256))
                     if result is None:
@@ -190,13 +178,13 @@ def _end_last_line(path: Path) -> None:
             file.write("\n")
 
 
-def _one(recognizer: Recognizer, weights: str, gain: GainMode, clip: Clip) -> Result:
+def _one(leveled: Leveled, weights: str, gain: GainMode, clip: Clip) -> Result:
     samples = clip.samples()
     text, error = "", None
     reasons: tuple[str, ...] = ()
     began = time.perf_counter()
     try:
-        found = recognizer.transcribe(samples, sample_rate=SAMPLE_RATE, word_timestamps=False)
+        found = leveled.transcribe(samples)
         text, reasons = found.text, found.reasons
     except PianissimoError as fault:
         error = str(fault)
@@ -206,7 +194,7 @@ def _one(recognizer: Recognizer, weights: str, gain: GainMode, clip: Clip) -> Re
     readings = FrontEnd(gain).whole(samples).readings
     levels = measure_levels(samples, active=False)
     return Result(
-        recognizer=recognizer.name,
+        recognizer=leveled.recognizer.name,
         weights=weights,
         gain=gain,
         clip=clip.id,
@@ -235,11 +223,11 @@ def measure_speed(recognizer: Recognizer, clips: Sequence[Clip], gain: GainMode)
     """Latency over a few clips of the control scenario: three warm-ups, then five times each."""
     chosen = [clip for clip in clips if clip.group == "control"][:_LATENCY_CLIPS]
     recordings = [clip.samples() for clip in chosen]
-    leveled = with_gain(recognizer, gain)
+    leveled = Leveled(recognizer, gain)
 
     def once(samples: Samples) -> float:
         began = time.perf_counter()
-        leveled.transcribe(samples, sample_rate=SAMPLE_RATE, word_timestamps=False)
+        leveled.transcribe(samples)
         _wait_for_device(recognizer)
         return time.perf_counter() - began
 
@@ -259,7 +247,7 @@ def measure_speed(recognizer: Recognizer, clips: Sequence[Clip], gain: GainMode)
         gain_ms_per_second=1000 * _seconds(lambda: FrontEnd(gain).whole(joined)) / audio,
         vad_ms_per_second=1000 * _seconds(lambda: segments(joined)) / audio,
         peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        streams=bool(getattr(recognizer, "latencies_ms", ())),
+        streams=recognizer.capabilities.streams,
     )
 
 
@@ -270,11 +258,10 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _wait_for_device(recognizer: Recognizer) -> None:
-    device = getattr(getattr(recognizer, "model", None), "device", None)
-    if getattr(device, "type", "cpu") == "cuda":
+    if recognizer.device.startswith("cuda"):
         import torch
 
-        torch.cuda.synchronize(device)
+        torch.cuda.synchronize(recognizer.device)
 
 
 def environment(
@@ -294,8 +281,8 @@ def environment(
         "recognizers": {
             recognizer.name: {
                 "weights": weights.get(recognizer.name) or fingerprint(recognizer),
-                "device": str(getattr(getattr(recognizer, "model", None), "device", "cpu")),
-                "dtype": str(getattr(getattr(recognizer, "model", None), "dtype", "unknown")),
+                "device": recognizer.device,
+                "dtype": recognizer.dtype,
             }
             for recognizer in recognizers
         },

@@ -1,7 +1,6 @@
 """A recording heard whole for the page, which learns meanwhile how far it is and may stop it."""
 
 import asyncio
-import copy
 import io
 import tempfile
 from collections.abc import AsyncGenerator
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 
-from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.audio.level import GAIN_MODES
 from pianissimo.serve.errors import Refusal
@@ -20,7 +18,7 @@ from pianissimo.serve.service import Service
 from pianissimo.transcript import Transcript
 
 if TYPE_CHECKING:
-    from pianissimo.zoo.load import AnyRecognizer
+    from pianissimo.protocols import Recognizer
 
 NEWS_SECONDS = 0.25
 """How often the page is told how far its recording is."""
@@ -51,20 +49,18 @@ class WatchedFile(io.FileIO):
         return data
 
 
-def with_gain(recognizer: "AnyRecognizer", mode: str | None) -> "AnyRecognizer":
+def with_gain(recognizer: "Recognizer", mode: str | None) -> "Recognizer":
     """The same model behind another gain; raises Refusal where there is none to set."""
-    for known in GAIN_MODES:
-        if mode == known and hasattr(recognizer, "front_end"):
-            other = copy.copy(recognizer)
-            other.front_end = FrontEnd(known)
-            return other
     if mode is None:
         return recognizer
+    for known in GAIN_MODES:
+        if mode == known and recognizer.capabilities.gain:
+            return recognizer.with_gain(known)
     raise Refusal(400, f"{recognizer.name} has no gain {mode!r}", "invalid_value", "gain")
 
 
 async def transcribe(
-    service: Service, recognizer: "AnyRecognizer", path: Path, progress: Progress
+    service: Service, recognizer: "Recognizer", path: Path, progress: Progress
 ) -> Transcript:
     """The transcript of an upload; raises AudioError, and EngineFullError when too many wait."""
     import soundfile
@@ -80,7 +76,7 @@ async def transcribe(
             return await asyncio.to_thread(_hear, recognizer, copied.name, progress)
 
 
-def _hear(recognizer: "AnyRecognizer", name: str, progress: Progress) -> Transcript:
+def _hear(recognizer: "Recognizer", name: str, progress: Progress) -> Transcript:
     # The thread closes the file: it may still read when the work around it was cancelled.
     with WatchedFile(name, progress) as source:
         return recognizer.transcribe(source)
@@ -88,7 +84,7 @@ def _hear(recognizer: "AnyRecognizer", name: str, progress: Progress) -> Transcr
 
 async def news(
     service: Service,
-    recognizer: "AnyRecognizer",
+    recognizer: "Recognizer",
     path: Path,
     request: Request,
     upload: AsyncExitStack,

@@ -104,7 +104,7 @@ async def server(request: Request) -> Response:
                 {
                     "name": name,
                     "latencies_ms": model.latencies_ms,
-                    "gain": hasattr(model.recognizer, "front_end"),
+                    "gain": model.recognizer.capabilities.gain,
                 }
                 for name, model in service.store.models.items()
             ],

@@ -26,8 +26,8 @@ from pianissimo.serve.settings import Settings, parse_source
 from pianissimo.serve.versions.experiments import Caller, Experiment
 
 if TYPE_CHECKING:
+    from pianissimo.protocols import Recognizer
     from pianissimo.streaming.session import Session
-    from pianissimo.zoo.load import AnyRecognizer
 
 ALIASES = re.compile(
     r"pianissimo|whisper-1|gpt-((4o|4o-mini|live)-)?transcribe(-[\w.-]+)?|gpt-realtime.*", re.I
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 class ServedModel:
     """One loading of a model: recognizer, engine, and how many use it."""
 
-    def __init__(self, name: str, version: int, recognizer: "AnyRecognizer", slots: int) -> None:
+    def __init__(self, name: str, version: int, recognizer: "Recognizer", slots: int) -> None:
         self.name, self.version, self.recognizer = name, version, recognizer
         self.engine = _engine(recognizer, slots)
         self.leases = 0
@@ -55,9 +55,7 @@ class ServedModel:
     @property
     def language(self) -> str | None:
         """The language of a model that knows only one."""
-        config = getattr(getattr(self.recognizer, "model", None), "config", None)
-        language = getattr(config, "language", None)
-        return language if isinstance(language, str) else None
+        return self.recognizer.language
 
     @property
     def alive(self) -> bool:
@@ -70,7 +68,8 @@ class ServedModel:
     @property
     def latencies_ms(self) -> tuple[int, ...]:
         """The latency modes of its streams; none if they go from pause to pause."""
-        return self.recognizer.latencies_ms if isinstance(self.engine, Engine) else ()
+        capabilities = self.recognizer.capabilities
+        return capabilities.latencies_ms if capabilities.batched_streams else ()
 
     def check_language(self, language: str | None) -> None:
         """Raises OptionError for a language that the model does not know."""
@@ -130,7 +129,7 @@ class ServedModel:
     def try_out(self) -> None:
         """Hear a second of silence, so that what cannot work never replaces what does."""
         silence = np.zeros(SAMPLE_RATE, np.float32)
-        if isinstance(self.engine, SegmentedEngine):  # silence does not reach its model
+        if not self.recognizer.capabilities.batched_streams:  # segments have no silence
             self.recognizer.transcribe(silence, sample_rate=SAMPLE_RATE)
             return
         with self.open(sample_rate=SAMPLE_RATE) as session:
@@ -143,15 +142,15 @@ class ServedModel:
         self.engine.close()
 
 
-def _engine(recognizer: "AnyRecognizer", slots: int) -> Engine | SegmentedEngine:
+def _engine(recognizer: "Recognizer", slots: int) -> Engine | SegmentedEngine:
     from pianissimo.recognizers.fastconformer import NativeRecognizer
 
-    if not isinstance(recognizer, NativeRecognizer):
-        partials = recognizer if recognizer.latencies_ms else None
-        return SegmentedEngine(recognizer, max_streams=slots, partials=partials)
-    if not recognizer.latencies_ms:
-        return SegmentedEngine(recognizer, max_streams=slots)
-    return Engine(recognizer, max_streams=slots)
+    capabilities = recognizer.capabilities
+    if capabilities.batched_streams:
+        assert isinstance(recognizer, NativeRecognizer)
+        return Engine(recognizer, max_streams=slots)
+    partials = recognizer if capabilities.streams else None
+    return SegmentedEngine(recognizer, max_streams=slots, partials=partials)
 
 
 @dataclass(frozen=True)
@@ -207,7 +206,7 @@ class Store:
     """All models of one server. Used by the event loop's thread only."""
 
     def __init__(
-        self, settings: Settings, recognizers: "Mapping[str, AnyRecognizer]", slots: int
+        self, settings: Settings, recognizers: "Mapping[str, Recognizer]", slots: int
     ) -> None:
         self._settings, self._slots = settings, slots
         self._places = places(settings, recognizers)
@@ -404,18 +403,18 @@ class Store:
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def read(settings: Settings, place: str | None) -> "AnyRecognizer":
+def read(settings: Settings, place: str | None) -> "Recognizer":
     from pianissimo.zoo.load import load
 
     return load(place, device=settings.device, dtype=settings.dtype, gain=settings.gain)
 
 
-def read_all(settings: Settings) -> "dict[str, AnyRecognizer]":
+def read_all(settings: Settings) -> "dict[str, Recognizer]":
     """The recognizers that the settings ask for, by the names they are served under.
 
     Raises what `load` raises, and OptionError for two models of one name.
     """
-    recognizers: dict[str, AnyRecognizer] = {}
+    recognizers: dict[str, Recognizer] = {}
     for text in settings.models or (None,):
         name, place = parse_source(text)
         recognizer = read(settings, place)

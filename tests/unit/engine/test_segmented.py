@@ -19,7 +19,7 @@ from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.vad import VoiceDetector
 from pianissimo.engine import segmented
 from pianissimo.engine.engine import Answered
-from pianissimo.engine.segmented import HearsTogether, SegmentedEngine, SegmentedStream
+from pianissimo.engine.segmented import SegmentedEngine, SegmentedStream
 from pianissimo.errors import (
     AudioValueError,
     BacklogError,
@@ -30,7 +30,7 @@ from pianissimo.errors import (
     StreamError,
 )
 from pianissimo.models.asr import AsrModel
-from pianissimo.protocols import Recognizer, Stream
+from pianissimo.protocols import Capabilities, Stream
 from pianissimo.recognizers import wav2vec2 as ctc_family
 from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.streaming.endpoint import ENDPOINT, EndpointRules
@@ -52,7 +52,14 @@ class Stopwatch:
 
     def __init__(self, meanwhile: Callable[[], object] = lambda: None) -> None:
         self.meanwhile, self.heard = meanwhile, list[Samples]()
-        self.detector = VoiceDetector()
+        self.front_end, self.detector = None, VoiceDetector()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities()
+
+    def boosted(self, boost: Any) -> "Stopwatch":
+        raise OptionError("stopwatch cannot boost phrases: leave them out")
 
     def transcribe(self, source: Any, *, sample_rate: int | None = None, **_: Any) -> Transcript:
         assert sample_rate == RATE
@@ -280,6 +287,10 @@ class Together(Stopwatch):
         super().__init__(meanwhile)
         self.batches = list[list[float]]()
 
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(batched_recordings=True)
+
     def transcribe_together(self, recordings: Sequence[Samples]) -> Iterator[Transcript]:
         self.batches.append([round(len(samples) / RATE, 2) for samples in recordings])
         for samples in recordings:
@@ -361,7 +372,7 @@ def test_a_batch_that_fails_ends_only_the_stream_that_made_it_fail() -> None:
 def test_neighbours_in_a_batch_change_nothing(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ctc_family.GROUP_SECONDS, "cpu", 480.0)
     recognizer = pianissimo.load(FAMILIES / family, device="cpu")
-    assert isinstance(recognizer, HearsTogether)
+    assert recognizer.capabilities.batched_recordings
     samples = [speech(2.0), speech(5.0, level_db=-60), speech(3.0)[2 * RATE :]]
     for found, alone in zip(recognizer.transcribe_together(samples), samples, strict=True):
         expected = recognizer.transcribe(alone, sample_rate=RATE)
@@ -506,7 +517,6 @@ def test_leaving_frees_the_seat_at_once_and_bounds_are_kept() -> None:
 
 def test_what_there_is_not_is_refused_with_its_reason() -> None:
     model = Stopwatch()
-    assert isinstance(model, Recognizer)
     with SegmentedEngine(model) as engine:
         with pytest.raises(OptionError, match="160 ms is not a mode"):
             engine.open(latency_ms=160)

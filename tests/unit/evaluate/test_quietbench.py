@@ -34,6 +34,7 @@ from pianissimo.evaluate.quietbench.scenarios import (
 )
 from pianissimo.evaluate.quietbench.scoring import count_errors, metric, spell, units
 from pianissimo.evaluate.quietbench.statistics import Observation
+from pianissimo.protocols import Capabilities
 from pianissimo.transcript import Transcript
 
 pytest.importorskip("pyroomacoustics", reason="the extra quietbench is not installed")
@@ -278,7 +279,8 @@ def test_a_manifest_gives_its_clean_recordings(tmp_path) -> None:
 class Listener:
     """Writes down as many words as its ear for level allows: quiet speech loses its end."""
 
-    name = "listener"
+    name, module, device, dtype = "listener", None, "cpu", "unknown"
+    capabilities = Capabilities()
 
     def __init__(self, texts: dict[int, str], deaf_below_db: float = -35.0) -> None:
         self.texts, self.deaf_below_db, self.calls = texts, deaf_below_db, 0
