@@ -60,7 +60,8 @@ format: $(READY) ## let ruff rewrite the code
 	$(BIN)/ruff check --fix --exit-zero --quiet .
 	$(BIN)/ruff format .
 
-docs: $(READY) ## links and examples of README.md and docs/ work
+docs: $(READY) ## build the site in build/site; check links, examples and commands of all pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 	$(BIN)/python docs/check.py
 
 clean: ## remove environments, caches and build output; runs/ stays

@@ -9,9 +9,9 @@
     arecord -q -f S16_LE -r 16000 -t raw | python examples/stream_client.py - --url ws://host:7860
 
 Reads a WAV file of 16 bits, or raw samples (16 bit, mono, 16 kHz) from standard input; --fast sends
-a file as fast as the server takes it. The protocol is in docs/api.md: what is sent is numbered in
-frames, what comes back in events, and after a cut both sides go on behind the last number that the
-other one has.
+a file as fast as the server takes it. docs/server-api.md describes the protocol: sent frames and
+received events are numbered, and after a lost connection each side resumes after the last number
+that the other side has.
 """
 
 import argparse

@@ -10,7 +10,7 @@ The names below load on first use, so that importing the package costs no PyTorc
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from pianissimo.decoding.hotwords import Phrase

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "clients.md"
-RECIPE = re.compile(r"^```python (\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+RECIPE = re.compile(r'^```python title="(\w+)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 CLIENTS = ("deepgram", "livekit", "openai", "pipecat", "wyoming")
 NUMBER = "enter four five two nine"
 WORDS = NUMBER.split()

@@ -1,6 +1,6 @@
 """Our own socket /v1/stream: samples in, events out, and nothing lost when a connection breaks.
 
-The protocol is described in docs/api.md; examples/stream_client.py speaks it.
+The protocol is described in docs/server-api.md; examples/stream_client.py speaks it.
 """
 
 from collections.abc import Mapping

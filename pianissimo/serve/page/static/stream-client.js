@@ -1,4 +1,4 @@
-// One stream of /v1/stream that outlives its connections: see docs/api.md for the protocol.
+// One stream of /v1/stream that outlives its connections: see docs/server-api.md for the protocol.
 //
 // What is sent is numbered in frames, what comes back in events. After a cut both sides go on
 // behind the last number that the other one has, so nothing is lost or doubled.
