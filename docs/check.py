@@ -19,7 +19,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ README_LINES, README_CHARACTERS = 150, 100
 RECORDINGS = {"meeting.mp3": "number.flac", "quiet.wav": "quiet.flac", "talk.wav": "number.flac"}
 """Files that examples name, and the clips of examples/audio they are made from."""
 TIMEOUT_SECONDS = 300
+PARALLEL = 2
+"""Pages whose blocks run at the same time."""
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(
@@ -91,7 +95,7 @@ def failure(page: Path, scratch: Path) -> str | None:
     done = subprocess.run(
         [sys.executable, "-W", "error", __file__, str(page)],
         cwd=scratch,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         timeout=TIMEOUT_SECONDS,
@@ -187,21 +191,23 @@ def main() -> int:
     problems = [(MAP, problem) for problem in map_errors()]
     problems += [(README, problem) for problem in readme_too_long()]
     ran = skipped = checked = 0
-    with tempfile.TemporaryDirectory() as folder:
+    runnable = []
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        python = [block for block in blocks(text) if block.language == "python"]
+        run = [block for block in python if not block.reason]
+        ran, skipped = ran + len(run), skipped + len(python) - len(run)
+        runnable += [page] if run else []
+        problems += [(page, problem) for problem in broken_links(page, text)]
+        for arguments in commands(text):
+            checked += 1
+            if problem := usage_error(arguments):
+                problems.append((page, f"`{shlex.join(arguments)}`: {problem}"))
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(PARALLEL) as pool:
         make_recordings(Path(folder))
-        for page in pages():
-            text = page.read_text(encoding="utf-8")
-            python = [block for block in blocks(text) if block.language == "python"]
-            run = [block for block in python if not block.reason]
-            ran, skipped = ran + len(run), skipped + len(python) - len(run)
-            found = list(broken_links(page, text))
-            if run and (problem := failure(page, Path(folder))):
-                found.append(problem)
-            for arguments in commands(text):
-                checked += 1
-                if problem := usage_error(arguments):
-                    found.append(f"`{shlex.join(arguments)}`: {problem}")
-            problems += [(page, problem) for problem in found]
+        failures = pool.map(partial(failure, scratch=Path(folder)), runnable)
+        named = zip(runnable, failures, strict=True)
+        problems += [(page, problem) for page, problem in named if problem]
     for page, problem in problems:
         print(f"{page.relative_to(ROOT)}: {problem}", file=sys.stderr)
     print(
