@@ -152,6 +152,7 @@ def usage_error(arguments: list[str]) -> str | None:
     while True:
         name = command.name or program
         context = command.make_context(name, [], parent=context, resilient_parsing=True)
+        context.resilient_parsing = False  # from here on unknown options raise
         try:
             _, rest, _ = command.make_parser(context).parse_args(args=rest)
         except Exception as error:  # typer does not export click's usage errors
