@@ -26,7 +26,7 @@ WORD_START = "▁"
 
 
 class OnnxStream:
-    """One stream of an exported transducer: `push` samples, and take the tokens they give."""
+    """One stream of an exported transducer: `push` samples, get tokens."""
 
     def __init__(self, folder: Path, latency_ms: int) -> None:
         about = json.loads((folder / "onnx.json").read_text(encoding="utf-8"))
@@ -47,7 +47,7 @@ class OnnxStream:
         self._feed(about["blank"])
 
     def push(self, samples: Floats) -> list[int]:
-        """Further samples (n,) in [-1, 1]; the tokens they complete."""
+        """Push samples (n,) in [-1, 1]; returns the tokens they complete."""
         self.samples += len(samples)
         self.audio = np.concatenate([self.audio, samples])
         tokens = []
@@ -56,7 +56,7 @@ class OnnxStream:
         return tokens
 
     def finish(self) -> list[int]:
-        """The stream has ended: the tokens of what is left."""
+        """End the stream; returns the remaining tokens."""
         tokens = []
         total = self.samples // self.about["mel_hop_samples"]
         for _ in range(self.about["subsampling_stages"] if total else 0):
@@ -80,7 +80,7 @@ class OnnxStream:
         return encoded
 
     def _search(self, encoded: Floats) -> list[int]:
-        """Greedy: at each frame labels until the best is blank."""
+        """Greedy search: at each frame, emit labels until blank is best."""
         tokens: list[int] = []
         for frame in encoded:
             for _ in range(self.about["max_symbols"]):
@@ -98,7 +98,7 @@ class OnnxStream:
         self.predicted, self.hidden, self.cell = self.predictor.run(None, inputs)
 
     def text(self, tokens: list[int]) -> str:
-        """What pieces of a SentencePiece vocabulary spell."""
+        """The text of pieces of a SentencePiece vocabulary."""
         pieces = self.about["tokens"]
         return "".join(pieces[token] for token in tokens).replace(WORD_START, " ")
 

@@ -2,7 +2,7 @@
 # requires-python = ">=3.11"
 # dependencies = ["websockets>=15"]
 # ///
-"""Words from a server as they are spoken, however often the connection breaks.
+"""Live words from a server over connections that may break.
 
     pianissimo serve
     python examples/stream_client.py yours.wav
@@ -29,11 +29,11 @@ from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatu
 
 BLOCK_SECONDS = 0.1
 MOST_UNSENT = 600
-"""Frames kept while there is no connection: a minute. Then the microphone has to wait."""
+"""Frames kept without a connection: a minute. After that the audio source waits."""
 
 
 class StreamClient:
-    """One stream; `send`, `finalize` and `finish` need no connection at that moment.
+    """One stream; `send`, `finalize` and `finish` work without a connection.
 
     `on_event` is called with each event: partials as they come, all others exactly once.
     """
@@ -55,22 +55,22 @@ class StreamClient:
         self.room = asyncio.Event()
 
     async def send(self, samples: bytes) -> None:
-        """Queue audio; waits while too much of it could not be sent."""
+        """Queue audio; waits while the queue is full."""
         while len(self.frames) >= MOST_UNSENT:
             self.room.clear()
             await self.room.wait()
         self._queue(samples)
 
     def finalize(self) -> None:
-        """Ask for the final text of all that was sent; the stream goes on."""
+        """Request the final text of all sent audio; the stream continues."""
         self._queue(json.dumps({"type": "finalize"}))
 
     def finish(self) -> None:
-        """The audio has ended; `run` returns when all of its text is there."""
+        """End the audio; `run` returns when all text has arrived."""
         self._queue(json.dumps({"type": "finish"}))
 
     async def run(self) -> None:
-        """Connect, and again whenever the connection breaks, until the stream ends."""
+        """Connect, and reconnect after a lost connection, until the stream ends."""
         pause = 0.1
         while True:
             try:
@@ -117,7 +117,7 @@ class StreamClient:
         self._acknowledge(ready["frames"])
 
     async def _send(self, socket: ClientConnection) -> None:
-        """Send what the server has not got, then whatever is queued."""
+        """Send the frames that the server lacks, then the queue."""
         next_frame = self.acknowledged
         while True:
             self.changed.clear()
@@ -128,7 +128,7 @@ class StreamClient:
             await self.changed.wait()
 
     async def _receive(self, socket: ClientConnection) -> bool:
-        """Take events until the stream ends (True) or the connection does."""
+        """Receive events until the stream ends (True) or the connection breaks."""
         async for text in socket:
             event = json.loads(text)
             match event["type"]:
@@ -156,7 +156,7 @@ class StreamClient:
 
 
 async def blocks(path: str, paced: bool) -> AsyncIterator[tuple[bytes, int, int]]:
-    """Samples in blocks, their rate and channels; paced as they would be spoken."""
+    """Samples in blocks, their rate and channels; paced in real time."""
     if path == "-":
         size = 2 * round(16_000 * BLOCK_SECONDS)
         while data := await asyncio.to_thread(sys.stdin.buffer.read, size):
@@ -172,7 +172,7 @@ async def blocks(path: str, paced: bool) -> AsyncIterator[tuple[bytes, int, int]
 
 
 def show(event: dict[str, Any]) -> None:
-    """Partial text in one line that is written over, final text in lines that stay."""
+    """Overwrite one line with partial text, and print final text on lines of its own."""
     if event["type"] == "partial" and sys.stderr.isatty():
         print(f"\r\x1b[K{event['text'][-78:]}", end="", file=sys.stderr, flush=True)
     elif event["type"] == "final" and event["text"]:

@@ -24,7 +24,7 @@ SILENCE_SECONDS = 0.25  # before and after the speech
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip: what is spoken, what the voice is told to say, and how loud it ends up."""
+    """One clip: its text, the input of the synthesizer, and its level."""
 
     file: str
     text: str
