@@ -9,6 +9,7 @@
   a block exempts it.
 - A `pianissimo` or `make` command exists, and so do its options.
 - `docs/architecture.md` names the files of the package, all of them and no others.
+- `docs/python-api.md` has every public name.
 - README.md has at most 150 lines of at most 100 characters.
 """
 
@@ -27,6 +28,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 MAP = ROOT / "docs" / "architecture.md"
+API = ROOT / "docs" / "python-api.md"
 README = ROOT / "README.md"
 README_LINES, README_CHARACTERS = 150, 100
 RECORDINGS = {"meeting.mp3": "number.flac", "quiet.wav": "quiet.flac", "talk.wav": "number.flac"}
@@ -176,6 +178,16 @@ def map_errors() -> Iterator[str]:
         yield f"{name} is on the map and not in the package"
 
 
+def unlisted_names() -> Iterator[str]:
+    """Public names that the API reference lacks."""
+    import pianissimo
+
+    text = API.read_text(encoding="utf-8")
+    for name in pianissimo.__all__:
+        if not re.search(rf"^::: pianissimo\.{name}$", text, re.MULTILINE):
+            yield f"pianissimo.{name} is missing"
+
+
 def readme_too_long() -> Iterator[str]:
     """Lines of README.md beyond its bounds."""
     lines = README.read_text(encoding="utf-8").splitlines()
@@ -190,6 +202,7 @@ def main() -> int:
     """Print the problems and return the exit code: 1 if there are any."""
     sys.path.insert(0, str(ROOT))
     problems = [(MAP, problem) for problem in map_errors()]
+    problems += [(API, problem) for problem in unlisted_names()]
     problems += [(README, problem) for problem in readme_too_long()]
     ran = skipped = checked = 0
     runnable = []
