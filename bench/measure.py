@@ -31,6 +31,7 @@ from pianissimo import Engine, EngineOptions
 from pianissimo.audio.io import SAMPLE_RATE, load_audio
 from pianissimo.decoding.search import make_search
 from pianissimo.engine.arena import Arena
+from pianissimo.engine.live_model import live_model
 from pianissimo.models.asr import AsrModel
 from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.streaming.input import StreamInput
@@ -445,7 +446,8 @@ def bfloat16_bytes(recognizer: NativeRecognizer) -> int:
     """Bytes of a stream's tensors if the model computed in bfloat16: of another, untrained one,
     since 8-bit layers cannot."""
     model = AsrModel(recognizer.model.config).bfloat16().eval()
-    return Arena.allocate(model.encoder, make_search(model), 1).bytes_per_stream()
+    live = live_model(model, make_search(model))
+    return Arena.allocate(live.encoder, live.decoder, 1).bytes_per_stream()
 
 
 PARTS: dict[str, Callable[[Task], list[Row]]] = {

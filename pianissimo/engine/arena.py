@@ -1,10 +1,7 @@
 """The arena: everything that live streams remember on the device, allocated once, by slot.
 
-Shape legend: S slots, N layers, L left context, D width, k convolution kernel.
-
-Keys and values lie in a ring of L frames per slot: encoder frame t of a stream is at t mod L. A
-step attends to the ring and to its own frames and only then overwrites the oldest ones, so the ring
-needs no room for more. Every tensor is indexed by slot; a row's content depends on no other row.
+What an encoder remembers it declares itself, see `SlotTensor`; what a decoder remembers is a
+`SearchState` of one row per slot. A row's content depends on no other row.
 """
 
 from dataclasses import dataclass
@@ -13,97 +10,115 @@ import torch
 from torch import Tensor
 
 from pianissimo.decoding.hotwords import PhraseTrie
-from pianissimo.decoding.search import Search, SearchState
-from pianissimo.models.fastconformer import FastConformerEncoder
+from pianissimo.decoding.search import Decoder, SearchState
+from pianissimo.models.streaming_encoder import Memory, Rows, SlotTensor, StreamingEncoder
 
 
 @dataclass
 class Arena:
     """The state of S streams.
 
-    key, value: (N, S, L, D); conv: (N, S, k - 1, D); subsampling: per stage the one input frame
-    that is kept between chunks, (S, channels, 1, bins); `search` holds S rows; `frames` counts
-    the encoder frames each stream went through since it began (or began anew).
+    `tensors` are those of the encoder, by name; `search` holds S rows; `prompts` (S,) are the
+    numbers of the streams' languages; `frames` counts the encoder frames of each stream since its
+    slot was cleared, on the host.
     """
 
-    key: Tensor
-    value: Tensor
-    conv: Tensor
-    subsampling: list[Tensor]
+    slot_tensors: dict[str, SlotTensor]
+    tensors: dict[str, Tensor]
+    decoder: Decoder
     search: SearchState
+    prompts: Tensor
     frames: list[int]
 
     @classmethod
-    def allocate(cls, encoder: FastConformerEncoder, search: Search, slots: int) -> "Arena":
-        """An arena of `slots` rows on the encoder's device and in its dtype."""
-        config, weight = encoder.config, encoder.subsampling.weight
-        assert config.left_context is not None
-        ring = (config.layers, slots, config.left_context, config.attention_dim)
+    def allocate(cls, encoder: StreamingEncoder, decoder: Decoder, slots: int) -> "Arena":
+        """An arena of that many slots on the encoder's device and in its dtype."""
+        device = encoder.device
         return cls(
-            key=weight.new_zeros(ring),
-            value=weight.new_zeros(ring),
-            conv=weight.new_zeros(config.layers, slots, config.conv_kernel - 1, config.dim),
-            subsampling=[
-                weight.new_zeros(slots, cache.shape[1], 1, cache.shape[3])
-                for cache in encoder.subsampling.start(1).caches
-            ],
-            search=search.start(slots),
-            frames=[0] * slots,
+            dict(encoder.slot_tensors),
+            {
+                name: kind.allocate(slots, device, encoder.dtype)
+                for name, kind in encoder.slot_tensors.items()
+            },
+            decoder,
+            decoder.start(slots),
+            torch.full((slots,), decoder.prompt(None), device=device),
+            [0] * slots,
         )
 
-    @property
-    def left(self) -> int:
-        return self.key.shape[2]
-
     def clear(
-        self, slot: int, search: Search, first_frame: int = 0, trie: PhraseTrie | None = None
+        self,
+        slot: int,
+        first_frame: int = 0,
+        trie: PhraseTrie | None = None,
+        prompt: int | None = None,
     ) -> None:
-        """Make a slot as good as new; `first_frame` is where its tokens are counted from, `trie`
-        holds the phrases that its stream boosts."""
-        for tensor in (self.key, self.value, self.conv):
-            tensor[:, slot] = 0.0
-        for cache in self.subsampling:
-            cache[slot] = 0.0
-        fresh = search.start(1) if trie is None else search.start(1, [trie])
-        fresh.frames += first_frame
-        self.search.write(torch.tensor([slot], device=self.key.device), fresh)
+        """Make a slot that of a new stream; mutates the slot.
+
+        The stream's tokens are counted from `first_frame`, it boosts the phrases of `trie`, and its
+        language is `prompt`, by default that of the model.
+        """
+        for name, tensor in self.tensors.items():
+            tensor.select(self.slot_tensors[name].axis, slot).zero_()
+        new = self.decoder.start(1) if trie is None else self.decoder.start(1, [trie])
+        new.frames += first_frame
+        self.search.write(torch.tensor([slot], device=self.prompts.device), new)
+        self.prompts[slot] = self.decoder.prompt(None) if prompt is None else prompt
         self.frames[slot] = 0
+
+    def commit(self, rows: Rows, changes: Memory) -> None:
+        """Write what a step of whole chunks changed: rings in place of their oldest frames, other
+        tensors as a whole. Mutates the slots of the rows; counting the frames is left to the
+        caller."""
+        indices: dict[tuple[int, int], Tensor] = {}
+        for name, new in changes.items():
+            tensor, kind = self.tensors[name], self.slot_tensors[name]
+            if not kind.ring:
+                tensor.index_copy_(kind.axis, rows.slots, new)
+                continue
+            size = kind.shape[0], new.shape[kind.axis + 1]
+            if size not in indices:
+                length, frames = size
+                at = rows.frames[:, None] + torch.arange(frames, device=rows.slots.device)
+                indices[size] = (rows.slots[:, None] * length + at % length).flatten()
+            flat = tensor.flatten(kind.axis, kind.axis + 1)  # a view: slots and rings are adjacent
+            flat.index_copy_(kind.axis, indices[size], new.flatten(kind.axis, kind.axis + 1))
 
     def save(self, slot: int) -> dict[str, Tensor]:
         """One stream's tensors by name, copied to the CPU."""
-        row = torch.tensor([slot], device=self.key.device)
-        parts = {"key": self.key[:, slot], "value": self.value[:, slot], "conv": self.conv[:, slot]}
-        parts |= {f"subsampling.{i}": cache[slot] for i, cache in enumerate(self.subsampling)}
+        row = torch.tensor([slot], device=self.prompts.device)
+        parts = {n: t.select(self.slot_tensors[n].axis, slot) for n, t in self.tensors.items()}
         parts |= {f"search.{k}": v for k, v in self.search.rows(row).tensors().items()}
+        if self.decoder.prompts > 1:
+            parts["prompt"] = self.prompts[row]
         return {name: t.detach().cpu().clone().contiguous() for name, t in parts.items()}
 
     def restore(self, slot: int, saved: dict[str, Tensor], frames: int) -> None:
-        """Fill a slot with what `save` returned.
+        """Fill a slot with what `save` returned; mutates the slot.
 
-        Raises ValueError if a tensor is missing, of another shape or not finite.
+        Raises ValueError if a tensor is missing, of another shape, not finite or out of range.
         """
-        current = self.save(slot)
-        for name, expected in current.items():
+        for name, expected in self.save(slot).items():
             given = saved.get(name)
             if given is None or given.shape != expected.shape:
                 raise ValueError(f"{name} is missing or of another shape")
             if given.is_floating_point() and not bool(given.isfinite().all()):
                 raise ValueError(f"{name} holds numbers that are not finite")
-        for tensor, name in ((self.key, "key"), (self.value, "value"), (self.conv, "conv")):
-            tensor[:, slot] = saved[name].to(tensor)
-        for i, cache in enumerate(self.subsampling):
-            cache[slot] = saved[f"subsampling.{i}"].to(cache)
-        row = torch.tensor([slot], device=self.key.device)
+        prompt = int(saved["prompt"]) if self.decoder.prompts > 1 else self.decoder.prompt(None)
+        if not 0 <= prompt < self.decoder.prompts:
+            raise ValueError(f"prompt {prompt} is out of range")
+        for name, tensor in self.tensors.items():
+            tensor.select(self.slot_tensors[name].axis, slot).copy_(saved[name])
+        row = torch.tensor([slot], device=self.prompts.device)
         rows = self.search.rows(row)
         for name, tensor in rows.tensors().items():
             tensor.copy_(saved[f"search.{name}"])
         if (boosts := getattr(rows, "boosts", None)) is not None:
             boosts.check()
         self.search.write(row, rows)
-        self.frames[slot] = frames
+        self.prompts[slot], self.frames[slot] = prompt, frames
 
     def bytes_per_stream(self) -> int:
         """Memory of one slot."""
-        tensors = [self.key, self.value, self.conv, *self.subsampling]
-        tensors += self.search.tensors().values()
-        return sum(t.numel() * t.element_size() for t in tensors) // self.key.shape[1]
+        tensors = [*self.tensors.values(), *self.search.tensors().values()]
+        return sum(t.numel() * t.element_size() for t in tensors) // len(self.frames)

@@ -1,29 +1,26 @@
-"""Steps of whole chunks as CUDA graphs: one launch instead of some thousand.
+"""Steps of whole chunks as CUDA graphs: one launch instead of about a thousand.
 
 A graph replays the same kernels on the same memory, so everything that differs from step to step
-goes through tensors of fixed shape: the samples, the slots, how many frames each stream has behind
-it. There is one set of graphs per latency mode and number of rows; a step takes the next larger one
-and fills it up with a spare slot. All are captured at the start and never again.
+goes through tensors of fixed shape: the samples, the slots, the frames that each stream has had.
+There is one set of graphs per latency mode and number of rows; a step takes the next larger one and
+fills it up with a spare slot. All are captured at the start and never again.
 
 The search cannot know how many labels it will find. Its first turns are part of the step; the host
-then asks once whether any row has frames left and, seldom, replays some more.
+then asks once whether any row has frames left and, seldom, replays more turns.
 """
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from pianissimo.decoding.greedy import GreedyLoop, GreedySearch, GreedyState
+from pianissimo.decoding.search import SearchDecoder
 from pianissimo.decoding.token import Hypothesis
-from pianissimo.engine.slot_encoder import Rows
+from pianissimo.engine.arena import Arena
+from pianissimo.engine.live_model import LiveModel
+from pianissimo.models.streaming_encoder import Memory, Rows
 from pianissimo.streaming.grid import ChunkGrid, ChunkWork
-
-if TYPE_CHECKING:
-    from pianissimo.engine.runner import Runner
 
 FIRST_TURNS, MORE_TURNS = 4, 4
 WARM_UP_RUNS = 3
@@ -34,115 +31,111 @@ Record = Callable[[Callable[[], None]], Callable[[], object]]
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class _Graph:
-    """One latency mode and number of rows: its inputs, its replays, and where the result lies."""
+class StepGraph:
+    """One latency mode and number of rows: the inputs, the three replays, and the result.
 
-    staged: Tensor  # (rows, N) samples, on the host
-    staged_rows: Tensor  # (3, rows) slots, frames, lengths, on the host
-    samples: Tensor
-    rows: Tensor
-    step: Callable[[], object]
-    more: Callable[[], object]
-    finish: Callable[[], object]
-    loop: Callable[[], GreedyLoop]
-    unfinished: Tensor
-    scratch: Tensor  # the encoder may outgrow it, the graph goes on writing there
+    `step`, `more` and `finish` are recorded; what one of them leaves for the next lies in
+    `search_state`, `loop` and `changes`, tensors that the recorded kernels write at each replay.
+    """
+
+    search_state: GreedyState
+    loop: GreedyLoop
+    changes: Memory
+
+    def __init__(
+        self, model: LiveModel, arena: Arena, grid: ChunkGrid, rows: int, spare: int, record: Record
+    ) -> None:
+        self.encoder, self.arena, self.chunk = model.encoder, arena, grid.chunk
+        self.decoder, self.search = greedy_decoder(model)
+        device = model.device
+        pinned = device.type == "cuda"
+        start, end = grid.window(1)
+        self.staged_samples = torch.zeros(rows, end - start, pin_memory=pinned)
+        self.staged_rows = torch.zeros(3, rows, dtype=torch.long, pin_memory=pinned)
+        self.samples, self.given = self.staged_samples.to(device), self.staged_rows.to(device)
+        self.given[0] = spare
+        slots, frames, self.lengths = self.given
+        self.rows = Rows(slots, frames)
+        self.unfinished = torch.zeros((), dtype=torch.bool, device=device)
+        self.replay_step = record(self.step)
+        self.replay_more = record(self.more)
+        self.replay_finish = record(self.finish)
+
+    def run(self, works: Sequence[ChunkWork], frames: Sequence[int], spare: int) -> GreedyLoop:
+        """Replay the step of streams that had that many frames before; returns its finished loop.
+
+        Mutates the arena's tensors."""
+        self.staged_rows[0] = spare
+        self.staged_rows[1:] = 0
+        for i, work in enumerate(works):
+            self.staged_samples[i] = torch.from_numpy(work.samples)
+            self.staged_rows[:, i] = torch.tensor([work.slot, frames[i], self.chunk])
+        self.samples.copy_(self.staged_samples, non_blocking=True)
+        self.given.copy_(self.staged_rows, non_blocking=True)
+        self.replay_step()
+        while bool(self.unfinished):
+            self.replay_more()
+        self.replay_finish()
+        return self.loop
+
+    def step(self) -> None:
+        """Features, encoder and the first turns of the search."""
+        encoder, rows, memory = self.encoder, self.rows, self.arena.tensors
+        features = encoder.features.frames(self.samples).to(encoder.dtype)
+        x, changed = encoder.subsample(features, rows.slots, memory, first=False)
+        encoded, changes = encoder.encode(x, rows, memory, self.chunk)
+        encoded = self.decoder.condition(encoded, self.arena.prompts[rows.slots])
+        self.search_state = self.arena.search.rows(rows.slots)
+        self.loop = self.search.begin(encoded, self.lengths, self.search_state)
+        self.changes = {**changes, **changed}
+        self.turn(FIRST_TURNS)
+
+    def more(self) -> None:
+        """Further turns of the search."""
+        self.turn(MORE_TURNS)
+
+    def turn(self, count: int) -> None:
+        for _ in range(count):
+            self.search.turn(self.loop, self.search_state)
+        self.unfinished.copy_(self.loop.unfinished())
+
+    def finish(self) -> None:
+        """Write the arena."""
+        self.search.end(self.loop, self.search_state)
+        self.arena.commit(self.rows, self.changes)
+        self.arena.search.write(self.rows.slots, self.search_state)
 
 
 class StepGraphs:
-    """The graphs of a runner whose arena has `spare` as a slot that no stream uses."""
+    """The graphs of an arena that has `spare` as a slot that no stream uses."""
 
     def __init__(
         self,
-        runner: "Runner",
+        model: LiveModel,
+        arena: Arena,
         grids: Sequence[ChunkGrid],
         largest: int,
         spare: int,
         record: Record | None = None,
     ) -> None:
-        assert isinstance(runner.model.search, GreedySearch)
-        self._runner, self._search, self._spare = runner, runner.model.search, spare
-        self._record = record or CudaRecorder()
-        self._graphs: dict[tuple[int, int], _Graph] = {}
+        self._arena, self._spare = arena, spare
+        self._graphs: dict[tuple[int, int], StepGraph] = {}
+        record = record or CudaRecorder()
         # The largest first: the others then fit into the memory it took.
         self.buckets = sorted({largest, *(1 << i for i in range(largest.bit_length()))})
         for grid in grids:
             for rows in reversed(self.buckets):
-                self._graphs[grid.chunk, rows] = self._capture(grid, rows)
+                graph = StepGraph(model, arena, grid, rows, spare, record)
+                self._graphs[grid.chunk, rows] = graph
 
     def run(self, works: Sequence[ChunkWork], grid: ChunkGrid) -> list[Hypothesis]:
         """The next chunk of streams that had their first: the tokens it adds, in the order given.
 
-        The arena's tensors are written; counting the frames on the host is left to the caller.
+        Mutates the arena's tensors; counting the frames on the host is left to the caller.
         """
         graph = self._graphs[grid.chunk, next(b for b in self.buckets if b >= len(works))]
-        frames = self._runner.arena.frames
-        graph.staged_rows[0] = self._spare
-        graph.staged_rows[1:] = 0
-        for i, work in enumerate(works):
-            graph.staged[i] = torch.from_numpy(work.samples)
-            graph.staged_rows[0, i] = work.slot
-            graph.staged_rows[1, i] = frames[work.slot]
-            graph.staged_rows[2, i] = grid.chunk
-        graph.samples.copy_(graph.staged, non_blocking=True)
-        graph.rows.copy_(graph.staged_rows, non_blocking=True)
-        graph.step()
-        while bool(graph.unfinished):
-            graph.more()
-        graph.finish()
-        return graph.loop().collect()[: len(works)]
-
-    def _capture(self, grid: ChunkGrid, rows: int) -> _Graph:
-        runner, search, chunk = self._runner, self._search, grid.chunk
-        device = runner.model.device
-        pinned = device.type == "cuda"
-        start, end = grid.window(1)
-        staged = torch.zeros(rows, end - start, pin_memory=pinned)
-        staged_rows = torch.zeros(3, rows, dtype=torch.long, pin_memory=pinned)
-        samples, given = staged.to(device), staged_rows.to(device)
-        given[0] = self._spare
-        slots, frames, lengths = given
-        unfinished = torch.zeros((), dtype=torch.bool, device=device)
-        made: list[tuple[GreedyLoop, GreedyState, Callable[[], None]]] = []
-
-        def step() -> None:
-            mel = runner.features.frames(samples).to(runner.model.dtype)
-            x, caches = runner.encoder.subsample(mel, slots, first=False)
-            view = Rows(slots, frames, first=None, full=False)
-            encoded, written = runner.encoder.step(x, view, chunk)
-            state = runner.arena.search.rows(slots)
-            loop = search.begin(runner.prompted(encoded), lengths, state)
-
-            def finish() -> None:
-                search.end(loop, state)
-                runner.encoder.commit(view, written, caches)
-                runner.arena.search.write(slots, state)
-
-            made[:] = [(loop, state, finish)]
-            turns(FIRST_TURNS)
-
-        def turns(count: int) -> None:
-            loop, state, _ = made[0]
-            for _ in range(count):
-                search.turn(loop, state)
-            unfinished.copy_(loop.unfinished())
-
-        replay = self._record(step)
-        more = self._record(lambda: turns(MORE_TURNS))
-        finish = self._record(lambda: made[0][2]())
-        return _Graph(
-            staged=staged,
-            staged_rows=staged_rows,
-            samples=samples,
-            rows=given,
-            step=replay,
-            more=more,
-            finish=finish,
-            loop=lambda: made[0][0],
-            unfinished=unfinished,
-            scratch=runner.encoder.scratch,
-        )
+        frames = [self._arena.frames[work.slot] for work in works]
+        return graph.run(works, frames, self._spare).collect()[: len(works)]
 
 
 class CudaRecorder:
@@ -164,17 +157,29 @@ class CudaRecorder:
         return graph.replay
 
 
-def capture(runner: "Runner", largest: int, spare: int) -> StepGraphs | None:
-    """The graphs of a runner on a GPU; None, with one line in the log, where they cannot be had."""
-    if runner.model.device.type != "cuda":
+def greedy_decoder(model: LiveModel) -> tuple[SearchDecoder, GreedySearch]:
+    """The decoder of a model and its greedy search; TypeError for any other, which no graph has."""
+    decoder = model.decoder
+    if not isinstance(decoder, SearchDecoder) or not isinstance(decoder.search, GreedySearch):
+        raise TypeError("only the transducer's greedy search can be captured")
+    return decoder, decoder.search
+
+
+def capture(model: LiveModel, arena: Arena, largest: int, spare: int) -> StepGraphs | None:
+    """The graphs of an arena on a GPU; None, with the reason in the log, where there are none."""
+    if model.device.type != "cuda":
         return None
-    if not isinstance(runner.model.search, GreedySearch):
-        log.info("steps run kernel by kernel: only the transducer's greedy search can be captured")
+    try:
+        greedy_decoder(model)
+    except TypeError as error:
+        log.info("steps run kernel by kernel: %s", error)
         return None
-    grids = [runner.model.grid(r) for r in runner.model.config.encoder.lookaheads]
+    grids = [model.grid(lookahead) for lookahead in model.lookaheads]
     try:
         with torch.inference_mode():
-            return StepGraphs(runner, grids, largest, spare)
+            return StepGraphs(model, arena, grids, largest, spare)
     except Exception as error:
-        log.warning("steps run kernel by kernel: no CUDA graphs here (%s)", error)
+        log.warning(
+            "steps run kernel by kernel: capturing CUDA graphs failed (%s)", error, exc_info=True
+        )
         return None

@@ -195,7 +195,7 @@ class Engine:
         phrase that cannot be boosted, AudioValueError for an unusable rate, StateError for a state
         of another model.
         """
-        rate = self.model.config.features.sample_rate
+        rate = self.model.sample_rate
         document, tensors = (None, None) if state is None else saved.from_bytes(state)
         if document is None:
             lookahead = self.recognizer.live_lookahead(latency_ms)
@@ -328,7 +328,7 @@ class Engine:
             )
         try:
             lookahead = int(document["lookahead"])
-            self.model.config.encoder.chunk(lookahead)
+            self.model.grid(lookahead)
             return lookahead, int(document["input"]["sample_rate"])
         except (KeyError, TypeError, ValueError) as error:
             raise StateError(f"the saved stream is damaged ({error})") from error
@@ -430,7 +430,7 @@ class Engine:
             threads = 1 if few else len(os.sched_getaffinity(0))
         if threads is not None:
             torch.set_num_threads(threads)
-        for lookahead in self.model.config.encoder.lookaheads:
+        for lookahead in self.model.lookaheads:
             grid = self.model.grid(lookahead)
             start, end = grid.window(0)
             self.runner.step([ChunkWork(0, np.zeros(end - start, np.float32))], grid)

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from pianissimo.errors import MissingExtraError, OptionError
 from pianissimo.models.asr import AsrModel
-from pianissimo.models.fastconformer import KERNEL, STRIDE, AttentionWindow
+from pianissimo.models.fastconformer import KERNEL, STRIDE, CachedPast
 from pianissimo.models.transducer import Joiner, Predictor, PredictorState
 from pianissimo.text.tokenizer import Tokenizer
 
@@ -107,15 +107,14 @@ class EncoderStep(nn.Module):
         x, after = self._subsample(self._mel(audio, frames, samples), frames, samples, subsampling)
         position = frames[:, None] + torch.arange(-self.left, self.chunk)
         known = (position >= 0) & (position < self._length(samples, self.stages)[:, None])
-        window = AttentionWindow(self.chunk, self.left, known[:, None, None, None, :])
-        valid = known[:, self.left :]
+        mask, valid = known[:, None, None, None, :], known[:, self.left :]
         keys, values, convs = [], [], []
         for i, layer in enumerate(self.encoder.layers):
-            past = (key[i], value[i], conv[i])
-            x, (k, v, c) = layer.step(x, past, window, self.relative[i], valid)
-            keys.append(k)
-            values.append(v)
-            convs.append(c)
+            past = CachedPast(key[i], value[i], conv[i], self.relative[i], self.chunk, mask, valid)
+            x = layer(x, past)
+            keys.append(past.key)
+            values.append(past.value)
+            convs.append(past.conv)
         if self.prompt is not None:
             x = self.prompt(x)
         return x, *after, torch.stack(keys), torch.stack(values), torch.stack(convs)

@@ -159,18 +159,34 @@ class AsrConfig:
         chunk = self.encoder.chunk(lookahead)
         return ChunkGrid(chunk, self.encoder.subsampling_factor, self.features)
 
-    def hearing(self, language: str) -> "AsrConfig":
-        """The configuration for speech in that language; OptionError naming those it knows."""
+    def choose(self, language: str) -> LanguagePrompt | None:
+        """The prompt of a language, None for the only language of a model without prompts;
+        OptionError naming the languages that the model has."""
         if self.prompts is None or not self.prompts.languages:
             if language != self.language:
-                raise OptionError(f"{self.name} knows no choice of languages: leave it out")
-            return self
+                raise OptionError(
+                    f"{self.name} has no choice of languages: remove language {language!r}"
+                )
+            return None
         chosen = self.prompts.of(language)
         if chosen is None:
             known = ", ".join(sorted(prompt.language for prompt in self.prompts.languages))
-            raise OptionError(
-                f"{self.name} does not know the language {language!r}; it has {known}"
-            )
+            raise OptionError(f"{self.name} has no language {language!r}; it has {known}")
+        return chosen
+
+    def prompt(self, language: str | None) -> int:
+        """The number of a language's prompt, for None of the default; 0 without prompts.
+        OptionError naming the languages that the model has."""
+        chosen = None if language is None else self.choose(language)
+        if chosen is not None:
+            return chosen.prompt
+        return 0 if self.prompts is None else self.prompts.default
+
+    def with_language(self, language: str) -> "AsrConfig":
+        """The same configuration with that default language; OptionError as `choose`."""
+        chosen = self.choose(language)
+        if chosen is None or self.prompts is None:
+            return self
         return dataclasses.replace(
             self,
             language=None if chosen.language == AUTO else chosen.language,
@@ -187,9 +203,13 @@ class PromptProjector(nn.Module):
         self.up = nn.Linear(dim + config.count, config.hidden)
         self.down = nn.Linear(config.hidden, dim)
 
-    def forward(self, frames: Tensor, prompt: int | None = None) -> Tensor:
+    def forward(self, frames: Tensor, prompts: Tensor | None = None) -> Tensor:
+        """`prompts` (B,) are the rows' prompts, by default the model's."""
         one_hot = frames.new_zeros(*frames.shape[:2], self.config.count)
-        one_hot[..., self.config.default if prompt is None else prompt] = 1.0
+        if prompts is None:
+            one_hot[..., self.config.default] = 1.0
+        else:
+            one_hot.scatter_(2, prompts[:, None, None].expand(-1, frames.shape[1], 1), 1.0)
         return self.down(torch.relu(self.up(torch.cat([frames, one_hot], dim=-1))))
 
 
@@ -214,9 +234,12 @@ class AsrModel(nn.Module):
         if config.ctc:
             self.ctc = CtcHead(config.encoder.dim, config.vocab_size)
 
-    def hear(self, language: str) -> None:
-        """Hear everything as that language from now on; OptionError naming those it knows."""
-        self.config = self.config.hearing(language)
+    def set_language(self, language: str) -> None:
+        """Make that the default language; OptionError naming those it has. Mutates the model.
+
+        A stream or call may have another one: see the prompts of `Decoder` and `PromptProjector`.
+        """
+        self.config = self.config.with_language(language)
         if self.prompt is not None and self.config.prompts is not None:
             self.prompt.config = self.config.prompts
 

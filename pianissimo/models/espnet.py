@@ -174,7 +174,7 @@ class UtteranceNorm(nn.Module):
         return found
 
 
-class Subsampling(nn.Module):
+class EspnetSubsampling(nn.Module):
     """Two strided convolutions: a quarter of the frames."""
 
     def __init__(self, mels: int, dim: int) -> None:
@@ -198,7 +198,7 @@ def positions(places: Tensor, dim: int) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :dim]
 
 
-class Attention(nn.Module):
+class EspnetAttention(nn.Module):
     """Multi-head attention; keys and values are apart, so that a caller may keep them."""
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -225,7 +225,7 @@ class Attention(nn.Module):
         return out
 
 
-class RelativeAttention(Attention):
+class EspnetRelativeAttention(EspnetAttention):
     """Attention with relative positions (Dai et al. 2019, arXiv 1901.02860, section 3.3)."""
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -257,7 +257,7 @@ def _shifted(scores: Tensor) -> Tensor:
     return padded[:, :, 1:].reshape(B, H, T, P)[..., :T]
 
 
-class FeedForward(nn.Module):
+class EspnetFeedForward(nn.Module):
     def __init__(self, dim: int, ff_dim: int, activation: nn.Module) -> None:
         super().__init__()
         self.w_1, self.w_2 = nn.Linear(dim, ff_dim), nn.Linear(ff_dim, dim)
@@ -269,7 +269,7 @@ class FeedForward(nn.Module):
         return out
 
 
-class Convolution(nn.Module):
+class EspnetConvolution(nn.Module):
     """Gated pointwise and depthwise convolutions (Gulati et al. 2020, arXiv 2005.08100)."""
 
     def __init__(self, dim: int, kernel: int) -> None:
@@ -290,7 +290,7 @@ class Convolution(nn.Module):
 # -- encoder ---------------------------------------------------------------------------------------
 
 
-class EncoderLayer(nn.Module):
+class EspnetEncoderLayer(nn.Module):
     def __init__(self, config: EspnetConfig) -> None:
         super().__init__()
         dim = config.dim
@@ -298,16 +298,16 @@ class EncoderLayer(nn.Module):
         def norm() -> nn.LayerNorm:
             return nn.LayerNorm(dim, eps=NORM_EPS)
 
-        self.self_attn = RelativeAttention(dim, config.heads)
-        self.feed_forward = FeedForward(dim, config.ff_dim, nn.SiLU())
+        self.self_attn = EspnetRelativeAttention(dim, config.heads)
+        self.feed_forward = EspnetFeedForward(dim, config.ff_dim, nn.SiLU())
         self.norm_ff, self.norm_mha = norm(), norm()
         self.macaron = config.macaron
         if config.macaron:
-            self.feed_forward_macaron = FeedForward(dim, config.ff_dim, nn.SiLU())
+            self.feed_forward_macaron = EspnetFeedForward(dim, config.ff_dim, nn.SiLU())
             self.norm_ff_macaron = norm()
         self.convolves = config.conv_kernel is not None
         if config.conv_kernel is not None:
-            self.conv_module = Convolution(dim, config.conv_kernel)
+            self.conv_module = EspnetConvolution(dim, config.conv_kernel)
             self.norm_conv, self.norm_final = norm(), norm()
 
     def forward(self, x: Tensor, places: Tensor) -> Tensor:
@@ -322,12 +322,12 @@ class EncoderLayer(nn.Module):
         return self.norm_final(x) if self.convolves else x
 
 
-class Encoder(nn.Module):
+class EspnetEncoder(nn.Module):
     def __init__(self, config: EspnetConfig) -> None:
         super().__init__()
         self.legacy = config.legacy
-        self.embed = Subsampling(config.features.mels, config.dim)
-        self.encoders = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
+        self.embed = EspnetSubsampling(config.features.mels, config.dim)
+        self.encoders = nn.ModuleList(EspnetEncoderLayer(config) for _ in range(config.layers))
         self.after_norm = nn.LayerNorm(config.dim, eps=NORM_EPS)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -347,7 +347,7 @@ class Encoder(nn.Module):
         return out
 
 
-class CtcHead(nn.Module):
+class EspnetCtcHead(nn.Module):
     def __init__(self, dim: int, vocab_size: int) -> None:
         super().__init__()
         self.ctc_lo = nn.Linear(dim, vocab_size)
@@ -379,9 +379,9 @@ class DecoderState:
 class DecoderLayer(nn.Module):
     def __init__(self, dim: int, config: DecoderConfig) -> None:
         super().__init__()
-        self.self_attn = Attention(dim, config.heads)
-        self.src_attn = Attention(dim, config.heads)
-        self.feed_forward = FeedForward(dim, config.ff_dim, nn.ReLU())
+        self.self_attn = EspnetAttention(dim, config.heads)
+        self.src_attn = EspnetAttention(dim, config.heads)
+        self.feed_forward = EspnetFeedForward(dim, config.ff_dim, nn.ReLU())
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim, eps=NORM_EPS) for _ in range(3))
 
     def forward(
@@ -448,8 +448,8 @@ class EspnetModel(nn.Module):
         if config.features.normalize is not None:
             kinds = {"global": GlobalNorm, "utterance": UtteranceNorm}
             self.normalize = kinds[config.features.normalize](config.features)
-        self.encoder = Encoder(config)
-        self.ctc = CtcHead(config.dim, vocab_size)
+        self.encoder = EspnetEncoder(config)
+        self.ctc = EspnetCtcHead(config.dim, vocab_size)
         self.decoder = None
         if config.decoder is not None:
             self.decoder = Decoder(vocab_size, config.dim, config.decoder)

@@ -1,7 +1,7 @@
 """FastConformer encoder: offline and cache-aware streaming with the same code.
 
 Shape legend: B batch, T mel frames, F mel bins, S encoder frames, D width, H heads, K head width,
-L left context, C chunk (lookahead + 1), Q queries of an attention window, W its keys.
+A = H * K, L left context, C chunk (lookahead + 1), Q queries of an attention window, W its keys.
 
 Papers: Gulati et al. 2020 (Conformer), Rekesh et al. 2023 (FastConformer, arXiv 2305.05084),
 Noroozi et al. 2023 (cache-aware streaming, arXiv 2312.17279). Numerics follow NeMo 3.0.
@@ -16,7 +16,7 @@ stream remembers is an `EncoderState` that the caller owns.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -280,6 +280,25 @@ class Subsampling(nn.Module):
         return x * (index < lengths[:, None])[:, None, :, None]
 
 
+class LayerPast(Protocol):
+    """What one layer reads besides its input: what lies before each row, and what a frame sees.
+
+    The layer is the same for whole utterances (`WholePast`), blocks of streams in lockstep
+    (`CachedPast`) and rows of an arena (`engine/slot_encoder.py`). Both methods mutate the past
+    where it has a next block: it then keeps what that block needs.
+    """
+
+    def attend(
+        self, attention: "RelativeAttention", query: Tensor, key: Tensor, value: Tensor
+    ) -> Tensor:
+        """Projected frames (B, S, A) -> the heads side by side (B, S, A)."""
+        ...
+
+    def convolve(self, conv: "ConvModule", x: Tensor) -> Tensor:
+        """The depthwise convolution of gated frames: (B, S, D) -> (B, S, D)."""
+        ...
+
+
 class FeedForward(nn.Module):
     """Linear, SiLU, linear: (..., D) -> (..., D)."""
 
@@ -290,11 +309,11 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = [self._apply_block(block) for block in x.split(ROWS_PER_BLOCK, dim=1)]
+        parts = []
+        for block in x.split(ROWS_PER_BLOCK, dim=1):
+            wide = F.silu(self.up(block))
+            parts.append(self.down(self.dropout(wide) if self.training else wide))
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-
-    def _apply_block(self, x: Tensor) -> Tensor:
-        return self.down(self.dropout(F.silu(self.up(x))))
 
 
 class RelativeAttention(nn.Module):
@@ -313,16 +332,19 @@ class RelativeAttention(nn.Module):
         self.bias_u = nn.Parameter(torch.zeros(self.heads, self.head_dim))
         self.bias_v = nn.Parameter(torch.zeros(self.heads, self.head_dim))
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, S, D) -> query, key, value, each (B, H, S, K)."""
-        B, S, _ = x.shape
-        q, k, v = self.qkv(x).view(B, S, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        return q, k, v
+    def forward(self, x: Tensor, past: LayerPast) -> Tensor:
+        """(B, S, D) -> (B, S, D); mutates `past`."""
+        query, key, value = self.qkv(x).chunk(3, dim=-1)
+        return self.out(past.attend(self, query, key, value))
 
     def relative_keys(self, sinusoids: Tensor) -> Tensor:
         """(R, D) sinusoids -> (H, K, R) keys of those distances."""
         projected = self.position(sinusoids)
         return projected.view(len(sinusoids), self.heads, self.head_dim).permute(1, 2, 0)
+
+    def split(self, x: Tensor) -> Tensor:
+        """(B, S, A) -> (B, H, S, K)."""
+        return x.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, relative: Tensor, mask: Tensor | None
@@ -331,20 +353,19 @@ class RelativeAttention(nn.Module):
 
         q (B, H, n, Q, K); k, v (B, H, n, W, K); relative (H, K, Q + W - 1), largest distance first;
         mask, broadcastable to (B, H, n, Q, W), is true where a key may be seen.
-        Returns (B, H, n, Q, K); a query that may see nothing gets zeros.
+        Returns (B, n * Q, A), the heads side by side; a query that may see nothing gets zeros.
         """
         u, w = self.bias_u[:, None, None, :], self.bias_v[:, None, None, :]
         position = skew((q + w) @ relative[:, None], k.shape[-2])
         scores = ((q + u) @ k.transpose(-2, -1) + position) / math.sqrt(self.head_dim)
         if mask is None:
-            return torch.softmax(scores, -1, dtype=torch.float32).to(v.dtype) @ v
-        weights = torch.softmax(scores.masked_fill(~mask, MASKED_SCORE), -1, dtype=torch.float32)
-        return weights.masked_fill(~mask, 0.0).to(v.dtype) @ v
-
-    def merge(self, heads: Tensor) -> Tensor:
-        """(B, H, n, Q, K) -> (B, n * Q, D), projected."""
+            heads = torch.softmax(scores, -1, dtype=torch.float32).to(v.dtype) @ v
+        else:
+            scores = scores.masked_fill(~mask, MASKED_SCORE)
+            weights = torch.softmax(scores, -1, dtype=torch.float32)
+            heads = weights.masked_fill(~mask, 0.0).to(v.dtype) @ v
         B, H, n, Q, K = heads.shape
-        return self.out(heads.permute(0, 2, 3, 1, 4).reshape(B, n * Q, H * K))
+        return heads.permute(0, 2, 3, 1, 4).reshape(B, n * Q, H * K)
 
 
 class ConvModule(nn.Module):
@@ -365,23 +386,10 @@ class ConvModule(nn.Module):
         self.norm = nn.Identity() if folded else nn.LayerNorm(D)
         self.down = nn.Linear(D, D, bias=bias)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Whole utterances, zeros on both sides; mask (B, S) is true on valid frames."""
-        x = self._gate(x, mask)
-        after = self.kernel - 1 - self.history
-        return self._after(F.pad(x.transpose(1, 2), (self.history, after)))
-
-    def step(self, x: Tensor, cache: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """One block of a stream; cache (B, kernel - 1, D) is the gated input before it."""
-        x = torch.cat([cache, self._gate(x, mask)], dim=1)
-        return self._after(x.transpose(1, 2)), x[:, x.shape[1] - cache.shape[1] :]
-
-    def _gate(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        x = F.glu(self.up(x), dim=-1)
-        return x if mask is None else x * mask[:, :, None]
-
-    def _after(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.norm(self.depthwise(x).transpose(1, 2))))
+    def forward(self, x: Tensor, past: LayerPast) -> Tensor:
+        """(B, S, D) -> (B, S, D); mutates `past`."""
+        x = past.convolve(self, F.glu(self.up(x), dim=-1))
+        return self.down(F.silu(self.norm(x)))
 
 
 class ConformerLayer(nn.Module):
@@ -397,74 +405,97 @@ class ConformerLayer(nn.Module):
         self.norm_out = nn.LayerNorm(D)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self, x: Tensor, relative: Tensor, visible: Tensor | None, valid: Tensor | None
-    ) -> Tensor:
-        """Whole utterances. relative (H, K, 2S - 1); visible (1 or B, 1, 1, S, S); valid (B, S)."""
-        x = x + 0.5 * self.dropout(self.ff1(self.norm_ff1(x)))
-        q, k, v = self.attention.project(self.norm_attention(x))
-        x = x + self.dropout(self.attention.merge(self._attend_whole(q, k, v, relative, visible)))
-        x = x + self.dropout(self.conv(self.norm_conv(x), valid))
-        x = x + 0.5 * self.dropout(self.ff2(self.norm_ff2(x)))
+    def forward(self, x: Tensor, past: LayerPast) -> Tensor:
+        """Frames (B, S, D) and what lies before them -> (B, S, D); mutates `past`."""
+        x = self._add(x, self.ff1(self.norm_ff1(x)), 0.5)
+        x = self._add(x, self.attention(self.norm_attention(x), past))
+        x = self._add(x, self.conv(self.norm_conv(x), past))
+        x = self._add(x, self.ff2(self.norm_ff2(x)), 0.5)
         return self.norm_out(x)
 
-    def _attend_whole(
-        self, q: Tensor, k: Tensor, v: Tensor, relative: Tensor, visible: Tensor | None
+    def _add(self, x: Tensor, branch: Tensor, share: float = 1.0) -> Tensor:
+        return x.add(self.dropout(branch) if self.training else branch, alpha=share)
+
+
+@dataclass(frozen=True)
+class WholePast:
+    """Finished utterances: nothing lies before them, and nothing is kept.
+
+    relative (H, K, 2S - 1); visible (1 or B, 1, 1, S or 1, S) is true where a query may see a key;
+    valid (B, S) is true on the frames of each row, None where all rows are full.
+    """
+
+    relative: Tensor
+    visible: Tensor | None
+    valid: Tensor | None
+
+    def attend(
+        self, attention: RelativeAttention, query: Tensor, key: Tensor, value: Tensor
     ) -> Tensor:
-        """Attention over (B, H, S, K) in blocks of queries, so memory is linear in S."""
-        B, H, S, _ = q.shape
-        k, v = k[:, :, None], v[:, :, None]
-        block = max(1, ATTENTION_CELLS // max(1, B * H * S))
+        """In blocks of queries, so that memory is linear in S."""
+        B, S, _ = query.shape
+        q = attention.split(query)[:, :, None]
+        k, v = attention.split(key)[:, :, None], attention.split(value)[:, :, None]
+        visible = self.visible
+        block = max(1, ATTENTION_CELLS // max(1, B * attention.heads * S))
         parts = []
         for a in range(0, S, block):
             b = min(S, a + block)
             mask = visible if visible is None or visible.shape[3] == 1 else visible[:, :, :, a:b]
-            near = relative[:, :, S - b : 2 * S - 1 - a]
-            parts.append(self.attention.attend(q[:, :, None, a:b], k, v, near, mask))
-        return torch.cat(parts, dim=3) if len(parts) > 1 else parts[0]
+            near = self.relative[:, :, S - b : 2 * S - 1 - a]
+            parts.append(attention.attend(q[:, :, :, a:b], k, v, near, mask))
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
-    def step(
-        self,
-        x: Tensor,
-        caches: tuple[Tensor, Tensor, Tensor],
-        window: "AttentionWindow",
-        relative: Tensor,
-        valid: Tensor | None,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """One block of n * Q frames of a stream: caches in, caches out."""
-        key_cache, value_cache, conv_cache = caches
-        x = x + 0.5 * self.ff1(self.norm_ff1(x))
-        q, k, v = self.attention.project(self.norm_attention(x))
-        k, v = torch.cat([key_cache, k], dim=2), torch.cat([value_cache, v], dim=2)
-        heads = self.attention.attend(
-            q.unflatten(2, (-1, window.queries)),
-            window.slide(k),
-            window.slide(v),
-            relative,
-            window.mask,
-        )
-        x = x + self.attention.merge(heads)
-        convolved, conv_cache = self.conv.step(self.norm_conv(x), conv_cache, valid)
-        x = x + convolved
-        x = x + 0.5 * self.ff2(self.norm_ff2(x))
-        left = key_cache.shape[2]
-        kept = k.shape[2] - left
-        return self.norm_out(x), (k[:, :, kept:], v[:, :, kept:], conv_cache)
+    def convolve(self, conv: ConvModule, x: Tensor) -> Tensor:
+        """Zeros on both sides, and in place of frames that are not valid."""
+        if self.valid is not None:
+            x = x * self.valid[:, :, None]
+        x = F.pad(x.transpose(1, 2), (conv.history, conv.kernel - 1 - conv.history))
+        return conv.depthwise(x).transpose(1, 2)
 
 
-@dataclass(frozen=True)
-class AttentionWindow:
-    """How the queries of a block see cached and new keys: Q queries, W = L + Q keys a window."""
+@dataclass
+class CachedPast:
+    """Blocks of n * Q frames of streams in lockstep, and caches of the frames before them.
 
+    key, value (B, H, L, K) and conv (B, kernel - 1, D) are replaced by what the next block needs.
+    relative (H, K, L + 2Q - 1); mask, broadcastable to (B, H, n, Q, L + Q), is true where a query
+    may see a key; valid (B, n * Q) is as in `WholePast`.
+    """
+
+    key: Tensor
+    value: Tensor
+    conv: Tensor
+    relative: Tensor
     queries: int
-    left: int
     mask: Tensor | None
+    valid: Tensor | None
 
-    def slide(self, frames: Tensor) -> Tensor:
-        """(B, H, L + n * Q, K) -> (B, H, n, L + Q, K), overlapping windows."""
-        if frames.shape[2] == self.left + self.queries:
+    def attend(
+        self, attention: RelativeAttention, query: Tensor, key: Tensor, value: Tensor
+    ) -> Tensor:
+        keys = torch.cat([self.key, attention.split(key)], dim=2)
+        values = torch.cat([self.value, attention.split(value)], dim=2)
+        kept = keys.shape[2] - self.key.shape[2]
+        self.key, self.value = keys[:, :, kept:], values[:, :, kept:]
+        q = attention.split(query).unflatten(2, (-1, self.queries))
+        return attention.attend(
+            q, self._windows(keys), self._windows(values), self.relative, self.mask
+        )
+
+    def _windows(self, frames: Tensor) -> Tensor:
+        """(B, H, L + n * Q, K) -> (B, H, n, L + Q, K), overlapping."""
+        wide = self.key.shape[2] + self.queries
+        if frames.shape[2] == wide:
             return frames[:, :, None]
-        return frames.unfold(2, self.left + self.queries, self.queries).transpose(-2, -1)
+        return frames.unfold(2, wide, self.queries).transpose(-2, -1)
+
+    def convolve(self, conv: ConvModule, x: Tensor) -> Tensor:
+        if self.valid is not None:
+            x = x * self.valid[:, :, None]
+        x = torch.cat([self.conv, x], dim=1)
+        self.conv = x[:, x.shape[1] - self.conv.shape[1] :]
+        return conv.depthwise(x.transpose(1, 2)).transpose(1, 2)
 
 
 class FastConformerEncoder(nn.Module):
@@ -502,7 +533,7 @@ class FastConformerEncoder(nn.Module):
             visible = seen if visible is None else visible & seen
         sinusoids = self._sinusoids(S - 1, -(S - 1))
         for layer in self.layers:
-            x = layer(x, layer.attention.relative_keys(sinusoids), visible, valid)
+            x = layer(x, WholePast(layer.attention.relative_keys(sinusoids), visible, valid))
         return x, counts
 
     def _visible(self, S: int, lookahead: int | None, device: torch.device) -> Tensor | None:
@@ -572,7 +603,7 @@ class FastConformerEncoder(nn.Module):
 
         Whole chunks come out; frames of an unfinished chunk wait in `state.pending` until `final`
         flushes them. `lengths` (B,) in mel frames since the start of the stream masks the rows of
-        a padded batch that end earlier. Advances `state` in place.
+        a padded batch that end earlier. Mutates `state`.
         """
         x = self.subsampling.step(mel, state.subsampling, lengths=lengths, final=final)
         x = torch.cat([state.pending, x * self.scale], dim=1)
@@ -595,6 +626,7 @@ class FastConformerEncoder(nn.Module):
         self, x: Tensor, state: EncoderState, plan: ChunkPlan, counts: Tensor | None = None
     ) -> Tensor:
         """Run the layers over (B, S, D) subsampled frames: S is n chunks, or one short last chunk.
+        Mutates `state`.
 
         `counts` (B,) are the valid encoder frames of each row since the start of the stream.
         """
@@ -606,24 +638,26 @@ class FastConformerEncoder(nn.Module):
             head = self.step_layers(x[:, : S - tail], state, plan, counts)
             return torch.cat([head, self.step_layers(x[:, S - tail :], state, plan, counts)], 1)
         relative = plan.near(queries)
-        window, valid = self._window(x, state.frames, chunk, queries, plan.left, counts)
+        mask, valid = self._masks(x, state.frames, chunk, queries, plan.left, counts)
         keys, values, convs = [], [], []
         for i, layer in enumerate(self.layers):
-            caches = (state.key[i], state.value[i], state.conv[i])
-            x, (key, value, conv) = layer.step(x, caches, window, relative[i], valid)
-            keys.append(key)
-            values.append(value)
-            convs.append(conv)
+            past = CachedPast(
+                state.key[i], state.value[i], state.conv[i], relative[i], queries, mask, valid
+            )
+            x = layer(x, past)
+            keys.append(past.key)
+            values.append(past.value)
+            convs.append(past.conv)
         state.key, state.value = torch.stack(keys), torch.stack(values)
         state.conv = torch.stack(convs)
         state.frames += S
         return x
 
     @staticmethod
-    def _window(
+    def _masks(
         x: Tensor, frames: int, chunk: int, queries: int, left: int, counts: Tensor | None
-    ) -> tuple[AttentionWindow, Tensor | None]:
-        """The attention window of a block and, in a padded batch, its valid frames (B, S)."""
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Which keys a query of a block may see and, in a padded batch, the valid frames (B, S)."""
         S, device = x.shape[1], x.device
         mask = valid = None
         if queries > chunk:
@@ -638,9 +672,9 @@ class FastConformerEncoder(nn.Module):
         elif frames < left:
             known = (position >= 0)[None]
         else:
-            return AttentionWindow(queries, left, mask), None
+            return mask, None
         seen = known.unfold(1, left + queries, queries)[:, None, :, None, :]
-        return AttentionWindow(queries, left, seen if mask is None else mask & seen), valid
+        return seen if mask is None else mask & seen, valid
 
 
 def skew(scores: Tensor, keys: int) -> Tensor:

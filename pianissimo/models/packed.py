@@ -9,7 +9,7 @@ for the whole batch lets a loud row wipe out a quiet one.
 import copy
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, Literal, TypeVar
 
@@ -86,7 +86,7 @@ class PackedLSTM(nn.Module):
     """What a plain `nn.LSTM` (batch first, one direction) computes, step by step: (B, T, in).
 
     The two products of a layer are one, by a packed linear layer. oneDNN's own LSTM packs its
-    weights anew at each call, which for a single step takes several times the arithmetic.
+    weights again at each call, which for a single step takes several times the arithmetic.
     """
 
     def __init__(self, lstm: nn.LSTM, make: Callable[[nn.Linear], nn.Module]) -> None:
@@ -130,22 +130,21 @@ def packed(module: M, precision: Precision) -> M:
 
 
 def _copied(module: M, make: Callable[[nn.Linear], nn.Module]) -> M:
-    clone = copy.copy(module)
-    clone._modules = {
-        name: _packed_child(name, child, make) for name, child in module._modules.items()
-    }
-    return clone
-
-
-def _packed_child(
-    name: str, child: nn.Module | None, make: Callable[[nn.Linear], nn.Module]
-) -> nn.Module | None:
-    # Positions go through their layer once, when a stream's constants are made: exactness is free.
-    if child is None or name == "position":
-        return child
-    if type(child) is nn.LSTM:
-        return PackedLSTM(child, make)
-    return make(child) if type(child) is nn.Linear else _copied(child, make)
+    # A deep copy takes from its memo what stands there for an object: parameters and buffers
+    # themselves, layers that are packed already, and packed layers for the plain ones.
+    kept: Iterable[Tensor] = (*module.parameters(), *module.buffers())
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in kept}
+    for name, child in module.named_modules():
+        if isinstance(child, (PackedLinear, Int8Linear, PackedLSTM)):
+            memo[id(child)] = child
+        elif type(child) is nn.LSTM:
+            memo[id(child)] = PackedLSTM(child, make)
+        elif type(child) is nn.Linear:
+            # Positions go through their layer once, when a model's constants are computed:
+            # exactness is free.
+            exact = name.rpartition(".")[2] == "position"
+            memo[id(child)] = child if exact else make(child)
+    return copy.deepcopy(module, memo)
 
 
 def _gates(lstm: nn.LSTM, layer: int) -> nn.Linear:

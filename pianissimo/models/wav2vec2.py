@@ -205,7 +205,7 @@ class Adapter(nn.Module):
         return self.up(torch.relu(self.down(self.norm(frames))))
 
 
-class EncoderLayer(nn.Module):
+class Wav2Vec2EncoderLayer(nn.Module):
     """Attention over the whole clip and a feed-forward network, normed before or after."""
 
     def __init__(self, config: Wav2Vec2Config) -> None:
@@ -257,7 +257,7 @@ class Wav2Vec2(nn.Module):
             nn.Embedding(config.relative_buckets, config.heads) if config.relative_buckets else None
         )
         self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
-        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(Wav2Vec2EncoderLayer(config) for _ in range(config.layers))
         self.head = nn.Linear(config.dim, config.outputs)
 
     @property

@@ -133,7 +133,7 @@ def kaldi_filterbank(mels: int) -> Tensor:
     return torch.minimum(rising, falling).clamp(min=0).float()
 
 
-class FeedForward(nn.Module):
+class Wav2Vec2BertFeedForward(nn.Module):
     """(B, S, D) -> (B, S, D)."""
 
     def __init__(self, dim: int, ff_dim: int) -> None:
@@ -145,7 +145,7 @@ class FeedForward(nn.Module):
         return self.down(F.silu(self.up(x)))
 
 
-class Attention(nn.Module):
+class Wav2Vec2BertAttention(nn.Module):
     """Attention over the whole clip; with positions, each head weighs how far apart frames are."""
 
     def __init__(self, dim: int, heads: int, positions: int = 0) -> None:
@@ -186,21 +186,27 @@ class CausalConv(nn.Module):
         return self.down(F.silu(self.norm(x)))
 
 
-class ConformerLayer(nn.Module):
+class Wav2Vec2BertConformerLayer(nn.Module):
     """Half a feed-forward network, attention, convolution, and the other half."""
 
     def __init__(self, config: Wav2Vec2BertConfig) -> None:
         super().__init__()
         D, eps = config.dim, config.norm_eps
-        self.norm_ff1, self.ff1 = nn.LayerNorm(D, eps=eps), FeedForward(D, config.ff_dim)
+        self.norm_ff1, self.ff1 = (
+            nn.LayerNorm(D, eps=eps),
+            Wav2Vec2BertFeedForward(D, config.ff_dim),
+        )
         self.norm_attention = nn.LayerNorm(D, eps=eps)
-        self.attention = Attention(D, config.heads, config.left + config.right + 1)
+        self.attention = Wav2Vec2BertAttention(D, config.heads, config.left + config.right + 1)
         self.conv = CausalConv(config)
-        self.norm_ff2, self.ff2 = nn.LayerNorm(D, eps=eps), FeedForward(D, config.ff_dim)
+        self.norm_ff2, self.ff2 = (
+            nn.LayerNorm(D, eps=eps),
+            Wav2Vec2BertFeedForward(D, config.ff_dim),
+        )
         self.norm_out = nn.LayerNorm(D, eps=eps)
 
     def forward(self, x: Tensor, mask: Tensor | None, distances: Tensor) -> Tensor:
-        """(B, S, D) -> (B, S, D); see `Attention`."""
+        """(B, S, D) -> (B, S, D); see `Wav2Vec2BertAttention`."""
         x = x + 0.5 * self.ff1(self.norm_ff1(x))
         x = x + self.attention(self.norm_attention(x), mask, distances)
         x = x + self.conv(x)
@@ -218,7 +224,7 @@ class AdapterLayer(nn.Module):
         self.conv_residual = nn.Conv1d(A, 2 * A, 3, stride=2, padding=1)
         self.norm_attention = nn.LayerNorm(A, eps=eps)
         self.conv_attention = nn.Conv1d(A, 2 * A, 3, stride=2, padding=1)
-        self.attention = Attention(A, config.heads)
+        self.attention = Wav2Vec2BertAttention(A, config.heads)
         self.norm_ff = nn.LayerNorm(A, eps=eps)
         self.up = nn.Linear(A, config.ff_dim)
         self.down = nn.Linear(config.ff_dim, A)
@@ -249,7 +255,9 @@ class Wav2Vec2Bert(nn.Module):
         inputs, A = STACKED * config.mels, config.adapter_dim
         self.norm_projection = nn.LayerNorm(inputs, eps=config.norm_eps)
         self.projection = nn.Linear(inputs, config.dim)
-        self.layers = nn.ModuleList(ConformerLayer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(
+            Wav2Vec2BertConformerLayer(config) for _ in range(config.layers)
+        )
         self.narrow: nn.Linear | None = None
         self.norm_narrow: nn.LayerNorm | None = None
         if config.adapter_layers and config.dim != A:

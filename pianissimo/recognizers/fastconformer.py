@@ -30,7 +30,8 @@ from pianissimo.decoding.hotwords import Boost, PhraseTrie, make_trie
 from pianissimo.decoding.search import Decoding, Head, SearchState, make_search
 from pianissimo.decoding.token import Hypothesis
 from pianissimo.decoding.vocabulary import Vocabulary
-from pianissimo.engine.runner import LiveModel, Runner
+from pianissimo.engine.live_model import LiveModel, live_model
+from pianissimo.engine.runner import Runner
 from pianissimo.engine.segmented import SegmentedStream
 from pianissimo.engine.single import SingleStream
 from pianissimo.errors import OptionError, PianissimoError
@@ -312,7 +313,7 @@ class NativeRecognizer:
     @cached_property
     def live(self) -> LiveModel:
         """The model made ready for live streams, which all share it."""
-        return LiveModel(self.model, self.live_search)
+        return live_model(self.model, self.live_search)
 
     # -- how ---------------------------------------------------------------------------------------
 

@@ -95,7 +95,7 @@ def _load_native(
     ours = recognize_format(path) == "pianissimo"
     network, tokenizer = read_model(path)
     if language is not None:
-        network.hear(language)
+        network.set_language(language)
     if tokenizer.vocab_size != network.config.vocab_size:
         raise CheckpointError(
             f"{path}: the tokenizer has {tokenizer.vocab_size} pieces, the model "

@@ -101,7 +101,7 @@ class Case:
     def prompted(self, encoded: Tensor) -> Tensor:
         if self.model.prompt is None:
             return encoded
-        return self.model.prompt(encoded, self.facts["prompt"])
+        return self.model.prompt(encoded, torch.full((len(encoded),), self.facts["prompt"]))
 
 
 def clip_samples(clip: int) -> Tensor:

@@ -139,7 +139,7 @@ def test_boosted_streams_step_without_the_graph_that_serves_the_others(
         return function
 
     with torch.inference_mode():
-        runner.graphs = StepGraphs(runner, [grid], 2, 2, record=again)
+        runner.graphs = StepGraphs(recognizer.live, runner.arena, [grid], 2, 2, record=again)
     runs: list[int] = []
     run = runner.graphs.run
     runner.graphs.run = lambda works, grid: runs.append(len(works)) or run(works, grid)  # type: ignore[assignment,func-returns-value]

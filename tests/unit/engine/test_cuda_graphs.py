@@ -13,7 +13,8 @@ from pianissimo.decoding.search import make_search
 from pianissimo.decoding.token import Hypothesis
 from pianissimo.engine import cuda_graphs as graphs
 from pianissimo.engine.cuda_graphs import StepGraphs
-from pianissimo.engine.runner import LiveModel, Runner
+from pianissimo.engine.live_model import LiveModel, live_model
+from pianissimo.engine.runner import Runner
 
 
 def again(function: Callable[[], None]) -> Callable[[], object]:
@@ -25,14 +26,14 @@ def again(function: Callable[[], None]) -> Callable[[], object]:
 @pytest.fixture(scope="module")
 def live() -> LiveModel:
     model = make_talker(0.0)
-    return LiveModel(model, make_search(model))
+    return live_model(model, make_search(model))
 
 
 def graphed(live: LiveModel, slots: int, largest: int) -> Runner:
     runner = Runner(live, slots)
     grids = [live.grid(r) for r in (0, 6)]
     with torch.inference_mode():
-        runner.graphs = StepGraphs(runner, grids, largest, slots, record=again)
+        runner.graphs = StepGraphs(live, runner.arena, grids, largest, slots, record=again)
     return runner
 
 
@@ -93,20 +94,29 @@ def test_a_processor_has_no_graphs(live: LiveModel) -> None:
     assert runner.graphs is None
 
 
+def fail_to_capture(*_: object) -> None:
+    raise RuntimeError("operation not permitted when stream is capturing")
+
+
 def test_where_capturing_fails_steps_run_without(
     live: LiveModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One line in the log, and the same text."""
+    """The log has the traceback, and the text is the same."""
     grid, samples = live.grid(0), noise(30_000)
     expected = through(Runner(live, 1), grid, samples, 0)
     runner = Runner(live, 1)
-    monkeypatch.setattr(live, "device", torch.device("cuda"))
+
+    monkeypatch.setattr(LiveModel, "device", torch.device("cuda"))
+    monkeypatch.setattr(graphs.StepGraph, "__init__", fail_to_capture)
     with caplog.at_level(logging.WARNING):
-        runner.capture(1)  # there is no GPU, so it fails
+        runner.capture(1)
     monkeypatch.undo()
     assert runner.graphs is None
-    assert len(caplog.records) == 1
-    assert "kernel by kernel" in caplog.text
+    (record,) = caplog.records
+    assert "kernel by kernel" in record.message
+    assert "not permitted when stream is capturing" in record.message
+    assert "Traceback" in caplog.text
+    assert "fail_to_capture" in caplog.text
     assert through(runner, grid, samples, 0).tokens == expected.tokens
 
 
@@ -116,13 +126,13 @@ def test_on_a_gpu_the_text_is_the_same() -> None:
         pytest.skip("needs a CUDA device")
     model = make_talker(0.0)
     expected = through(
-        Runner(LiveModel(model, make_search(model)), 1),
-        LiveModel(model, make_search(model)).grid(1),
+        Runner(live_model(model, make_search(model)), 1),
+        live_model(model, make_search(model)).grid(1),
         noise(60_000),
         0,
     )
     model = make_talker(0.0).cuda()
-    live = LiveModel(model, make_search(model))
+    live = live_model(model, make_search(model))
     runner = Runner(live, 2)
     runner.capture(2)
     assert runner.graphs is not None

@@ -298,7 +298,7 @@ def test_a_pause_ends_the_utterance_and_keeps_the_caches(mute: NativeRecognizer)
         events = stream.push(noise(32_000))
         mute.live_search.silent = True
         events = stream.push(noise(32_000, seed=1))
-        key = stream._runner.arena.key.clone()
+        key = stream._runner.arena.tensors["key"].clone()
         assert [e.type for e in events] == ["final", "endpoint"]
         assert events[0].reason == "endpoint"
         assert events[0].text
@@ -838,7 +838,7 @@ def test_bfloat16_streams(talker: AsrModel, tiny_tokenizer: Tokenizer) -> None:
     model = copy.deepcopy(talker).to(torch.bfloat16)
     model.features.float()
     with make_engine(NativeRecognizer(model, tiny_tokenizer)) as engine:
-        assert engine.runner.arena.key.dtype == torch.bfloat16
+        assert engine.runner.arena.tensors["key"].dtype == torch.bfloat16
         session = engine.open(latency_ms=160)
         session.push(noise(40_000))
         session.finish()

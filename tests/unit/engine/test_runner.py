@@ -11,7 +11,8 @@ from tiny import make_talker, noise
 
 from pianissimo.decoding.search import make_search
 from pianissimo.decoding.token import Hypothesis
-from pianissimo.engine.runner import LiveModel, Runner
+from pianissimo.engine.live_model import LiveModel, live_model
+from pianissimo.engine.runner import Runner
 from pianissimo.models.asr import AsrModel
 from pianissimo.streaming.grid import ChunkGrid, ChunkWork, TailWork
 
@@ -26,7 +27,7 @@ def model() -> AsrModel:
 
 @pytest.fixture(scope="module", params=["transducer", "ctc"])
 def live(request: pytest.FixtureRequest, model: AsrModel) -> LiveModel:
-    return LiveModel(model, make_search(model, request.param))
+    return live_model(model, make_search(model, request.param))
 
 
 def window(samples: Samples, start: int, end: int) -> Samples:
@@ -64,7 +65,7 @@ def whole(model: AsrModel, live: LiveModel, samples: Samples, lookahead: int) ->
     mel = model.features.whole(torch.from_numpy(samples))[None]
     plan = model.encoder.plan(lookahead)
     encoded = model.encoder.step(mel, model.encoder.start(), plan, final=True)
-    found: Hypothesis = live.search.decode(encoded, None, live.search.start())[0]
+    found: Hypothesis = live.decoder.decode(encoded, None, live.decoder.start())[0]
     return found
 
 
@@ -143,14 +144,14 @@ def test_numbers_that_are_not_finite_do_not_outlive_their_stream(live: LiveModel
     grid, samples = live.grid(1), noise(40_000, seed=5)
     fresh = through(Runner(live, 1), grid, samples, 0)
     runner = Runner(live, 1)
-    for tensor in (runner.arena.key, runner.arena.value, runner.arena.conv):
+    for tensor in runner.arena.tensors.values():
         tensor.fill_(float("nan"))
     runner.clear(0)
     assert_same(through(runner, grid, samples, 0), fresh)
 
 
 def snapshot(runner: Runner) -> dict[str, torch.Tensor]:
-    saved = [runner.arena.save(slot) for slot in range(runner.arena.key.shape[1])]
+    saved = [runner.arena.save(slot) for slot in range(len(runner.arena.frames))]
     return {f"{slot} {name}": t for slot, s in enumerate(saved) for name, t in s.items()}
 
 
@@ -168,7 +169,9 @@ def test_idle_rows_stay_bit_for_bit(live: LiveModel) -> None:
 
 
 @pytest.mark.parametrize("lookahead", LOOKAHEADS)
-def test_a_look_at_the_tail_leaves_the_stream_as_it_was(live: LiveModel, lookahead: int) -> None:
+def test_a_look_at_the_tail_leaves_the_stream_as_it_was(
+    model: AsrModel, live: LiveModel, lookahead: int
+) -> None:
     """But what was found is not searched again, and nothing is lost or said twice."""
     runner, grid, samples = Runner(live, 1), live.grid(lookahead), noise(70_000)
     works = list(chunks(grid, samples, 0))
@@ -191,7 +194,7 @@ def test_a_look_at_the_tail_leaves_the_stream_as_it_was(live: LiveModel, lookahe
     assert late.tokens
     frames = [*early.frames, *late.frames]
     assert frames == sorted(frames)
-    looked_at = int(runner.model.encoder.subsampling.output_length(torch.tensor(heard // 160)))
+    looked_at = int(model.encoder.subsampling.output_length(torch.tensor(heard // 160)))
     assert all(frame >= looked_at for frame in late.frames)
     assert not early.frames or early.frames[-1] < looked_at
 
@@ -205,7 +208,7 @@ def test_a_step_that_fails_changes_nothing(
         runner.step([work], grid)
     before = snapshot(runner)
     with monkeypatch.context() as patch:
-        patch.setattr(live.search, "decode", lambda *_: 1 / 0)
+        patch.setattr(live.decoder, "decode", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             runner.step([works[3]], grid)
     after = snapshot(runner)

@@ -337,8 +337,8 @@ def test_a_prompt_stands_beside_each_frame() -> None:
     assert prompt is not None
     frames = tensor(2, 3, DIM)
     found = prompt(frames)
-    assert torch.equal(found, prompt(frames, 2))
-    assert not torch.allclose(found, prompt(frames, 0))
+    assert torch.equal(found, prompt(frames, torch.tensor([2] * len(frames))))
+    assert not torch.allclose(found, prompt(frames, torch.tensor([0] * len(frames))))
     beside = torch.cat([frames[1, 2], torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0])])
     hidden = (prompt.up.weight @ beside + prompt.up.bias).clamp(min=0)
     expected = prompt.down.weight @ hidden + prompt.down.bias
@@ -357,23 +357,25 @@ def test_a_prompt_stands_beside_each_frame() -> None:
 )
 def test_a_language_is_asked_for_by_its_tag(asked: str, language: str | None, prompt: int) -> None:
     model = make_model(prompts=PROMPTS)
-    model.hear(asked)
+    model.set_language(asked)
     assert model.config.language == language
     assert model.prompt is not None
     frames = tensor(1, 3, DIM)
-    assert torch.equal(model.prompt(frames), model.prompt(frames, prompt))
+    assert torch.equal(
+        model.prompt(frames), model.prompt(frames, torch.tensor([prompt] * len(frames)))
+    )
 
 
 def test_an_unknown_language_names_the_known_ones() -> None:
     model = make_model(prompts=PROMPTS, name="prompted")
     for language in ("fr", "d", ""):
-        with pytest.raises(OptionError, match=r"prompted does .* has auto, de-AT, de-DE, en-US$"):
-            model.hear(language)
+        with pytest.raises(OptionError, match=r"prompted has no .* has auto, de-AT, de-DE, en-US$"):
+            model.set_language(language)
     assert model.config.language is None
     plain = make_model(language="en")
-    plain.hear("en")
+    plain.set_language("en")
     with pytest.raises(OptionError, match="no choice of languages"):
-        plain.hear("de")
+        plain.set_language("de")
 
 
 def test_the_ctc_head_gives_log_probabilities() -> None:

@@ -350,13 +350,13 @@ def test_attention_follows_its_formula(Q: int, W: int, bias: bool) -> None:
     x, mask = tensor(1, W, DIM), tensor(Q, W, seed=1) > -0.5
     mask[0] = False
     with torch.no_grad():
-        q, k, v = (t[:, :, None] for t in attention.project(x))
+        q, k, v = (attention.split(t)[:, :, None] for t in attention.qkv(x).chunk(3, dim=-1))
         table = torch.tensor([sinusoid(d) for d in range(W - 1, -Q, -1)])
         relative = attention.relative_keys(table)
         for seen in (None, mask):
             shaped = None if seen is None else seen[None, None, None]
             heads = attention.attend(q[..., W - Q :, :], k, v, relative, shaped)
-            found = attention.merge(heads)[0].double().numpy()
+            found = attention.out(heads)[0].double().numpy()
             expected = naive_attention(attention, x[0], Q, seen)
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
