@@ -64,7 +64,8 @@ class Runner:
         else:
             # The first chunk of a stream has fewer features; from the layers on all are alike.
             order = sorted(range(len(works)), key=running.__getitem__)
-            rows = self._rows([works[i] for i in order])
+            ordered = [slots[i] for i in order]
+            rows = Rows.of(ordered, [arena.frames[slot] for slot in ordered], encoder.device)
             new = running.count(False)
             parts, changes = [], []
             for first, group in ((True, slice(0, new)), (False, slice(new, len(works)))):
@@ -90,7 +91,9 @@ class Runner:
     @torch.inference_mode()
     def finish(self, works: Sequence[TailWork], grid: ChunkGrid) -> list[Hypothesis]:
         """What several streams have left at their end, or at a point where their text is locked."""
-        arena, rows = self.arena, self._rows(works)
+        arena, device = self.arena, self.model.encoder.device
+        slots = [work.slot for work in works]
+        rows = Rows.of(slots, [arena.frames[slot] for slot in slots], device)
         features = [
             self._features(work.samples[None], work.valid)[0] if work.mel_frames else None
             for work in works
@@ -99,7 +102,7 @@ class Runner:
         search = arena.search.rows(rows.slots)
         results = self.model.decoder.finish(encoded, counts, search, arena.prompts[rows.slots])
         if continuing := [i for i, work in enumerate(works) if work.continues]:
-            index = torch.tensor(continuing, device=self.model.device)
+            index = torch.tensor(continuing, device=device)
             arena.search.write(rows.slots[index], search.rows(index))
         return results
 
@@ -108,8 +111,3 @@ class Runner:
         windows = torch.from_numpy(samples).to(encoder.device, non_blocking=True)
         ends = None if valid is None else torch.tensor([valid], device=encoder.device)
         return encoder.features.frames(windows, ends).to(encoder.dtype)
-
-    def _rows(self, works: Sequence[ChunkWork | TailWork]) -> Rows:
-        slots = [work.slot for work in works]
-        frames = [self.arena.frames[slot] for slot in slots]
-        return Rows.of(slots, frames, self.model.device)

@@ -33,6 +33,7 @@ class SlotEncoder:
 
     Slot tensors: rings `key` and `value` (N, S, L, A), `conv` (N, S, k - 1, D), and for stage i of
     the subsampling the one input frame kept between chunks, `subsampling.i` (S, channels, 1, bins).
+    `taps` are the depthwise convolutions of the layers, (k, D) each.
     """
 
     def __init__(self, model: AsrModel) -> None:
@@ -53,7 +54,7 @@ class SlotEncoder:
         self._stages = [f"subsampling.{i}" for i in range(len(caches))]
         for name, cache in zip(self._stages, caches, strict=True):
             self.slot_tensors[name] = SlotTensor((cache.shape[1], 1, cache.shape[3]))
-        self._taps = [layer.conv.depthwise.weight[:, 0].T.contiguous() for layer in self.layers]
+        self.taps = [layer.conv.depthwise.weight[:, 0].T.contiguous() for layer in self.layers]
         self._relative: dict[int, Tensor] = {}
 
     def grid(self, lookahead: int) -> ChunkGrid:
@@ -110,10 +111,6 @@ class SlotEncoder:
             self._relative[queries] = keys.contiguous()
         return self._relative[queries]
 
-    def taps(self, layer: int) -> Tensor:
-        """The depthwise convolution of a layer: (k, D)."""
-        return self._taps[layer]
-
     def _subsampling_state(self, slots: Tensor, memory: Memory, first: bool) -> SubsamplingState:
         if first:
             return self.encoder.subsampling.start(len(slots))
@@ -142,23 +139,19 @@ class SlotPast:
         self.convs: list[Tensor] = []
         self._encoder, self._rows, self._memory = encoder, rows, memory
         self._relative = encoder.relative_keys(queries)
-        self._distance, self._mask = self._view(queries, chunk, counts)
+        B, Q, L, A = len(rows.slots), queries, encoder.left, memory["key"].shape[-1]
         # All layers share one window, small enough to stay in the processor's cache.
-        B, A = len(rows.slots), memory["key"].shape[-1]
-        self._window = memory["key"].new_empty(2, B, encoder.left + queries, A)
-
-    def _view(self, Q: int, chunk: int, counts: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Distances (1, B, Q, W), and a mask (B, 1, Q, W) added to scores if some are hidden."""
-        rows, L, device = self._rows, self._encoder.left, self._rows.slots.device
-        B, frames = len(rows.slots), rows.frames[:, None, None]
+        self._window = memory["key"].new_empty(2, B, L + Q, A)
+        frames, device = rows.frames[:, None, None], rows.slots.device
         query, new = torch.arange(Q, device=device)[:, None], torch.arange(Q, device=device)
         age = (torch.arange(L, device=device) - frames) % L  # 0 for the oldest frame of the ring
         past = Q - 1 - query + age
         own = (L + Q - 1 - query + new).expand(B, Q, Q)
-        distance = torch.cat([past, own], dim=2)[None]
+        self._distance = torch.cat([past, own], dim=2)[None]  # (1, B, Q, W) into the R distances
+        self._mask: Tensor | None = None  # (B, 1, Q, W), added to the scores
         full = rows.counts is not None and min(rows.counts) >= L
         if counts is None and Q <= chunk and full:
-            return distance, None
+            return
         # A query sees its own chunk and the L frames before that chunk, as far as they exist.
         begin = query // chunk * chunk
         seen = (age >= begin) & (frames - L + age >= 0)
@@ -167,8 +160,7 @@ class SlotPast:
             seen_own = seen_own & (new < counts[:, None, None])
         mask = torch.cat([seen, seen_own], dim=2)
         # Rows past the end of a stream see themselves, so that their numbers stay finite.
-        scores = torch.where(mask, 0.0, MASKED_SCORE).to(self._memory["key"].dtype)
-        return distance, scores[:, None]
+        self._mask = torch.where(mask, 0.0, MASKED_SCORE).to(memory["key"].dtype)[:, None]
 
     def attend(
         self, attention: RelativeAttention, query: Tensor, key: Tensor, value: Tensor
@@ -205,7 +197,7 @@ class SlotPast:
     def convolve(self, conv: ConvModule, x: Tensor) -> Tensor:
         """Tap by tap: the convolution kernels of a few frames cost ten times their arithmetic."""
         layer, Q = len(self.convs), x.shape[1]
-        taps = self._encoder.taps(layer)
+        taps = self._encoder.taps[layer]
         x = torch.cat([self._memory["conv"][layer].index_select(0, self._rows.slots), x], dim=1)
         self.convs.append(x[:, Q:])
         y = x[:, :Q] * taps[0]

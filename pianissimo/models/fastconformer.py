@@ -226,7 +226,8 @@ class Subsampling(nn.Module):
         lengths: Tensor | None = None,
         final: bool = False,
     ) -> Tensor:
-        """Take (B, T, F) further mel frames, T >= 0, and return the (B, S, D) frames they complete.
+        """Further mel frames (B, T, F), T >= 0 -> the frames that they complete (B, S, D). Mutates
+        `state`.
 
         `lengths` (B,), counted from the start of the stream, masks rows of a padded batch that end
         earlier. `final` emits what the end of the utterance completes.
@@ -234,7 +235,8 @@ class Subsampling(nn.Module):
         x = mel.unsqueeze(1)
         valid = lengths
         for stage, conv in enumerate(self.conv):
-            x = self._mask(x, state.counts[stage], valid)
+            if valid is not None:
+                x = self._mask(x, state.counts[stage], valid)
             state.counts[stage] += x.shape[2]
             x = torch.cat([state.caches[stage], x], dim=2)
             if final and state.counts[stage] and x.shape[2] % STRIDE == 0:
@@ -250,7 +252,8 @@ class Subsampling(nn.Module):
             if stage and self.depthwise:
                 x = self.pointwise[stage - 1](x)
             x = F.relu(x)
-        x = self._mask(x, state.emitted, valid)
+        if valid is not None:
+            x = self._mask(x, state.emitted, valid)
         state.emitted += x.shape[2]
         B, channels, S, bins = x.shape
         return self.out(x.transpose(1, 2).reshape(B, S, channels * bins))
@@ -272,10 +275,8 @@ class Subsampling(nn.Module):
         return torch.where(n > 0, (n + self.left + self.right - KERNEL) // STRIDE + 1, n)
 
     @staticmethod
-    def _mask(x: Tensor, first: int, lengths: Tensor | None) -> Tensor:
+    def _mask(x: Tensor, first: int, lengths: Tensor) -> Tensor:
         """Zero the (B, channels, T, bins) frames at or past each row's length."""
-        if lengths is None or x.shape[2] == 0:
-            return x
         index = torch.arange(first, first + x.shape[2], device=x.device)
         return x * (index < lengths[:, None])[:, None, :, None]
 

@@ -23,6 +23,8 @@ M = TypeVar("M", bound=nn.Module)
 
 ROWS_HINT = 16
 """Rows a packed float32 weight is laid out for: what one or a few streams bring per step."""
+REORDER, PRODUCT = "_reorder_linear_weight", "_linear_pointwise"
+"""oneDNN's operators in `torch.ops.mkldnn`: they have no public names."""
 ROWS_AT_ONCE = 128
 """More rows than this are slower in the packed layout than in the plain one, unless cut up."""
 WEIGHT_LEVELS = 127
@@ -43,20 +45,17 @@ class PackedLinear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = None if linear.bias is None else linear.bias.detach()
         weight = linear.weight.detach().contiguous()
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_HINT)
+        self._packed = getattr(torch.ops.mkldnn, REORDER)(weight, ROWS_HINT)
+        self._product = getattr(torch.ops.mkldnn, PRODUCT)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features)
-        if len(rows) <= ROWS_AT_ONCE:
-            y = self._product(rows)
-        else:
-            y = torch.cat([self._product(part) for part in rows.split(ROWS_AT_ONCE)])
+        parts = [
+            self._product(part, self._packed, self.bias, "none", [], "")
+            for part in rows.split(ROWS_AT_ONCE)
+        ]
+        y: Tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
         return y.view(*x.shape[:-1], self.out_features)
-
-    def _product(self, rows: Tensor) -> Tensor:
-        linear = torch.ops.mkldnn._linear_pointwise
-        y: Tensor = linear(rows, self._packed, self.bias, "none", [], "")
-        return y
 
 
 class Int8Linear(nn.Module):

@@ -107,6 +107,7 @@ def test_where_capturing_fails_steps_run_without(
     runner = Runner(live, 1)
 
     monkeypatch.setattr(LiveModel, "device", torch.device("cuda"))
+    monkeypatch.setattr(graphs, "CudaRecorder", lambda: again)
     monkeypatch.setattr(graphs.StepGraph, "__init__", fail_to_capture)
     with caplog.at_level(logging.WARNING):
         runner.capture(1)

@@ -9,11 +9,12 @@ import torch
 from numpy.typing import NDArray
 from tiny import make_talker, noise
 
-from pianissimo.decoding.search import make_search
+from pianissimo.decoding.search import Head, make_search
 from pianissimo.decoding.token import Hypothesis
 from pianissimo.engine.live_model import LiveModel, live_model
 from pianissimo.engine.runner import Runner
-from pianissimo.models.asr import AsrModel
+from pianissimo.errors import OptionError
+from pianissimo.models.asr import AsrModel, LanguagePrompt, PromptConfig
 from pianissimo.streaming.grid import ChunkGrid, ChunkWork, TailWork
 
 LOOKAHEADS = (0, 1, 6, 13)
@@ -267,3 +268,64 @@ def test_many_chunks_need_no_more_than_few(live: LiveModel, count: int) -> None:
     assert len(sizes) == 1
     assert runner.arena.frames[0] == count
     assert all(bool(t.isfinite().all()) for t in snapshot(runner).values() if t.is_floating_point())
+
+
+# -- languages -------------------------------------------------------------------------------------
+
+PROMPTS = PromptConfig(
+    count=5, hidden=8, default=2, languages=(LanguagePrompt("de", 1), LanguagePrompt("en", 4))
+)
+
+
+@pytest.mark.parametrize("head", ["transducer", "ctc"])
+def test_each_row_has_its_own_language(head: Head) -> None:
+    """Side by side as in a model whose default it is, also when saved; a used slot has none."""
+    samples = noise(60_000)
+    expected = {}
+    for language in (None, "de", "en"):
+        model = make_talker(0.0, prompts=PROMPTS)
+        if language is not None:
+            model.set_language(language)
+        live = live_model(model, make_search(model, head))
+        expected[language] = through(Runner(live, 1), live.grid(1), samples, 0)
+    assert len({tuple(found.log_probs) for found in expected.values()}) == 3
+    model = make_talker(0.0, prompts=PROMPTS)
+    live = live_model(model, make_search(model, head))
+    runner, grid = Runner(live, 4), live.grid(1)
+    languages = [None, "de", "en"]
+    found = [Hypothesis() for _ in languages]
+    for slot, language in enumerate(languages):
+        runner.clear(slot, prompt=live.decoder.prompt(language))
+    works = [list(chunks(grid, samples, slot)) for slot in range(3)]
+    for k, together in enumerate(zip(*works, strict=True)):
+        if k == 4:
+            runner.arena.restore(3, runner.arena.save(1), runner.arena.frames[1])
+            runner.clear(1)
+        if k >= 4:
+            together = (together[0], ChunkWork(3, together[1].samples), together[2])
+        for i, hypothesis in enumerate(runner.step(together, grid)):
+            found[i].extend(hypothesis)
+    tails = [tail(grid, samples, slot) for slot in (0, 3, 2)]
+    for i, hypothesis in enumerate(runner.finish(tails, grid)):
+        found[i].extend(hypothesis)
+    for i, language in enumerate(languages):
+        assert_same(found[i], expected[language])
+    assert_same(through(runner, grid, samples, 1), expected[None])
+
+
+def test_a_prompt_out_of_range_is_not_restored() -> None:
+    model = make_talker(0.0, prompts=PROMPTS)
+    runner = Runner(live_model(model, make_search(model)), 1)
+    saved = runner.arena.save(0)
+    for prompt in (-1, 5):
+        with pytest.raises(ValueError, match="prompt"):
+            runner.arena.restore(0, {**saved, "prompt": torch.tensor([prompt])}, 0)
+
+
+def test_a_language_the_model_does_not_have_is_refused(live: LiveModel) -> None:
+    model = make_talker(0.0, prompts=PROMPTS, name="prompted")
+    prompted = live_model(model, make_search(model))
+    with pytest.raises(OptionError, match="prompted has no language 'fr'; it has de, en"):
+        prompted.decoder.prompt("fr")
+    with pytest.raises(OptionError, match="no choice of languages"):
+        live.decoder.prompt("de")
