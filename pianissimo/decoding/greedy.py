@@ -8,8 +8,8 @@ against the same predictor output, since nothing changes between blanks. State i
 chunks: decoding a stream in chunks gives the tokens and frames of decoding it whole.
 
 A turn of the loop works in place on tensors of fixed shape and asks the device nothing, so that
-several turns can be recorded as one CUDA graph; see `streaming/graphs.py`. Phrases that are boosted
-are looked up on the host: only then does a turn wait for the device.
+several turns can be recorded as one CUDA graph; see `engine/cuda_graphs.py`. Boosted phrases are
+looked up on the host: only then does a turn wait for the device.
 """
 
 from collections.abc import Sequence

@@ -21,14 +21,14 @@ from pianissimo.models.asr import AsrModel
 
 Head = Literal["transducer", "ctc"]
 FUSION_BEAM = 8
-"""How wide a beam is that is needed for a language model, if nobody says."""
+"""The default width of a beam that a language model needs."""
 RESCORED_PAUSE_SECONDS = 0.8
-"""The pause at which texts are weighed again: longer than one between two words of a list."""
+"""The pause at which texts are rescored: longer than one between two words of a list."""
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How a text is found: greedily, or as the best of `beam` hypotheses that live side by side.
+    """The search: greedy, or the best of `beam` hypotheses that live side by side.
 
     `rescoring` is how much the CTC head counts when the texts of a transducer's beam are weighed
     again at a pause, by default what the model's configuration says (0.5 is usual, 0 is never);

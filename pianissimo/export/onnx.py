@@ -9,9 +9,9 @@ how many samples a step takes, the shapes of the caches of one stream, and the t
 are those of our own engine; what is not in the files is the gain before the model and the endpoint
 rules after it.
 
-One graph serves the first chunk of a stream, those in its middle and the last one. It is told how
-many frames a stream has behind it and how many samples it will have in all, and takes everything
-before and behind for what the padding of `forward` is: nothing.
+One graph serves the first chunk of a stream, the chunks in its middle and the last one. Its inputs
+say how many frames a stream has had and how many samples it has in all; what lies before and after
+the stream counts as the zero padding of `forward`.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ from pianissimo.text.tokenizer import Tokenizer
 OPSET = 20
 """The first one with everything needed; onnxruntime has it since 1.17."""
 STILL_RUNNING = 2**40
-"""For `samples`, as long as nobody knows where a stream ends."""
+"""For `samples`, while the end of a stream is unknown."""
 DESCRIPTION_FILE = "onnx.json"
 FORMAT_VERSION = 1
 TRACED_STREAMS = 2
@@ -155,12 +155,12 @@ class EncoderStep(nn.Module):
         return x * inside[:, None, :, None]
 
     def _first(self, frames: Tensor, stage: int) -> Tensor:
-        """The number of the first frame of a chunk after so many stages: negative at the start."""
+        """The first frame of a chunk after that many stages; negative at the start."""
         rate = 2 ** (self.stages - stage)
         return frames * rate - (rate - 1)
 
     def _length(self, samples: Tensor, stage: int) -> Tensor:
-        """How many frames a stream of so many samples has after so many stages."""
+        """The number of frames of a stream of that many samples after that many stages."""
         length = samples // self.features.config.hop_samples
         for _ in range(stage):
             subsampling = self.encoder.subsampling
@@ -205,10 +205,10 @@ def export(
 ) -> Exported:
     """Write a streaming model, in float32 on the CPU, as ONNX files: all latency modes by default.
 
-    With "int8" matrices have 8-bit weights, and activations are scaled anew in each product, over
-    all streams of a step: what one stream hears then changes the numbers of another a little, as it
-    does not in our own engine. Raises OptionError for a model that cannot stream or has no such
-    mode, MissingExtraError without the packages of pianissimo[export].
+    With "int8" matrices have 8-bit weights, and the activations of all streams of a step share one
+    scale in each product: the audio of one stream then changes the numbers of another a little,
+    which it does not in our own engine. Raises OptionError for a model that cannot stream or lacks
+    the mode, MissingExtraError without the packages of pianissimo[export].
     """
     config = model.config
     _check(model, precision)
@@ -253,7 +253,7 @@ def _check(model: AsrModel, precision: str) -> None:
         raise OptionError(f"ONNX files are written as float32 or int8, not as {precision!r}")
     if not model.config.streams:
         raise OptionError(
-            f"{model.config.name} hears recordings whole; only models that stream are exported"
+            f"{model.config.name} transcribes whole recordings; only streaming models are exported"
         )
     if model.device.type != "cpu" or model.dtype != torch.float32:
         raise OptionError("ONNX files are made from a model in float32 on the CPU")
@@ -314,7 +314,7 @@ def _write(
     else:
         names = {"batch": batch, "frames": torch.export.Dim("frames", min=1)}
         shapes = tuple(
-            {axis: names[told] for axis, told in dynamic[name].items()} for name in inputs
+            {axis: names[size] for axis, size in dynamic[name].items()} for name in inputs
         )
     if isinstance(module, EncoderStep):
         shapes = (*shapes[:3], shapes[3:])  # the caches are one starred argument
@@ -341,7 +341,7 @@ def quantize(path: Path) -> None:
 
     Matrices of the spectrum stay exact, and so do the keys of distances, which are no layer's.
     Weights use 7 of their bits: with 8, processors without VNNI overflow in silence where they add
-    pairs of products in 16 bits, and nobody knows where a file will run.
+    pairs of products in 16 bits, and a file may run on any processor.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic

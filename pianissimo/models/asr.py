@@ -82,8 +82,8 @@ class PromptConfig:
 class AsrConfig:
     """Everything needed to build the model but its weights and its tokenizer.
 
-    `beam` is how many hypotheses its transducer follows side by side through a recording, if nobody
-    asks for another search; live streams are searched greedily, since a beam says words later.
+    `beam` is the number of hypotheses that the transducer follows through a recording by default;
+    live streams are searched greedily, because a beam emits words later.
     `rescoring` is how much the CTC head counts wherever the transducer has a beam (see `Decoding`).
     """
 
@@ -145,7 +145,7 @@ class AsrConfig:
         return {round((r + 1) * self.frame_seconds * 1000): r for r in modes}
 
     def lookahead(self, latency_ms: int | None) -> int | None:
-        """The lookahead of a latency mode; None asks for the longest. OptionError if unknown."""
+        """The lookahead of a latency mode, of the longest for None. OptionError if unknown."""
         modes = self.latencies_ms
         if latency_ms is None:
             return max(modes.values(), default=None)

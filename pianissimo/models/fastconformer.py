@@ -45,7 +45,7 @@ class EncoderConfig:
     is a batch norm whose running statistics were folded into the depthwise convolution. With
     `depthwise_subsampling` False its convolutions mix channels, as those of the first Conformers
     (Gulati et al. 2020, arXiv 2005.08100) do. Heads share `dim` among them, or are `head_width`
-    wide each, where some were taken out.
+    wide each, where some were removed.
     """
 
     n_mels: int = 128
@@ -579,7 +579,7 @@ class FastConformerEncoder(nn.Module):
         return torch.stack([layer.attention.relative_keys(sinusoids) for layer in self.layers])
 
     def start(self, batch: int = 1) -> EncoderState:
-        """The state of `batch` streams that have heard nothing."""
+        """The state of `batch` streams before their first frame."""
         config, weight = self.config, self.subsampling.weight
         left = config.left_context or 0
         keys = (config.layers, batch, config.heads, left, config.head_dim)

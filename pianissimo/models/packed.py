@@ -162,8 +162,8 @@ def activation_levels() -> int:
     """How many levels a row's activations get on each side of zero: 127 or, without VNNI, 63.
 
     Older processors add pairs of products in 16 bits, where full 8-bit activations overflow in
-    silence. Found by trying, as is whether the kernels are there at all: they are not part of
-    PyTorch's public interface. Raises OptionError if they are not.
+    silence. The levels are found by trying, as are the kernels themselves, which are not part of
+    PyTorch's public interface. Raises OptionError if there are none.
     """
     try:
         packed = _pack_int8(torch.ones(16, 64))

@@ -64,7 +64,7 @@ class Predictor(nn.Module):
         super().__init__()
         self.config = config
         weight = torch.empty(config.vocab_size + 1, config.predictor_dim)
-        if not weight.is_meta:  # drawing numbers that nobody reads would load PyTorch's compiler
+        if not weight.is_meta:  # drawing unused numbers would load PyTorch's compiler
             nn.init.normal_(weight)
             weight[config.blank] = 0.0
         self.embedding = nn.Embedding(
