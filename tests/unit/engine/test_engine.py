@@ -275,8 +275,8 @@ class Mute:
     def __init__(self, search: Any) -> None:
         self._search, self.silent, self.fails = search, False, False
 
-    def start(self, batch: int = 1) -> Any:
-        return self._search.start(batch)
+    def start(self, batch: int = 1, tries: Any = None) -> Any:
+        return self._search.start(batch, tries)
 
     def decode(self, encoded: Any, lengths: Any, state: Any) -> Any:
         if self.fails:
