@@ -10,7 +10,6 @@ a stream remembers is a `FrontEndState` that the caller owns and may store.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,33 +21,6 @@ from pianissimo.audio.level import GAIN_MODES, GainMode, GainOptions, Samples
 from pianissimo.audio.limiter import LimiterState
 from pianissimo.audio.recording_gain import RecordingGain, RecordingState
 from pianissimo.errors import OptionError
-
-DEFAULT_MODES: Mapping[str, GainMode] = MappingProxyType(
-    {
-        "parakeet": "on",
-        "nemotron": "on",
-        "voxtral": "on",
-        "lasr": "on",
-        "whisper": "on",
-        "paraformer": "on",
-        "glm_asr": "auto",
-        # Our recipes train on copies at many levels.
-        "pianissimo": "auto",
-        # Their extractors scale every recording to unit variance: a gain changes nothing.
-        "wav2vec2": "off",
-        "hubert": "off",
-    }
-)
-"""What suits a family of models.
-
-A log-mel with a guard term loses quiet bins, so Parakeet, Nemotron and Voxtral gain most; GLM-ASR
-was trained on quiet speech and is left alone unless it is very quiet.
-"""
-
-
-def default_mode(family: str) -> GainMode:
-    """The gain mode for a family of models; "auto" for one that is not listed."""
-    return DEFAULT_MODES.get(family.lower().replace("-", "_"), "auto")
 
 
 @dataclass
@@ -78,8 +50,10 @@ class FrontEnd:
         if mode not in GAIN_MODES:
             raise OptionError(f"unknown gain mode {mode!r}; choose {', '.join(GAIN_MODES)}")
         self.mode, self.options = mode, options or GainOptions()
-        self._live = StreamGain(mode, self.options)
-        self._recording = RecordingGain(mode, self.options)
+        self.live, self.recording = (
+            StreamGain(mode, self.options),
+            RecordingGain(mode, self.options),
+        )
 
     def start(self, *, live: bool, gain_db: float = 0.0) -> FrontEndState:
         """The state before the first sample.
@@ -89,8 +63,8 @@ class FrontEnd:
         and then gets one gain. Raises OptionError for a `gain_db` outside the options' bounds.
         """
         if live:
-            return FrontEndState(live=self._live.start(gain_db))
-        return FrontEndState(recording=self._recording.start())
+            return FrontEndState(live=self.live.start(gain_db))
+        return FrontEndState(recording=RecordingState())
 
     def push(self, samples: npt.ArrayLike, state: FrontEndState) -> Gained:
         """Take samples (n,), n >= 0, and return those that are ready.
@@ -99,16 +73,16 @@ class FrontEnd:
         are integers never scaled; the state is then as it was before.
         """
         if state.live is not None:
-            return self._live.push(samples, state.live)
+            return self.live.push(samples, state.live)
         assert state.recording is not None
-        return self._recording.push(samples, state.recording)
+        return self.recording.push(samples, state.recording)
 
     def finish(self, state: FrontEndState) -> Gained:
         """The samples that still wait. Altogether as many have left as came."""
         if state.live is not None:
-            return self._live.finish(state.live)
+            return self.live.finish(state.live)
         assert state.recording is not None
-        return self._recording.finish(state.recording)
+        return self.recording.finish(state.recording)
 
     def whole(self, samples: npt.ArrayLike) -> Gained:
         """A recording (n,) at once: what `push` and `finish` give for any blocks of it."""
@@ -162,14 +136,12 @@ def _limiter(data: Mapping[str, Any]) -> LimiterState:
 
 
 __all__ = [
-    "DEFAULT_MODES",
     "FrontEnd",
     "FrontEndState",
     "GainMode",
     "GainOptions",
     "GainReading",
     "Gained",
-    "default_mode",
     "export_state",
     "import_state",
 ]

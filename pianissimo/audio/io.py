@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Protocol, TypeAlias
+from typing import BinaryIO, Protocol, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -93,7 +93,7 @@ def load_audio(source: AudioSource, *, sample_rate: int = SAMPLE_RATE) -> Sample
     """
     rate = check_sample_rate(sample_rate, "sample_rate")
     with _opened(source) as reader:
-        return np.concatenate(list(_resampled(reader, rate)))
+        return np.concatenate(list(_decoded(reader, rate)))
 
 
 def stream_audio(
@@ -110,7 +110,31 @@ def stream_audio(
     return _stream(source, rate, max(1, round(block_seconds * rate)))
 
 
-def from_array(samples: Any, sample_rate: int, *, target_rate: int = SAMPLE_RATE) -> Samples:
+def read_blocks(
+    source: Recording, sample_rate: int | None = None, *, block_seconds: float = 10.0
+) -> Iterable[Samples]:
+    """Any recording as blocks of mono float32 at 16 kHz.
+
+    `source` is a source of `load_audio`, an array with its `sample_rate` in Hz, which becomes one
+    block, or an iterator of blocks (n,) of mono float32 at 16 kHz, which are checked and joined to
+    `block_seconds`. Raises OptionError for an array without a rate or blocks with one, and the
+    errors of `load_audio`, `from_array` or a block that is not usable when it is read.
+    """
+    if isinstance(source, Iterator) and not hasattr(source, "read"):
+        if sample_rate is not None:
+            raise OptionError("blocks are mono float32 at 16 kHz; remove sample_rate")
+        blocks = _checked(cast("Iterator[Samples]", source))
+        return _reblocked(blocks, round(block_seconds * SAMPLE_RATE))
+    if sample_rate is not None:
+        return [from_array(cast("npt.ArrayLike", source), sample_rate)]
+    if hasattr(source, "__array__") or isinstance(source, list | tuple):
+        raise OptionError("samples need their rate: transcribe(array, sample_rate=16000)")
+    return _stream(cast("AudioSource", source), SAMPLE_RATE, round(block_seconds * SAMPLE_RATE))
+
+
+def from_array(
+    samples: npt.ArrayLike, sample_rate: int, *, target_rate: int = SAMPLE_RATE
+) -> Samples:
     """Return samples from memory as a new mono float32 array (n,) at `target_rate` Hz.
 
     `samples` is a NumPy array, torch tensor or list of shape (samples,) or (samples, channels), of
@@ -145,7 +169,23 @@ def describe(source: AudioSource) -> AudioInfo:
 
 def _stream(source: AudioSource, rate: int, block_samples: int) -> Iterator[Samples]:
     with _opened(source) as reader:
-        yield from _reblocked(_resampled(reader, rate), block_samples)
+        yield from _reblocked(_decoded(reader, rate), block_samples)
+
+
+def _checked(blocks: Iterator[Samples]) -> Iterator[Samples]:
+    """The blocks, each checked to be what it must be; raises AudioValueError."""
+    received = 0
+    for block in blocks:
+        if getattr(block, "dtype", None) != np.float32 or block.ndim != 1:
+            kind = (
+                f"{block.dtype} of shape {block.shape}" if hasattr(block, "shape") else "no array"
+            )
+            raise AudioValueError(
+                f"a block must be mono float32 at 16 kHz, of shape (samples,), but is {kind}"
+            )
+        _check_finite(block, received / SAMPLE_RATE, SAMPLE_RATE, "the given audio")
+        received += len(block)
+        yield block
 
 
 def _reblocked(blocks: Iterable[Samples], size: int) -> Iterator[Samples]:
@@ -165,31 +205,27 @@ def _reblocked(blocks: Iterable[Samples], size: int) -> Iterator[Samples]:
         yield np.concatenate(pending)
 
 
-def _resampled(reader: "_Reader", rate: int) -> Iterator[Samples]:
-    resampler: StreamingResampler | None = None
-    for block, source_rate in _decoded(reader):
-        if resampler is None or resampler.source_rate != source_rate:
-            if resampler is not None:
-                yield resampler.finish()
-            resampler = StreamingResampler(source_rate, rate)
-        yield resampler.push(block)
-    if resampler is not None:
-        yield resampler.finish()
-
-
-def _decoded(reader: "_Reader") -> Iterator[tuple[Samples, int]]:
-    """Yield (mono block, its sample rate) from the first decoder that finds any sample."""
+def _decoded(reader: "_Reader", rate: int) -> Iterator[Samples]:
+    """Mono blocks (n,) at `rate` Hz from the first decoder that finds any sample."""
     for decoder in _decoders(reader):
-        seconds = 0.0
+        seconds, resampler = 0.0, None
         with closing(decoder):
-            for block, rate in decoder.blocks():
-                check_sample_rate(rate, reader.label)
-                _check_finite(block, seconds, rate, reader.label)
-                seconds += len(block) / rate
+            for block, source_rate in decoder.blocks():
+                if not np.isfinite(block).all():
+                    _check_finite(block, seconds, source_rate, reader.label)
+                if resampler is not None and resampler.source_rate != source_rate:
+                    yield resampler.finish()
+                    resampler = None
+                if resampler is None and source_rate != rate:
+                    check_sample_rate(source_rate, reader.label)
+                    resampler = StreamingResampler(source_rate, rate)
+                seconds += len(block) / source_rate
                 if len(block):
-                    yield block, rate
+                    yield block if resampler is None else resampler.push(block)
         reader.check()
         if seconds:
+            if resampler is not None:
+                yield resampler.finish()
             return
     raise AudioDecodeError(f"{reader.label} {_NOTHING_DECODES}")
 
@@ -277,8 +313,9 @@ class _LibavDecoder:
 
         # PyAV drops libav's own messages unless the user turned them on; that choice stays theirs.
         try:
-            self._container: Any = av.open(
+            self._container = av.open(
                 reader,
+                mode="r",
                 metadata_errors="replace",
                 container_options={
                     "format_whitelist": _LIBAV_FORMATS,
@@ -287,40 +324,33 @@ class _LibavDecoder:
             )
         except av.FFmpegError as error:
             raise _Refused from error
-        try:
-            self._stream = self._best_stream()
-        except _Refused:
+        tracks = self._container.streams.audio
+        known = [track for track in tracks if track.codec_context is not None]
+        if not known:
+            fault = (
+                "has an audio track in a codec that is not supported; convert it to WAV or FLAC"
+                if tracks
+                else "has no audio track, only video; pass a file that has sound"
+                if self._container.streams.video
+                else "has no audio track; pass a file that has sound"
+            )
             self.close()
-            raise
+            raise _Refused(fault)
+        best = self._container.streams.best("audio")
+        self._stream = best if best in known else known[0]
+        seconds = None
+        if self._stream.duration is not None and self._stream.time_base is not None:
+            seconds = float(self._stream.duration * self._stream.time_base)
+        elif self._container.duration is not None:
+            seconds = float(self._container.duration) / 1_000_000  # libav counts microseconds
         codec = self._stream.codec_context
         self.info = AudioInfo(
-            duration_seconds=self._duration(),
+            duration_seconds=seconds,
             sample_rate=codec.sample_rate,
             channels=codec.channels,
             container=self._container.format.name,
             codec=codec.codec.canonical_name,
         )
-
-    def _best_stream(self) -> Any:
-        tracks = self._container.streams.audio
-        known = [track for track in tracks if track.codec_context is not None]
-        if known:
-            best = self._container.streams.best("audio")
-            return best if best in known else known[0]
-        if tracks:
-            raise _Refused(
-                "has an audio track in a codec that is not supported; convert it to WAV or FLAC"
-            )
-        if self._container.streams.video:
-            raise _Refused("has no audio track, only video; pass a file that has sound")
-        raise _Refused("has no audio track; pass a file that has sound")
-
-    def _duration(self) -> float | None:
-        if self._stream.duration is not None and self._stream.time_base is not None:
-            return float(self._stream.duration * self._stream.time_base)
-        if self._container.duration is not None:
-            return float(self._container.duration) / 1_000_000  # libav counts microseconds
-        return None
 
     def blocks(self) -> Iterator[tuple[Samples, int]]:
         import av
@@ -329,38 +359,34 @@ class _LibavDecoder:
         # packed form has one plane. Larger frames also save most of the time spent in Python.
         pack: av.AudioResampler | None = None
         signature: tuple[str, str, int] | None = None
-        for frame in self._frames():
-            if signature != (frame.format.name, frame.layout.name, frame.sample_rate):
-                signature = (frame.format.name, frame.layout.name, frame.sample_rate)
-                if pack is not None:
-                    yield from self._packed(pack, None)
-                pack = av.AudioResampler(format="flt", frame_size=_FRAME_SAMPLES)
-            assert pack is not None
-            yield from self._packed(pack, frame)
-        if pack is not None:
-            yield from self._packed(pack, None)
-
-    def _packed(self, pack: Any, frame: Any) -> Iterator[tuple[Samples, int]]:
-        import av
-
-        with suppress(av.FFmpegError):  # a damaged frame of impossible layout or rate
-            for piece in pack.resample(frame):
-                interleaved = piece.to_ndarray().reshape(-1, piece.layout.nb_channels)
-                yield _mono(interleaved), piece.sample_rate
-
-    def _frames(self) -> Iterator[Any]:
-        import av
-
         packets = self._container.demux(self._stream)
-        while True:
-            try:
+        ended = False
+        while not ended:
+            packet, frames = None, []
+            with suppress(av.FFmpegError, IndexError):  # cut off, or PyAV lost a damaged track
                 packet = next(packets, None)
-            except (av.FFmpegError, IndexError):  # cut off, or PyAV lost a damaged track
-                return
-            if packet is None:
-                return
-            with suppress(av.FFmpegError):  # a damaged packet: go on with the next
-                yield from packet.decode()
+            ended = packet is None
+            if packet is not None:
+                with suppress(av.FFmpegError):  # a damaged packet: continue with the next
+                    frames = packet.decode()
+            for frame in [None] if ended else frames:
+                kind = None
+                if frame is not None:
+                    kind = (frame.format.name, frame.layout.name, frame.sample_rate)
+                work: list[tuple[av.AudioResampler, av.AudioFrame | None]] = []
+                if kind != signature:
+                    if pack is not None:
+                        work.append((pack, None))  # None flushes it
+                    pack, signature = None, kind
+                    if kind is not None:
+                        pack = av.AudioResampler(format="flt", frame_size=_FRAME_SAMPLES)
+                if pack is not None:
+                    work.append((pack, frame))
+                for packer, given in work:
+                    with suppress(av.FFmpegError):  # a damaged frame of impossible layout or rate
+                        for piece in packer.resample(given):
+                            channels = piece.layout.nb_channels
+                            yield _mono(piece.to_ndarray().reshape(-1, channels)), piece.sample_rate
 
     def close(self) -> None:
         self._container.close()
@@ -374,7 +400,7 @@ class _Reader:
     afterwards.
     """
 
-    def __init__(self, file: Any, label: str) -> None:
+    def __init__(self, file: BinaryIO, label: str) -> None:
         self.label = label
         self._file = file
         self._start = int(file.tell())
@@ -389,12 +415,16 @@ class _Reader:
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         try:
-            if whence == _AVSEEK_SIZE:
-                return self._size()
-            if whence == os.SEEK_CUR:
+            if whence in (os.SEEK_END, _AVSEEK_SIZE):
+                here = self._file.tell()
+                self._file.seek(0, os.SEEK_END)
+                size = self.tell()
+                if whence == _AVSEEK_SIZE:
+                    self._file.seek(here)
+                    return size
+                offset += size
+            elif whence == os.SEEK_CUR:
                 offset += self.tell()
-            elif whence == os.SEEK_END:
-                offset += self._size()
             self._file.seek(self._start + max(0, offset))
         except Exception as error:
             self._failure = error
@@ -403,28 +433,17 @@ class _Reader:
     def tell(self) -> int:
         return int(self._file.tell()) - self._start
 
-    def _size(self) -> int:
-        here = self._file.tell()
-        self._file.seek(0, os.SEEK_END)
-        size = self.tell()
-        self._file.seek(here)
-        return size
-
     def check(self) -> None:
         if self._failure is not None:
             raise AudioNotFoundError(
                 f"{self.label} stopped being readable: {self._failure}"
             ) from self._failure
 
-    def rewind(self) -> None:
-        with suppress(OSError, ValueError):
-            self._file.seek(self._start)
-
 
 @contextmanager
 def _opened(source: AudioSource) -> Iterator[_Reader]:
     with ExitStack() as stack:
-        file: Any
+        file: BinaryIO
         if isinstance(source, bytes | bytearray | memoryview):
             file, name = io.BytesIO(source), "the given bytes"
         elif isinstance(source, str) and source == "-":
@@ -442,10 +461,11 @@ def _opened(source: AudioSource) -> Iterator[_Reader]:
                 f"{type(source).__name__}; samples in memory go through from_array, or are given "
                 "to a recognizer with their sample_rate"
             )
-        if not _seekable(file):
+        seekable = hasattr(file, "seek") and hasattr(file, "tell")
+        if not seekable or (hasattr(file, "seekable") and not file.seekable()):
             file = stack.enter_context(_spooled(file, name))
         reader = _Reader(file, name)
-        stack.callback(reader.rewind)
+        stack.callback(reader.seek, 0)  # a file object is left where it was
         first = reader.read(1)
         reader.check()
         if not first:
@@ -477,7 +497,7 @@ def _open_path(name: str) -> BinaryIO:
         raise AudioNotFoundError(f"{name!r} cannot be opened: {reason}") from error
 
 
-def _standard_input() -> Any:
+def _standard_input() -> BinaryIO:
     if sys.stdin is None:
         raise AudioNotFoundError("standard input is closed: there is no audio to read")
     if sys.stdin.isatty():
@@ -487,21 +507,15 @@ def _standard_input() -> Any:
     return sys.stdin.buffer
 
 
-def _file_object_name(file: Any) -> str:
+def _file_object_name(file: object) -> str:
     if isinstance(file, io.TextIOBase):
         raise OptionError("the given file object yields text; open it in binary mode ('rb')")
     name = getattr(file, "name", None)
     return name if isinstance(name, str) else "the given file object"
 
 
-def _seekable(file: Any) -> bool:
-    if not (hasattr(file, "seek") and hasattr(file, "tell")):
-        return False
-    return bool(file.seekable()) if hasattr(file, "seekable") else True
-
-
 @contextmanager
-def _spooled(file: Any, name: str) -> Iterator[BinaryIO]:
+def _spooled(file: BinaryIO, name: str) -> Iterator[BinaryIO]:
     with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as spool:
         try:
             shutil.copyfileobj(file, spool, 1 << 20)
@@ -511,16 +525,16 @@ def _spooled(file: Any, name: str) -> Iterator[BinaryIO]:
         yield spool  # type: ignore[misc]
 
 
-def _as_numpy(samples: Any) -> npt.NDArray[Any]:
+def _as_numpy(samples: npt.ArrayLike) -> npt.NDArray[np.generic]:
     if isinstance(samples, str | os.PathLike | bytes | bytearray | memoryview):
         raise AudioValueError(
             f"samples are an array, not {type(samples).__name__}: a file says its rate itself, so "
             "leave sample_rate out; raw bytes become samples by np.frombuffer(data, np.int16)"
         )
-    if hasattr(samples, "detach"):  # a torch tensor, without importing torch
-        samples = samples.detach().cpu()
-        if samples.is_floating_point():
-            samples = samples.float()
+    detach = getattr(samples, "detach", None)
+    if detach is not None:  # a torch tensor, without importing torch
+        tensor = detach().cpu()
+        samples = tensor.float() if tensor.is_floating_point() else tensor
     try:
         array = np.asarray(samples)
     except (TypeError, ValueError) as error:
@@ -534,7 +548,7 @@ def _as_numpy(samples: Any) -> npt.NDArray[Any]:
     return array
 
 
-def _check_layout(array: npt.NDArray[Any]) -> None:
+def _check_layout(array: npt.NDArray[np.generic]) -> None:
     shape = array.shape
     if len(shape) == 1:
         return
@@ -559,7 +573,7 @@ def _check_finite(block: Samples, start_seconds: float, rate: int, name: str) ->
         )
 
 
-def _mono(block: npt.NDArray[Any]) -> Samples:
+def _mono(block: npt.NDArray[np.generic]) -> Samples:
     """Average (samples, channels) of any sample type into float32 (samples,)."""
     with np.errstate(over="ignore", invalid="ignore"):  # _check_finite finds what overflowed
         scaled = block.astype(np.float32)

@@ -61,10 +61,6 @@ class RecordingGain:
         self.mode, self.options = mode, options or GainOptions()
         self._limiter = Limiter(self.options.ceiling_db, FRAME_SAMPLES)
 
-    def start(self) -> RecordingState:
-        """The state before the first sample."""
-        return RecordingState()
-
     def push(self, samples: npt.ArrayLike, state: RecordingState) -> Gained:
         """Take float samples (n,), any number of them, and return those of closed stretches.
 
@@ -76,23 +72,28 @@ class RecordingGain:
             state.sent = state.received
             return Gained(block.copy())
         state.waiting = np.concatenate([state.waiting, block])
-        gained = []
+        parts, readings = [np.zeros(0, np.float32)], list[GainReading]()
         while len(state.waiting) >= _STRETCH:
             cut = quietest_point(state.waiting, _STRETCH - _CUT, _STRETCH, _PAUSE)
-            gained.append(self._close(cut - cut % FRAME_SAMPLES, state))
-        return _joined(gained)
+            samples, reading = self._close(cut - cut % FRAME_SAMPLES, state)
+            parts.append(samples)
+            readings.append(reading)
+        return Gained(np.concatenate(parts), tuple(readings))
 
     def finish(self, state: RecordingState) -> Gained:
         """The last stretch, so that as many samples have left as came."""
         if state.sent == state.received:
             return Gained(np.zeros(0, np.float32))
-        gained = [self._close(len(state.waiting), state)] if len(state.waiting) else []
+        parts, readings = list[Samples](), tuple[GainReading, ...]()
+        if len(state.waiting):
+            samples, reading = self._close(len(state.waiting), state)
+            parts, readings = [samples], (reading,)
         tail = self._limiter.push(np.zeros((1, FRAME_SAMPLES)), state.limiter)
         tail = tail[: state.received - state.sent]
         state.sent += len(tail)
-        return _joined([*gained, Gained(tail)])
+        return Gained(np.concatenate([*parts, tail]), readings)
 
-    def _close(self, size: int, state: RecordingState) -> Gained:
+    def _close(self, size: int, state: RecordingState) -> tuple[Samples, GainReading]:
         """Measure the next `size` samples, choose their gain, apply it."""
         stretch, state.waiting = state.waiting[:size], state.waiting[size:].copy()
         levels = measure_levels(stretch, active=False)
@@ -118,9 +119,4 @@ class RecordingGain:
             out = out[LOOKAHEAD_SAMPLES:]
         out = out[: state.received - state.sent]
         state.sent += len(out)
-        return Gained(out, (reading,))
-
-
-def _joined(parts: list[Gained]) -> Gained:
-    samples = [np.zeros(0, np.float32), *(part.samples for part in parts)]
-    return Gained(np.concatenate(samples), tuple(r for part in parts for r in part.readings))
+        return out, reading

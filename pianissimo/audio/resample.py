@@ -1,18 +1,21 @@
 """Sample-rate conversion in blocks: pushed piece by piece, the result equals the whole at once."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, SupportsInt, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
 from pianissimo.errors import AudioValueError, StreamError
 
+if TYPE_CHECKING:
+    import soxr
+
 MIN_SAMPLE_RATE = 1_000
 MAX_SAMPLE_RATE = 384_000
 
 
-def check_sample_rate(rate: Any, owner: str) -> int:
+def check_sample_rate(rate: SupportsInt, owner: str) -> int:
     """Return `rate` in Hz as an int, or raise AudioValueError naming its `owner`."""
     try:
         hertz = int(rate)
@@ -25,6 +28,14 @@ def check_sample_rate(rate: Any, owner: str) -> int:
             f"it must be a whole number from {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE}"
         )
     return hertz
+
+
+class SavedResampler(TypedDict):
+    """The state of a `StreamingResampler`: counts of samples, and the last input (n,)."""
+
+    received: int
+    emitted: int
+    recent: npt.NDArray[np.float32]
 
 
 class StreamingResampler:
@@ -40,7 +51,7 @@ class StreamingResampler:
     def __init__(self, source_rate: int, target_rate: int) -> None:
         self.source_rate = check_sample_rate(source_rate, "source_rate")
         self.target_rate = check_sample_rate(target_rate, "target_rate")
-        self._filter: Any = None  # a soxr.ResampleStream, unless the rates are equal
+        self._filter: soxr.ResampleStream | None = None  # unless the rates are equal
         self._received = 0
         self._emitted = 0
         self._finished = False
@@ -51,7 +62,7 @@ class StreamingResampler:
         if self.source_rate != self.target_rate:
             self._filter = self._new_filter()
 
-    def _new_filter(self) -> Any:
+    def _new_filter(self) -> "soxr.ResampleStream":
         import soxr
 
         return soxr.ResampleStream(
@@ -90,15 +101,15 @@ class StreamingResampler:
         missing = doubled // (2 * self.source_rate) - self._emitted
         return self._emit(np.pad(tail[:missing], (0, max(0, missing - len(tail)))))
 
-    def save(self) -> dict[str, Any]:
-        """What `restore` needs to go on with this stream elsewhere."""
+    def save(self) -> "SavedResampler":
+        """What `restore` needs to continue this stream elsewhere."""
         return {
             "received": self._received,
             "emitted": self._emitted,
             "recent": self._recent,
         }
 
-    def restore(self, saved: dict[str, Any]) -> None:
+    def restore(self, saved: "SavedResampler") -> None:
         """Go on where `save` was called on a resampler of the same rates.
 
         The filter hears the last input again, so its output may differ in the last bit. Raises

@@ -134,7 +134,7 @@ def check_model(model: str | None, device: str) -> Finding:
 
 
 def check_models_folder() -> Finding:
-    from pianissimo.zoo.load import MODELS_FOLDER, models_folder
+    from pianissimo.zoo.folder import MODELS_FOLDER, models_folder
 
     folder = models_folder()
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())

@@ -155,7 +155,7 @@ def _facts(entry: CatalogEntry) -> dict[str, Any]:
 
 def _place(entry: CatalogEntry) -> str | None:
     """Where the model is on this machine; None if it is not."""
-    from pianissimo.zoo.load import locate
+    from pianissimo.zoo.folder import locate
 
     try:
         path = locate(None if entry.name == EMBEDDED else entry.name)

@@ -112,7 +112,8 @@ def quietbench(
     from pianissimo.evaluate.quietbench.gates import known_or_measured
     from pianissimo.evaluate.quietbench.run import environment, fingerprint, measure_speed, run
     from pianissimo.evaluate.quietbench.tables import markdown
-    from pianissimo.zoo.load import load, locate
+    from pianissimo.zoo.folder import locate
+    from pianissimo.zoo.load import load
 
     modes = _modes(gain)
     plan, origin = _plan(speech, subset or [], model, mini, clips, seed)

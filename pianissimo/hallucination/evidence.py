@@ -11,8 +11,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.io import SAMPLE_RATE
-from pianissimo.audio.level import check_samples
+from pianissimo.audio.level import Samples, check_samples
+from pianissimo.audio.recording_gain import RecordingGain, RecordingState
 from pianissimo.audio.vad import (
     PRESETS,
     SURE_PROBABILITY,
@@ -38,9 +40,6 @@ REASONS: tuple[Reason, ...] = (
 MIN_SECONDS = 0.1
 """Shorter recordings hold no word."""
 
-SHORT_SECONDS = 0.5
-"""Shorter ones are recognized, and marked."""
-
 JUDGED_SECONDS = 1.0
 """In shorter clips the detector's model is not sure enough to decide."""
 
@@ -57,11 +56,7 @@ _ABSENT_PROBABILITY = 0.3
 # telephone speech 4 had no such place near them, of whispers made by noise excitation 1 in 20.
 _BEFORE_TOKEN_SECONDS, _AFTER_TOKEN_SECONDS = 0.4, 0.1
 
-_SYLLABLE_SECONDS = 0.2
-
 _PADDING_SECONDS = PRESETS["normal"].pad_seconds
-
-_WEAK_SECONDS = 0.3
 
 _DYNAMIC_DB = 6.0
 
@@ -106,36 +101,15 @@ class Evidence:
             return self.probability < _ABSENT_PROBABILITY
         return self.speech_seconds == 0 and self.lively_seconds < _MIN_DYNAMIC_SECONDS
 
-    def heard(self, start: float, end: float) -> bool:
-        """Whether there was speech for what a recognizer wrote from `start` to `end` seconds.
+    def supports(self, start: float, end: float) -> bool:
+        """Whether there is speech for a token written from `start` to `end` seconds.
 
-        Always so in a clip of under a second, in which detectors are not sure.
+        Always true in a clip of under a second, where detectors are not reliable.
         """
         if self.track is None or self.seconds < JUDGED_SECONDS:
             return True
         near = (start - _BEFORE_TOKEN_SECONDS, end + _AFTER_TOKEN_SECONDS)
         return self.track.highest(*near) >= _ABSENT_PROBABILITY
-
-    @property
-    def unlikely(self) -> bool:
-        """The model never thought speech likelier than not."""
-        return self.probability is not None and self.probability < SURE_PROBABILITY
-
-    @property
-    def fleeting(self) -> bool:
-        """The model thought of speech for less than a syllable."""
-        return self.probability is not None and self.sure_seconds < _SYLLABLE_SECONDS
-
-    @property
-    def certain_seconds(self) -> float:
-        """How long there was speech, by the model if there is one, or else by the energy."""
-        return self.speech_seconds if self.probability is None else self.sure_seconds
-
-    @property
-    def weak(self) -> bool:
-        """Little speaks for speech; text may still be right."""
-        short = self.seconds < SHORT_SECONDS or self.speech_seconds < _WEAK_SECONDS
-        return short or self.unlikely
 
 
 def evidence_from(track: Track, seconds: float, peak: float, *, model: bool) -> Evidence:
@@ -204,3 +178,43 @@ class Witness:
             lively_seconds=seconds_over_floor(vad, _DYNAMIC_DB),
             track=vad.track,
         )
+
+
+class Intake:
+    """The level stage of one recording: its gain, and the evidence of speech beside it.
+
+    Push blocks (n,) of mono float32 at 16 kHz, then None; `evidence` is complete then. Without a
+    front end or detector that part is skipped.
+    """
+
+    def __init__(self, front_end: FrontEnd | None, detector: VoiceDetector | None) -> None:
+        self.seconds = 0.0
+        """The length of what was pushed."""
+        self.evidence: Evidence | None = None
+        """None without a detector."""
+        self._received = 0
+        self._levels = front_end is not None and front_end.mode != "off"
+        self._gain: RecordingGain | None = None
+        if front_end is not None and self._levels:
+            self._gain = front_end.recording
+        elif detector is not None:  # it needs leveled samples even where the model does not
+            self._gain = RecordingGain("on")
+        self._gain_state = RecordingState()
+        self._witness = None if detector is None else Witness(detector)
+        self._state = None if self._witness is None else self._witness.start()
+
+    def push(self, block: Samples | None) -> Samples:
+        """Take a block, or None for the end; the samples (m,) that are ready for the model."""
+        raw = np.zeros(0, np.float32) if block is None else block
+        self._received += len(raw)
+        self.seconds = self._received / SAMPLE_RATE
+        leveled = raw
+        if self._gain is not None:
+            leveled = self._gain.push(raw, self._gain_state).samples
+            if block is None:
+                leveled = np.concatenate([leveled, self._gain.finish(self._gain_state).samples])
+        if self._witness is not None and self._state is not None:
+            self._witness.push(raw, leveled, self._state)
+            if block is None:
+                self.evidence = self._witness.finish(self._state)
+        return leveled if self._levels else raw

@@ -5,11 +5,17 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from pianissimo.hallucination.evidence import SHORT_SECONDS, Evidence, Reason
+from pianissimo.audio.vad import SURE_PROBABILITY
+from pianissimo.hallucination.evidence import Evidence, Reason
 from pianissimo.text.loops import find_loop, han_share, is_monotonous, letters
 
+SHORT_SECONDS = 0.5
+"""Shorter clips are recognized, and marked."""
+
+_SYLLABLE_SECONDS, _WEAK_SECONDS = 0.2, 0.3
+
 # Chosen with one half of the real noises that docs/quiet-speech.md reports on.
-_HEARD_SHARE, _HEARD_SHARE_IF_UNSURE = 0.6, 0.85
+_SUPPORTED_SHARE, _SUPPORTED_SHARE_IF_UNSURE = 0.6, 0.85
 
 # More speech than this is never dropped as a whole for what else was written beside it.
 _MUCH_SPEECH_SECONDS = 3.0
@@ -59,35 +65,41 @@ def judge(
     language: str | None = None,
     mean_log_probability: float | None = None,
     tokens: Sequence[Hashable] = (),
-    heard_share: float = 1.0,
+    supported_share: float = 1.0,
 ) -> Verdict:
     """Weigh a recognizer's text against the audio.
 
-    `mean_log_probability` is the mean over the tokens, natural logarithm; `heard_share` the share
-    of them that was written where there was speech. Text without a letter or digit is always kept:
-    there is nothing to doubt.
+    `mean_log_probability` is the mean over the tokens, natural logarithm; `supported_share` is the
+    share of them with speech near them. Text without a letter or digit is always kept.
     """
     refusal = evidence.refusal
     if refusal is not None:
         return Verdict(False, (refusal,))
+    model, probability = evidence.probability is not None, evidence.probability or 0.0
+    unlikely = model and probability < SURE_PROBABILITY
+    fleeting = model and evidence.sure_seconds < _SYLLABLE_SECONDS  # speech for under a syllable
+    certain_seconds = evidence.sure_seconds if model else evidence.speech_seconds
+    # Little speaks for speech; text may still be right.
+    short = evidence.seconds < SHORT_SECONDS or evidence.speech_seconds < _WEAK_SECONDS
+    weak = short or unlikely
     spoken = letters(text)
     if not spoken:
-        return Verdict(True, ("low_evidence",) if evidence.weak else ())
+        return Verdict(True, ("low_evidence",) if weak else ())
     reasons: list[Reason] = []
     if find_loop(tokens) is not None or is_monotonous(text):
         reasons.append("repetition")
-    limit = _UNSURE_IF_UNLIKELY if evidence.unlikely else _UNSURE_LOG_PROBABILITY
+    limit = _UNSURE_IF_UNLIKELY if unlikely else _UNSURE_LOG_PROBABILITY
     unsure = mean_log_probability is not None and mean_log_probability < limit
     quite_unsure = mean_log_probability is not None and mean_log_probability < _UNSURE_IF_UNLIKELY
-    least = _HEARD_SHARE_IF_UNSURE if quite_unsure else _HEARD_SHARE
-    stray = heard_share < least and evidence.certain_seconds < _MUCH_SPEECH_SECONDS
-    doubted = evidence.weak or evidence.fleeting or heard_share < 1
+    least = _SUPPORTED_SHARE_IF_UNSURE if quite_unsure else _SUPPORTED_SHARE
+    stray = supported_share < least and certain_seconds < _MUCH_SPEECH_SECONDS
+    doubted = weak or fleeting or supported_share < 1
     if doubted or is_too_fast(text, evidence.seconds):
         reasons.append("low_evidence")
     # Music and typing have energy for seconds, out of which a letter or two are heard.
-    sparse = evidence.fleeting and len(spoken) < _SPARSE_PER_SECOND * evidence.speech_seconds
+    sparse = fleeting and len(spoken) < _SPARSE_PER_SECOND * evidence.speech_seconds
     doubtful = unsure or is_stock_phrase(text, language)
-    dropped = evidence.absent or sparse or stray or (evidence.weak and doubtful)
+    dropped = evidence.absent or sparse or stray or (weak and doubtful)
     # A short clip is weak for its length alone: that is no reason to drop what was said in it.
     if evidence.seconds < SHORT_SECONDS and not evidence.absent:
         dropped = False

@@ -1,13 +1,17 @@
-"""What recognizers of whole recordings share: sources, batches and the order of results."""
+"""The recognizer protocol, implemented once for every model family.
+
+A family says in `_recognize` how audio becomes transcripts. Sources, batches, errors per recording
+and the order of results are the same for all of them, and stand here.
+"""
 
 import copy
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, Self
+from typing import ClassVar, Self
 
-import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.io import (
@@ -15,49 +19,63 @@ from pianissimo.audio.io import (
     AudioSource,
     Recording,
     Samples,
-    from_array,
     load_audio,
-    stream_audio,
+    read_blocks,
 )
-from pianissimo.audio.level import GainMode
-from pianissimo.audio.vad import VoiceDetector
+from pianissimo.audio.level import GainMode, check_samples
+from pianissimo.audio.vad import SpeechModel, VoiceDetector, available
 from pianissimo.decoding.hotwords import Boost
 from pianissimo.engine.segmented import SegmentedStream
 from pianissimo.errors import OptionError, PianissimoError
 from pianissimo.protocols import Capabilities, Outcome, Stream, StreamRecognizer
-from pianissimo.recognizers.batches import batches_of, in_order, listed
-from pianissimo.recognizers.long_form import usual_detector
+from pianissimo.recognizers.batches import grouped, lengths
 from pianissimo.streaming.endpoint import ENDPOINT, EndpointRules
 from pianissimo.transcript import Transcript
 
-BLOCK_SECONDS = 10.0
-"""Audio that is decoded at once, so that a long recording is never whole in memory."""
+
+def default_detector() -> VoiceDetector:
+    """The Silero model where its packages are installed, otherwise the energy alone."""
+    return VoiceDetector(model=SpeechModel() if available() else None)
 
 
-class OfflineRecognizer(ABC):
-    """A model that hears recordings whole, behind the recognizer protocol.
+class BaseRecognizer(ABC):
+    """A recognizer of whole recordings; its live streams run on the segments between pauses.
 
-    A family says in `_recognize` how blocks of samples become transcripts.
+    A family implements `name` and `_recognize`, and sets the attributes below where they differ.
     """
 
-    model: Any
-    """The network: a torch module, or what another runtime has in its place."""
+    block_seconds: ClassVar[float] = 10.0
+    """Audio that is decoded at a time, so that memory does not grow with the recording."""
+    hotwords: ClassVar[bool] = False
+    """Whether `boosted` is implemented."""
+
+    model: object
+    """The network: a torch module, or the object of another runtime."""
     latencies_ms: tuple[int, ...] = ()
-    """No latency modes: a live stream of such a model goes from pause to pause."""
     language: str | None = None
-    """The language of all that it writes, where that is one."""
     front_end: FrontEnd | None = None
-    """The gain in front of the model, where the family has one."""
-    hotwords = False
-    """Whether the family accepts `boost`."""
 
     @property
     @abstractmethod
     def name(self) -> str: ...
 
+    @abstractmethod
+    def _recognize(
+        self,
+        recordings: Sequence[Iterable[Samples]],
+        words: bool,
+        latency_ms: int | None = None,
+    ) -> Iterator[Transcript]:
+        """The transcript of each recording, in order.
+
+        A recording is blocks (n,) of mono float32 at 16 kHz. They are read as they are needed, and
+        may raise the errors of `stream_audio`. `words` asks for word times.
+        """
+
+    # -- what it is --------------------------------------------------------------------------------
+
     @property
     def capabilities(self) -> Capabilities:
-        """What this recognizer supports."""
         return Capabilities(
             self.latencies_ms,
             batched_recordings=True,
@@ -65,40 +83,48 @@ class OfflineRecognizer(ABC):
             gain=self.front_end is not None,
         )
 
+    @cached_property
+    def detector(self) -> VoiceDetector | None:
+        return default_detector()
+
     @property
     def module(self) -> nn.Module | None:
-        """The network, None for a model that runs outside PyTorch."""
         return self.model if isinstance(self.model, nn.Module) else None
 
     @property
     def parameter_count(self) -> int | None:
-        """The number of parameters, None for a model that runs outside PyTorch."""
-        module = self.module
-        return None if module is None else sum(each.numel() for each in module.parameters())
+        return None if self.module is None else sum(p.numel() for p in self.module.parameters())
 
     @property
     def device(self) -> str:
-        """Where the model runs."""
-        return str(getattr(self.model, "device", "cpu"))
+        return "cpu" if self.module is None else str(next(self.module.parameters()).device)
 
     @property
     def dtype(self) -> str:
-        """The type that the model computes in."""
-        return str(getattr(self.model, "dtype", "unknown"))
+        return "unknown" if self.module is None else str(next(self.module.parameters()).dtype)
 
-    @cached_property
-    def detector(self) -> VoiceDetector:
-        """What finds the speech in recordings and live streams."""
-        return usual_detector()
+    def boosted(self, boost: Boost) -> Self:
+        """The same recognizer, on the same weights, with these hotwords.
 
-    @abstractmethod
-    def _recognize(
-        self, recordings: Sequence[Iterable[Samples]], words: bool
-    ) -> Iterator[Transcript]:
-        """The transcript of each recording, which comes in blocks of mono float32 at 16 kHz.
-
-        Blocks are taken as they are needed; the errors of `stream_audio` may come from there.
+        Raises OptionError: most families have no search that hotwords could guide.
         """
+        raise OptionError(f"{self.name} cannot boost hotwords; remove boost")
+
+    def with_gain(self, mode: GainMode) -> Self:
+        """The same recognizer, on the same weights, with another gain mode.
+
+        Raises OptionError for an unknown mode, or any but "off" where there is no gain.
+        """
+        front_end = FrontEnd(mode)
+        if not self.capabilities.gain:
+            if mode == "off":
+                return self
+            raise OptionError(f"{self.name} normalizes its input and has no gain; use gain off")
+        recognizer = copy.copy(self)
+        recognizer.front_end = front_end
+        return recognizer
+
+    # -- recordings --------------------------------------------------------------------------------
 
     def transcribe(
         self,
@@ -111,24 +137,15 @@ class OfflineRecognizer(ABC):
     ) -> Transcript:
         """Transcribe one recording of any length.
 
-        `source` is a path, bytes, a binary file object or "-" for standard input; or, with its
-        `sample_rate` in Hz, an array of samples. `latency_ms` must be left out; `boost` are phrases
-        that it should rather hear, where the family can. Raises AudioError for unreadable audio,
-        OptionError for phrases that cannot be boosted.
+        `source` is a path, bytes, a binary file object, "-" for standard input, an iterator of
+        blocks (n,) of mono float32 at 16 kHz, or, with its `sample_rate` in Hz, an array of
+        samples. `latency_ms` is one of `latencies_ms`, by default the longest. `boost` is a list
+        of hotwords. Raises AudioError for unreadable audio, OptionError for an unknown latency
+        mode or a hotword that the model cannot boost.
         """
-        self._check_latency(latency_ms)
-        if boost:
-            boosted = self.boosted(boost)
-            return boosted.transcribe(
-                source, sample_rate=sample_rate, word_timestamps=word_timestamps
-            )
-        if sample_rate is not None:
-            blocks: Iterable[Samples] = [from_array(source, sample_rate)]
-        elif isinstance(source, (np.ndarray, Tensor, list, tuple)):
-            raise OptionError("samples need their rate: transcribe(array, sample_rate=16000)")
-        else:
-            blocks = stream_audio(source, block_seconds=BLOCK_SECONDS)  # type: ignore[arg-type]
-        return next(self._recognize([blocks], word_timestamps))
+        recognizer = self._configured(latency_ms, boost)
+        blocks = read_blocks(source, sample_rate, block_seconds=self.block_seconds)
+        return next(recognizer._recognize([blocks], word_timestamps, latency_ms))
 
     def transcribe_many(
         self,
@@ -141,17 +158,26 @@ class OfflineRecognizer(ABC):
     ) -> Iterator[Transcript]:
         """Transcribe recordings in batches of about equal length; results in the order given.
 
-        `batch_seconds` bounds the audio, padding included, that is held at once. Raises the error
-        of the first recording that cannot be read when its turn comes; see `outcomes` for going on.
+        `batch_seconds` bounds the audio of a batch, padding included. Raises the error of the
+        first recording that cannot be read when its turn comes; `outcomes` continues instead.
         """
-        outcomes = self.outcomes(
+        waiting: dict[int, Outcome] = {}
+        due = 0
+        for outcome in self.outcomes(
             sources,
             batch_seconds=batch_seconds,
             latency_ms=latency_ms,
             word_timestamps=word_timestamps,
             boost=boost,
-        )
-        yield from in_order(outcomes)
+        ):
+            waiting[outcome.index] = outcome
+            while due in waiting:
+                ready = waiting.pop(due)
+                due += 1
+                if ready.error is not None:
+                    raise ready.error
+                assert ready.transcript is not None
+                yield ready.transcript
 
     def outcomes(
         self,
@@ -162,38 +188,48 @@ class OfflineRecognizer(ABC):
         word_timestamps: bool = True,
         boost: Boost | None = None,
     ) -> Iterator[Outcome]:
-        """As `transcribe_many`, but in the order of completion and with errors as results."""
-        self._check_latency(latency_ms)
-        recognizer = self.boosted(boost) if boost else self
-        sources = listed(sources)
-        for batch in batches_of(sources, batch_seconds):
-            if isinstance(batch, Outcome):
-                yield batch
-                continue
-            if len(batch) == 1:
-                try:
-                    source = sources[batch[0]]
-                    found = recognizer.transcribe(source, word_timestamps=word_timestamps)
-                    yield Outcome(batch[0], found)
-                except PianissimoError as error:
-                    yield Outcome(batch[0], error=error)
+        """As `transcribe_many`, in the order of completion and with errors as results."""
+        if isinstance(sources, str | os.PathLike | bytes | bytearray | memoryview):
+            raise OptionError("several recordings are a list: transcribe_many([path])")
+        recognizer, sources = self._configured(latency_ms, boost), list(sources)
+        seconds: dict[int, float | None] = {}
+        for i, length in enumerate(lengths(sources)):
+            if isinstance(length, PianissimoError):
+                yield Outcome(i, error=length)
+            else:
+                seconds[i] = length
+        for batch in grouped(seconds, batch_seconds):
+            if len(batch) == 1:  # block by block, as it may be long
+                yield recognizer._outcome(batch[0], sources[batch[0]], word_timestamps, latency_ms)
                 continue
             loaded: dict[int, list[Samples]] = {}
             for i in batch:
                 try:
-                    loaded[i] = [load_audio(sources[i])]
+                    loaded[i] = [check_samples(load_audio(sources[i]))]
                 except PianissimoError as error:
                     yield Outcome(i, error=error)
-            transcripts = recognizer._recognize(list(loaded.values()), word_timestamps)
+            transcripts = recognizer._recognize(list(loaded.values()), word_timestamps, latency_ms)
             for i, transcript in zip(loaded, transcripts, strict=True):
                 yield Outcome(i, transcript)
 
-    def transcribe_together(self, recordings: Sequence[Samples]) -> Iterator[Transcript]:
-        """Recordings of mono float32 at 16 kHz; each transcript when it is there, in order.
+    def _outcome(
+        self, index: int, source: AudioSource, words: bool, latency_ms: int | None
+    ) -> Outcome:
+        try:
+            return Outcome(
+                index, self.transcribe(source, word_timestamps=words, latency_ms=latency_ms)
+            )
+        except PianissimoError as error:
+            return Outcome(index, error=error)
 
-        The family decides how many go through the model at once.
+    def transcribe_together(self, recordings: Sequence[Samples]) -> Iterator[Transcript]:
+        """Transcribe arrays (n,) of mono float32 at 16 kHz; results in the order given.
+
+        Each is yielded once it is complete. The family decides how many share a batch.
         """
         yield from self._recognize([[samples] for samples in recordings], True)
+
+    # -- live --------------------------------------------------------------------------------------
 
     def stream(
         self,
@@ -204,42 +240,20 @@ class OfflineRecognizer(ABC):
         partials: StreamRecognizer | None = None,
         boost: Boost | None = None,
     ) -> Stream:
-        """Open a live stream of samples at `sample_rate` Hz: each pause brings a final.
+        """Open a live stream of samples at `sample_rate` Hz; each pause brings a final.
 
-        `endpoint` says which pauses end an utterance. `partials` is a recognizer that streams, for
-        words before that; without it there are only finals. `boost` is that of `transcribe`,
-        `latency_ms` must be left out.
+        `endpoint` says which pauses end an utterance. `partials` is a recognizer with latency
+        modes that writes the partials; without it there are only finals. `boost` is a list of
+        hotwords. `latency_ms` must be None.
         """
-        self._check_latency(latency_ms)
-        recognizer = self.boosted(boost) if boost else self
+        recognizer = self._configured(latency_ms, boost)
         return SegmentedStream(
             recognizer, sample_rate=sample_rate, endpoint=endpoint, partials=partials
         )
 
-    def boosted(self, boost: Boost) -> "OfflineRecognizer":
-        """The same recognizer, on the same weights, for recordings with such phrases in them.
-
-        Raises OptionError: most families have no search that phrases could guide.
-        """
-        raise OptionError(f"{self.name} cannot boost phrases: leave them out")
-
-    def with_gain(self, mode: GainMode) -> Self:
-        """The same recognizer, on the same weights, with another gain mode.
-
-        Raises OptionError for an unknown mode, or any but "off" where there is no gain.
-        """
-        front_end = FrontEnd(mode)
-        if self.front_end is None:
-            if mode != "off":
-                raise OptionError(
-                    f"{self.name} normalizes its input and has no gain; leave the gain out"
-                )
-            return self
-        recognizer = copy.copy(self)
-        recognizer.front_end = front_end
-        return recognizer
-
-    def _check_latency(self, latency_ms: int | None) -> None:
+    def _configured(self, latency_ms: int | None, boost: Boost | None) -> Self:
+        """The recognizer for a call; raises OptionError for a latency or hotword it lacks."""
         if latency_ms not in (None, *self.latencies_ms):
-            known = ", ".join(map(str, self.latencies_ms)) or "none: it hears recordings whole"
+            known = ", ".join(map(str, self.latencies_ms)) or "none: it needs whole recordings"
             raise OptionError(f"latency {latency_ms} ms is not a mode of this model ({known})")
+        return self.boosted(boost) if boost else self

@@ -1,39 +1,14 @@
-"""Many recordings for one recognizer: which share a batch, and results in the order given."""
+"""Which recordings share a batch: their lengths, and groups of about equal length."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 from pianissimo.audio.io import AudioSource, describe
-from pianissimo.errors import OptionError, PianissimoError
-from pianissimo.protocols import Outcome
-from pianissimo.transcript import Transcript
-
-
-def listed(sources: Iterable[AudioSource]) -> list[AudioSource]:
-    """The recordings as a list; OptionError for a single one, whose letters are no recordings."""
-    if isinstance(sources, str | os.PathLike | bytes | bytearray | memoryview):
-        raise OptionError("several recordings are a list: transcribe_many([path])")
-    return list(sources)
-
-
-def batches_of(
-    sources: Sequence[AudioSource], batch_seconds: float
-) -> Iterator[Outcome | list[int]]:
-    """Indices grouped by about equal length, at most `batch_seconds` of audio with padding.
-
-    First come the recordings whose length cannot be read, as outcomes with their error.
-    """
-    seconds: dict[int, float | None] = {}
-    for i, length in enumerate(lengths(sources)):
-        if isinstance(length, PianissimoError):
-            yield Outcome(i, error=length)
-        else:
-            seconds[i] = length
-    yield from grouped(seconds, batch_seconds)
+from pianissimo.errors import PianissimoError
 
 
 def lengths(sources: Iterable[AudioSource]) -> Iterator[float | PianissimoError | None]:
-    """For each recording its seconds, None where nothing says them, or why it cannot be read."""
+    """The seconds of each recording, None where nothing states them, or why it cannot be read."""
     for source in sources:
         # Standard input and file objects are read once, so they are not asked beforehand.
         if not isinstance(source, (str, os.PathLike)) or source == "-":
@@ -59,18 +34,3 @@ def grouped(seconds: Mapping[int, float | None], batch_seconds: float) -> Iterat
         batch.append(i)
     if batch:
         yield batch
-
-
-def in_order(outcomes: Iterable[Outcome]) -> Iterator[Transcript]:
-    """The transcripts by index, each as soon as those before it are there; raises their errors."""
-    waiting: dict[int, Outcome] = {}
-    due = 0
-    for outcome in outcomes:
-        waiting[outcome.index] = outcome
-        while due in waiting:
-            ready = waiting.pop(due)
-            due += 1
-            if ready.error is not None:
-                raise ready.error
-            assert ready.transcript is not None
-            yield ready.transcript

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pianissimo.audio.front_end import FrontEnd, default_mode
+from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.io import SAMPLE_RATE, Samples
 from pianissimo.audio.vad import VoiceDetector
 from pianissimo.decoding.alignment import align
@@ -30,11 +30,12 @@ from pianissimo.decoding.lm.arpa import read_arpa
 from pianissimo.decoding.lm.ngram import NgramModel
 from pianissimo.decoding.search import Decoding
 from pianissimo.errors import CheckpointError, OptionError
-from pianissimo.models.checkpoints.espnet import read_parts
+from pianissimo.models.checkpoints.espnet import is_espnet, read_parts
 from pianissimo.models.espnet import Decoder, DecoderState, EspnetModel, RecurrentLm
 from pianissimo.models.packed import packed
-from pianissimo.recognizers.base import OfflineRecognizer
-from pianissimo.recognizers.long_form import Decoded, PieceDecoder, transcript, usual_detector
+from pianissimo.recognizers.base import BaseRecognizer, default_detector
+from pianissimo.recognizers.family import Family, LoadOptions
+from pianissimo.recognizers.long_form import Decoded, PieceDecoder, transcript
 from pianissimo.text.characters import Run
 from pianissimo.text.tokenizer import WORD_START
 from pianissimo.text.words import is_spaceless
@@ -79,14 +80,14 @@ class RecurrentScorer:
         return tuple(part[:, rows] for part in state)
 
 
-class EspnetRecognizer(OfflineRecognizer):
+class EspnetRecognizer(BaseRecognizer):
     """An ESPnet2 model with its search, and with language models where it has them.
 
     `lm` is weighed by `options.lm_weight`, `ngram` by `options.ngram_weight`. A model without a
     decoder is searched with CTC at full weight. Raises OptionError if CTC is left out too.
     """
 
-    front_end: FrontEnd
+    model: EspnetModel
 
     def __init__(
         self,
@@ -103,8 +104,8 @@ class EspnetRecognizer(OfflineRecognizer):
             if self.options.ctc_weight == 0:
                 raise OptionError(f"{model.config.name} has no decoder: its ctc_weight cannot be 0")
             self.options = replace(self.options, ctc_weight=1.0)
-        self.front_end = front_end or FrontEnd(default_mode("espnet"))
-        self.detector = detector or usual_detector()
+        self.front_end = front_end or FrontEnd(FAMILY.gain)
+        self.detector = detector or default_detector()
         self.lm = None if lm is None else packed(lm, "float32")
         self._ngram = None if ngram is None else NgramScorer(ngram, model.config.tokens)
         config = model.config
@@ -167,7 +168,10 @@ class EspnetRecognizer(OfflineRecognizer):
         return piece.replace(WORD_START, " ")
 
     def _recognize(
-        self, recordings: Sequence[Iterable[Samples]], words: bool
+        self,
+        recordings: Sequence[Iterable[Samples]],
+        words: bool,
+        latency_ms: int | None = None,
     ) -> Iterator[Transcript]:
         decoder = PieceDecoder(
             self.front_end,
@@ -271,3 +275,21 @@ def read_espnet(
             raise CheckpointError(f"{ngram} knows none of the tokens of {path.name}")
     lm = None if parts.lm is None else parts.lm.to(device)
     return EspnetRecognizer(parts.model.to(device), lm=lm, ngram=counted, options=options)
+
+
+def _read(path: Path, device: torch.device, options: LoadOptions) -> EspnetRecognizer:
+    search = search_options(options.decoding, ctc_only=options.head == "ctc")
+    ngram = None if options.decoding is None else options.decoding.lm
+    return read_espnet(path, device, options=search, ngram=ngram)
+
+
+FAMILY = Family(
+    name="espnet",
+    read=_read,
+    gain="auto",
+    layout=is_espnet,
+    dtypes=("float32",),
+    heads=("ctc",),
+    decoding=True,
+    languages=False,
+)

@@ -1,46 +1,47 @@
-"""Our own models behind the recognizer protocols: recordings whole, in batches, and live.
+"""FastConformer models, the native family: recordings, batches and live streams.
 
-Models that stream are fed block by block, so memory does not grow with the recording and a block
-more or less changes nothing. Models with unlimited context get each recording whole.
+Streaming models transcribe a recording block by block, so memory does not grow with its length and
+the block size changes nothing. Models with unlimited context need the whole recording.
 """
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pianissimo.audio.features import MelFeatures
 from pianissimo.audio.front_end import FrontEnd
-from pianissimo.audio.io import (
-    SAMPLE_RATE,
-    AudioSource,
-    Recording,
-    Samples,
-    from_array,
-    load_audio,
-    stream_audio,
-)
+from pianissimo.audio.io import SAMPLE_RATE, Samples
 from pianissimo.audio.level import GainMode
 from pianissimo.audio.vad import VoiceDetector
 from pianissimo.decoding.greedy import GreedySearch
 from pianissimo.decoding.hotwords import Boost, PhraseTrie, make_trie
-from pianissimo.decoding.search import Decoding, Head, SearchState, make_search
+from pianissimo.decoding.search import Decoding, Head, make_search
 from pianissimo.decoding.token import Hypothesis
 from pianissimo.decoding.vocabulary import Vocabulary
 from pianissimo.engine.live_model import LiveModel, live_model
 from pianissimo.engine.runner import Runner
 from pianissimo.engine.segmented import SegmentedStream
 from pianissimo.engine.single import SingleStream
-from pianissimo.errors import OptionError, PianissimoError
-from pianissimo.hallucination.evidence import Evidence, Reason
-from pianissimo.hallucination.words import Hearing, heard_words, weigh
-from pianissimo.models.asr import AsrModel
+from pianissimo.errors import CheckpointError, OptionError
+from pianissimo.hallucination.evidence import Intake, Reason
+from pianissimo.hallucination.words import supported_words, weigh
+from pianissimo.models.asr import AsrModel, load_model
+from pianissimo.models.checkpoints.format import recognize_format
+from pianissimo.models.checkpoints.huggingface import read_huggingface
+from pianissimo.models.checkpoints.nemo import read_nemo
 from pianissimo.models.fastconformer import ChunkPlan
-from pianissimo.protocols import Capabilities, Outcome, StreamRecognizer
-from pianissimo.recognizers.batches import batches_of, in_order, listed
+from pianissimo.models.packed import packed
+from pianissimo.protocols import Capabilities, StreamRecognizer
+from pianissimo.recognizers.base import BaseRecognizer, default_detector
+from pianissimo.recognizers.family import Family, LoadOptions
 from pianissimo.streaming.endpoint import ENDPOINT, WATCHDOG, EndpointRules, WatchdogRules
 from pianissimo.streaming.input import StreamInput
 from pianissimo.streaming.live import LiveOptions, LiveStream
@@ -48,20 +49,22 @@ from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.text.words import WordOptions, segments_from_words, words_from_tokens
 from pianissimo.transcript import Transcript
 
-BLOCK_SECONDS = 20.0
-"""Audio that goes through the encoder at once when a recording is transcribed."""
 LIVE_LATENCY_MS = 160
 """The latency mode of a stream that does not ask for one, or the model's next longer mode."""
 
 
-class NativeRecognizer:
-    """A model of ours with its tokenizer.
+class NativeRecognizer(BaseRecognizer):
+    """A FastConformer model with its tokenizer.
 
-    `head` chooses between the heads of a hybrid model ("transducer" or "ctc"), `decoding` between
-    searches, by default a greedy one for streams and for recordings what the model's configuration
-    says. `front_end` brings audio to level before the model hears it. With a `detector` texts that
-    nothing in the recording speaks for are dropped, see `guards`.
+    `head` chooses the head of a hybrid model ("transducer" or "ctc"). `decoding` chooses the
+    search; by default it is greedy for streams, and for recordings what the model's configuration
+    says. `front_end` levels audio before the model. With a `detector` the hallucination filter
+    drops text that the audio does not support.
     """
+
+    model: AsrModel
+    block_seconds: ClassVar[float] = 20.0
+    hotwords: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -75,6 +78,8 @@ class NativeRecognizer:
     ) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
         self.front_end, self.detector = front_end, detector
+        self.language = model.config.language
+        self.latencies_ms = tuple(model.config.latencies_ms) if model.config.streams else ()
         self.vocabulary = Vocabulary.of_tokenizer(tokenizer)
         self.live_search = make_search(model, head, decoding, self.vocabulary)
         self.search, beam = self.live_search, model.config.beam
@@ -88,146 +93,153 @@ class NativeRecognizer:
         return self.model.config.name
 
     @property
-    def language(self) -> str | None:
-        """The language of all that it writes, where that is known."""
-        return self.model.config.language
-
-    @property
     def capabilities(self) -> Capabilities:
-        """What this recognizer supports."""
-        modes = self.latencies_ms
+        streams = bool(self.latencies_ms)
         return Capabilities(
-            modes,
-            batched_streams=bool(modes),
-            saved_streams=bool(modes),
+            self.latencies_ms,
+            batched_streams=streams,
+            saved_streams=streams and isinstance(self.live_search, GreedySearch),
             batched_recordings=True,
             hotwords=True,
             gain=True,
         )
 
     @property
-    def module(self) -> torch.nn.Module:
-        """The network."""
-        return self.model
-
-    @property
     def parameter_count(self) -> int:
-        """The number of parameters, int8 layers included."""
         return self.model.parameter_count()
 
     @property
     def device(self) -> str:
-        """Where the model runs."""
         return str(self.model.device)
 
     @property
     def dtype(self) -> str:
-        """The type that the model computes in."""
         return str(self.model.dtype)
 
-    @property
-    def latencies_ms(self) -> tuple[int, ...]:
-        """The latency modes in milliseconds of audio per chunk; none if it cannot stream."""
-        config = self.model.config
-        return tuple(config.latencies_ms) if config.streams else ()
+    def boosted(self, boost: Boost) -> "NativeRecognizer":
+        """The same recognizer, on the same weights, with these hotwords.
 
-    def transcribe(
-        self,
-        source: Recording,
-        *,
-        sample_rate: int | None = None,
-        latency_ms: int | None = None,
-        word_timestamps: bool = True,
-        boost: Boost | None = None,
-    ) -> Transcript:
-        """Transcribe one recording of any length.
-
-        `source` is a path, bytes, a binary file object or "-" for standard input; or, with its
-        `sample_rate` in Hz, an array of samples. `latency_ms` chooses the lookahead, the longest by
-        default; `boost` are phrases that it should rather hear. Raises AudioError for unreadable
-        audio, OptionError for an unknown latency or a phrase that cannot be boosted.
+        Raises OptionError for a hotword that the model cannot boost.
         """
-        if boost:
-            return self.boosted(boost).transcribe(
-                source,
-                sample_rate=sample_rate,
-                latency_ms=latency_ms,
-                word_timestamps=word_timestamps,
-            )
-        lookahead = self._lookahead(latency_ms)
-        if sample_rate is not None:
-            blocks: Iterable[Samples] = [from_array(source, sample_rate)]
-        elif isinstance(source, (np.ndarray, Tensor, list, tuple)):
-            raise OptionError("samples need their rate: transcribe(array, sample_rate=16000)")
-        else:
-            blocks = stream_audio(source, block_seconds=BLOCK_SECONDS)  # type: ignore[arg-type]
-        hearing = self._hearing()
-        blocks = hearing.leveled(blocks)
-        if lookahead is None:
-            samples = np.concatenate([np.zeros(0, np.float32), *blocks])
-            return self._whole([samples], [hearing], word_timestamps)[0]
-        found, seconds = self._blockwise(blocks, lookahead)
-        return self._transcript(found, seconds, hearing.evidence, word_timestamps)
+        recognizer = copy.copy(self)
+        recognizer._trie = make_trie(boost, self.vocabulary)
+        return recognizer
 
-    def transcribe_many(
+    # -- recordings --------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def _recognize(
         self,
-        sources: Iterable[AudioSource],
-        *,
-        batch_seconds: float = 600.0,
+        recordings: Sequence[Iterable[Samples]],
+        words: bool,
         latency_ms: int | None = None,
-        word_timestamps: bool = True,
-        boost: Boost | None = None,
     ) -> Iterator[Transcript]:
-        """Transcribe recordings in batches of about equal length; results in the order given.
-
-        `batch_seconds` bounds the audio, padding included, that is held at once. Raises the error
-        of the first recording that cannot be read when its turn comes; see `outcomes` for going on.
-        """
-        outcomes = self.outcomes(
-            sources,
-            batch_seconds=batch_seconds,
-            latency_ms=latency_ms,
-            word_timestamps=word_timestamps,
-            boost=boost,
-        )
-        yield from in_order(outcomes)
-
-    def outcomes(
-        self,
-        sources: Iterable[AudioSource],
-        *,
-        batch_seconds: float = 600.0,
-        latency_ms: int | None = None,
-        word_timestamps: bool = True,
-        boost: Boost | None = None,
-    ) -> Iterator[Outcome]:
-        """As `transcribe_many`, but in the order of completion and with errors as results."""
-        recognizer = self.boosted(boost) if boost else self
-        sources = listed(sources)
-        lookahead = self._lookahead(latency_ms)
-        for batch in batches_of(sources, batch_seconds):
-            if isinstance(batch, Outcome):
-                yield batch
+        lookahead = self.model.config.lookahead(latency_ms)
+        if len(recordings) > 1 or lookahead is None or not self.model.config.streams:
+            yield from self._batch(recordings, words, lookahead)
+            return
+        # One recording: read, level, features, encode, search; then filter and words.
+        model, intake = self.model, Intake(self.front_end, self.detector)
+        features, encoder = model.features.start(), model.encoder.start()
+        plan = self._plan(lookahead)
+        search, result = self.search.start(1, [self._trie]), Hypothesis()
+        for block in chain(recordings[0], [None]):
+            last = block is None
+            samples = torch.from_numpy(intake.push(block)).to(model.device)
+            if len(samples) == 0 and not last:
                 continue
-            yield from recognizer._batch(sources, batch, lookahead, latency_ms, word_timestamps)
+            mel = model.features.push(samples, features)
+            if last:
+                mel = torch.cat([mel, model.features.finish(features)])
+            encoded = model.encoder.step(mel[None].to(model.dtype), encoder, plan, final=last)
+            if model.prompt is not None:
+                encoded = model.prompt(encoded)
+            result.extend(self.search.decode(encoded, None, search)[0])
+        result.extend(search.flush()[0])
+        yield self._transcript(result, intake, words)
+
+    def _batch(
+        self, recordings: Sequence[Iterable[Samples]], words: bool, lookahead: int | None
+    ) -> Iterator[Transcript]:
+        """Recordings as one padded batch; `lookahead` None is an encoder of unlimited context."""
+        model = self.model
+        intakes = [Intake(self.front_end, self.detector) for _ in recordings]
+        mels = []
+        for intake, blocks in zip(intakes, recordings, strict=True):
+            samples = np.concatenate([intake.push(block) for block in chain(blocks, [None])])
+            mels.append(model.features.whole(torch.from_numpy(samples).to(model.device)))
+        lengths = torch.tensor([len(mel) for mel in mels], device=model.device)
+        mel = torch.nn.utils.rnn.pad_sequence(mels, batch_first=True).to(model.dtype)
+        search = self.search.start(len(mels), [self._trie] * len(mels))
+        results = [Hypothesis() for _ in mels]
+        for encoded, valid in self._encoded(mel, lengths, lookahead):
+            if model.prompt is not None:
+                encoded = model.prompt(encoded)
+            for result, new in zip(
+                results, self.search.decode(encoded, valid, search), strict=True
+            ):
+                result.extend(new)
+        for result, rest, intake in zip(results, search.flush(), intakes, strict=True):
+            result.extend(rest)
+            yield self._transcript(result, intake, words)
+
+    def _encoded(
+        self, mel: Tensor, lengths: Tensor, lookahead: int | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """(B, T, F), (B,) -> (B, S, D) encoder frames and the (B,) valid ones, part by part."""
+        encoder = self.model.encoder
+        if lookahead is None:
+            yield encoder(mel, lengths)
+            return
+        state, plan = encoder.start(len(mel)), self._plan(lookahead)
+        counts = encoder.subsampling.output_length(lengths)
+        size = round(self.block_seconds / len(mel) / self.model.config.features.hop_seconds)
+        parts = mel.split(max(size, 1), dim=1)
+        for i, part in enumerate(parts):
+            done = state.frames
+            final = i == len(parts) - 1
+            encoded = encoder.step(part, state, plan, lengths=lengths, final=final)
+            yield encoded, (counts - done).clamp(0, encoded.shape[1])
+
+    def _plan(self, lookahead: int) -> ChunkPlan:
+        if lookahead not in self._plans:
+            self._plans[lookahead] = self.model.encoder.plan(lookahead)
+        return self._plans[lookahead]
+
+    def _transcript(self, result: Hypothesis, intake: Intake, with_words: bool) -> Transcript:
+        """What the evidence supports of a result, as text, words and segments."""
+        config, reasons = self.model.config, tuple[Reason, ...]()
+        evidence, seconds = intake.evidence, intake.seconds
+        if evidence is not None:
+            context = (self.tokenizer, config.frame_seconds, evidence)
+            verdict = weigh(result, *context, config.language)
+            result = supported_words(result, *context) if verdict.keep else Hypothesis()
+            reasons = verdict.reasons
+        words = words_from_tokens(
+            self.tokenizer,
+            result.tokens,
+            result.frames,
+            result.confidences,
+            options=WordOptions(config.frame_seconds),
+            duration=seconds,
+        )
+        segments = segments_from_words(words)
+        if not with_words:
+            words, segments = (), tuple(replace(segment, words=()) for segment in segments)
+        text = self.tokenizer.decode(result.tokens).strip()
+        return Transcript(text, segments, words, config.language, seconds, self.name, reasons)
 
     def transcribe_together(self, recordings: Sequence[Samples]) -> Iterator[Transcript]:
-        """Recordings of mono float32 at 16 kHz; each transcript when it is there, in order.
+        """Transcribe arrays (n,) of mono float32 at 16 kHz; results in the order given.
 
-        On a GPU they are one batch; on a CPU, where that would only cost padding, they go singly.
+        A GPU gets them as one batch; on a CPU, where padding only costs, they run one by one.
         """
-        lookahead = self._lookahead(None)
-        most = 1 if self.model.device.type == "cpu" else len(recordings)
-        for first in range(0, len(recordings), most):
-            heard = [self._hearing() for _ in recordings[first : first + most]]
-            loud = [
-                hearing.whole(samples)
-                for hearing, samples in zip(heard, recordings[first : first + most], strict=True)
-            ]
-            if lookahead is None:
-                yield from self._whole(loud, heard, True)
-            else:
-                yield from self._lockstep(loud, heard, lookahead, True)
+        size = 1 if self.model.device.type == "cpu" else max(len(recordings), 1)
+        for first in range(0, len(recordings), size):
+            batch = [[samples] for samples in recordings[first : first + size]]
+            yield from self._recognize(batch, True)
+
+    # -- live --------------------------------------------------------------------------------------
 
     def stream(
         self,
@@ -239,21 +251,24 @@ class NativeRecognizer:
         partials: StreamRecognizer | None = None,
         boost: Boost | None = None,
     ) -> SingleStream | SegmentedStream:
-        """Open a live stream of samples at `sample_rate` Hz; for many at once see `Engine`.
+        """Open a live stream of samples at `sample_rate` Hz; an `Engine` serves many at once.
 
-        `latency_ms` is one of `latencies_ms`, by default the shortest from 160 ms on. `endpoint`
-        says when an utterance is over and `watchdog` when to hear the last seconds anew; None turns
-        them off. A model that hears recordings whole hears what was said between two pauses, and
-        `partials` is a recognizer that streams, for words before that. `boost` are phrases that it
-        should rather hear. Raises OptionError if there is no such mode, for `partials` of a model
-        that streams by itself, or for a phrase that cannot be boosted.
+        `latency_ms` is one of `latencies_ms`, by default the shortest of 160 ms or more. `endpoint`
+        says when an utterance is over, `watchdog` when to decode the last seconds again; None turns
+        them off. `boost` is a list of hotwords. A model without latency modes runs on the segments
+        between pauses; `partials` is then a streaming recognizer that writes the partials. Raises
+        OptionError for an unknown mode, for `partials` of a streaming model, or for a hotword that
+        the model cannot boost.
         """
         if not self.latencies_ms and latency_ms is None:
             return SegmentedStream(
-                self.boosted(boost), sample_rate=sample_rate, endpoint=endpoint, partials=partials
+                self.boosted(boost) if boost else self,
+                sample_rate=sample_rate,
+                endpoint=endpoint,
+                partials=partials,
             )
         if partials is not None:
-            raise OptionError(f"{self.name} writes partials by itself: leave the other model out")
+            raise OptionError(f"{self.name} writes partials by itself; remove partials")
         lookahead = self.live_lookahead(latency_ms)
         grid = self.live.grid(lookahead)
         options = self.live_options(lookahead, endpoint, watchdog)
@@ -270,7 +285,7 @@ class NativeRecognizer:
         *,
         guard: bool = True,
     ) -> LiveOptions:
-        """How a stream is led; it is guarded if there is a detector and samples are leveled."""
+        """The options of a stream. `guard` needs a detector and leveled samples."""
         leveled = self.front_end is not None and self.front_end.mode != "off"
         return LiveOptions(
             lookahead,
@@ -280,24 +295,6 @@ class NativeRecognizer:
             guard=guard and leveled and self.detector is not None,
             language=self.model.config.language,
         )
-
-    def boosted(self, boost: Boost | None) -> "NativeRecognizer":
-        """The same recognizer, on the same weights, for recordings with such phrases in them.
-
-        Raises OptionError for a phrase that cannot be boosted.
-        """
-        recognizer = copy.copy(self)
-        recognizer._trie = make_trie(boost, self.vocabulary)
-        return recognizer
-
-    def with_gain(self, mode: GainMode) -> "NativeRecognizer":
-        """The same recognizer, on the same weights, with another gain mode.
-
-        Raises OptionError for an unknown mode.
-        """
-        recognizer = copy.copy(self)
-        recognizer.front_end = FrontEnd(mode)
-        return recognizer
 
     def live_lookahead(self, latency_ms: int | None) -> int:
         """The lookahead of a stream in that latency mode; see `stream`."""
@@ -312,172 +309,63 @@ class NativeRecognizer:
 
     @cached_property
     def live(self) -> LiveModel:
-        """The model made ready for live streams, which all share it."""
+        """The model prepared for live streams, shared by all of them."""
         return live_model(self.model, self.live_search)
 
-    # -- how ---------------------------------------------------------------------------------------
 
-    def _lookahead(self, latency_ms: int | None) -> int | None:
-        """The lookahead to transcribe with; None for a model that sees recordings whole."""
-        lookahead = self.model.config.lookahead(latency_ms)
-        return lookahead if self.model.config.streams else None
+# -- checkpoints -----------------------------------------------------------------------------------
 
-    def _plan(self, lookahead: int) -> ChunkPlan:
-        if lookahead not in self._plans:
-            with torch.inference_mode():
-                self._plans[lookahead] = self.model.encoder.plan(lookahead)
-        return self._plans[lookahead]
 
-    def _batch(
-        self,
-        sources: Sequence[AudioSource],
-        batch: list[int],
-        lookahead: int | None,
-        latency_ms: int | None,
-        words: bool,
-    ) -> Iterator[Outcome]:
-        """One batch: a lone recording block by block, several in lockstep."""
-        if len(batch) == 1:
-            i = batch[0]
-            try:
-                transcript = self.transcribe(
-                    sources[i], latency_ms=latency_ms, word_timestamps=words
-                )
-                yield Outcome(i, transcript)
-            except PianissimoError as error:
-                yield Outcome(i, error=error)
-            return
-        loaded: dict[int, Samples] = {}
-        hearings = {i: self._hearing() for i in batch}
-        for i in batch:
-            try:
-                loaded[i] = hearings[i].whole(load_audio(sources[i]))
-            except PianissimoError as error:
-                yield Outcome(i, error=error)
-        if not loaded:
-            return
-        recordings, heard = list(loaded.values()), [hearings[i] for i in loaded]
-        if lookahead is None:
-            transcripts = self._whole(recordings, heard, words)
-        else:
-            transcripts = self._lockstep(recordings, heard, lookahead, words)
-        for i, transcript in zip(loaded, transcripts, strict=True):
-            yield Outcome(i, transcript)
-
-    @torch.inference_mode()
-    def _blockwise(self, blocks: Iterable[Samples], lookahead: int) -> tuple[Hypothesis, float]:
-        """One recording through the streaming encoder: its tokens and its seconds."""
-        model, plan = self.model, self._plan(lookahead)
-        features, encoder = model.features.start(), model.encoder.start()
-        search, found, samples = self._start(1), Hypothesis(), 0
-        for block in blocks:
-            samples += len(block)
-            mel = model.features.push(torch.from_numpy(block).to(model.device), features)
-            encoded = self._prompted(model.encoder.step(self._cast(mel[None]), encoder, plan))
-            found.extend(self.search.decode(encoded, None, search)[0])
-        mel = model.features.finish(features)
-        encoded = model.encoder.step(self._cast(mel[None]), encoder, plan, final=True)
-        found.extend(self.search.decode(self._prompted(encoded), None, search)[0])
-        found.extend(search.flush()[0])
-        return found, samples / SAMPLE_RATE
-
-    @torch.inference_mode()
-    def _lockstep(
-        self, recordings: Sequence[Samples], heard: Sequence[Hearing], lookahead: int, words: bool
-    ) -> list[Transcript]:
-        """Several recordings as one padded batch through the streaming encoder."""
-        model, plan = self.model, self._plan(lookahead)
-        mel, lengths = self._padded(recordings)
-        state, search = model.encoder.start(len(recordings)), self._start(len(recordings))
-        found = [Hypothesis() for _ in recordings]
-        counts = model.encoder.subsampling.output_length(lengths)
-        block = round(BLOCK_SECONDS / len(recordings) / model.config.features.hop_seconds)
-        parts = mel.split(max(block, 1), dim=1)
-        for i, part in enumerate(parts):
-            done = state.frames
-            final = i == len(parts) - 1
-            encoded = model.encoder.step(part, state, plan, lengths=lengths, final=final)
-            valid = (counts - done).clamp(0, encoded.shape[1])
-            for row, new in enumerate(self.search.decode(self._prompted(encoded), valid, search)):
-                found[row].extend(new)
-        for row, rest in enumerate(search.flush()):
-            found[row].extend(rest)
-        return self._transcripts(found, recordings, heard, words)
-
-    @torch.inference_mode()
-    def _whole(
-        self, recordings: Sequence[Samples], heard: Sequence[Hearing], words: bool
-    ) -> list[Transcript]:
-        """Recordings through an encoder of unlimited context, as one padded batch."""
-        mel, lengths = self._padded(recordings)
-        encoded, counts = self.model.encoder(mel, lengths)
-        search = self._start(len(recordings))
-        found = self.search.decode(self._prompted(encoded), counts, search)
-        for row, rest in enumerate(search.flush()):
-            found[row].extend(rest)
-        return self._transcripts(found, recordings, heard, words)
-
-    def _start(self, batch: int) -> SearchState:
-        """The state of so many recordings, all with the phrases of this recognizer."""
-        return self.search.start(batch, [self._trie] * batch)
-
-    def _padded(self, recordings: Sequence[Samples]) -> tuple[Tensor, Tensor]:
-        mels = [
-            self.model.features.whole(torch.from_numpy(samples).to(self.model.device))
-            for samples in recordings
-        ]
-        mel = torch.nn.utils.rnn.pad_sequence(mels, batch_first=True)
-        lengths = torch.tensor([len(m) for m in mels], device=self.model.device)
-        return self._cast(mel), lengths
-
-    def _cast(self, mel: Tensor) -> Tensor:
-        return mel.to(self.model.dtype)
-
-    def _prompted(self, encoded: Tensor) -> Tensor:
-        return encoded if self.model.prompt is None else self.model.prompt(encoded)
-
-    def _transcripts(
-        self,
-        found: Sequence[Hypothesis],
-        recordings: Sequence[Samples],
-        heard: Sequence[Hearing],
-        words: bool,
-    ) -> list[Transcript]:
-        return [
-            self._transcript(hypothesis, len(recording) / SAMPLE_RATE, hearing.evidence, words)
-            for hypothesis, recording, hearing in zip(found, recordings, heard, strict=True)
-        ]
-
-    def _hearing(self) -> Hearing:
-        return Hearing(self.front_end, self.detector)
-
-    def _transcript(
-        self, found: Hypothesis, seconds: float, evidence: Evidence | None, with_words: bool
-    ) -> Transcript:
-        config, reasons = self.model.config, tuple[Reason, ...]()
-        if evidence is not None:
-            frame_seconds = config.frame_seconds
-            verdict = weigh(found, self.tokenizer, frame_seconds, evidence, config.language)
-            reasons = verdict.reasons
-            kept = heard_words(found, self.tokenizer, frame_seconds, evidence)
-            found = kept if verdict.keep else Hypothesis()
-        words = words_from_tokens(
-            self.tokenizer,
-            found.tokens,
-            found.frames,
-            found.confidences,
-            options=WordOptions(config.frame_seconds),
-            duration=seconds,
+def read_native(path: Path, device: torch.device, options: LoadOptions) -> NativeRecognizer:
+    """Read a checkpoint of this package, of NeMo or of Transformers."""
+    network, tokenizer = read_model(path)
+    if options.language is not None:
+        network.set_language(options.language)
+    if tokenizer.vocab_size != network.config.vocab_size:
+        raise CheckpointError(
+            f"{path}: the tokenizer has {tokenizer.vocab_size} pieces, the model "
+            f"{network.config.vocab_size}: they belong to different models"
         )
-        segments = segments_from_words(words)
-        if not with_words:
-            segments = tuple(replace(segment, words=()) for segment in segments)
-        return Transcript(
-            text=self.tokenizer.decode(found.tokens).strip(),
-            segments=segments,
-            words=words if with_words else (),
-            language=config.language,
-            duration=seconds,
-            model=self.name,
-            reasons=reasons,
+    network.to(device=device, dtype=options.dtype or torch.float32)
+    # Spectra need more than half precision, and so do the constants they are made with.
+    network.features = MelFeatures(network.config.features).to(device)
+    if options.int8:
+        if device.type != "cpu":
+            raise OptionError("int8 is for the CPU; on a GPU use bfloat16")
+        network.encoder = packed(network.encoder, "int8")
+        if network.predictor is not None:
+            network.predictor = packed(network.predictor, "int8")
+    # The recipes of this package train on copies at many levels.
+    gain: GainMode = "auto" if recognize_format(path) == "pianissimo" else FAMILY.gain
+    return NativeRecognizer(
+        network,
+        tokenizer,
+        head=options.head,
+        front_end=FrontEnd(gain),
+        detector=default_detector(),
+        decoding=options.decoding,
+    )
+
+
+def read_model(path: Path) -> tuple[AsrModel, Tokenizer]:
+    """Read the network and tokenizer of a checkpoint; its content says of which format it is."""
+    readers = {"pianissimo": load_model, "nemo": read_nemo, "huggingface": read_huggingface}
+    kind = recognize_format(path)
+    if kind is None:
+        raise CheckpointError(
+            f"{path} is no model that we know: expected a .nemo file, an ESPnet2 pack (.zip with "
+            "meta.yaml), a folder as Transformers, ESPnet2, CTranslate2 or sherpa-onnx lay it out, "
+            "or a name from `pianissimo models list`"
         )
+    return readers[kind](path)
+
+
+FAMILY = Family(
+    name="fastconformer",
+    read=read_native,
+    # A log-mel with a guard term loses quiet bins, so Parakeet and Nemotron gain most.
+    gain="on",
+    int8=True,
+    heads=("transducer", "ctc"),
+    decoding=True,
+)

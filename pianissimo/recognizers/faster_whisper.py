@@ -9,17 +9,17 @@ import logging
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from pianissimo.audio.front_end import FrontEnd, default_mode
+from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.io import SAMPLE_RATE, Samples
 from pianissimo.errors import CheckpointError, MissingExtraError, OptionError
 from pianissimo.hallucination.verdict import max_new_tokens
 from pianissimo.models.checkpoints.format import read_json
-from pianissimo.recognizers.base import OfflineRecognizer
+from pianissimo.recognizers.base import BaseRecognizer
+from pianissimo.recognizers.family import Family, LoadOptions, Task, Untyped
 from pianissimo.recognizers.long_form import (
     Decoded,
     PieceDecoder,
@@ -27,7 +27,7 @@ from pianissimo.recognizers.long_form import (
     language_heard,
     transcript,
 )
-from pianissimo.recognizers.whisper import CLOSING, OPENING, Task, nobody_speaks
+from pianissimo.recognizers.whisper import CLOSING, OPENING, nobody_speaks
 from pianissimo.transcript import Transcript, Word
 
 BEAM = 5
@@ -41,20 +41,20 @@ _SPECIFICATION = "WhisperSpec"
 _log = logging.getLogger(__name__)
 
 
-class FasterWhisperRecognizer(OfflineRecognizer):
+class FasterWhisperRecognizer(BaseRecognizer):
     """A Whisper model of CTranslate2; `language` and `task` as for `WhisperRecognizer`."""
 
-    front_end: FrontEnd
+    model: Untyped
 
     def __init__(
-        self, model: Any, *, name: str, language: str | None = None, task: Task = "transcribe"
+        self, model: Untyped, *, name: str, language: str | None = None, task: Task = "transcribe"
     ) -> None:
         self.model, self._name, self.task = model, name, task
         self.multilingual = bool(model.model.is_multilingual)
         if task == "translate" and not self.multilingual:
             raise OptionError(f"{name} knows English only and translates nothing")
         self.language = self._known_language(language)
-        self.front_end = FrontEnd(default_mode("whisper"))
+        self.front_end = FrontEnd(FAMILY.gain)
 
     @property
     def name(self) -> str:
@@ -76,7 +76,10 @@ class FasterWhisperRecognizer(OfflineRecognizer):
         return language.lower()
 
     def _recognize(
-        self, recordings: Sequence[Iterable[Samples]], words: bool
+        self,
+        recordings: Sequence[Iterable[Samples]],
+        words: bool,
+        latency_ms: int | None = None,
     ) -> Iterator[Transcript]:
         decoder = PieceDecoder(
             self.front_end,
@@ -137,8 +140,8 @@ class FasterWhisperRecognizer(OfflineRecognizer):
 
     def _heard(
         self,
-        tokenizer: Any,
-        result: Any,
+        tokenizer: Untyped,
+        result: Untyped,
         ids: list[int],
         limit: int,
         words: tuple[Word, ...],
@@ -152,7 +155,7 @@ class FasterWhisperRecognizer(OfflineRecognizer):
         return Decoded(text, tuple(ids), mean, len(ids) >= limit, words, language)
 
     def _timed(
-        self, tokenizer: Any, texts: list[list[int]], encoded: Any, frames: list[int]
+        self, tokenizer: Untyped, texts: list[list[int]], encoded: Untyped, frames: list[int]
     ) -> list[tuple[Word, ...]]:
         """The words of each text, timed by the attention to what was heard."""
         from faster_whisper.transcribe import merge_punctuations
@@ -177,7 +180,7 @@ class FasterWhisperRecognizer(OfflineRecognizer):
 
 
 def is_ctranslate2_folder(path: Path) -> bool:
-    """Whether a folder looks like one that CTranslate2 converted."""
+    """Whether a path looks like a folder that CTranslate2 converted."""
     return (path / MODEL_FILE).is_file() and any(path.glob("vocabulary.*"))
 
 
@@ -242,3 +245,25 @@ def _check_folder(folder: Path) -> None:
             f"{folder / MODEL_FILE} holds {specification[:40]!r}; of the models of CTranslate2 "
             "only Whisper is read here"
         )
+
+
+def _read(folder: Path, device: torch.device, options: LoadOptions) -> FasterWhisperRecognizer:
+    dtype = "default" if options.dtype is None else str(options.dtype).removeprefix("torch.")
+    return read_faster_whisper(
+        folder,
+        device,
+        "int8" if options.int8 else dtype,
+        language=options.language,
+        task=options.task or "transcribe",
+    )
+
+
+FAMILY = Family(
+    name="faster_whisper",
+    read=_read,
+    gain="on",
+    layout=is_ctranslate2_folder,
+    extra="faster-whisper",
+    int8=True,
+    tasks=("transcribe", "translate"),
+)

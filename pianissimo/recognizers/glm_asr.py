@@ -8,21 +8,21 @@ inside a piece.
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pianissimo.audio.front_end import FrontEnd, default_mode
+from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.io import SAMPLE_RATE, Samples
 from pianissimo.audio.vad import VoiceDetector
 from pianissimo.errors import CheckpointError, OptionError
 from pianissimo.hallucination.verdict import max_new_tokens
 from pianissimo.models.checkpoints.format import read_json
 from pianissimo.recognizers.autoregressive import write_greedily
-from pianissimo.recognizers.base import OfflineRecognizer
-from pianissimo.recognizers.long_form import Decoded, PieceDecoder, transcript, usual_detector
+from pianissimo.recognizers.base import BaseRecognizer, default_detector
+from pianissimo.recognizers.family import Family, LoadOptions, Untyped
+from pianissimo.recognizers.long_form import Decoded, PieceDecoder, transcript
 from pianissimo.recognizers.transformers_models import (
     load_network,
     load_part,
@@ -42,23 +42,23 @@ LEAST_SAMPLES = 1120
 _log = logging.getLogger(__name__)
 
 
-class GlmAsrRecognizer(OfflineRecognizer):
+class GlmAsrRecognizer(BaseRecognizer):
     """A GLM-ASR model with its processor."""
 
-    front_end: FrontEnd
+    model: Untyped
 
     def __init__(
         self,
-        model: Any,
-        processor: Any,
+        model: Untyped,
+        processor: Untyped,
         *,
         name: str,
         front_end: FrontEnd | None = None,
         detector: VoiceDetector | None = None,
     ) -> None:
         self.model, self.processor, self._name = model, processor, name
-        self.front_end = front_end or FrontEnd(default_mode("glm_asr"))
-        self.detector = detector or usual_detector()
+        self.front_end = front_end or FrontEnd(FAMILY.gain)
+        self.detector = detector or default_detector()
         ids = processor.tokenizer.convert_tokens_to_ids(list(END_TOKENS))
         unknown = processor.tokenizer.unk_token_id
         configured = model.generation_config.eos_token_id or model.config.text_config.eos_token_id
@@ -70,7 +70,10 @@ class GlmAsrRecognizer(OfflineRecognizer):
         return self._name
 
     def _recognize(
-        self, recordings: Sequence[Iterable[Samples]], words: bool
+        self,
+        recordings: Sequence[Iterable[Samples]],
+        words: bool,
+        latency_ms: int | None = None,
     ) -> Iterator[Transcript]:
         decoder = PieceDecoder(
             self.front_end,
@@ -192,3 +195,17 @@ def _check_layout(folder: Path) -> None:
             f"{folder} has the first layout of GLM-ASR, whose weights are named and ordered "
             "differently; fetch the files that were published from 27 December 2025 on"
         )
+
+
+def _read(folder: Path, device: torch.device, options: LoadOptions) -> GlmAsrRecognizer:
+    return read_glm_asr(folder, device, options.dtype)
+
+
+FAMILY = Family(
+    name="glm_asr",
+    read=_read,
+    gain="auto",  # trained on quiet speech
+    model_types=("glmasr", "Glmasr"),  # the second of the first layout, which is refused by name
+    extra="families",
+    languages=False,
+)

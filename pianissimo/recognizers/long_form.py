@@ -15,7 +15,7 @@ from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.io import SAMPLE_RATE, Samples
 from pianissimo.audio.level import quietest_point
 from pianissimo.audio.segments import plan_segments
-from pianissimo.audio.vad import SpeechModel, VoiceDetector, available
+from pianissimo.audio.vad import VoiceDetector
 from pianissimo.hallucination.evidence import REASONS, Evidence, Reason, Witness
 from pianissimo.hallucination.verdict import judge
 from pianissimo.text.loops import find_loop, trim_loop
@@ -91,14 +91,15 @@ class PieceDecoder:
 
     def __init__(
         self,
-        front_end: FrontEnd,
+        front_end: FrontEnd | None,
         decode: DecodeMany,
         *,
-        detector: VoiceDetector,
+        detector: VoiceDetector | None,
         most: int,
         language: str | None = None,
     ) -> None:
-        self.front_end, self.witness = front_end, Witness(detector)
+        self.front_end = front_end or FrontEnd("off")
+        self.witness = Witness(detector or VoiceDetector())
         self.decode, self.most, self.language = decode, most, language
 
     def run(self, recordings: Sequence[Iterable[Samples]]) -> Iterator[Progress]:
@@ -180,11 +181,6 @@ class PieceDecoder:
         if verdict.keep:
             kept = without_loops(decoded) if "repetition" in verdict.reasons else decoded
             progress.found.append(Found(piece.start / SAMPLE_RATE, piece.seconds, kept))
-
-
-def usual_detector() -> VoiceDetector:
-    """The Silero model where its packages are installed, else the energy alone."""
-    return VoiceDetector(model=SpeechModel() if available() else None)
 
 
 def transcript(progress: Progress, model: str, language: str | None, words: bool) -> Transcript:

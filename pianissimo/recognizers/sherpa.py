@@ -11,24 +11,26 @@ The streaming Paraformer goes in steps of 0.6 s and sees 0.18 s ahead (sherpa-on
 import logging
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from pianissimo.audio.front_end import FrontEnd, default_mode
+from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.io import SAMPLE_RATE, Samples
 from pianissimo.decoding.hotwords import Boost
 from pianissimo.errors import CheckpointError, MissingExtraError, OptionError, StreamError
-from pianissimo.hallucination.evidence import Evidence
+from pianissimo.hallucination.evidence import Evidence, Intake, Reason
 from pianissimo.hallucination.verdict import judge
-from pianissimo.hallucination.words import Hearing
 from pianissimo.models.checkpoints.format import listed, read_capped
 from pianissimo.models.checkpoints.onnx_metadata import read_onnx_metadata
 from pianissimo.protocols import StreamRecognizer
-from pianissimo.recognizers.base import OfflineRecognizer
+from pianissimo.recognizers.base import BaseRecognizer
+from pianissimo.recognizers.family import Family, LoadOptions, Untyped
 from pianissimo.recognizers.long_form import Decoded, PieceDecoder, language_heard, transcript
 from pianissimo.streaming.endpoint import ENDPOINT, EndpointRules
 from pianissimo.streaming.input import StreamInput
@@ -70,22 +72,27 @@ _EXPECTED: dict[Kind, tuple[str, ...]] = {
 _log = logging.getLogger(__name__)
 
 
-class SherpaRecognizer(OfflineRecognizer):
+class SherpaRecognizer(BaseRecognizer):
     """An offline Paraformer or SenseVoice; a piece at a time, since padding may enter a text."""
 
-    front_end: FrontEnd
+    model: Untyped
 
-    def __init__(self, model: Any, *, name: str, kind: Kind, language: str | None = None) -> None:
+    def __init__(
+        self, model: Untyped, *, name: str, kind: Kind, language: str | None = None
+    ) -> None:
         self.model, self._name, self.kind = model, name, kind
         self.language = language
-        self.front_end = FrontEnd(default_mode("paraformer"))
+        self.front_end = FrontEnd(FAMILY.gain)
 
     @property
     def name(self) -> str:
         return self._name
 
     def _recognize(
-        self, recordings: Sequence[Iterable[Samples]], words: bool
+        self,
+        recordings: Sequence[Iterable[Samples]],
+        words: bool,
+        latency_ms: int | None = None,
     ) -> Iterator[Transcript]:
         decoder = PieceDecoder(
             self.front_end,
@@ -153,14 +160,15 @@ def _closes(text: str) -> bool:
 # -- streaming -------------------------------------------------------------------------------------
 
 
-class StreamingParaformer(OfflineRecognizer):
+class StreamingParaformer(BaseRecognizer):
     """A Paraformer that writes while it listens; a recording goes through it as live sound does."""
 
+    model: Untyped
     latencies_ms = (LATENCY_MS,)
 
-    def __init__(self, model: Any, *, name: str) -> None:
+    def __init__(self, model: Untyped, *, name: str) -> None:
         self.model, self._name = model, name
-        self.front_end = FrontEnd(default_mode("paraformer"))
+        self.front_end = FrontEnd(FAMILY.gain)
 
     @property
     def name(self) -> str:
@@ -176,27 +184,29 @@ class StreamingParaformer(OfflineRecognizer):
         boost: Boost | None = None,
     ) -> "ParaformerStream":
         """Open a live stream of samples at `sample_rate` Hz; `partials` must be left out."""
-        self._check_latency(latency_ms)
-        if boost:
-            self.boosted(boost)  # refuses them
+        self._configured(latency_ms, boost)
         if partials is not None:
             raise OptionError(f"{self.name} writes partials by itself: leave the other model out")
         input = StreamInput(sample_rate, SAMPLE_RATE, self.front_end)
         return ParaformerStream(ParaformerText(self.model, endpoint), input)
 
     def _recognize(
-        self, recordings: Sequence[Iterable[Samples]], words: bool
+        self,
+        recordings: Sequence[Iterable[Samples]],
+        words: bool,
+        latency_ms: int | None = None,
     ) -> Iterator[Transcript]:
         for blocks in recordings:
-            hearing, text = Hearing(self.front_end, self.detector), ParaformerText(self.model)
-            events = [e for block in hearing.leveled(blocks) for e in text.push(block)]
+            intake, text = Intake(self.front_end, self.detector), ParaformerText(self.model)
+            events = [e for block in chain(blocks, [None]) for e in text.push(intake.push(block))]
             events.append(text.close("finish"))
             finals = [event for event in events if event.type == "final" and event.text]
-            whole, evidence = joined(event.text for event in finals), hearing.evidence
-            assert evidence is not None
-            verdict = judge(whole, evidence)
-            if not verdict.keep:
-                whole, finals = "", []
+            whole, reasons = joined(event.text for event in finals), tuple[Reason, ...]()
+            if intake.evidence is not None:
+                verdict = judge(whole, intake.evidence)
+                reasons = verdict.reasons
+                if not verdict.keep:
+                    whole, finals = "", []
             yield Transcript(
                 whole,
                 tuple(Segment(event.text, event.start, event.end) for event in finals),
@@ -204,7 +214,7 @@ class StreamingParaformer(OfflineRecognizer):
                 self.language,
                 text.seconds,
                 self.name,
-                verdict.reasons,
+                reasons,
             )
 
 
@@ -215,7 +225,7 @@ class ParaformerText:
     utterance has a state of its own, which begins with the audio that the one before did not use.
     """
 
-    def __init__(self, model: Any, rules: EndpointRules | None = ENDPOINT) -> None:
+    def __init__(self, model: Untyped, rules: EndpointRules | None = ENDPOINT) -> None:
         self._model, self._rules = model, rules
         self._waiting = np.zeros(0, np.float32)
         self._received = 0
@@ -318,7 +328,7 @@ class ParaformerStream:
     def __init__(self, text: ParaformerText, input: StreamInput) -> None:
         self._text, self._input, self._open = text, input, True
 
-    def push(self, samples: Any, sample_rate: int | None = None) -> list[StreamEvent]:
+    def push(self, samples: npt.ArrayLike, sample_rate: int | None = None) -> list[StreamEvent]:
         """Take further samples, any number of them: floats in [-1, 1] or integers, mono or
         (samples, channels).
 
@@ -489,3 +499,23 @@ def _check_tokens(path: Path, count: int) -> None:
         raise CheckpointError(
             f"{path} has {len(ids)} symbols, the model {count}: they belong to different models"
         )
+
+
+def _read(
+    folder: Path, device: torch.device, options: LoadOptions
+) -> SherpaRecognizer | StreamingParaformer:
+    precision: Literal["float32", "int8"] | None = None if options.dtype is None else "float32"
+    if options.int8:
+        precision = "int8"
+    return read_sherpa(folder, device, precision=precision, language=options.language)
+
+
+FAMILY = Family(
+    name="sherpa",
+    read=_read,
+    gain="on",
+    layout=is_sherpa_folder,
+    extra="sherpa",
+    dtypes=("float32",),
+    int8=True,
+)

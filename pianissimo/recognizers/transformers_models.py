@@ -4,12 +4,12 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
 from pianissimo.errors import CheckpointError, MissingExtraError
+from pianissimo.recognizers.family import Untyped
 
 _UNREADABLE = (
     OSError,
@@ -24,7 +24,7 @@ _UNREADABLE = (
 _INSTALL = "this model needs the transformers package: pip install 'pianissimo[families]'"
 
 
-def open_transformers() -> Any:
+def open_transformers() -> Untyped:
     """The module, told not to write to stderr; MissingExtraError if it is not installed."""
     try:
         import transformers
@@ -34,7 +34,7 @@ def open_transformers() -> Any:
 
 
 @contextmanager
-def quiet(transformers: Any) -> Iterator[None]:
+def quiet(transformers: Untyped) -> Iterator[None]:
     """Without its messages and progress bars, which are restored afterwards."""
     level, bars = (
         transformers.logging.get_verbosity(),
@@ -50,7 +50,7 @@ def quiet(transformers: Any) -> Iterator[None]:
             transformers.logging.enable_progress_bar()
 
 
-def load_part(kind: Any, folder: Path, **options: Any) -> Any:
+def load_part(kind: Untyped, folder: Path, **options: Untyped) -> Untyped:
     """A configuration, tokenizer or feature extractor; CheckpointError if it cannot be read."""
     try:
         return kind.from_pretrained(folder, local_files_only=True, **options)
@@ -60,7 +60,7 @@ def load_part(kind: Any, folder: Path, **options: Any) -> Any:
         ) from error
 
 
-def load_network(kind: Any, folder: Path, dtype: torch.dtype, attention: str) -> Any:
+def load_network(kind: Untyped, folder: Path, dtype: torch.dtype, attention: str) -> Untyped:
     """The model in evaluation mode.
 
     Raises CheckpointError if it cannot be read, or if a weight is missing, of another shape or not

@@ -11,6 +11,8 @@ speech is dropped.
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,11 +27,13 @@ from pianissimo.decoding.search import FUSION_BEAM, Decoding
 from pianissimo.decoding.token import Hypothesis
 from pianissimo.decoding.vocabulary import Vocabulary
 from pianissimo.errors import OptionError
-from pianissimo.hallucination.evidence import Evidence, Reason
-from pianissimo.hallucination.words import Hearing
+from pianissimo.hallucination.evidence import Evidence, Intake, Reason
+from pianissimo.models.checkpoints.wav2vec2 import BERT, read_wav2vec2
+from pianissimo.models.checkpoints.wav2vec2 import FAMILIES as MODEL_TYPES
 from pianissimo.models.wav2vec2 import Wav2Vec2, normalize_waveform
 from pianissimo.models.wav2vec2_bert import Wav2Vec2Bert
-from pianissimo.recognizers.base import OfflineRecognizer
+from pianissimo.recognizers.base import BaseRecognizer
+from pianissimo.recognizers.family import Family, LoadOptions
 from pianissimo.text.characters import Alphabet, Run
 from pianissimo.text.words import joined, segments_from_words
 from pianissimo.transcript import Transcript
@@ -133,11 +137,14 @@ class BeamPath:
             self.frames += len(log_probs)
 
 
-class CtcFamilyRecognizer(OfflineRecognizer):
+class CtcFamilyRecognizer(BaseRecognizer):
     """A network of the wav2vec 2.0 kin with its alphabet.
 
     Phrases are boosted in a beam, of 8 hypotheses if `decoding` does not say how many.
     """
+
+    model: Wav2Vec2 | Wav2Vec2Bert
+    hotwords = True
 
     def __init__(
         self,
@@ -177,14 +184,17 @@ class CtcFamilyRecognizer(OfflineRecognizer):
         return BeamPath(search, self._fusion, len(self.alphabet.symbols))
 
     def _recognize(
-        self, recordings: Sequence[Iterable[Samples]], words: bool
+        self,
+        recordings: Sequence[Iterable[Samples]],
+        words: bool,
+        latency_ms: int | None = None,
     ) -> Iterator[Transcript]:
         paths = [self._path() for _ in recordings]
-        hearings = [Hearing(None, self.detector) for _ in recordings]
+        intakes = [Intake(None, self.detector) for _ in recordings]
         windows = (
             window
             for row, blocks in enumerate(recordings)
-            for window in self._windows(row, self._timed(hearings[row].leveled(blocks), paths[row]))
+            for window in self._windows(row, self._leveled(blocks, intakes[row], paths[row]))
         )
         done = 0
         for group in _groups(windows, GROUP_SECONDS[self.model.device.type]):
@@ -195,16 +205,19 @@ class CtcFamilyRecognizer(OfflineRecognizer):
                 else:
                     paths[window.row].extend(next(heard)[window.first : window.last])
             for row in range(done, group[-1].row):
-                yield self._transcript(paths[row], hearings[row].evidence, words)
+                yield self._transcript(paths[row], intakes[row].evidence, words)
             done = group[-1].row
         for row in range(done, len(paths)):
-            yield self._transcript(paths[row], hearings[row].evidence, words)
+            yield self._transcript(paths[row], intakes[row].evidence, words)
 
-    def _timed(self, blocks: Iterable[Samples], path: GreedyPath | BeamPath) -> Iterator[Samples]:
-        """The blocks, their length added to the path's."""
-        for block in blocks:
-            path.seconds += len(block) / SAMPLE_RATE
-            yield block
+    def _leveled(
+        self, blocks: Iterable[Samples], intake: Intake, path: GreedyPath | BeamPath
+    ) -> Iterator[Samples]:
+        """The blocks, their length added to the path's; the intake gathers evidence beside."""
+        for block in chain(blocks, [None]):
+            samples = intake.push(block)
+            path.seconds += len(samples) / SAMPLE_RATE
+            yield samples
 
     def _windows(self, row: int, blocks: Iterable[Samples]) -> Iterator[Window]:
         """Windows that together give every frame of a recording once, in order."""
@@ -270,3 +283,20 @@ def _groups(windows: Iterable[Window], most_seconds: float) -> Iterator[list[Win
         group.append(window)
     if group:
         yield group
+
+
+def read_ctc_family(path: Path, device: torch.device, options: LoadOptions) -> CtcFamilyRecognizer:
+    """Read a folder of one of these models as Transformers writes it."""
+    network, alphabet = read_wav2vec2(path, options.language)
+    network.to(device=device, dtype=options.dtype or torch.float32)
+    return CtcFamilyRecognizer(network, alphabet, decoding=options.decoding)
+
+
+FAMILY = Family(
+    name="wav2vec2",
+    read=read_ctc_family,
+    gain="off",  # the models normalize every recording to unit variance
+    model_types=(*MODEL_TYPES, BERT),
+    heads=("ctc",),
+    decoding=True,
+)

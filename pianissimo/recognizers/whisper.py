@@ -12,7 +12,6 @@ import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,20 +19,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pianissimo.audio.front_end import FrontEnd, default_mode
+from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.io import SAMPLE_RATE, Samples
 from pianissimo.audio.vad import VoiceDetector
 from pianissimo.errors import CheckpointError, OptionError
 from pianissimo.hallucination.verdict import max_new_tokens
 from pianissimo.recognizers.autoregressive import Written, write_greedily
-from pianissimo.recognizers.base import OfflineRecognizer
+from pianissimo.recognizers.base import BaseRecognizer, default_detector
+from pianissimo.recognizers.family import Family, LoadOptions, Task, Untyped
 from pianissimo.recognizers.long_form import (
     Decoded,
     PieceDecoder,
     Progress,
     language_heard,
     transcript,
-    usual_detector,
 )
 from pianissimo.recognizers.transformers_models import (
     load_network,
@@ -53,23 +52,21 @@ SPACELESS = frozenset("zh ja th lo my yue".split())
 OPENING, CLOSING = "\"'“¡¿([{-", "\"'.。,，!！?？:：”)]}、"
 """Marks that belong to the word after them, and to the one before."""
 
-Task = Literal["transcribe", "translate"]
 
-
-class WhisperRecognizer(OfflineRecognizer):
+class WhisperRecognizer(BaseRecognizer):
     """A Whisper model with its tokenizer.
 
     `language` is a code such as "de", or None to find it for each piece. `task` "translate" writes
     English whatever is spoken. Raises OptionError for what the model does not know.
     """
 
-    front_end: FrontEnd
+    model: Untyped
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any,
-        extractor: Any,
+        model: Untyped,
+        tokenizer: Untyped,
+        extractor: Untyped,
         *,
         name: str,
         language: str | None = None,
@@ -79,8 +76,8 @@ class WhisperRecognizer(OfflineRecognizer):
     ) -> None:
         self.model, self.tokenizer, self.extractor = model, tokenizer, extractor
         self._name = name
-        self.front_end = front_end or FrontEnd(default_mode("whisper"))
-        self.detector = detector or usual_detector()
+        self.front_end = front_end or FrontEnd(FAMILY.gain)
+        self.detector = detector or default_detector()
         config = model.generation_config
         self._start = int(config.decoder_start_token_id)
         ends = config.eos_token_id
@@ -114,7 +111,10 @@ class WhisperRecognizer(OfflineRecognizer):
         return code
 
     def _recognize(
-        self, recordings: Sequence[Iterable[Samples]], words: bool
+        self,
+        recordings: Sequence[Iterable[Samples]],
+        words: bool,
+        latency_ms: int | None = None,
     ) -> Iterator[Transcript]:
         decoder = PieceDecoder(
             self.front_end,
@@ -354,7 +354,7 @@ def climb(costs: npt.NDArray[np.float64]) -> list[int]:
     return first
 
 
-def _alignment_heads(model: Any) -> list[tuple[int, int]]:
+def _alignment_heads(model: Untyped) -> list[tuple[int, int]]:
     """The heads that follow the speech; unless the model names them, those of the upper half."""
     named = getattr(model.generation_config, "alignment_heads", None)
     if named:
@@ -402,3 +402,18 @@ def read_whisper(
     return WhisperRecognizer(
         model.to(device), tokenizer, extractor, name=folder.name, language=language, task=task
     )
+
+
+def _read(folder: Path, device: torch.device, options: LoadOptions) -> WhisperRecognizer:
+    dtype, task = options.dtype or torch.float32, options.task or "transcribe"
+    return read_whisper(folder, device, dtype, language=options.language, task=task)
+
+
+FAMILY = Family(
+    name="whisper",
+    read=_read,
+    gain="on",
+    model_types=("whisper",),
+    extra="families",
+    tasks=("transcribe", "translate"),
+)

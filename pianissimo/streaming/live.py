@@ -27,7 +27,7 @@ from pianissimo.decoding.hotwords import PhraseTrie
 from pianissimo.decoding.token import Hypothesis
 from pianissimo.hallucination.evidence import JUDGED_SECONDS, evidence_from
 from pianissimo.hallucination.verdict import Verdict
-from pianissimo.hallucination.words import heard_words, weigh
+from pianissimo.hallucination.words import supported_words, weigh
 from pianissimo.streaming.endpoint import (
     ENDPOINT,
     WATCHDOG,
@@ -292,7 +292,7 @@ class LiveStream:
         tokenizer, language = self._tokenizer, self.options.language
         standing = found
         if not self._shown:
-            kept = heard_words(found, tokenizer, frame_seconds, evidence)
+            kept = supported_words(found, tokenizer, frame_seconds, evidence)
             standing = kept if kept.tokens else found
         if partial:
             evidence = replace(evidence, seconds=max(evidence.seconds, JUDGED_SECONDS))

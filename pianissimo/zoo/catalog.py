@@ -1,12 +1,35 @@
-"""The models that have a name: where they come from and what they are good for. No torch here."""
+"""The known models: where they come from, what they are good for, what they cost. No torch here."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pianissimo.errors import ModelNotFoundError
 
 EMBEDDED = "embedded-en"
 ASSETS = Path(__file__).parents[1] / "assets"
+
+
+Source = Literal["measured", "published", "arithmetic", "unknown"]
+Quiet = Literal["trained", "invariant", "gain"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a recommendation is based on.
+
+    `gflop` is the work per second of speech, by arithmetic: twice the weights times the frames that
+    they see. `quiet` says how a model copes with quiet speech: trained on it, invariant to the
+    level, or by the gain before it. `int8` is True where the published file has 8 bits.
+    """
+
+    gflop: float
+    quiet: Quiet = "gain"
+    quiet_source: Source = "measured"
+    int8: bool = False
+    narrow: bool = False
+    """It knows only some words: recommended only where there is no other."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +48,7 @@ class CatalogEntry:
     license: str
     parameters_millions: float
     megabytes: float
+    facts: Facts
     repository: str | None = None
     files: tuple[str, ...] = ("*.json", "*.safetensors")
     streams: bool = True
@@ -49,7 +73,7 @@ WHISPER_FILES = ("*.json", "*.txt", "model.safetensors")
 GLM_ASR_LANGUAGES = tuple("zh en ca de es fr id it ja lt ms nl no pt ru sl uk".split())
 
 
-def _whisper(size: str, millions: float, megabytes: float) -> CatalogEntry:
+def _whisper(size: str, millions: float, megabytes: float, gflop: float) -> CatalogEntry:
     return CatalogEntry(
         name=f"openai/whisper-{size}",
         summary="offline, many languages, translates into English",
@@ -62,6 +86,7 @@ def _whisper(size: str, millions: float, megabytes: float) -> CatalogEntry:
         streams=False,
         extra="families",
         unverified=() if size == "tiny" else ("license", "megabytes"),
+        facts=Facts(gflop),  # of 30 s for the 28 s that it gets at most
     )
 
 
@@ -73,6 +98,7 @@ CATALOG = (
         license="Apache-2.0",
         parameters_millions=6.3,
         megabytes=13,
+        facts=Facts(0.16, narrow=True),
     ),
     CatalogEntry(
         name="nvidia/nemotron-speech-streaming-en-0.6b",
@@ -83,6 +109,7 @@ CATALOG = (
         megabytes=2473,
         repository="nvidia/nemotron-speech-streaming-en-0.6b",
         unverified=("license", "megabytes"),
+        facts=Facts(15.5),
     ),
     CatalogEntry(
         name="nvidia/parakeet-ctc-0.6b",
@@ -94,6 +121,7 @@ CATALOG = (
         repository="nvidia/parakeet-ctc-0.6b",
         streams=False,
         unverified=("license", "megabytes"),
+        facts=Facts(15.0),
     ),
     CatalogEntry(
         name="nvidia/parakeet-tdt-0.6b-v2",
@@ -106,6 +134,7 @@ CATALOG = (
         files=("*.nemo",),
         streams=False,
         unverified=("megabytes",),
+        facts=Facts(15.0),
     ),
     CatalogEntry(
         name="facebook/wav2vec2-base-960h",
@@ -118,12 +147,13 @@ CATALOG = (
         files=("*.json", "model.safetensors"),
         streams=False,
         unverified=("license", "megabytes"),
+        facts=Facts(14.0, "invariant"),
     ),
-    _whisper("tiny", 38, 151),
-    _whisper("base", 73, 290),
-    _whisper("small", 242, 967),
-    _whisper("large-v3", 1543, 3087),
-    _whisper("large-v3-turbo", 809, 1618),
+    _whisper("tiny", 38, 151, 1.2),
+    _whisper("base", 73, 290, 2.7),
+    _whisper("small", 242, 967, 11.0),
+    _whisper("large-v3", 1543, 3087, 77.0),
+    _whisper("large-v3-turbo", 809, 1618, 70.0),
     CatalogEntry(
         name="zai-org/GLM-ASR-Nano-2512",
         summary="offline Chinese, English and 15 more, quiet speech",
@@ -136,6 +166,7 @@ CATALOG = (
         streams=False,
         extra="families",
         unverified=("megabytes",),
+        facts=Facts(130.0, "trained", "published"),
     ),
     CatalogEntry(
         name="csukuangfj/sherpa-onnx-paraformer-zh-2023-09-14",
@@ -148,6 +179,7 @@ CATALOG = (
         files=("tokens.txt", "model.int8.onnx"),
         streams=False,
         extra="sherpa",
+        facts=Facts(7.3, int8=True),
     ),
     CatalogEntry(
         name="csukuangfj/sherpa-onnx-streaming-paraformer-bilingual-zh-en",
@@ -160,6 +192,7 @@ CATALOG = (
         files=("tokens.txt", "encoder.int8.onnx", "decoder.int8.onnx"),
         extra="sherpa",
         unverified=("license", "parameters_millions", "megabytes"),
+        facts=Facts(13.0, int8=True),
     ),
     CatalogEntry(
         name="csukuangfj/sherpa-onnx-sense-voice-zh-en-ja-ko-yue-2024-07-17",
@@ -173,16 +206,17 @@ CATALOG = (
         streams=False,
         extra="sherpa",
         unverified=("license", "parameters_millions"),
+        facts=Facts(7.8, int8=True),
     ),
 )
 
 
-def find(name: str) -> CatalogEntry:
+def find(name: str, entries: Sequence[CatalogEntry] = CATALOG) -> CatalogEntry:
     """The entry of that full or short name, whatever its case; ModelNotFoundError otherwise."""
-    for entry in CATALOG:
+    for entry in entries:
         if name.lower() in (entry.name.lower(), entry.short_name.lower()):
             return entry
-    known = ", ".join(entry.short_name for entry in CATALOG)
+    known = ", ".join(entry.short_name for entry in entries)
     raise ModelNotFoundError(
         f"there is no model {name!r}: no such file or folder, and not one of the names {known}"
     )

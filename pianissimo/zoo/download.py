@@ -18,7 +18,7 @@ from typing import NoReturn
 from pianissimo.errors import CheckpointError, ModelNotFoundError
 from pianissimo.zoo import catalog
 from pianissimo.zoo.catalog import CatalogEntry
-from pianissimo.zoo.load import locate, models_folder
+from pianissimo.zoo.folder import locate, models_folder
 
 LOCK_FILE = "pianissimo.lock.json"
 DIGEST = re.compile(r"[0-9a-f]{64}")

@@ -1,4 +1,4 @@
-"""Which of the models that have a name suits a wish: rules over a table of facts. No torch here.
+"""Which known model suits a request: rules over the facts of the catalog. No torch here.
 
 What is known of a model's speed before it runs is arithmetic: its operations per second of speech
 over those of a processor's core. Accuracy is no part of the table, since no two figures that their
@@ -12,10 +12,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from pianissimo.errors import ModelNotFoundError
-from pianissimo.zoo.catalog import CATALOG, EMBEDDED, CatalogEntry
-
-Source = Literal["measured", "published", "arithmetic", "unknown"]
-Quiet = Literal["trained", "invariant", "gain"]
+from pianissimo.zoo.catalog import CATALOG, CatalogEntry, Quiet
 
 CORE_GFLOPS_WHOLE, CORE_GFLOPS_LIVE = 50.0, 12.0
 """About half of what a Xeon core of 2.5 GHz does in float32 with many frames at a time, and what it
@@ -23,41 +20,6 @@ does with the seven frames of a live step (measured)."""
 INT8_GAIN = 2.0
 """How much faster 8 bits are there at least (measured: 2.6 to 10 times for linear layers alone)."""
 
-
-@dataclass(frozen=True)
-class Facts:
-    """`gflop` per second of speech, by arithmetic: twice the weights times the frames that they
-    see. `int8` is True where the published file has 8 bits. `quiet` is how a model meets quiet
-    speech: trained on it, blind to the level, or by the gain before it.
-    """
-
-    gflop: float
-    quiet: Quiet = "gain"
-    quiet_source: Source = "measured"
-    int8: bool = False
-    narrow: bool = False
-    """Only some words: no choice as long as there is another one."""
-
-
-FACTS: Mapping[str, Facts] = MappingProxyType(
-    {
-        EMBEDDED: Facts(0.16, narrow=True),
-        "nemotron-speech-streaming-en-0.6b": Facts(15.5),
-        "parakeet-ctc-0.6b": Facts(15.0),
-        "parakeet-tdt-0.6b-v2": Facts(15.0),
-        "wav2vec2-base-960h": Facts(14.0, "invariant"),
-        "whisper-tiny": Facts(1.2),
-        "whisper-base": Facts(2.7),
-        "whisper-small": Facts(11.0),
-        "whisper-large-v3": Facts(77.0),
-        "whisper-large-v3-turbo": Facts(70.0),
-        "GLM-ASR-Nano-2512": Facts(130.0, "trained", "published"),
-        "sherpa-onnx-paraformer-zh-2023-09-14": Facts(7.3, int8=True),
-        "sherpa-onnx-streaming-paraformer-bilingual-zh-en": Facts(13.0, int8=True),
-        "sherpa-onnx-sense-voice-zh-en-ja-ko-yue-2024-07-17": Facts(7.8, int8=True),
-    }
-)
-"""By short name. Whisper and GLM-ASR compute 30 s for the 28 s that they get at most."""
 
 _QUIET_RANK: Mapping[Quiet, int] = MappingProxyType({"trained": 2, "invariant": 1, "gain": 0})
 _QUIET_WORDS: Mapping[Quiet, str] = MappingProxyType(
@@ -86,7 +48,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Recommendation:
     """A model, why it was chosen, and by name why each of the others was not.
 
     `why` names the one that comes next; `how` is what to run, and what that takes.
@@ -98,7 +60,7 @@ class Choice:
     passed_over: Mapping[str, str]
 
 
-def recommend(wish: Wish, entries: Sequence[CatalogEntry] = CATALOG) -> Choice:
+def recommend(wish: Wish, entries: Sequence[CatalogEntry] = CATALOG) -> Recommendation:
     """The model that suits best; ModelNotFoundError, with the reason, if none does."""
     knowing = [entry for entry in entries if _knows(entry, wish.language)]
     if not knowing:
@@ -125,14 +87,14 @@ def recommend(wish: Wish, entries: Sequence[CatalogEntry] = CATALOG) -> Choice:
         name, reason = next(iter(passed_over.items()))
         why += f"; rather than {name}, which {reason}"
     others = {e.short_name: f"does not know {wish.language}" for e in entries if e not in knowing}
-    return Choice(best, why, _how(best, wish), MappingProxyType(passed_over | others))
+    return Recommendation(best, why, _how(best, wish), MappingProxyType(passed_over | others))
 
 
 def real_time_factor(entry: CatalogEntry, wish: Wish) -> float | None:
     """Seconds of work per second of speech on that processor, by arithmetic; None on a GPU."""
     if wish.device != "cpu":
         return None
-    facts = FACTS[entry.short_name]
+    facts = entry.facts
     cores = wish.cores or len(os.sched_getaffinity(0))
     rate = CORE_GFLOPS_LIVE if wish.live and entry.streams else CORE_GFLOPS_WHOLE
     return facts.gflop / (rate * cores * (INT8_GAIN if facts.int8 else 1.0))
@@ -154,7 +116,7 @@ def _slowness(entry: CatalogEntry, wish: Wish) -> str:
 
 
 def _preference(entry: CatalogEntry, wish: Wish) -> tuple[bool, bool, int, float]:
-    facts = FACTS[entry.short_name]
+    facts = entry.facts
     return (
         not facts.narrow,
         wish.live and entry.streams,
@@ -176,7 +138,7 @@ def _lost(entry: CatalogEntry, best: CatalogEntry, wish: Wish) -> str:
 
 
 def _why(entry: CatalogEntry, wish: Wish) -> str:
-    facts = FACTS[entry.short_name]
+    facts = entry.facts
     parts = [f"knows {wish.language}"]
     if facts.narrow:
         parts[0] += ", but only some words"

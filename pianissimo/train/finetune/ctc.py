@@ -65,7 +65,7 @@ from pianissimo.train.finetune.plan import FinetuneOptions, Plan, make_plan
 from pianissimo.train.finetune.report import FinetuneReport
 from pianissimo.train.log import RunLog
 from pianissimo.train.validate import errors_of
-from pianissimo.zoo.load import locate
+from pianissimo.zoo.folder import locate
 
 KEPT_FILES = (
     CONFIG_FILE,

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from pianissimo.errors import OptionError
 from pianissimo.models.asr import CONFIG_FILE, AsrModel, load_model, save_model
-from pianissimo.models.checkpoints.wav2vec2 import BERT
-from pianissimo.models.checkpoints.wav2vec2 import FAMILIES as CTC_FAMILIES
+from pianissimo.recognizers.fastconformer import read_model
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train.augment import SpecAugment
 from pianissimo.train.checkpoint import FOLDER as CHECKPOINT
@@ -59,7 +58,8 @@ from pianissimo.train.finetune.settle import Settled, settle
 from pianissimo.train.loop import Stage, TrainConfig, draw_lookahead, objective, train_model
 from pianissimo.train.parallel import joined_world, local_device
 from pianissimo.train.validate import Validate, errors_on
-from pianissimo.zoo.load import FAMILIES, locate, model_type, read_model
+from pianissimo.zoo.families import NATIVE, family_of
+from pianissimo.zoo.folder import locate
 
 RATE_CURVE = "find-lr.csv"
 DEFAULT_RANK = 16
@@ -75,7 +75,7 @@ def read_original(model: str | None) -> tuple[AsrModel, Tokenizer]:
     path = locate(model)
     if is_ctc_kin(model):
         raise OptionError(f"{path.name} is trained by Transformers: choose its rate with --lr")
-    if model_type(path) in FAMILIES:
+    if family_of(path).name != NATIVE:
         raise OptionError(
             f"{path.name} is of a family that cannot be fine-tuned here: train it with "
             "Transformers, and load what that saves"
@@ -88,7 +88,7 @@ def read_original(model: str | None) -> tuple[AsrModel, Tokenizer]:
 
 def is_ctc_kin(model: str | None) -> bool:
     """Whether a model is of the kin of wav2vec 2.0, which Transformers trains."""
-    return model_type(locate(model)) in (*CTC_FAMILIES, BERT)
+    return family_of(locate(model)).name == "wav2vec2"
 
 
 def check_data(options: FinetuneOptions) -> tuple[str, bool]:

@@ -13,7 +13,13 @@ from pianissimo.audio.segments import plan_segments
 from pianissimo.audio.vad import PRESETS, SpeechSpan, Track, VoiceDetector
 from pianissimo.errors import AudioValueError
 from pianissimo.hallucination.evidence import REASONS, Evidence, Witness
-from pianissimo.hallucination.verdict import is_stock_phrase, is_too_fast, judge, max_new_tokens
+from pianissimo.hallucination.verdict import (
+    Verdict,
+    is_stock_phrase,
+    is_too_fast,
+    judge,
+    max_new_tokens,
+)
 from pianissimo.text.loops import find_loop, is_monotonous, is_stuck, trim_loop
 
 RATE = 16_000
@@ -70,9 +76,8 @@ def test_silence_is_judged_before_the_gain():
 @pytest.mark.parametrize("level_db", [-53, -45, -30])
 def test_quiet_speech_is_clear_evidence(level_db):
     evidence = heard(as_int16(speech(5, level_db)))
-    assert not evidence.weak
     assert not evidence.absent
-    assert judge("so it may stand", evidence).keep
+    assert judge("so it may stand", evidence) == Verdict(True)
 
 
 @pytest.mark.parametrize("level_db", [-85, -70, -55, -40])
@@ -139,22 +144,22 @@ def track_of(*stretches):
 
 def test_what_is_written_beside_speech_was_not_heard():
     evidence = replace(CLEAR, track=track_of((2.0, 0.1), (1.0, 0.9), (2.0, 0.1)))
-    assert not evidence.heard(1.0, 1.5)
-    assert evidence.heard(1.5, 2.0)  # a token may be written a little early
-    assert evidence.heard(3.3, 3.4)  # or late
-    assert not evidence.heard(3.6, 3.7)
-    assert replace(evidence, seconds=0.9).heard(1.0, 1.5)
-    assert CLEAR.heard(1.0, 1.5)
+    assert not evidence.supports(1.0, 1.5)
+    assert evidence.supports(1.5, 2.0)  # a token may be written a little early
+    assert evidence.supports(3.3, 3.4)  # or late
+    assert not evidence.supports(3.6, 3.7)
+    assert replace(evidence, seconds=0.9).supports(1.0, 1.5)
+    assert CLEAR.supports(1.0, 1.5)
 
 
 def test_text_written_mostly_beside_speech_is_dropped_unless_there_was_much_speech():
     brief = replace(CLEAR, sure_seconds=1.5)
-    assert not judge("four oh one", brief, heard_share=0.5).keep
-    assert judge("four oh one", brief, heard_share=0.7, mean_log_probability=-0.3).keep
-    assert not judge("four oh one", brief, heard_share=0.7, mean_log_probability=-0.6).keep
-    assert judge("four oh one", brief, heard_share=0.7).reasons == ("low_evidence",)
-    assert judge("four oh one", brief, heard_share=0.9, mean_log_probability=-0.6).keep
-    assert judge("four oh one", CLEAR, heard_share=0.2, mean_log_probability=-2.0).keep
+    assert not judge("four oh one", brief, supported_share=0.5).keep
+    assert judge("four oh one", brief, supported_share=0.7, mean_log_probability=-0.3).keep
+    assert not judge("four oh one", brief, supported_share=0.7, mean_log_probability=-0.6).keep
+    assert judge("four oh one", brief, supported_share=0.7).reasons == ("low_evidence",)
+    assert judge("four oh one", brief, supported_share=0.9, mean_log_probability=-0.6).keep
+    assert judge("four oh one", CLEAR, supported_share=0.2, mean_log_probability=-2.0).keep
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from pianissimo.audio.level import measure_levels
 from pianissimo.audio.vad import VoiceDetector
 from pianissimo.decoding.token import Hypothesis
 from pianissimo.errors import AudioValueError, OptionError
-from pianissimo.hallucination.words import Hearing, heard_words, weigh
+from pianissimo.hallucination.evidence import Intake
+from pianissimo.hallucination.words import supported_words, weigh
 from pianissimo.models.asr import AsrModel
 from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.text.tokenizer import WORD_START, Tokenizer
@@ -31,30 +32,38 @@ def blocks(samples: Samples, sizes: list[int]) -> Iterator[Samples]:
     return (samples[part] for part in cut(len(samples), sizes))
 
 
+def leveled(intake: Intake, samples: Samples, sizes: list[int] | None = None) -> Samples:
+    """What the model gets of a recording pushed in such blocks."""
+    parts = blocks(samples, sizes or [len(samples)])
+    return np.concatenate([intake.push(block) for block in [*parts, None]])
+
+
 @pytest.mark.parametrize("sizes", [[1, 400], [7_777], [320_000]])
 def test_blocks_change_neither_samples_nor_evidence(sizes: list[int]) -> None:
     samples = as_int16(speech(40, -50) + pink(40, -80))
-    whole = Hearing(FrontEnd("on"), VoiceDetector())
-    expected = whole.whole(samples)
-    parts = Hearing(FrontEnd("on"), VoiceDetector())
-    out = np.concatenate(list(parts.leveled(blocks(samples, sizes))))
+    whole = Intake(FrontEnd("on"), VoiceDetector())
+    expected = leveled(whole, samples)
+    parts = Intake(FrontEnd("on"), VoiceDetector())
+    out = leveled(parts, samples, sizes)
     np.testing.assert_array_equal(out, expected)
     assert parts.evidence == whole.evidence
+    assert parts.seconds == 40.0
     assert measure_levels(out).speech_db == pytest.approx(-26, abs=1)
 
 
-def test_without_parts_it_passes_everything_on() -> None:
-    hearing = Hearing()
+def test_without_gain_and_detector_samples_pass_unchanged() -> None:
     samples = speech(1)
-    np.testing.assert_array_equal(hearing.whole(samples), samples)
-    assert hearing.evidence is None
+    for front_end in (None, FrontEnd("off")):
+        intake = Intake(front_end, None)
+        np.testing.assert_array_equal(leveled(intake, samples), samples)
+        assert intake.evidence is None
 
 
 def test_evidence_is_of_raw_samples() -> None:
-    hearing = Hearing(FrontEnd("on"), VoiceDetector())
-    hearing.whole(speech(3, -60))
-    assert hearing.evidence is not None
-    assert hearing.evidence.peak < 0.02
+    intake = Intake(FrontEnd("on"), VoiceDetector())
+    leveled(intake, speech(3, -60))
+    assert intake.evidence is not None
+    assert intake.evidence.peak < 0.02
 
 
 @pytest.fixture(scope="module", params=["streaming", "whole"])
@@ -107,10 +116,10 @@ def test_the_detector_hears_the_right_level_even_without_gain() -> None:
     samples = as_int16(speech(6, -52) + pink(6, -85))
     evidence = {}
     for name, front_end in (("on", FrontEnd("on")), ("off", FrontEnd("off")), ("none", None)):
-        hearing = Hearing(front_end, VoiceDetector())
-        out = np.concatenate(list(hearing.leveled(blocks(samples, [7_000]))))
+        intake = Intake(front_end, VoiceDetector())
+        out = leveled(intake, samples, [7_000])
         assert (name == "on") != np.array_equal(out, samples)
-        evidence[name] = hearing.evidence
+        evidence[name] = intake.evidence
     assert evidence["on"] == evidence["off"] == evidence["none"]
 
 
@@ -124,20 +133,20 @@ def hypothesis_of(tokenizer: Tokenizer, words: list[tuple[float, float]]) -> Hyp
 
 
 def test_words_beside_all_speech_leave_unless_they_are_sure(tiny_tokenizer: Tokenizer) -> None:
-    hearing = Hearing(FrontEnd("on"), VoiceDetector())
+    intake = Intake(FrontEnd("on"), VoiceDetector())
     silence = pink(3, -70)
-    hearing.whole(np.concatenate([silence, speech(4, -30) + pink(4, -70, 1), silence]))
-    assert hearing.evidence is not None
+    leveled(intake, np.concatenate([silence, speech(4, -30) + pink(4, -70, 1), silence]))
+    assert intake.evidence is not None
     found = hypothesis_of(
         tiny_tokenizer, [(1.0, 0.5), (2.0, 0.95), (3.6, 0.4), (5.0, 0.9), (9.5, 0.6)]
     )
-    kept = heard_words(found, tiny_tokenizer, 0.08, hearing.evidence)
+    kept = supported_words(found, tiny_tokenizer, 0.08, intake.evidence)
     assert kept.frames == [25, 45, 62]
     assert kept.log_probs == [found.log_probs[i] for i in (1, 2, 3)]
-    verdict = weigh(found, tiny_tokenizer, 0.08, hearing.evidence, "en")
+    verdict = weigh(found, tiny_tokenizer, 0.08, intake.evidence, "en")
     assert verdict.keep  # there was much speech
     assert "low_evidence" in verdict.reasons
-    nothing = heard_words(Hypothesis(), tiny_tokenizer, 0.08, hearing.evidence)
+    nothing = supported_words(Hypothesis(), tiny_tokenizer, 0.08, intake.evidence)
     assert nothing == Hypothesis()
 
 

@@ -15,7 +15,6 @@ from pianissimo.decoding.search import Decoding, Head
 from pianissimo.errors import AudioDecodeError, AudioError, AudioNotFoundError, OptionError
 from pianissimo.models.asr import AsrModel, PromptConfig
 from pianissimo.protocols import Recognizer
-from pianissimo.recognizers import fastconformer as native
 from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.transcript import Transcript
@@ -83,7 +82,7 @@ def test_the_size_of_the_blocks_has_no_influence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     expected = [recognizer.transcribe(f) for f in files]
-    monkeypatch.setattr(native, "BLOCK_SECONDS", seconds)
+    monkeypatch.setattr(NativeRecognizer, "block_seconds", seconds)
     for file, transcript in zip(files, expected, strict=True):
         assert_same(recognizer.transcribe(file), transcript)
     for found, transcript in zip(recognizer.transcribe_many(files), expected, strict=True):

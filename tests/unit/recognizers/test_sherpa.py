@@ -379,7 +379,7 @@ def test_the_precision_chooses_the_file(copied: Path, folders: dict[str, Path]) 
     assert pianissimo.load(copied).transcribe(CLIPS[0], sample_rate=SAMPLE_RATE).words
     plain = pianissimo.load(copied, dtype="float32")
     assert not plain.transcribe(CLIPS[0], sample_rate=SAMPLE_RATE).words
-    with pytest.raises(OptionError, match=r"not in torch\.bfloat16"):
+    with pytest.raises(OptionError, match="not in bfloat16"):
         pianissimo.load(copied, dtype="bfloat16")
 
 
@@ -388,7 +388,7 @@ def test_options_it_lacks_are_refused(folders: dict[str, Path]) -> None:
         ("paraformer", {"language": "zh"}, "no choice of languages"),
         ("sense-voice", {"language": "fr"}, "zh, en, ja, ko, yue"),
         ("paraformer", {"head": "ctc"}, "no ctc head"),
-        ("streaming", {"task": "translate"}, "unknown task"),
+        ("streaming", {"task": "translate"}, "only transcribes"),
     ):
         with pytest.raises(OptionError, match=message):
             pianissimo.load(folders[name], **options)

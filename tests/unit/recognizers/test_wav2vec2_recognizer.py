@@ -59,7 +59,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def nobody_doubts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The models hear noise here, in which no detector would find speech."""
     if "doubted" not in request.node.name:
-        monkeypatch.setattr(offline, "usual_detector", lambda: None)
+        monkeypatch.setattr(offline, "default_detector", lambda: None)
 
 
 @pytest.mark.parametrize("family", ["wav2vec2", "robust", "bert"])
@@ -308,7 +308,7 @@ def test_it_is_a_recognizer_without_latency_modes(
     assert recognizer.latencies_ms == ()
     assert [event.text for event in recognizer.stream().finish()] == [""]
     for call in (recognizer.stream, lambda **options: recognizer.transcribe(files[0], **options)):
-        with pytest.raises(OptionError, match=r"latency 160 ms .*hears recordings whole"):
+        with pytest.raises(OptionError, match=r"latency 160 ms .*needs whole recordings"):
             call(latency_ms=160)
     with pytest.raises(OptionError, match="latency 160 ms"):
         list(recognizer.transcribe_many(files, latency_ms=160))

@@ -276,7 +276,7 @@ def test_it_is_a_recognizer_that_streams_from_pause_to_pause(recognizer: Whisper
     events += stream.finish()
     assert [event.reason for event in events if event.type == "final"] == ["endpoint", "finish"]
     assert events[0].text and 0 <= events[0].start < events[0].end < 3.5
-    with pytest.raises(OptionError, match="hears recordings whole"):
+    with pytest.raises(OptionError, match="needs whole recordings"):
         recognizer.transcribe(speech(1.0), sample_rate=RATE, latency_ms=80)
 
 

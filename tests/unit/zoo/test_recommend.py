@@ -6,7 +6,7 @@ import pytest
 
 from pianissimo.errors import ModelNotFoundError
 from pianissimo.zoo.catalog import CATALOG, CatalogEntry, find
-from pianissimo.zoo.recommend import FACTS, Wish, real_time_factor, recommend
+from pianissimo.zoo.recommend import Wish, real_time_factor, recommend
 
 LAPTOP = Wish(cores=2)
 
@@ -15,9 +15,9 @@ def name(wish: Wish) -> str:
     return recommend(wish).entry.short_name
 
 
-def test_every_model_has_facts_and_no_facts_lack_a_model() -> None:
-    assert set(FACTS) == {entry.short_name for entry in CATALOG}
+def test_every_model_has_usable_facts() -> None:
     for entry in CATALOG:
+        assert entry.facts.gflop > 0
         assert set(entry.unverified) <= {"license", "megabytes", "parameters_millions"}
 
 

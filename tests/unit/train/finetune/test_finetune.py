@@ -27,6 +27,7 @@ from pianissimo.errors import ManifestError, OptionError
 from pianissimo.evaluate.run import evaluate, read_references
 from pianissimo.models.asr import AsrConfig, AsrModel, load_model, save_model
 from pianissimo.models.checkpoints.nemo import read_nemo
+from pianissimo.recognizers.fastconformer import read_model
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train.data import read_manifest
 from pianissimo.train.finetune import run as module
@@ -34,7 +35,7 @@ from pianissimo.train.finetune.material import augmenter, quiet_twins, training_
 from pianissimo.train.finetune.plan import FinetuneOptions, Plan, choose_rate, make_plan
 from pianissimo.train.finetune.report import FinetuneReport
 from pianissimo.train.finetune.run import find_learning_rate, finetune, fits_half
-from pianissimo.zoo.load import load, read_model
+from pianissimo.zoo.load import load
 
 QUICK = {"steps": 4, "validate_every": 4, "batch_seconds": 6.0, "workers": 0, "lr": 1e-3}
 

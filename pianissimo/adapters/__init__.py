@@ -1,0 +1,1 @@
+"""Moved to `pianissimo.recognizers`; the paths here work for one more release."""
