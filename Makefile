@@ -7,6 +7,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 FILE ?= examples/audio/*.flac
 FUZZ_MINUTES ?= 10
+JOBS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 PARITY_BIN := .venv-parity/bin
@@ -24,8 +25,9 @@ help: ## this list
 run: $(READY) ## words arriving live, from the example clips or FILE=yours.mp3
 	$(BIN)/pianissimo transcribe --stream --realtime $(FILE)
 
-test: $(READY) ## the quick tests, on the CPU and without a network
-	$(BIN)/python -m pytest -q -m "not slow and not gpu and not network"
+# The tests of a file share servers and models, so a file stays in one process.
+test: $(READY) ## the quick tests, on the CPU and without a network; JOBS=2 processes
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow and not gpu and not network"
 
 parity: $(READY) $(PARITY_READY) ## our numbers against the reference implementations, live
 	$(BIN)/python -m pytest -q tests/parity/test_live.py tests/parity/test_live_families.py
