@@ -1,4 +1,4 @@
-# Every target sets up what it needs: `make test` in a fresh clone is enough.
+# Every target sets up its environment: `make test` works in a fresh clone.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -22,30 +22,30 @@ CLIENTS_READY := $(patsubst tests/clients/requirements-%.txt,.venv-clients/%/.re
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: $(READY) ## words arriving live, from the example clips or FILE=yours.mp3
+run: $(READY) ## live words from the example clips, or from FILE=yours.mp3
 	$(BIN)/pianissimo transcribe --stream --realtime $(FILE)
 
 # The tests of a file share servers and models, so a file stays in one process.
-test: $(READY) ## the quick tests, on the CPU and without a network; JOBS=2 processes
+test: $(READY) ## fast tests, on the CPU and offline, in JOBS=2 processes
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow and not gpu and not network"
 
-parity: $(READY) $(PARITY_READY) ## our numbers against the reference implementations, live
+parity: $(READY) $(PARITY_READY) ## compare numerics with the reference implementations
 	$(BIN)/python -m pytest -q tests/parity/test_live.py tests/parity/test_live_families.py
 
-bench: $(READY) ## speed and word errors on this machine
+bench: $(READY) ## speed and word error rates on this machine
 	BENCH_MINUTES=2 $(BIN)/python bench/offline.py
 	$(BIN)/python bench/streaming.py --quick
 
-quietbench: $(READY) ## the table of docs/quiet-speech.md, from SPEECH=folder of clean speech
+quietbench: $(READY) ## update the table in docs/quiet-speech.md; SPEECH=DIR of clean speech
 	$(BIN)/pianissimo quietbench $(if $(SPEECH),--speech $(SPEECH)) -o runs/quietbench --page docs/quiet-speech.md
 
-bench-peers: $(PEERS_READY) ## other engines and their models, 19 GB, for bench/streaming.py
+bench-peers: $(PEERS_READY) ## install other engines and their models for bench/streaming.py; 19 GB
 	$(PEERS_BIN)/python bench/peers/make_models.py
 
-clients: $(READY) $(CLIENTS_READY) ## other people's clients, unmodified, against our server; 1 GB
+clients: $(READY) $(CLIENTS_READY) ## test unmodified third-party clients against the server; 1 GB
 	$(BIN)/python -m pytest -q tests/clients
 
-fuzz: $(READY) ## requests, sockets and recordings of every shape; FUZZ_MINUTES=10 for the last
+fuzz: $(READY) ## random requests, messages and recordings; FUZZ_MINUTES=10 of recordings
 	$(BIN)/python -m pip install -q -r tests/fuzz/requirements.txt
 	FUZZ=20 $(BIN)/python -m pytest -q tests/fuzz
 	$(BIN)/python tests/fuzz/decoder_target.py runs/fuzz/decoder \
@@ -58,7 +58,7 @@ lint: $(READY) ## ruff: rules and format
 types: $(READY) ## mypy, strict
 	$(BIN)/mypy
 
-format: $(READY) ## let ruff rewrite the code
+format: $(READY) ## rewrite the code with ruff
 	$(BIN)/ruff check --fix --exit-zero --quiet .
 	$(BIN)/ruff format .
 
@@ -70,14 +70,14 @@ clean: ## remove environments, caches and build output; runs/ stays
 	rm -rf .venv .venv-parity .venv-peers .venv-clients .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# PyTorch comes first and alone: a resolver that sees everything at once may take another one.
+# PyTorch is installed first and alone: a resolver that sees all packages may select another one.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
 
-# The reference implementations pin other versions than ours, hence an environment of their own.
+# The reference implementations pin other versions, hence a separate environment.
 $(PARITY_READY): $(PARITY_REQUIREMENTS) pyproject.toml constraints.txt
 	@test -n "$(PARITY_REQUIREMENTS)" || { echo "no tests/parity/requirements*.txt" >&2; exit 1; }
 	test -x $(PARITY_BIN)/python || $(PYTHON) -m venv .venv-parity
@@ -92,7 +92,7 @@ $(PEERS_READY): bench/peers/requirements.txt constraints.txt
 	$(PEERS_BIN)/python -m pip install -q -r bench/peers/requirements.txt
 	touch $@
 
-# Other people's clients pin what contradicts each other: an environment for each of them.
+# Third-party clients pin conflicting versions: one environment each.
 .venv-clients/%/.ready: tests/clients/requirements-%.txt
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install -q -r $<
