@@ -1,9 +1,9 @@
-"""A second opinion on the texts of a transducer's beam, by the CTC head of the same model.
+"""Rescoring of a transducer's beam by the CTC head of the same model.
 
-Where tokens are settled although hypotheses disagree (at a pause, at the end, or because they are
-old), each hypothesis is worth its own score and, times a weight, the logarithm of what CTC says of
-its whole text since the last pause: n-best rescoring. A transducer expects what its training texts
-would say next, CTC only listens, so the two err in different places.
+Rescoring happens where tokens are settled although hypotheses disagree: at a pause, at the end of
+a text, and where tokens are old. The score of a hypothesis is then its own score plus a weight
+times the CTC log-probability of its whole text since the last pause (n-best rescoring). The two
+heads make different errors: a transducer learns which texts are likely, CTC judges the audio alone.
 
 Shape legend: S frames, V vocabulary, N texts.
 """
@@ -15,38 +15,41 @@ import torch
 from torch import Tensor
 from torch.nn.functional import ctc_loss
 
-from pianissimo.decoding.token import Heard
+from pianissimo.decoding.token import Token
 
 LONGEST_FRAMES = 400
-"""What is weighed at most; of longer speech without a pause the newer part."""
+"""The most frames that are scored; of longer speech without a pause only the newer half is kept."""
 NEVER = -1e4
 """Nats of a text that has no alignment, finite so that the other scores still rank such texts."""
 
 
 @dataclass(frozen=True)
 class Rescoring:
-    """What CTC heard of one stream since its last pause.
+    """The CTC output for one stream since its last pause.
 
-    `log_probs` (S, V + 1), the blank last, are of the frames from `first` on, counted from the
-    start of the stream; `settled` are the tokens that were settled since.
+    `log_probs` (S, V + 1), the blank last, are those of the frames from `first` on, counted from
+    the start of the stream; `settled` are the tokens that were settled in these frames.
     """
 
     weight: float
     log_probs: Tensor
     first: int = 0
-    settled: tuple[Heard, ...] = ()
+    settled: tuple[Token, ...] = ()
 
     def extended(self, log_probs: Tensor) -> "Rescoring":
-        """With (S, V + 1) further frames."""
+        """The state after (S, V + 1) further frames."""
         return replace(self, log_probs=torch.cat([self.log_probs, log_probs]))
 
-    def worth(self, texts: Sequence[tuple[int, ...]], frame: int | None = None) -> list[float]:
-        """What is added to the scores of N texts, each the tokens after the settled ones, as heard
-        up to a frame, by default the newest."""
+    def scores(self, texts: Sequence[tuple[int, ...]], frame: int | None = None) -> list[float]:
+        """The weighted CTC scores of N texts.
+
+        A text is the token ids after the settled ones. Frames after `frame` are not scored; by
+        default all frames are.
+        """
         end = None if frame is None else frame + 1 - self.first
         frames = self.log_probs[:end]
         S, N = len(frames), len(texts)
-        before = [heard.token for heard in self.settled]
+        before = [token.id for token in self.settled]
         whole = [torch.tensor([*before, *text], dtype=torch.long) for text in texts]
         lengths = torch.tensor([len(text) for text in whole])
         targets = torch.nn.utils.rnn.pad_sequence(whole, batch_first=True).to(frames.device)
@@ -60,27 +63,28 @@ class Rescoring:
         )
         return (self.weight * (-losses).clamp(min=NEVER)).tolist()
 
-    def told(self, settled: Sequence[Heard]) -> "Rescoring":
-        """After these tokens were settled."""
-        return replace(self, settled=(*self.settled, *settled)) if settled else self
+    def settle(
+        self, tokens: Sequence[Token], frame: int, next_frame: int, pause: float
+    ) -> "Rescoring":
+        """The state after `tokens` were settled at a frame.
 
-    def restarted(self) -> "Rescoring":
-        """Where a text ends: all that was heard is done with."""
-        return self.after(self.first + len(self.log_probs))
+        Frames before a pause of more than `pause` frames are dropped, and so is the older part of
+        speech without a pause. `next_frame` is the first frame of a token that is not settled.
+        """
+        settled = (*self.settled, *tokens)
+        last = settled[-1].frame if settled else self.first - 1
+        first = self.first
+        if settled and next_frame - last > pause:
+            first = last + 1
+        elif frame - self.first >= LONGEST_FRAMES:
+            first = max(self.first, min(next_frame, frame - LONGEST_FRAMES // 2))
+        if not tokens and first == self.first:
+            return self
+        return replace(self, settled=settled).after(first)
 
     def after(self, frame: int) -> "Rescoring":
-        """Without the frames before this one and what was settled in them."""
-        kept = tuple(heard for heard in self.settled if heard.frame >= frame)
+        """The state without the frames before `frame` and the tokens settled in them."""
+        kept = tuple(token for token in self.settled if token.frame >= frame)
         return replace(
             self, log_probs=self.log_probs[frame - self.first :], first=frame, settled=kept
         )
-
-    def forgetting(self, frame: int, next_heard: int, pause: float) -> "Rescoring":
-        """What is still of use at a frame, where `next_heard` is the first frame of a token that is
-        not settled yet: nothing from before a pause of so many frames, and not too much."""
-        last = self.settled[-1].frame if self.settled else self.first - 1
-        if self.settled and next_heard - last > pause:
-            return self.after(last + 1)
-        if frame - self.first < LONGEST_FRAMES:
-            return self
-        return self.after(max(self.first, min(next_heard, frame - LONGEST_FRAMES // 2)))

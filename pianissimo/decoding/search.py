@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from pianissimo.decoding.beam import BeamSearch
-from pianissimo.decoding.beams import BeamOptions
+from pianissimo.decoding.beam_state import BeamOptions
 from pianissimo.decoding.ctc import CtcGreedySearch
 from pianissimo.decoding.ctc_beam import CtcBeamSearch
 from pianissimo.decoding.greedy import GreedySearch

@@ -1,14 +1,14 @@
-"""What a search found: tokens, when, and how sure it was."""
+"""Tokens of a search result: their ids, frames, log-probabilities and confidences."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class Token:
     """One token of a hypothesis; see `Hypothesis` for the numbers."""
 
-    token: int
+    id: int
     frame: int
     log_prob: float
     confidence: float
@@ -29,7 +29,7 @@ class Hypothesis:
 
     @property
     def score(self) -> float:
-        """Log-probability of the tokens, blanks not counted."""
+        """Log-probability of the tokens, without that of the blanks."""
         return sum(self.log_probs)
 
     def append(self, token: int, frame: int, log_prob: float, confidence: float) -> None:
@@ -39,7 +39,7 @@ class Hypothesis:
         self.confidences.append(confidence)
 
     def extend(self, other: "Hypothesis") -> None:
-        """Append what a later chunk of the same stream found."""
+        """Append the tokens of a later chunk of the same stream."""
         self.tokens += other.tokens
         self.frames += other.frames
         self.log_probs += other.log_probs
@@ -47,13 +47,18 @@ class Hypothesis:
 
     def take(self, places: Sequence[int]) -> "Hypothesis":
         """The tokens at these places alone."""
-        lists = (self.tokens, self.frames, self.log_probs, self.confidences)
-        return Hypothesis(*([values[i] for i in places] for values in lists))  # type: ignore[arg-type]
+        return Hypothesis(
+            [self.tokens[i] for i in places],
+            [self.frames[i] for i in places],
+            [self.log_probs[i] for i in places],
+            [self.confidences[i] for i in places],
+        )
 
     def split(self, at: int) -> tuple["Hypothesis", "Hypothesis"]:
         """The first `at` tokens, and the others."""
-        lists = (self.tokens, self.frames, self.log_probs, self.confidences)
-        return (
-            Hypothesis(*(values[:at] for values in lists)),  # type: ignore[arg-type]
-            Hypothesis(*(values[at:] for values in lists)),  # type: ignore[arg-type]
+        first = Hypothesis(
+            self.tokens[:at], self.frames[:at], self.log_probs[:at], self.confidences[:at]
+        )
+        return first, Hypothesis(
+            self.tokens[at:], self.frames[at:], self.log_probs[at:], self.confidences[at:]
         )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pianissimo.audio.io import SAMPLE_RATE, Samples
-from pianissimo.decoding.beams import BeamOptions, ended, report
+from pianissimo.decoding.beam_state import BeamOptions
 from pianissimo.decoding.ctc_beam import CtcPrefixBeam
 from pianissimo.decoding.hotwords import Boost, make_trie
 from pianissimo.decoding.lm.fusion import Fusion
@@ -116,8 +116,7 @@ class BeamPath:
     @property
     def runs(self) -> list[Run]:
         """All that was found, the beam's best hypothesis included: at the end."""
-        self._beam, rest = ended(self._beam)
-        self._beam = report(self._beam, rest, self._found)
+        self._found.extend(self._beam.finish())
         found = self._found
         table = zip(found.tokens, found.frames, found.confidences, strict=True)
         return [Run(symbol, frame, frame + 1, sure) for symbol, frame, sure in table]
@@ -133,7 +132,7 @@ class BeamPath:
     def extend(self, log_probs: Tensor) -> None:
         """Go on with (S, V) log-probabilities."""
         if len(log_probs):
-            self._beam = self._search.advance(self._beam, log_probs.cpu(), self.frames, self._found)
+            self._found.extend(self._search.advance(self._beam, log_probs.cpu(), self.frames))
             self.frames += len(log_probs)
 
 

@@ -11,7 +11,7 @@ import torch
 from parity_inputs import BEAM_SYMBOLS, BEAMS, encoded_rows
 
 from pianissimo.decoding.beam import BeamSearch
-from pianissimo.decoding.beams import BeamOptions, alternatives
+from pianissimo.decoding.beam_state import BeamOptions
 from pianissimo.models.checkpoints.nemo import read_nemo
 
 HERE = Path(__file__).resolve().parent
@@ -37,12 +37,12 @@ def test_texts_frames_and_scores(beam: int) -> None:
     encoded = torch.from_numpy(encoded_rows())
     state = search.start(len(encoded))
     said = search.decode(encoded, None, state)
-    beams = list(state.beams)
-    rows = zip(said, beams, state.flush(), FOUND[str(beam)], strict=True)
-    for settled, ours, rest, hypotheses in rows:
+    scores = [beam.alternatives()[0][1] for beam in state.beams]
+    rows = zip(said, scores, state.flush(), FOUND[str(beam)], strict=True)
+    for settled, score, rest, hypotheses in rows:
         theirs = texts(hypotheses)
         best = max(theirs, key=lambda tokens: theirs[tokens])
         frames = next(frames for tokens, frames, _ in hypotheses if tuple(tokens) == best)
         assert (*settled.tokens, *rest.tokens) == best
         assert [*settled.frames, *rest.frames] == frames
-        assert alternatives(ours)[0][1] == pytest.approx(theirs[best], abs=SCORES)
+        assert score == pytest.approx(theirs[best], abs=SCORES)

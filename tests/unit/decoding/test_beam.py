@@ -8,8 +8,8 @@ import torch
 from tiny import DIM, VOCABULARY, cut, make_model, make_talker, tensor
 from torch import Tensor
 
-from pianissimo.decoding.beam import BeamSearch
-from pianissimo.decoding.beams import BeamOptions, BeamState, alternatives
+from pianissimo.decoding.beam import BeamSearch, TransducerHypothesis
+from pianissimo.decoding.beam_state import BeamOptions, BeamState
 from pianissimo.decoding.greedy import GreedySearch
 from pianissimo.decoding.hotwords import PhraseTrie
 from pianissimo.decoding.lm.arpa import count_ngrams
@@ -42,7 +42,7 @@ def fusions() -> dict[str, Fusion]:
 
 def search_of(
     model: AsrModel, fusion: Fusion, options: BeamOptions
-) -> tuple[BeamSearch, BeamState]:
+) -> tuple[BeamSearch, BeamState[TransducerHypothesis]]:
     search = BeamSearch(model, options, fusion.lm)
     return search, search.start(1, [fusion.trie])
 
@@ -126,7 +126,7 @@ def test_a_wide_beam_finds_the_sum_over_all_alignments(
     search, state = search_of(model, fusion, EXACT)
     with torch.no_grad():
         said = search.decode(encoded[None], None, state)[0]
-    ways = {(*said.tokens, *tokens): score for tokens, score in alternatives(state.beams[0])}
+    ways = {(*said.tokens, *tokens): score for tokens, score in state.beams[0].alternatives()}
     expected = brute_force(seed, fusion, durations)
     assert next(iter(ways)) == max(expected, key=lambda text: expected[text])
     # 256 hypotheses cannot hold all 500 texts and more; those that are likely are exact.

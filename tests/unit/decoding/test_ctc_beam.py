@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny import DIM, VOCABULARY, cut, make_model, tensor
 from torch import Tensor
 
-from pianissimo.decoding.beams import BeamOptions, alternatives
+from pianissimo.decoding.beam_state import BeamOptions
 from pianissimo.decoding.ctc import CtcGreedySearch
 from pianissimo.decoding.ctc_beam import CtcBeamSearch, CtcPrefixBeam
 from pianissimo.decoding.hotwords import PhraseTrie
@@ -74,10 +74,10 @@ def brute_force(log_probs: Tensor, fusion: Fusion) -> dict[tuple[int, ...], floa
 def test_a_wide_beam_finds_the_sum_over_all_paths(seed: int, frames: int, fusion: Fusion) -> None:
     log_probs = random_log_probs(frames, seed)
     search = CtcPrefixBeam(BLANK, 1.0, EXACT)
-    found = Hypothesis()
-    beam = search.advance(search.start(fusion), log_probs, 0, found)
+    beam = search.start(fusion)
+    found = search.advance(beam, log_probs, 0)
     expected = brute_force(log_probs, fusion)
-    ways = {(*found.tokens, *tokens): score for tokens, score in alternatives(beam)}
+    ways = {(*found.tokens, *tokens): score for tokens, score in beam.alternatives()}
     best = max(expected, key=lambda text: expected[text])
     assert next(iter(ways)) == best
     # Texts that cannot come from so few frames are never made.
@@ -91,8 +91,9 @@ def test_a_language_model_decides_between_what_sounds_alike() -> None:
     for said, expected in (("ac", [0, 2]), ("bc", [1, 2])):
         model = NgramModel(count_ngrams([[said]] * 3, 2))
         lm = WordLm(model, VOCABULARY_OF_THREE, 0.5, 0.0)
-        beam = search.advance(search.start(Fusion(lm)), log_probs, 0, Hypothesis())
-        assert list(alternatives(beam)[0][0]) == expected
+        beam = search.start(Fusion(lm))
+        search.advance(beam, log_probs, 0)
+        assert list(beam.alternatives()[0][0]) == expected
 
 
 def talkative(seed: int) -> AsrModel:
@@ -168,7 +169,7 @@ def test_text_is_settled_in_time_and_locked_at_a_flush() -> None:
     with torch.no_grad():
         for t in range(60):
             quick.decode(frames[None, t : t + 1], None, state)
-            pending = [h.heard[0].frame for h in state.beams[0].hypotheses[:1] if h.heard]
+            pending = [h.tokens[0].frame for h in state.beams[0].hypotheses[:1] if h.tokens]
             assert all(t - frame <= 2 for frame in pending)
         slow_state = slow.start()
         slow.decode(frames[None], None, slow_state)

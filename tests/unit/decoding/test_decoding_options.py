@@ -11,7 +11,7 @@ from tiny import make_model, make_talker, noise, tensor
 
 from pianissimo.cli.options import decoding_of, phrases_of
 from pianissimo.decoding.beam import BeamSearch
-from pianissimo.decoding.beams import BeamOptions
+from pianissimo.decoding.beam_state import BeamOptions
 from pianissimo.decoding.ctc import CtcGreedySearch
 from pianissimo.decoding.ctc_beam import CtcBeamSearch, CtcPrefixBeam
 from pianissimo.decoding.greedy import GreedySearch

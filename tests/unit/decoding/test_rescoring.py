@@ -8,11 +8,11 @@ from tiny import DIM, cut, make_model, make_talker, tensor
 from torch import Tensor
 
 from pianissimo.decoding import rescoring
-from pianissimo.decoding.beam import BeamSearch
-from pianissimo.decoding.beams import BeamOptions, BeamState, alternatives
+from pianissimo.decoding.beam import BeamSearch, TransducerHypothesis
+from pianissimo.decoding.beam_state import BeamOptions, BeamState
 from pianissimo.decoding.rescoring import NEVER, Rescoring
 from pianissimo.decoding.search import Decoding, make_search
-from pianissimo.decoding.token import Heard, Hypothesis
+from pianissimo.decoding.token import Hypothesis, Token
 from pianissimo.errors import OptionError
 from pianissimo.models.asr import AsrModel
 
@@ -32,14 +32,14 @@ def ctc_sums(log_probs: Tensor) -> dict[tuple[int, ...], float]:
     return sums
 
 
-def heard(token: int, frame: int) -> Heard:
-    return Heard(token, frame, -0.1, 0.9)
+def settled(token: int, frame: int) -> Token:
+    return Token(token, frame, -0.1, 0.9)
 
 
 @torch.no_grad()
 def searched(
     model: AsrModel, options: BeamOptions, encoded: Tensor
-) -> tuple[BeamState, tuple[int, ...]]:
+) -> tuple[BeamState[TransducerHypothesis], tuple[int, ...]]:
     search = BeamSearch(model, options)
     state = search.start()
     said = search.decode(encoded[None], None, state)[0]
@@ -50,17 +50,18 @@ def test_a_text_is_worth_the_sum_over_its_paths() -> None:
     log_probs = tensor(4, 4, seed=1).log_softmax(-1)
     sums = ctc_sums(log_probs)
     texts = list(sums)
-    found = Rescoring(WEIGHT, log_probs).worth(texts)
+    found = Rescoring(WEIGHT, log_probs).scores(texts)
     assert found == pytest.approx([WEIGHT * sums[text] for text in texts], abs=1e-4)
     # Two of a kind need a blank between them: five frames for three.
-    assert Rescoring(WEIGHT, log_probs).worth([(1, 1, 1), (0, 1, 2)])[0] == WEIGHT * NEVER
+    assert Rescoring(WEIGHT, log_probs).scores([(1, 1, 1), (0, 1, 2)])[0] == WEIGHT * NEVER
 
 
 def test_settled_tokens_belong_to_every_text_and_later_frames_wait() -> None:
     log_probs = tensor(6, 4, seed=2).log_softmax(-1)
-    opinion = Rescoring(1.0, log_probs[:2]).extended(log_probs[2:]).told([heard(2, 1)])
+    opinion = Rescoring(1.0, log_probs[:2]).extended(log_probs[2:])
+    opinion = opinion.settle([settled(2, 1)], 1, 2, 5.0)
     sums = ctc_sums(log_probs[:5])
-    assert opinion.worth([(), (0,)], 4) == pytest.approx([sums[2,], sums[2, 0]], abs=1e-4)
+    assert opinion.scores([(), (0,)], 4) == pytest.approx([sums[2,], sums[2, 0]], abs=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -69,14 +70,14 @@ def test_the_best_text_of_both_heads_is_chosen(durations: tuple[int, ...], seed:
     model = make_talker(0.5, vocab_size=3, seed=seed, max_symbols=2, durations=durations)
     encoded = tensor(3, DIM, seed=seed)
     plain, said = searched(model, EXACT, encoded)
-    totals = {(*said, *text): score for text, score in alternatives(plain.beams[0])}
+    totals = {(*said, *text): score for text, score in plain.beams[0].alternatives()}
     assert model.ctc is not None
     with torch.no_grad():
         sums = ctc_sums(model.ctc(encoded))
     likely = sorted(totals, key=lambda text: -totals[text])[:20]
     expected = {text: totals[text] + WEIGHT * sums.get(text, NEVER) for text in likely}
     rescored, said = searched(model, RESCORED, encoded)
-    ways = {(*said, *text): score for text, score in alternatives(rescored.beams[0])}
+    ways = {(*said, *text): score for text, score in rescored.beams[0].alternatives()}
     assert [ways[text] for text in likely] == pytest.approx(list(expected.values()), abs=1e-2)
     assert tuple(rescored.flush()[0].tokens) == next(iter(ways))[len(said) :]
 
@@ -128,13 +129,15 @@ def test_batches_in_chunks_equal_each_whole(pause_seconds: float) -> None:
 
 def test_a_pause_forgets_what_was_before() -> None:
     log_probs = tensor(30, 4).log_softmax(-1)
-    opinion = Rescoring(1.0, log_probs).told([heard(0, 3), heard(1, 9)])
-    assert opinion.forgetting(14, 15, 5.5) is not opinion
-    kept = opinion.forgetting(15, 16, 5.5)
+    before = Rescoring(1.0, log_probs)
+    opinion = before.settle([settled(0, 3), settled(1, 9)], 12, 13, 5.5)
+    assert opinion.first == 0
+    assert opinion.settle([], 13, 14, 5.5) is opinion
+    kept = opinion.settle([], 15, 16, 5.5)
     assert (kept.first, kept.settled) == (10, ())
     assert torch.equal(kept.log_probs, log_probs[10:])
     # A token that is not settled yet lies right behind the last settled one.
-    assert opinion.forgetting(15, 12, 5.5) is opinion
+    assert opinion.settle([], 15, 12, 5.5) is opinion
 
 
 @pytest.mark.parametrize("bias", [-1.0, 50.0])
@@ -149,7 +152,7 @@ def test_hours_without_a_pause_are_not_kept(monkeypatch: pytest.MonkeyPatch, bia
             opinion = state.beams[0].rescoring
             assert opinion is not None
             assert len(opinion.log_probs) <= 60
-            assert all(heard.frame >= opinion.first for heard in opinion.settled)
+            assert all(token.frame >= opinion.first for token in opinion.settled)
     assert (said > 100) == (bias < 0)
 
 
