@@ -1,35 +1,17 @@
 """Results and stream events: frozen dataclasses without tensors, times in seconds as float."""
 
+import json
 import os
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pianissimo.errors import OptionError
-
-
-@dataclass(frozen=True)
-class Word:
-    """One recognized word with its punctuation: "Hello,"."""
-
-    text: str
-    start: float
-    end: float
-    confidence: float | None = None
-    """Between 0 and 1; None where the model gives none."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A sentence, or a stretch of speech between two pauses."""
-
-    text: str
-    start: float
-    end: float
-    words: tuple[Word, ...] = ()
-    confidence: float | None = None
-    """Between 0 and 1; None where the model gives none."""
+from pianissimo.text import formats
+from pianissimo.text.words import Segment as Segment
+from pianissimo.text.words import Word as Word
 
 
 @dataclass(frozen=True)
@@ -51,33 +33,23 @@ class Transcript:
 
     def to_txt(self) -> str:
         """Plain text, one segment per line."""
-        from pianissimo.text import formats as subtitles
-
-        return subtitles.to_txt(self)
+        return formats.to_txt(self)
 
     def to_srt(self) -> str:
         """SubRip subtitles: at most two lines of 42 characters for at most 7 seconds."""
-        from pianissimo.text import formats as subtitles
-
-        return subtitles.to_srt(self)
+        return formats.to_srt(self)
 
     def to_vtt(self) -> str:
         """WebVTT subtitles: at most two lines of 42 characters for at most 7 seconds."""
-        from pianissimo.text import formats as subtitles
-
-        return subtitles.to_vtt(self)
+        return formats.to_vtt(self)
 
     def to_tsv(self) -> str:
         """One line per segment: start and end in integer milliseconds, text; with a header."""
-        from pianissimo.text import formats as subtitles
-
-        return subtitles.to_tsv(self)
+        return formats.to_tsv(self)
 
     def to_json(self) -> str:
         """Everything, as a JSON object; `Transcript.from_json` reads it back unchanged."""
-        from pianissimo.text import formats as subtitles
-
-        return subtitles.to_json(self)
+        return formats.to_json(self)
 
     @classmethod
     def from_json(cls, data: str | bytes) -> "Transcript":
@@ -85,9 +57,38 @@ class Transcript:
 
         Raises OptionError when `data` is not JSON, or not a transcript.
         """
-        from pianissimo.text import formats as subtitles
-
-        return subtitles.from_json(data)
+        try:
+            root = json.loads(data)
+            segments = tuple(
+                Segment(
+                    str(item["text"]),
+                    float(item["start"]),
+                    float(item["end"]),
+                    tuple(_word(word) for word in item.get("words") or ()),
+                    _confidence(item),
+                )
+                for item in root["segments"]
+            )
+            words = root.get("words")
+            if words is None:
+                words = tuple(word for segment in segments for word in segment.words)
+            else:
+                words = tuple(_word(word) for word in words)
+            language = root.get("language")
+            return cls(
+                str(root["text"]),
+                segments,
+                words,
+                None if language is None else str(language),
+                float(root["duration"]),
+                str(root["model"]),
+                tuple(str(reason) for reason in root.get("reasons") or ()),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise OptionError(
+                f"this is not the JSON of a transcript: {type(error).__name__}: {error}; "
+                "expected what Transcript.to_json writes"
+            ) from error
 
     def save(self, path: str | os.PathLike[str], format: str | None = None) -> None:
         """Write the transcript to `path`: the whole file appears at once, or none of it.
@@ -95,16 +96,23 @@ class Transcript:
         `format` is txt, srt, vtt, tsv or json; without it the suffix of `path` decides. Raises
         OptionError for any other format, and OSError when the file cannot be written.
         """
-        from pianissimo.text import formats as subtitles
-
         target = Path(path)
         name = (target.suffix.removeprefix(".") if format is None else format).lower()
-        if name not in subtitles.WRITERS:
+        if name not in formats.WRITERS:
             raise OptionError(
                 f"cannot save a transcript as {name!r} ({target}); "
-                f"choose one of {', '.join(subtitles.WRITERS)}"
+                f"choose one of {', '.join(formats.WRITERS)}"
             )
-        _write_atomically(target, subtitles.WRITERS[name](self))
+        _write_atomically(target, formats.WRITERS[name](self))
+
+
+def _word(item: Mapping[str, Any]) -> Word:
+    return Word(str(item["text"]), float(item["start"]), float(item["end"]), _confidence(item))
+
+
+def _confidence(item: Mapping[str, Any]) -> float | None:
+    value = item.get("confidence")
+    return None if value is None else float(value)
 
 
 def _write_atomically(path: Path, text: str) -> None:

@@ -199,6 +199,9 @@ class BeamState(Generic[H]):
         """Raises StateError: beams are not saved."""
         raise StateError("a stream decoded with a beam cannot be saved; use greedy search")
 
+    def check(self) -> None:
+        """As for `GreedyState`; beams are never read from elsewhere."""
+
 
 def log_add(a: float, b: float) -> float:
     """log(exp(a) + exp(b))."""

@@ -1,6 +1,6 @@
-"""How sure a distribution over symbols is, as a number in [0, 1].
+"""Confidence of a distribution over symbols, as a number in [0, 1].
 
-`probability` is the probability of the best symbol as it stands. The others are those of Laptev
+`probability` is the probability of the best symbol. The others are those of Laptev
 and Ginsburg 2022 (arXiv 2212.08703) as NeMo computes them: 1 for certainty and 0 for the uniform
 distribution over all V + 1 symbols, from the maximum or from an entropy of order `alpha`.
 """

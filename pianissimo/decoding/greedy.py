@@ -2,14 +2,14 @@
 
 Shape legend: B batch, S encoder frames, D encoder width, J joint width, V vocabulary, W window.
 
-The outer loop runs once per emitted label: find each row's next non-blank symbol, then one
-predictor step for the rows that found one. The search for it scores a window of frames at once
-against the same predictor output, since nothing changes between blanks. State is carried between
-chunks: decoding a stream in chunks gives the tokens and frames of decoding it whole.
+The loop runs once per emitted label. A turn finds each row's next non-blank symbol, then makes one
+predictor step for the rows that have one. A window of frames is scored at once against the same
+predictor output, which does not change between blanks. State is carried between chunks: decoding a
+stream in chunks gives the tokens and frames of decoding it whole.
 
-A turn of the loop works in place on tensors of fixed shape and asks the device nothing, so that
-several turns can be recorded as one CUDA graph; see `engine/cuda_graphs.py`. Boosted phrases are
-looked up on the host: only then does a turn wait for the device.
+A turn works in place on tensors of fixed shape and reads nothing back from the device, so that
+several turns can be recorded as one CUDA graph; see `engine/cuda_graphs.py`. Hotwords are looked up
+on the host; only then does a turn wait for the device.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pianissimo.decoding.confidence import Confidence
-from pianissimo.decoding.hotwords import Boosts, PhraseTrie, boosts_of
+from pianissimo.decoding.hotwords import PhraseTrie, StreamHotwords, start_hotwords
 from pianissimo.decoding.token import Hypothesis
 from pianissimo.errors import OptionError
 from pianissimo.models.asr import AsrModel
@@ -31,19 +31,19 @@ WINDOW = 8
 
 @dataclass
 class GreedyState:
-    """What the search remembers of B streams between chunks.
+    """The state of the search for B streams between chunks.
 
     `projected` (B, J) is the joiner's projection of the predictor output after the last label,
-    `frames` (B,) counts the encoder frames of earlier chunks, `ahead` (B,) is how many frames of
-    the next chunks are not to be searched: a duration skipped them, or an earlier look at them.
-    `boosts` are the phrases of those streams that have some.
+    `frames` (B,) counts the encoder frames of earlier chunks. `ahead` (B,) is the number of frames
+    of the next chunks that are skipped: a duration jumped over them, or they were searched before.
+    `hotwords` is None while no stream has any.
     """
 
     predictor: PredictorState
     projected: Tensor
     frames: Tensor
     ahead: Tensor
-    boosts: Boosts | None = None
+    hotwords: StreamHotwords | None = None
 
     def rows(self, index: Tensor) -> "GreedyState":
         """The state of some of the streams, copied: index (R,)."""
@@ -52,7 +52,7 @@ class GreedyState:
             self.projected[index],
             self.frames[index],
             self.ahead[index],
-            None if self.boosts is None else self.boosts.rows(index),
+            None if self.hotwords is None else self.hotwords.rows(index),
         )
 
     def write(self, index: Tensor, rows: "GreedyState") -> None:
@@ -62,15 +62,15 @@ class GreedyState:
         self.projected[index] = rows.projected
         self.frames[index] = rows.frames
         self.ahead[index] = rows.ahead
-        if self.boosts is None and rows.boosts is not None:
-            self.boosts = Boosts.of([None] * len(self.frames))
-        if self.boosts is not None:
-            self.boosts.write(index, rows.boosts)
+        if self.hotwords is None and rows.hotwords is not None:
+            self.hotwords = StreamHotwords.of([None] * len(self.frames))
+        if self.hotwords is not None:
+            self.hotwords.write(index, rows.hotwords)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything by name, for saving one stream: of `rows` with a single index."""
-        boosts = {} if self.boosts is None else {"boosts": self.boosts.places}
-        return boosts | {
+        saved = {} if self.hotwords is None else {"boosts": self.hotwords.places}
+        return saved | {
             "hidden": self.predictor.hidden,
             "cell": self.predictor.cell,
             "projected": self.projected,
@@ -78,14 +78,19 @@ class GreedyState:
             "ahead": self.ahead,
         }
 
+    def check(self) -> None:
+        """Raises ValueError for a state that was read from elsewhere and cannot be right."""
+        if self.hotwords is not None:
+            self.hotwords.check()
+
     def flush(self) -> list[Hypothesis]:
-        """What is left at the end of each stream: nothing, a greedy search keeps nothing back."""
+        """The remaining tokens of each stream: none, since `decode` returns all of them."""
         return [Hypothesis() for _ in self.frames]
 
 
 @dataclass
 class GreedyLoop:
-    """One call's place in the loop, and what it found; all in place.
+    """The position of one call in the loop and its results, updated in place.
 
     `frames` (B, S, J) are projected encoder frames of which row b has `lengths` (B,); `at` (B,) is
     each row's next frame, `repeats` (B,) the labels it emitted there. The first `count` (B,)
@@ -108,7 +113,7 @@ class GreedyLoop:
         return (self.at < self.lengths).any()
 
     def collect(self) -> list[Hypothesis]:
-        """What each row found, copied to the host at once."""
+        """The results of each row, copied to the host at once."""
         counts = self.count.tolist()
         most = max(counts, default=0)
         columns = (self.tokens, self.when, self.log_probs, self.confidences)
@@ -118,7 +123,7 @@ class GreedyLoop:
                 tokens[row][:n],
                 when[row][:n],
                 log_probs[row][:n],
-                [min(max(sure, 0.0), 1.0) for sure in confidences[row][:n]],
+                [min(max(confidence, 0.0), 1.0) for confidence in confidences[row][:n]],
             )
             for row, n in enumerate(counts)
         ]
@@ -140,13 +145,13 @@ class GreedySearch:
     def start(
         self, batch: int = 1, tries: Sequence[PhraseTrie | None] | None = None
     ) -> GreedyState:
-        """The state of `batch` streams before their first frame, with the phrases of each."""
+        """The state of `batch` streams before their first frame, with the hotwords of each."""
         device = self.predictor.embedding.weight.device
         labels = torch.full((batch,), self.blank, device=device)
         output, state = self.predictor.step(labels, self.predictor.start(batch))
         zeros = torch.zeros(batch, dtype=torch.long, device=device)
-        boosts = boosts_of(tries)
-        return GreedyState(state, self.joiner.predictor(output), zeros, zeros.clone(), boosts)
+        hotwords = start_hotwords(tries)
+        return GreedyState(state, self.joiner.predictor(output), zeros, zeros.clone(), hotwords)
 
     def decode(
         self, encoded: Tensor, lengths: Tensor | None, state: GreedyState
@@ -185,7 +190,7 @@ class GreedySearch:
         )
 
     def turn(self, loop: GreedyLoop, state: GreedyState) -> None:
-        """One label for every row that has one ahead; the others come to the end of a window."""
+        """Emit one label for every row that has one; move the others to the end of their window."""
         B, S, _ = loop.frames.shape
         rows = torch.arange(B, device=loop.at.device)
         wide = 1 if self.durations else min(WINDOW, S)
@@ -195,8 +200,8 @@ class GreedySearch:
             loop.frames[rows[:, None], index.clamp(max=S - 1)], state.projected[:, None]
         )
         best = logits[..., : self.blank + 1].argmax(-1)
-        if state.boosts is not None:
-            best = self._boosted(logits, best, state.boosts)
+        if state.hotwords is not None:
+            best = self._boosted(logits, best, state.hotwords)
         inside = index < loop.lengths[:, None]
         hit = (best != self.blank) & inside
         emits = hit.any(1)
@@ -209,16 +214,22 @@ class GreedySearch:
         if self.durations:
             at = self._skip(chosen, at, emits, inside[:, 0])
         if at.device.type == "cpu" and not bool(emits.any()):
-            # On the host a look is cheaper than a step of the predictor for nobody.
+            # On the CPU this check is cheaper than a predictor step for no row.
             loop.at.copy_(at)
             loop.repeats.copy_(repeats)
             return
         labels = torch.where(emits, best[rows, cell], 0)
         # A duration may have moved the row on: the label belongs to where it was read.
-        self._record(loop, chosen, labels, where + state.frames, emits)
-        if state.boosts is not None:
+        log_probs = chosen[:, : self.blank + 1].float().log_softmax(-1)
+        column = torch.where(emits, loop.count, loop.tokens.shape[1] - 1)[:, None]
+        loop.tokens.scatter_(1, column, labels[:, None])
+        loop.when.scatter_(1, column, (where + state.frames)[:, None])
+        loop.log_probs.scatter_(1, column, log_probs.gather(1, labels[:, None]))
+        loop.confidences.scatter_(1, column, self.confidence.of(log_probs, labels)[:, None])
+        loop.count += emits
+        if state.hotwords is not None:
             for row in emits.nonzero()[:, 0].tolist():
-                state.boosts.advance(row, int(labels[row]))
+                state.hotwords.advance(row, int(labels[row]))
         output, advanced = self.predictor.step(labels, state.predictor)
         kept = advanced.where(emits, state.predictor)
         state.predictor.hidden.copy_(kept.hidden)
@@ -235,30 +246,19 @@ class GreedySearch:
         state.ahead.copy_((loop.at - loop.lengths).clamp(min=0))
         state.frames += loop.lengths
 
-    def _boosted(self, logits: Tensor, best: Tensor, boosts: Boosts) -> Tensor:
-        """The best symbols (B, W) with phrases lifted: blanks stay, labels may give way to others.
+    def _boosted(self, logits: Tensor, best: Tensor, hotwords: StreamHotwords) -> Tensor:
+        """The best symbols (B, W) with hotwords: blanks stay, labels may change.
 
-        So where something is said is decided by the acoustics, and only what it is by phrases.
+        The acoustics alone decide where a label is emitted.
         """
-        lifts = boosts.lifted(logits.device, self.blank)
-        labels = (logits[..., : self.blank] + lifts[:, None]).argmax(-1)
+        bonuses = hotwords.token_bonuses(logits.device, self.blank)
+        labels = (logits[..., : self.blank] + bonuses[:, None]).argmax(-1)
         return torch.where(best == self.blank, best, labels)
 
     def _skip(self, chosen: Tensor, at: Tensor, emits: Tensor, inside: Tensor) -> Tensor:
-        """Where each row goes on: its best duration further, a blank at least one frame."""
+        """The next frame of each row, by its best duration; a blank lasts at least one."""
         durations = torch.tensor(self.durations, device=at.device)
         best = durations[chosen[:, self.blank + 1 :].argmax(-1)]
         # Without a label `at` already stands one frame further.
         moved = torch.where(emits, at + best, at - 1 + best.clamp(min=1))
         return torch.where(inside, moved, at)
-
-    def _record(
-        self, loop: GreedyLoop, logits: Tensor, labels: Tensor, frames: Tensor, emits: Tensor
-    ) -> None:
-        log_probs = logits[:, : self.blank + 1].float().log_softmax(-1)
-        column = torch.where(emits, loop.count, loop.tokens.shape[1] - 1)[:, None]
-        loop.tokens.scatter_(1, column, labels[:, None])
-        loop.when.scatter_(1, column, frames[:, None])
-        loop.log_probs.scatter_(1, column, log_probs.gather(1, labels[:, None]))
-        loop.confidences.scatter_(1, column, self.confidence.of(log_probs, labels)[:, None])
-        loop.count += emits

@@ -1,14 +1,14 @@
-"""Phrases that a stream should rather hear: a trie over tokens with failure links.
+"""Hotwords: phrases that a search favors, as a trie over tokens with failure links.
 
-A token that begins or continues a phrase is lifted by some nats, the ones after the first twice as
-much: the further a phrase has come, the likelier it is meant (Andrusenko et al. 2025, arXiv
-2508.07014). A phrase counts once it is complete and its last word has ended; the lift of one that
-was begun and given up is paid back (Aho and Corasick 1975), so that a beam compares hypotheses by
-what they say. A greedy search cannot take a token back and only gets the lifts.
+A token that begins or continues a phrase gets a bonus in nats, each token after the first one twice
+as much: the longer the matched part, the likelier the phrase (Andrusenko et al. 2025, arXiv
+2508.07014). A phrase counts once it is complete and its last word has ended. The bonus of an
+abandoned phrase is subtracted again (Aho and Corasick 1975), so that a beam compares hypotheses by
+their final texts. A greedy search cannot revise a token and uses the bonuses alone.
 
-Lifts cannot make a loop: each is bounded, each token takes at most one, and in greedy search the
-acoustics alone decide where a label is emitted at all. In a beam a lift does compete with the
-blank, and is bounded more tightly.
+Bonuses cannot cause a loop: each is bounded, each token gets at most one, and in greedy search the
+acoustics alone decide where a label is emitted. In a beam a bonus competes with the blank, and has
+a tighter limit.
 """
 
 import math
@@ -23,10 +23,10 @@ from torch import Tensor
 from pianissimo.decoding.vocabulary import Vocabulary
 from pianissimo.errors import OptionError
 
-FIRST_LIFT, NEXT_LIFT = 1.0, 2.0
+FIRST_BONUS, NEXT_BONUS = 1.0, 2.0
 """Nats for the first token of a phrase of weight 1, and for each after it."""
-MOST_IN_BEAM = 2.0
-"""Nats for a token in a beam at most: there more of them would write what nobody said."""
+LARGEST_BEAM_BONUS = 2.0
+"""The most nats per token in a beam; more of them would add words that were not said."""
 LARGEST_WEIGHT = 5.0
 MOST_PHRASES = 10_000
 LONGEST_PHRASE = 200
@@ -37,21 +37,21 @@ ROOT, NOTHING = 0, -1
 
 @dataclass(frozen=True)
 class Phrase:
-    """A word or several, and how much it is lifted, above 0 and up to 5."""
+    """A hotword of one or several words, with a weight above 0 and up to 5."""
 
     text: str
     weight: float = 1.0
 
 
 Boost: TypeAlias = Sequence[str | Phrase]
-"""Phrases that a caller asks for, plain ones with the weight 1."""
+"""The requested hotwords; a plain string has the weight 1."""
 
 
 class PhraseTrie:
-    """The automaton over all spellings of some phrases; the same one may serve many streams.
+    """The automaton over all spellings of some phrases; streams may share it.
 
-    A node says how much of which phrases the last tokens are. `held` (by node) is the lift that is
-    to be paid back if it comes to nothing.
+    A node stands for the parts of phrases that the last tokens match. `held` (by node) is the bonus
+    that is subtracted if no phrase is completed.
     """
 
     def __init__(
@@ -64,29 +64,29 @@ class PhraseTrie:
         self.phrases = tuple(phrases)
         self.joins, self.size = vocabulary.joins, len(vocabulary.pieces)
         self._children: list[dict[int, int]] = [{}]
-        self.lifts, self._ends = [0.0], [False]
+        self.bonuses, self._ends = [0.0], [False]
         prefix = () if vocabulary.space is None else (vocabulary.space,)
         for tokens, weight in spellings:
             node = ROOT
             for depth, token in enumerate((*prefix, *tokens), start=-len(prefix)):
-                lift = 0.0 if depth < 0 else weight * (NEXT_LIFT if depth else FIRST_LIFT)
-                node = self._child(node, token, lift)
+                bonus = 0.0 if depth < 0 else weight * (NEXT_BONUS if depth else FIRST_BONUS)
+                node = self._child(node, token, bonus)
             self._ends[node] = True
         # A recording begins where a word may begin.
         self.start = self._children[ROOT].get(vocabulary.space or 0, ROOT) if prefix else ROOT
-        self._fails, self.held = [ROOT] * len(self.lifts), [0.0] * len(self.lifts)
+        self._fails, self.held = [ROOT] * len(self.bonuses), [0.0] * len(self.bonuses)
         self._link()
         self._joined = torch.tensor(self.joins)
         self._rows: dict[tuple[int, bool, torch.device], Tensor] = {}
 
-    def _child(self, node: int, token: int, lift: float) -> int:
+    def _child(self, node: int, token: int, bonus: float) -> int:
         child = self._children[node].get(token)
         if child is None:
-            child = self._children[node][token] = len(self.lifts)
+            child = self._children[node][token] = len(self.bonuses)
             self._children.append({})
-            self.lifts.append(lift)
+            self.bonuses.append(bonus)
             self._ends.append(False)
-        self.lifts[child] = max(self.lifts[child], lift)
+        self.bonuses[child] = max(self.bonuses[child], bonus)
         return child
 
     def _link(self) -> None:
@@ -95,8 +95,8 @@ class PhraseTrie:
             node = waiting.popleft()
             for token, child in self._children[node].items():
                 complete = self._ends[node] and not self.joins[token]
-                lift = min(self.lifts[child], MOST_IN_BEAM)
-                self.held[child] = lift + (0.0 if complete else self.held[node])
+                bonus = min(self.bonuses[child], LARGEST_BEAM_BONUS)
+                self.held[child] = bonus + (0.0 if complete else self.held[node])
                 if node != ROOT:
                     fail = self._fails[node]
                     while fail != ROOT and token not in self._children[fail]:
@@ -105,14 +105,14 @@ class PhraseTrie:
                 waiting.append(child)
 
     def step(self, node: int, token: int) -> tuple[float, int]:
-        """What a token adds to the score of a hypothesis, and the node then."""
+        """The score that a token adds to a hypothesis, and the next node."""
         at, kept = node, 0.0
         while True:
             complete = self._ends[at] and not self.joins[token]
             kept = self.held[at] if complete else 0.0
             child = self._children[at].get(token)
             if child is None and complete:
-                # What follows a phrase may begin the next one, but shares no token with it.
+                # The next phrase may begin right after this one, but shares no token with it.
                 child = self._children[ROOT].get(token, ROOT)
             if child is not None or at == ROOT:
                 break
@@ -121,18 +121,18 @@ class PhraseTrie:
         return kept + self.held[to] - self.held[node], to
 
     def end(self, node: int) -> float:
-        """What is added where the text ends: a phrase that is not complete is paid back."""
+        """The score of the end of the text: minus the bonus of an incomplete phrase."""
         at = node
         while at != ROOT and not self._ends[at]:
             at = self._fails[at]
         return self.held[at] - self.held[node]
 
     def scores(self, node: int, device: torch.device) -> Tensor:
-        """What each next token adds to the score of a hypothesis: (V,)."""
+        """The score that each next token adds to a hypothesis: (V,)."""
         return self._row(node, True, device)
 
-    def lifted(self, node: int, device: torch.device) -> Tensor:
-        """What each next token is lifted by, never below 0: (V,)."""
+    def token_bonuses(self, node: int, device: torch.device) -> Tensor:
+        """The bonus of each next token, at least 0: (V,)."""
         return self._row(node, False, device)
 
     def _row(self, node: int, refunds: bool, device: torch.device) -> Tensor:
@@ -141,10 +141,10 @@ class PhraseTrie:
         if row is None:
             if len(self._rows) >= ROWS_KEPT:
                 self._rows.clear()
-            row = self._rows[key] = self._computed(node, refunds).to(device)
+            row = self._rows[key] = self._compute_row(node, refunds).to(device)
         return row
 
-    def _computed(self, node: int, refunds: bool) -> Tensor:
+    def _compute_row(self, node: int, refunds: bool) -> Tensor:
         chain, tokens = node, set(self._children[ROOT])
         while chain != ROOT:
             tokens |= self._children[chain].keys()
@@ -154,31 +154,31 @@ class PhraseTrie:
             row = torch.where(self._joined, -self.held[node], self.end(node))
         index = sorted(tokens)
         steps = [self.step(node, token) for token in index]
-        values = [score if refunds else self.lifts[to] for score, to in steps]
+        values = [score if refunds else self.bonuses[to] for score, to in steps]
         row[torch.tensor(index, dtype=torch.long)] = torch.tensor(values)
         return row
 
 
 def make_trie(boost: Boost | None, vocabulary: Vocabulary) -> PhraseTrie | None:
-    """The trie of the phrases that a caller asks for; None if there are none.
+    """The trie of the requested hotwords; None if there are none.
 
-    Each is found in several cases and in several ways to put it together from pieces. Raises
+    Each phrase matches in several letter cases and in several segmentations into pieces. Raises
     OptionError for an empty phrase, one that the model cannot write, a weight out of range, or too
-    many.
+    many phrases.
     """
     if not boost:
         return None
     if isinstance(boost, str):
-        raise OptionError("boost is a list of phrases: boost=['Ada Lovelace']")
+        raise OptionError("boost must be a list of phrases, not a string: boost=['Ada Lovelace']")
     if len(boost) > MOST_PHRASES:
-        raise OptionError(f"{len(boost):,} phrases are too many to boost; {MOST_PHRASES:,} may be")
+        raise OptionError(f"boost has {len(boost):,} phrases; at most {MOST_PHRASES:,} are allowed")
     spellings: dict[tuple[int, ...], float] = {}
     phrases = [Phrase(item) if isinstance(item, str) else item for item in boost]
     if sum(len(phrase.text) for phrase in phrases) > MOST_CHARACTERS:
-        raise OptionError(f"the phrases to boost have more than {MOST_CHARACTERS:,} characters")
+        raise OptionError(f"the phrases of boost may have {MOST_CHARACTERS:,} characters in total")
     for phrase in phrases:
         if not phrase.text.strip() or len(phrase.text) > LONGEST_PHRASE:
-            raise OptionError(f"a phrase to boost has 1 to {LONGEST_PHRASE} characters")
+            raise OptionError(f"a phrase of boost must have 1 to {LONGEST_PHRASE} characters")
         if not math.isfinite(phrase.weight) or not 0 < phrase.weight <= LARGEST_WEIGHT:
             raise OptionError(
                 f"the weight of {phrase.text!r} must be above 0 and at most {LARGEST_WEIGHT:g}, "
@@ -186,36 +186,36 @@ def make_trie(boost: Boost | None, vocabulary: Vocabulary) -> PhraseTrie | None:
             )
         ways = vocabulary.spellings(phrase.text)
         if not ways:
-            raise OptionError(f"this model cannot write {phrase.text!r}: leave it out")
+            raise OptionError(f"this model cannot write {phrase.text!r}; remove it from boost")
         for way in sorted(ways):
             spellings[way] = max(phrase.weight, spellings.get(way, 0.0))
     return PhraseTrie(spellings.items(), vocabulary, phrases)
 
 
 @dataclass
-class Boosts:
-    """Which phrases each of B streams boosts, and where it is among them.
+class StreamHotwords:
+    """The hotwords of B streams, and the position of each stream in its trie.
 
-    `places` (B, 2), on the host, are each stream's node and, for CTC, the last symbol as the
-    acoustics alone had it: a frame that repeats it repeats the label that was chosen for it.
+    `places` (B, 2), on the host, are each stream's node and, for CTC, the last symbol by the
+    acoustics alone: a frame that repeats it repeats the label that was chosen for it.
     """
 
     tries: list[PhraseTrie | None]
     places: Tensor
 
     @classmethod
-    def of(cls, tries: Sequence[PhraseTrie | None]) -> "Boosts":
+    def of(cls, tries: Sequence[PhraseTrie | None]) -> "StreamHotwords":
         """At the beginning of each stream."""
         places = [[ROOT if trie is None else trie.start, NOTHING] for trie in tries]
         return cls(list(tries), torch.tensor(places))
 
-    def rows(self, index: Tensor) -> "Boosts":
+    def rows(self, index: Tensor) -> "StreamHotwords":
         """The part of some streams, copied: index (R,)."""
-        return Boosts([self.tries[i] for i in index.tolist()], self.places[index.cpu()])
+        return StreamHotwords([self.tries[i] for i in index.tolist()], self.places[index.cpu()])
 
-    def write(self, index: Tensor, rows: "Boosts | None") -> None:
-        """Put back what `rows` returned, in place; None are streams without phrases."""
-        rows = rows or Boosts.of([None] * len(index))
+    def write(self, index: Tensor, rows: "StreamHotwords | None") -> None:
+        """Put back what `rows` returned, in place; None stands for streams without hotwords."""
+        rows = rows or StreamHotwords.of([None] * len(index))
         for row, stream in enumerate(index.tolist()):
             self.tries[stream] = rows.tries[row]
         self.places[index.cpu()] = rows.places
@@ -223,28 +223,28 @@ class Boosts:
     def node(self, row: int) -> int:
         return int(self.places[row, 0])
 
-    def lifted(self, device: torch.device, size: int) -> Tensor:
-        """What each next token of each stream is lifted by: (B, V)."""
+    def token_bonuses(self, device: torch.device, size: int) -> Tensor:
+        """The bonus of each next token of each stream: (B, V)."""
         none = torch.zeros(size, device=device)
         return torch.stack(
             [
-                none if trie is None else trie.lifted(self.node(row), device)
+                none if trie is None else trie.token_bonuses(self.node(row), device)
                 for row, trie in enumerate(self.tries)
             ]
         )
 
     def advance(self, row: int, token: int) -> None:
-        """A stream emitted a token."""
+        """Move a stream on by the token that it emitted."""
         if (trie := self.tries[row]) is not None:
             _, self.places[row, 0] = trie.step(self.node(row), token)
 
     def check(self) -> None:
-        """Raises ValueError if a place that was read from somewhere is none of its trie's."""
+        """Raises ValueError if a place that was read from elsewhere is not in its trie."""
         for row, trie in enumerate(self.tries):
-            if trie is not None and not 0 <= self.node(row) < len(trie.lifts):
-                raise ValueError("it is at no place among its phrases")
+            if trie is not None and not 0 <= self.node(row) < len(trie.bonuses):
+                raise ValueError("its position is not in the trie of its hotwords")
 
 
-def boosts_of(tries: Sequence[PhraseTrie | None] | None) -> Boosts | None:
-    """The boosts of streams at their beginning; None if none of them has phrases."""
-    return Boosts.of(tries) if tries is not None and any(tries) else None
+def start_hotwords(tries: Sequence[PhraseTrie | None] | None) -> StreamHotwords | None:
+    """The hotwords of streams at their beginning; None if no stream has any."""
+    return StreamHotwords.of(tries) if tries is not None and any(tries) else None

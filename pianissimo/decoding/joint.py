@@ -1,8 +1,8 @@
 """Joint CTC and attention search with language models, one step per token.
 
 Watanabe et al. 2017 (IEEE JSTSP 11:8), with the decoding contract and defaults of ESPnet2: a
-hypothesis is worth a weighted sum of what each scorer says to its tokens. CTC scores it by all
-alignments of all texts that begin with it (Algorithm 2 there).
+hypothesis has the weighted sum of the scores of all scorers. CTC scores it by all alignments of all
+texts that begin with it (Algorithm 2 there).
 
 Shape legend: S encoder frames, R hypotheses, U tokens so far with the start, C candidates, V
 vocabulary.
@@ -10,7 +10,7 @@ vocabulary.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,20 +22,20 @@ from pianissimo.errors import OptionError
 
 BLANK = 0
 NEVER = -1e10
-"""The logarithm of nothing, finite so that a weight of 0 stays 0."""
+"""The logarithm of 0, finite so that its product with a weight of 0 is 0."""
 CANDIDATES = 1.5
-"""Times the beam: the tokens that CTC scores, the best of the other scorers."""
+"""Times the beam: the number of tokens that CTC scores, the best by the other scorers."""
 END_LENGTHS, END_NATS = 3, 10.0
-"""Nothing better comes once the last three lengths ended so far below the best."""
+"""The search stops once the last three lengths ended this far below the best."""
 
 
 @dataclass(frozen=True)
 class JointOptions:
-    """What the search may do; the defaults are ESPnet's.
+    """Options of the joint search; the defaults are ESPnet's.
 
     `max_length` and `min_length` bound the tokens as a share of the encoder frames, or if negative
-    as a number; a `max_length` of 0 is all frames, and an end that is noticed. `penalty` is added
-    for each token. An n-gram model's logarithms are to base 10 in ESPnet, and so is `ngram_weight`.
+    as a number; a `max_length` of 0 is all frames with an early stop. `penalty` is added for each
+    token. An n-gram model's logarithms are to base 10 in ESPnet, and so is `ngram_weight`.
     """
 
     beam: int = 20
@@ -61,7 +61,7 @@ class JointOptions:
             raise OptionError(f"penalty must be -100 to 100, not {self.penalty}")
 
     def longest(self, frames: int) -> int:
-        """The most tokens, the end among them."""
+        """The most tokens, the end included."""
         if self.max_length == 0:
             return frames
         if self.max_length < 0:
@@ -76,23 +76,27 @@ class JointOptions:
 
 @dataclass(frozen=True)
 class JointHypothesis:
-    """A text that ended: its tokens without start and end, its score, and what each scorer said."""
+    """A finished text: its tokens without start and end, its score, and the score by scorer."""
 
     tokens: tuple[int, ...]
     score: float
     scores: Mapping[str, float]
 
 
+ScorerState: TypeAlias = Any
+"""The state of a scorer, of a type of its own."""
+
+
 class Scorer(Protocol):
-    """Log-probabilities of next tokens; states are the scorer's own."""
+    """Log-probabilities of next tokens after R hypotheses."""
 
-    def start(self) -> Any: ...
+    def start(self) -> ScorerState: ...
 
-    def score(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """(R, U) tokens, of which the last are new to `state` -> (R, V), and the state then."""
+    def score(self, tokens: Tensor, state: ScorerState) -> tuple[Tensor, ScorerState]:
+        """(R, U) tokens, of which the last are new to `state` -> (R, V), and the next state."""
         ...
 
-    def select(self, state: Any, rows: Tensor) -> Any:
+    def select(self, state: ScorerState, rows: Tensor) -> ScorerState:
         """The state of (R',) hypotheses by number."""
         ...
 
@@ -118,8 +122,8 @@ class NgramScorer:
 
 
 @dataclass(frozen=True)
-class CtcState:
-    """Of each hypothesis, by frame: alignments that end in its last token, and in a blank.
+class CtcPrefixState:
+    """The sums over alignments that end in the last token, and in a blank, by frame.
 
     label, blank: (S, R) in float64, prefix: (R,), all logarithms.
     """
@@ -130,26 +134,26 @@ class CtcState:
 
 
 class CtcPrefixScorer:
-    """What the (S, V) log-probabilities of a CTC head say to texts that begin with some tokens."""
+    """Scores of texts that begin with some tokens, by (S, V) log-probabilities of a CTC head."""
 
     def __init__(self, log_probs: Tensor, end: int) -> None:
         self._log_probs, self._end = log_probs.double(), end
         self._probs = self._log_probs.exp()
 
-    def start(self) -> CtcState:
+    def start(self) -> CtcPrefixState:
         blank = self._log_probs[:, BLANK].cumsum(0)[:, None]
-        return CtcState(torch.full_like(blank, NEVER), blank, blank.new_zeros(1))
+        return CtcPrefixState(torch.full_like(blank, NEVER), blank, blank.new_zeros(1))
 
-    def score(self, tokens: Tensor, state: CtcState, candidates: Tensor | None) -> Tensor:
+    def score(self, tokens: Tensor, state: CtcPrefixState, candidates: Tensor | None) -> Tensor:
         """(R, U) tokens and (R, C) candidates, all by default -> (R, V) prefix log-probabilities.
 
-        What is no candidate is impossible, except the end.
+        Tokens that are no candidates are impossible, except the end.
         """
         first = tokens.shape[1] == 1
         both = torch.logaddexp(state.label, state.blank)
         before = _before(both, first)
         most = before.amax(0)
-        # The loudest frames decide: what underflows beside them would not have counted.
+        # Scaled by the largest frame; smaller ones may underflow without effect.
         arrivals = (before - most).exp().T @ self._probs  # (R, V)
         prefix = (arrivals.log() + most[:, None]).clamp(min=NEVER)
         if not first:
@@ -165,11 +169,11 @@ class CtcPrefixScorer:
         return prefix
 
     def select(
-        self, state: CtcState, prefix: Tensor, tokens: Tensor, rows: Tensor, added: Tensor
-    ) -> CtcState:
+        self, state: CtcPrefixState, prefix: Tensor, tokens: Tensor, rows: Tensor, added: Tensor
+    ) -> CtcPrefixState:
         """The state once (R',) tokens were `added` to the hypotheses `rows` of (R, U) `tokens`.
 
-        `prefix` is what `score` said. Sums over time are cumulative, so no frame is a step.
+        `prefix` is the result of `score`. Sums over time are cumulative sums over all frames.
         """
         first = tokens.shape[1] == 1
         label, blank = state.label[:, rows], state.blank[:, rows]
@@ -177,29 +181,29 @@ class CtcPrefixScorer:
         before = _before(torch.where(same, blank, torch.logaddexp(label, blank)), first)
         labels = _along(before, self._log_probs[:, added])
         blanks = _along(_before(labels, False), self._log_probs[:, BLANK, None])
-        return CtcState(labels, blanks, prefix[rows, added])
+        return CtcPrefixState(labels, blanks, prefix[rows, added])
 
 
 def _before(inside: Tensor, first: bool) -> Tensor:
-    """(S, R) up to each frame -> up to the one before it; only the first token may come at once."""
+    """(S, R) up to each frame -> up to the frame before; only a first token may start at 0."""
     return torch.cat([torch.full_like(inside[:1], 0.0 if first else NEVER), inside[:-1]])
 
 
-def _along(inflow: Tensor, heard: Tensor) -> Tensor:
-    """x_t = log(exp(x_{t-1}) + exp(inflow_t)) + heard_t from nothing on, all frames at once."""
-    total = heard.cumsum(0)
-    return (inflow - (total - heard)).logcumsumexp(0) + total
+def _along(inflow: Tensor, scores: Tensor) -> Tensor:
+    """x_t = log(exp(x_{t-1}) + exp(inflow_t)) + scores_t from 0 on, all frames at once."""
+    total = scores.cumsum(0)
+    return (inflow - (total - scores)).logcumsumexp(0) + total
 
 
 @dataclass(frozen=True)
-class _Beam:
+class _JointBeam:
     """Hypotheses of equal length. tokens: (R, U); score: (R,); scores: (R,) by scorer."""
 
     tokens: Tensor
     score: Tensor
     scores: Mapping[str, Tensor]
-    states: Mapping[str, Any]
-    ctc: CtcState | None
+    states: Mapping[str, ScorerState]
+    ctc: CtcPrefixState | None
 
     def ended(self, row: int) -> JointHypothesis:
         return JointHypothesis(
@@ -212,8 +216,7 @@ class _Beam:
 class JointSearch:
     """The search in one recording.
 
-    `scorers` come with their weights and know its audio or none; `ctc` with its own. A weight of 0
-    leaves a scorer out.
+    `scorers` and `ctc` come with their weights; a scorer with the weight 0 is skipped.
     """
 
     def __init__(
@@ -232,15 +235,15 @@ class JointSearch:
         self.options = options
 
     def run(self, frames: int, device: torch.device) -> list[JointHypothesis]:
-        """What ended, the best first, in so many encoder frames; it may be nothing.
+        """The finished texts in `frames` encoder frames, the best first; there may be none.
 
-        With a least length that nothing reaches, it is tried again with a smaller one.
+        Without any text of the least length the search is repeated with a smaller one.
         """
         options = self.options
         while True:
-            found = self._run(frames, device, options)
-            if found or options.min_length < 0.1:
-                return sorted(found, key=lambda h: -h.score)
+            ended = self._run(frames, device, options)
+            if ended or options.min_length < 0.1:
+                return sorted(ended, key=lambda h: -h.score)
             options = replace(options, min_length=max(0.0, options.min_length - 0.1))
 
     def _run(
@@ -251,7 +254,7 @@ class JointSearch:
         zero = torch.zeros(1, device=device)
         if options.penalty:
             names.append("length_bonus")
-        beam = _Beam(
+        beam = _JointBeam(
             torch.full((1, 1), self.start, device=device),
             zero,
             dict.fromkeys(names, zero),
@@ -272,49 +275,49 @@ class JointSearch:
                 break
         return ended
 
-    def _step(self, beam: _Beam, options: JointOptions) -> _Beam:
+    def _step(self, beam: _JointBeam, options: JointOptions) -> _JointBeam:
         """The best hypotheses that are one token longer."""
         R, V = len(beam.tokens), self.vocab_size
         weighted = torch.zeros(R, V, device=beam.tokens.device)
-        said: dict[str, Tensor] = {}
-        states: dict[str, Any] = {}
+        scores: dict[str, Tensor] = {}
+        states: dict[str, ScorerState] = {}
         for name, (weight, scorer) in self.scorers.items():
-            said[name], states[name] = scorer.score(beam.tokens, beam.states[name])
-            weighted = weighted + weight * said[name]
+            scores[name], states[name] = scorer.score(beam.tokens, beam.states[name])
+            weighted = weighted + weight * scores[name]
         if options.penalty:
-            said["length_bonus"] = torch.ones_like(weighted)
+            scores["length_bonus"] = torch.ones_like(weighted)
             weighted = weighted + options.penalty
         prefix = None
         if self.ctc is not None and beam.ctc is not None:
-            weight, heard = self.ctc
+            weight, prefix_scorer = self.ctc
             count = int(CANDIDATES * options.beam)
             few = weight < 1 and count < V
             candidates = weighted.topk(count, dim=1).indices if few else None
-            prefix = heard.score(beam.tokens, beam.ctc, candidates)
-            said["ctc"] = (prefix - beam.ctc.prefix[:, None]).float()
-            weighted = weighted + weight * said["ctc"]
+            prefix = prefix_scorer.score(beam.tokens, beam.ctc, candidates)
+            scores["ctc"] = (prefix - beam.ctc.prefix[:, None]).float()
+            weighted = weighted + weight * scores["ctc"]
         weighted = weighted + beam.score[:, None]
         best = weighted.flatten().topk(min(options.beam, R * V))
         score, rows, added = best.values, best.indices // V, best.indices % V
         ctc = None
         if self.ctc is not None and beam.ctc is not None and prefix is not None:
-            # A beam wider than the choice takes what CTC excludes, whose later scores mean nothing.
-            possible = said["ctc"][rows, added] > NEVER / 2
+            # A wide beam may include tokens that CTC excludes; their later scores are meaningless.
+            possible = scores["ctc"][rows, added] > NEVER / 2
             score, rows, added = score[possible], rows[possible], added[possible]
             ctc = self.ctc[1].select(beam.ctc, prefix, beam.tokens, rows, added)
-        return _Beam(
+        return _JointBeam(
             torch.cat([beam.tokens[rows], added[:, None]], dim=1),
             score,
-            {name: beam.scores[name][rows] + said[name][rows, added] for name in beam.scores},
+            {name: beam.scores[name][rows] + scores[name][rows, added] for name in beam.scores},
             {name: s.select(states[name], rows) for name, (_, s) in self.scorers.items()},
             ctc,
         )
 
-    def _kept(self, beam: _Beam, rows: Tensor) -> _Beam:
+    def _kept(self, beam: _JointBeam, rows: Tensor) -> _JointBeam:
         ctc = beam.ctc
         if ctc is not None:
-            ctc = CtcState(ctc.label[:, rows], ctc.blank[:, rows], ctc.prefix[rows])
-        return _Beam(
+            ctc = CtcPrefixState(ctc.label[:, rows], ctc.blank[:, rows], ctc.prefix[rows])
+        return _JointBeam(
             beam.tokens[rows],
             beam.score[rows],
             {name: values[rows] for name, values in beam.scores.items()},
@@ -324,7 +327,7 @@ class JointSearch:
 
 
 def _is_over(ended: Sequence[JointHypothesis], length: int) -> bool:
-    """Whether the last lengths all ended far below the best; both ends count as tokens."""
+    """Whether the last lengths all ended far below the best; start and end count as tokens."""
     if not ended:
         return False
     best = max(h.score for h in ended)

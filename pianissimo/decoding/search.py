@@ -1,9 +1,9 @@
-"""The search of a model: one interface over its heads and over greedy and beam search."""
+"""Options of decoding, and the search of a model for its head and these options."""
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -21,21 +21,21 @@ from pianissimo.models.asr import AsrModel
 
 Head = Literal["transducer", "ctc"]
 FUSION_BEAM = 8
-"""The default width of a beam that a language model needs."""
+"""The default beam of a search with a language model."""
 RESCORED_PAUSE_SECONDS = 0.8
 """The pause at which texts are rescored: longer than one between two words of a list."""
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """The search: greedy, or the best of `beam` hypotheses that live side by side.
+    """How text is decoded: by greedy search, or by a beam search over `beam` hypotheses.
 
-    `rescoring` is how much the CTC head counts when the texts of a transducer's beam are weighed
-    again at a pause, by default what the model's configuration says (0.5 is usual, 0 is never);
-    it needs both heads.
+    `rescoring` is the weight of the CTC head where the texts of a transducer's beam are rescored at
+    a pause. The default is the weight of the model's configuration; 0.5 is usual, 0 turns rescoring
+    off. It needs both heads.
     `lm` is an ARPA file of words or of the model's tokens; it needs a beam, 8 by default.
-    `lm_weight` is how much it counts (0.5 for words, 0.3 for tokens) and `word_bonus`, in nats, is
-    added for each of its words (1.5), since every word makes a text less likely.
+    `lm_weight` is the weight of the language model (0.5 for words, 0.3 for tokens). `word_bonus`,
+    in nats, is added for each word (1.5), since each further word makes a text less likely.
     """
 
     beam: int | None = None
@@ -46,7 +46,7 @@ class Decoding:
 
     def __post_init__(self) -> None:
         if self.lm is None and (self.lm_weight is not None or self.word_bonus is not None):
-            raise OptionError("the weights of a language model need one: give its file as lm")
+            raise OptionError("lm_weight and word_bonus need a language model; set lm to its file")
         if self.lm_weight is not None and not 0 <= self.lm_weight <= 10:
             raise OptionError(f"lm_weight must be 0 to 10, not {self.lm_weight}")
         if self.word_bonus is not None and not -20 <= self.word_bonus <= 20:
@@ -57,7 +57,7 @@ class Decoding:
 
     @property
     def width(self) -> int:
-        """The hypotheses that live side by side."""
+        """The number of hypotheses that are kept."""
         if self.beam is not None:
             return self.beam
         return 1 if self.lm is None else FUSION_BEAM
@@ -67,31 +67,36 @@ class Decoding:
         return self.width == 1 and self.lm is None
 
     def language_model(self, vocabulary: Vocabulary) -> LanguageModel | None:
-        """The language model for a vocabulary, if one is asked for; raises what `read_lm` does."""
+        """The language model for a vocabulary, None without `lm`; raises what `read_lm` raises."""
         if self.lm is None:
             return None
         return read_lm(self.lm, vocabulary, self.lm_weight, self.word_bonus)
 
 
+S = TypeVar("S", bound="SearchState")
+
+
 class SearchState(Protocol):
-    """What a search remembers of a batch of streams; see `GreedyState` and `CtcState`."""
+    """The state of a search for a batch of streams; see `GreedyState` and `BeamState`."""
 
     frames: Tensor
     ahead: Tensor
 
-    def rows(self, index: Tensor) -> Any: ...
+    def rows(self: S, index: Tensor) -> S: ...
 
-    def write(self, index: Tensor, rows: Any) -> None: ...
+    def write(self: S, index: Tensor, rows: S) -> None: ...
 
     def tensors(self) -> dict[str, Tensor]: ...
 
+    def check(self) -> None: ...
+
     def flush(self) -> list[Hypothesis]:
-        """What each stream has left at its end, or where its text is locked."""
+        """The remaining tokens of each stream where its text ends or is locked."""
         ...
 
 
 class Search(Protocol):
-    """Encoder frames to tokens, chunk by chunk, with a state that the caller keeps."""
+    """Encoder frames to tokens, chunk by chunk, with a state that the caller holds."""
 
     def start(self, batch: int = 1, tries: Sequence[PhraseTrie | None] | None = None) -> Any: ...
 
@@ -187,10 +192,10 @@ def make_search(
     decoding: Decoding | None = None,
     vocabulary: Vocabulary | None = None,
 ) -> Search:
-    """The search with the head asked for, or the transducer where the model has one.
+    """The search with the requested head, by default the transducer if the model has one.
 
-    A language model needs the `vocabulary`. Raises OptionError if the model lacks that head or
-    there is no such search for it, and what reading the language model raises.
+    A language model needs the `vocabulary`. Raises OptionError if the model lacks that head or the
+    head has no such search, and what reading the language model raises.
     """
     if head not in (None, "transducer", "ctc"):
         raise OptionError(f"unknown head {head!r}; choose transducer or ctc")
@@ -202,9 +207,9 @@ def make_search(
     options = BeamOptions(decoding.width)
     if ctc:
         if decoding.rescoring:
-            raise OptionError("rescoring is for the texts of a transducer, not for those of CTC")
+            raise OptionError("rescoring needs the transducer head, not the CTC head")
         return CtcBeamSearch(model, options, lm)
-    usual = model.config.rescoring
-    if weight := usual if decoding.rescoring is None else decoding.rescoring:
+    default = model.config.rescoring
+    if weight := default if decoding.rescoring is None else decoding.rescoring:
         options = replace(options, rescoring=weight, pause_seconds=RESCORED_PAUSE_SECONDS)
     return BeamSearch(model, options, lm)

@@ -1,4 +1,4 @@
-"""What the symbols of a model write: where words begin, and how a text is spelled in symbols."""
+"""The text of a model's symbols: where words begin, and how a text is spelled in symbols."""
 
 import heapq
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ from pianissimo.text.characters import Alphabet
 from pianissimo.text.tokenizer import WORD_START, Tokenizer
 
 SPELLINGS = 3
-"""Ways to put a text together from pieces that are considered, the tokenizer's own among them."""
+"""The number of segmentations of a text into pieces, the tokenizer's own included."""
 
 # Thai and Lao, Burmese, Khmer, kana, Chinese: written without spaces between words.
 _UNSPACED = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF))
@@ -18,10 +18,10 @@ _IDEOGRAPHS = ((0x3400, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The symbols of a model by id, the blank left out or "".
+    """The symbols of a model by id; the blank is absent or "".
 
     `pieces` are texts in which `▁` is a space; "" never enters text. `space` is the symbol between
-    words of a model that spells, None where the first piece of a word says that it is one.
+    words of a model of letters, None where the first piece of a word marks its beginning.
     """
 
     pieces: tuple[str, ...]
@@ -49,28 +49,28 @@ class Vocabulary:
 
     @cached_property
     def texts(self) -> tuple[str, ...]:
-        """What each symbol adds to its word."""
+        """The text that each symbol adds to its word."""
         return tuple(piece.removeprefix(WORD_START) for piece in self.pieces)
 
     @cached_property
     def joins(self) -> tuple[bool, ...]:
-        """Whether a symbol makes the word before it longer, and so another one."""
+        """Whether a symbol continues the word before it and so changes that word."""
         return tuple(bool(p) and p[0].isalnum() and not _is_unspaced(p[0]) for p in self.pieces)
 
     def spellings(self, text: str) -> set[tuple[int, ...]]:
-        """The ways to write a text, in its own case and others; empty if there is none.
+        """All ways to write a text, in its own and other letter cases; empty if there is none.
 
         Spellings of a model with a space symbol do not begin with it.
         """
         plain = " ".join(text.split())
         cases = {plain, plain.lower(), plain.upper(), plain.title(), plain[:1].upper() + plain[1:]}
-        found: set[tuple[int, ...]] = set()
+        spellings: set[tuple[int, ...]] = set()
         for case in cases - {""}:
             if self.tokenizer is None:
-                found.update(self._letters(case))
+                spellings.update(self._letters(case))
             else:
-                found.update(self._segmentations(self.tokenizer, case))
-        return found
+                spellings.update(self._segmentations(self.tokenizer, case))
+        return spellings
 
     @cached_property
     def _ids(self) -> dict[str, int]:
@@ -92,7 +92,7 @@ class Vocabulary:
         yield own
         yield from self._shortest(WORD_START + text.replace(" ", WORD_START), SPELLINGS - 1)
         if _is_unspaced(text[0]):
-            # Between words of such scripts there is no piece that says that one begins.
+            # In these scripts no piece marks the beginning of a word.
             yield from self._shortest(text.replace(" ", WORD_START), 1)
 
     def _shortest(self, text: str, count: int) -> Sequence[tuple[int, ...]]:

@@ -113,8 +113,7 @@ class Arena:
         rows = self.search.rows(row)
         for name, tensor in rows.tensors().items():
             tensor.copy_(saved[f"search.{name}"])
-        if (boosts := getattr(rows, "boosts", None)) is not None:
-            boosts.check()
+        rows.check()
         self.search.write(row, rows)
         self.prompts[slot], self.frames[slot] = prompt, frames
 

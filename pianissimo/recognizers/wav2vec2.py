@@ -155,7 +155,7 @@ class CtcFamilyRecognizer(BaseRecognizer):
         self.model, self.alphabet = model.eval(), alphabet
         self.decoding = decoding or Decoding()
         if self.decoding.rescoring:
-            raise OptionError("rescoring is for the texts of a transducer, not for those of CTC")
+            raise OptionError("rescoring needs the transducer head, not the CTC head")
         self.vocabulary = Vocabulary.of_alphabet(alphabet)
         self._fusion = Fusion(self.decoding.language_model(self.vocabulary))
         self.language = model.config.language

@@ -7,11 +7,29 @@ segments ───────────────────────�
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 from pianissimo.errors import OptionError
-from pianissimo.text.words import ends_sentence, joined, segments_from_words
-from pianissimo.transcript import Segment, Transcript, Word
+from pianissimo.text.words import Segment, Word, ends_sentence, joined, segments_from_words
+
+
+class Timed(Protocol):
+    """The fields of a `Transcript` that the formats write."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def segments(self) -> tuple[Segment, ...]: ...
+    @property
+    def words(self) -> tuple[Word, ...]: ...
+    @property
+    def language(self) -> str | None: ...
+    @property
+    def duration(self) -> float: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def reasons(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -46,13 +64,13 @@ class Cue:
     lines: tuple[str, ...]
 
 
-def to_txt(transcript: Transcript) -> str:
+def to_txt(transcript: Timed) -> str:
     """Plain text, one segment per line."""
     lines = [_one_line(segment.text) for segment in _segments(transcript)]
     return "".join(line + "\n" for line in lines if line)
 
 
-def to_srt(transcript: Transcript, options: CueOptions | None = None) -> str:
+def to_srt(transcript: Timed, options: CueOptions | None = None) -> str:
     """SubRip: numbered cues with comma times. The format has no escapes: "-->" becomes "->"."""
     blocks = []
     for number, cue in enumerate(cues(transcript, options), start=1):
@@ -62,7 +80,7 @@ def to_srt(transcript: Transcript, options: CueOptions | None = None) -> str:
     return "\n".join(blocks)
 
 
-def to_vtt(transcript: Transcript, options: CueOptions | None = None) -> str:
+def to_vtt(transcript: Timed, options: CueOptions | None = None) -> str:
     """WebVTT: cues with dot times; `&`, `<` and `>` (so also "-->") are escaped."""
     blocks = ["WEBVTT\n"]
     for cue in cues(transcript, options):
@@ -73,7 +91,7 @@ def to_vtt(transcript: Transcript, options: CueOptions | None = None) -> str:
     return "\n".join(blocks)
 
 
-def to_tsv(transcript: Transcript) -> str:
+def to_tsv(transcript: Timed) -> str:
     """A header and one line per segment: start and end in integer milliseconds, text."""
     rows = ["start\tend\ttext\n"]
     for segment in _segments(transcript):
@@ -82,13 +100,13 @@ def to_tsv(transcript: Transcript) -> str:
     return "".join(rows)
 
 
-def to_json(transcript: Transcript) -> str:
+def to_json(transcript: Timed) -> str:
     """Everything, as one JSON object in the layout of whisper.
 
     The key `words` at the top is there only when the segments do not hold just these words, the key
     `reasons` only when a guard acted.
     """
-    root: dict[str, Any] = {
+    root: dict[str, object] = {
         "text": transcript.text,
         "language": transcript.language,
         "duration": transcript.duration,
@@ -112,39 +130,7 @@ def to_json(transcript: Transcript) -> str:
     return json.dumps(root, ensure_ascii=False, indent=2) + "\n"
 
 
-def from_json(data: str | bytes) -> Transcript:
-    """Read what `to_json` wrote; raises OptionError when it is something else."""
-    try:
-        root = json.loads(data)
-        segments = tuple(
-            Segment(
-                str(item["text"]),
-                float(item["start"]),
-                float(item["end"]),
-                tuple(_word(word) for word in item.get("words") or ()),
-                _confidence(item),
-            )
-            for item in root["segments"]
-        )
-        words = root.get("words")
-        language = root.get("language")
-        return Transcript(
-            str(root["text"]),
-            segments,
-            _words_of(segments) if words is None else tuple(_word(word) for word in words),
-            None if language is None else str(language),
-            float(root["duration"]),
-            str(root["model"]),
-            tuple(str(reason) for reason in root.get("reasons") or ()),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise OptionError(
-            f"this is not the JSON of a transcript: {type(error).__name__}: {error}; "
-            "expected what Transcript.to_json writes"
-        ) from error
-
-
-WRITERS: Mapping[str, Callable[[Transcript], str]] = {
+WRITERS: Mapping[str, Callable[[Timed], str]] = {
     "txt": to_txt,
     "srt": to_srt,
     "vtt": to_vtt,
@@ -154,7 +140,7 @@ WRITERS: Mapping[str, Callable[[Transcript], str]] = {
 """Every file format by the suffix of its files."""
 
 
-def cues(transcript: Transcript, options: CueOptions | None = None) -> Iterator[Cue]:
+def cues(transcript: Timed, options: CueOptions | None = None) -> Iterator[Cue]:
     """Cut a transcript into cues that follow each other without overlap.
 
     A segment without words is one cue if it fits; a longer one is spread over its time in
@@ -240,7 +226,7 @@ def _parts(word: Word, width: int) -> Iterator[Word]:
         yield Word(text, start, end, word.confidence)
 
 
-def _segments(transcript: Transcript) -> tuple[Segment, ...]:
+def _segments(transcript: Timed) -> tuple[Segment, ...]:
     """The transcript's segments, or what comes nearest to them."""
     if transcript.words and not any(segment.words for segment in transcript.segments):
         return segments_from_words(transcript.words)
@@ -257,19 +243,10 @@ def _words_of(segments: Sequence[Segment]) -> tuple[Word, ...]:
     return tuple(word for segment in segments for word in segment.words)
 
 
-def _word_object(word: Word) -> dict[str, Any]:
+def _word_object(word: Word) -> dict[str, object]:
     return {
         "text": word.text,
         "start": word.start,
         "end": word.end,
         "confidence": word.confidence,
     }
-
-
-def _word(item: Any) -> Word:
-    return Word(str(item["text"]), float(item["start"]), float(item["end"]), _confidence(item))
-
-
-def _confidence(item: Any) -> float | None:
-    value = item.get("confidence")
-    return None if value is None else float(value)

@@ -1,4 +1,4 @@
-"""Token ids to text and back, for whole texts and for live streams.
+"""Conversion between token ids and text, for whole texts and for live streams.
 
 A piece is one entry of the vocabulary. `▁` (U+2581) in a piece stands for a space, so a piece that
 begins with it begins a word; a piece such as `<0x41>` stands for one byte of UTF-8.
@@ -7,10 +7,13 @@ begins with it begins a word; a piece such as `<0x41>` stands for one byte of UT
 import codecs
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pianissimo.errors import CheckpointError, MissingExtraError, OptionError
+
+if TYPE_CHECKING:
+    import tokenizers
 
 WORD_START = "\u2581"
 BLANK = "<blank>"
@@ -23,10 +26,10 @@ Kind = Literal["sentencepiece", "huggingface"]
 
 
 class Tokenizer:
-    """A vocabulary and the two directions through it.
+    """A vocabulary that encodes text to ids and decodes ids to text.
 
-    Both kinds of one model have equal `pieces`: the `<blank>` that Hugging Face repositories append
-    behind the vocabulary is not a piece, only a special id. Pickling keeps all of it.
+    Both kinds of tokenizer file of one model have equal `pieces`: the `<blank>` that Hugging Face
+    repositories append to the vocabulary is a special id and no piece. A tokenizer can be pickled.
     """
 
     def __init__(
@@ -46,9 +49,10 @@ class Tokenizer:
         self.unk_id = unk_id
         self.special_ids = frozenset(special_ids) | tags | unknown
         """Ids that never enter text: control and added special tokens, tags, the unknown piece."""
-        self._bytes: Mapping[int, int] = {
+        self.byte_values: Mapping[int, int] = {
             i: int(match[1], 16) for i, p in enumerate(pieces) if (match := _BYTE.fullmatch(p))
         }
+        """The byte of each piece such as `<0x41>`, by id."""
         self._data = data
         self._encoder = encoder
 
@@ -124,12 +128,8 @@ class Tokenizer:
         return "tokenizer.model" if self.kind == "sentencepiece" else "tokenizer.json"
 
     def to_bytes(self) -> bytes:
-        """The very bytes this tokenizer was read from."""
+        """The file contents that the tokenizer was read from."""
         return self._data
-
-    def byte_value(self, id: int) -> int | None:
-        """The byte that a piece such as `<0x41>` stands for; None for every other piece."""
-        return self._bytes.get(id)
 
     def encode(self, text: str) -> list[int]:
         """Text to ids, without special tokens around it.
@@ -140,7 +140,7 @@ class Tokenizer:
         return self._encoder(text)
 
     def decode(self, ids: Iterable[int], *, continued: bool = False) -> str:
-        """Ids to text: special ids and the unknown piece leave nothing behind.
+        """Ids to text; special ids and the unknown piece write nothing.
 
         One leading space is stripped, unless the text is `continued` from earlier ids. Bytes that
         are not UTF-8 become U+FFFD. Raises OptionError for an id outside the vocabulary.
@@ -155,7 +155,7 @@ class Tokenizer:
                     f"token id {id} is outside the vocabulary of {len(self.pieces)} pieces; "
                     "does this tokenizer belong to the model?"
                 )
-            byte = self._bytes.get(id)
+            byte = self.byte_values.get(id)
             if byte is not None:
                 pending.append(byte)
                 continue
@@ -169,14 +169,14 @@ class Tokenizer:
 
 
 class IncrementalDetokenizer:
-    """Ids of a live stream to text that never changes, plus a tail that may still grow.
+    """Ids of a live stream to stable text, and a tail that may still grow.
 
-    A word is stable once the first piece of the next one is there. Only the ids of the unfinished
-    word are kept. All that `push` and `finish` return, joined, equals `decode` of all ids.
+    A word is stable once the first piece of the next one arrives. Only the ids of the unfinished
+    word are kept. The results of `push` and `finish`, joined, equal `decode` of all ids.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, max_pending: int = 128) -> None:
-        """`max_pending` bounds an unfinished word, in ids; a longer one becomes stable at once."""
+        """`max_pending` is the longest unfinished word, in ids; a longer one is stable at once."""
         if max_pending < 1:
             raise OptionError(f"max_pending must be at least 1, not {max_pending}")
         self._tokenizer = tokenizer
@@ -185,7 +185,7 @@ class IncrementalDetokenizer:
         self._started = False
 
     def push(self, ids: Iterable[int]) -> str:
-        """Take ids; return the text that became stable, with its leading space.
+        """Add ids; return the text that became stable, with its leading space.
 
         Raises OptionError for an id outside the vocabulary.
         """
@@ -194,7 +194,7 @@ class IncrementalDetokenizer:
         for id in ids:
             if id in tokenizer.special_ids:
                 continue
-            if 0 <= id < tokenizer.vocab_size and tokenizer.pieces[id].startswith(WORD_START):
+            if 0 <= id < len(tokenizer.pieces) and tokenizer.pieces[id].startswith(WORD_START):
                 stable = len(self._pending)
             self._pending.append(id)
         if len(self._pending) - stable > self._max_pending:
@@ -208,7 +208,7 @@ class IncrementalDetokenizer:
         return self._tokenizer.decode(ids, continued=self._started)
 
     def finish(self) -> str:
-        """Return the rest of the text, and be ready for the ids of a new one."""
+        """Return the rest of the text, and reset for a new text."""
         text = self._commit(len(self._pending))
         self._started = False
         return text
@@ -222,10 +222,10 @@ class IncrementalDetokenizer:
         return text
 
     def _whole_characters(self) -> int:
-        """How many pending ids there are before a UTF-8 character that lacks bytes."""
+        """The number of pending ids before an incomplete UTF-8 character."""
         run = bytearray()
         for id in reversed(self._pending):
-            byte = self._tokenizer.byte_value(id)
+            byte = self._tokenizer.byte_values.get(id)
             if byte is None:
                 break
             run.append(byte)
@@ -234,8 +234,14 @@ class IncrementalDetokenizer:
         return len(self._pending) - len(decoder.getstate()[0])
 
 
+class _Processor(Protocol):
+    """What is used of `sentencepiece.SentencePieceProcessor`, which has no type hints."""
+
+    def EncodeAsIds(self, text: str) -> Sequence[int]: ...
+
+
 class _SentencePieceEncoder:
-    def __init__(self, processor: Any) -> None:
+    def __init__(self, processor: _Processor) -> None:
         self._processor = processor
 
     def __call__(self, text: str) -> list[int]:
@@ -247,7 +253,7 @@ class _HfEncoder:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self._tokenizer: Any = None
+        self._tokenizer: tokenizers.Tokenizer | None = None
 
     def __call__(self, text: str) -> list[int]:
         if self._tokenizer is None:
@@ -302,7 +308,7 @@ def _read_hf_json(root: Any) -> tuple[dict[int, str], set[int], int | None]:
     return by_id, special, unk_id
 
 
-def _id(value: Any) -> int:
+def _id(value: object) -> int:
     if type(value) is not int:
         raise ValueError(f"a piece has the id {value!r}, which is not an integer")
     return value

@@ -1,4 +1,4 @@
-"""From tokens to words with times, and from words to segments."""
+"""Words with times from tokens, and segments from words."""
 
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -8,10 +8,9 @@ from typing import Literal
 
 from pianissimo.errors import OptionError
 from pianissimo.text.tokenizer import WORD_START, Tokenizer
-from pianissimo.transcript import Segment, Word
 
 MAX_WORD_TOKENS = 64
-"""A word is cut here, so that a script without spaces, or a model in a loop, stays bounded."""
+"""Longest word in tokens; bounds scripts without spaces, and a model in a loop."""
 
 _CLOSING_MARKS = frozenset(".,!?;:\u2026)]}\u00bb\u201d\u3002\uff0c\uff01\uff1f\u3001")
 _SENTENCE_MARKS = (".", "!", "?", "\u2026", "\u3002", "\uff01", "\uff1f")
@@ -20,8 +19,31 @@ _TITLES = frozenset("mr mrs ms dr prof sr jr st gen col capt lt sgt rev hon mt".
 _ABBREVIATIONS = frozenset("etc vs approx inc ltd co e.g i.e a.m p.m u.s u.k u.n ph.d".split())
 
 _SPACELESS = (("\u0e01", "\u0eff"), ("\u1000", "\u109f"), ("\u1780", "\u17ff"))
-"""Thai and Lao, Burmese, Khmer; Chinese and Japanese are told by their width."""
+"""Thai and Lao, Burmese, Khmer; Chinese and Japanese are recognized by their width."""
 _KOREAN = (("\u1100", "\u11ff"), ("\u3131", "\u318e"), ("\uac00", "\ud7a3"))
+
+
+@dataclass(frozen=True)
+class Word:
+    """One recognized word with its punctuation: "Hello,"."""
+
+    text: str
+    start: float
+    end: float
+    confidence: float | None = None
+    """Between 0 and 1; None where the model gives none."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A sentence, or a stretch of speech between two pauses."""
+
+    text: str
+    start: float
+    end: float
+    words: tuple[Word, ...] = ()
+    confidence: float | None = None
+    """Between 0 and 1; None where the model gives none."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +55,7 @@ class WordOptions:
     extend_frames: int = 2
     """A word's end may move this far toward the start of the next word."""
     aggregate: Literal["min", "mean", "prod"] = "min"
-    """How the confidence of a word follows from those of its tokens."""
+    """How the confidences of a word's tokens are combined."""
 
     def __post_init__(self) -> None:
         if not 0 < self.frame_seconds < float("inf"):
@@ -45,14 +67,14 @@ class WordOptions:
 
 
 @dataclass
-class _Draft:
+class _OpenWord:
     """A word in the making; frames count from the start of the stream."""
 
+    start: int  # the frame of its first token, of those that are not punctuation if there are any
     ids: list[int] = field(default_factory=list)
     text: str = ""
-    first: int = 0
-    start: int | None = None  # the first token that is not punctuation
     last: int = 0
+    has_start: bool = False  # a token that is not punctuation was seen
     scores: list[float] = field(default_factory=list)  # of tokens that are not punctuation
     mark_scores: list[float] = field(default_factory=list)
     has_letters: bool = False
@@ -64,17 +86,14 @@ class WordAssembler:
     A word starts at the frame of its first token that is not punctuation. It ends one frame after
     its last token, and up to `extend_frames` later if no other word starts there. Words follow each
     other without overlap and last one frame at least. Tokens that are only punctuation belong to
-    the word before them; `.` and its like join it without a space.
+    the word before them; marks such as `.` join it without a space.
     """
 
     def __init__(self, tokenizer: Tokenizer, options: WordOptions | None = None) -> None:
         self._tokenizer = tokenizer
         self._options = options or WordOptions()
-        self._reset()
-
-    def _reset(self) -> None:
-        self._open: _Draft | None = None  # more of its tokens may come
-        self._held: _Draft | None = None  # waits for punctuation and for the next word's start
+        self._open: _OpenWord | None = None  # more of its tokens may come
+        self._held: _OpenWord | None = None  # waits for punctuation and for the next word's start
         self._earliest = 0  # the first frame at which the next word may start
         self._frame = 0
 
@@ -84,107 +103,91 @@ class WordAssembler:
         frames: Sequence[int],
         confidences: Sequence[float | None] | None = None,
     ) -> tuple[Word, ...]:
-        """Take tokens with the encoder frame and the confidence (0 to 1) of each.
+        """Add tokens with the encoder frame and the confidence (0 to 1) of each.
 
         Returns the words that are now complete. Raises OptionError when the sequences differ in
-        length, frames go back, a confidence is out of range, or an id is not in the vocabulary.
+        length, frames decrease, a confidence is out of range, or an id is not in the vocabulary.
         """
         scores = [None] * len(ids) if confidences is None else confidences
         if not len(ids) == len(frames) == len(scores):
             raise OptionError(
-                f"tokens, frames and confidences must be as many: "
-                f"{len(ids)}, {len(frames)} and {len(scores)} were given"
+                "tokens, frames and confidences must have equal lengths, not "
+                f"{len(ids)}, {len(frames)} and {len(scores)}"
             )
+        decode, byte_values = self._tokenizer.decode, self._tokenizer.byte_values
         words: list[Word] = []
         for id, frame, score in zip(ids, frames, scores, strict=True):
             if frame < self._frame:
                 raise OptionError(f"frame {frame} comes after frame {self._frame}; sort the tokens")
             if score is not None and not -1e-6 <= score <= 1 + 1e-6:
-                raise OptionError(f"a confidence must lie between 0 and 1, not {score}")
+                raise OptionError(f"a confidence must be between 0 and 1, not {score}")
             self._frame = frame
-            if id not in self._tokenizer.special_ids:
-                word = self._take(id, frame, score)
-                words += [] if word is None else [word]
+            if id in self._tokenizer.special_ids:
+                continue
+            text, is_byte = decode([id], continued=True), id in byte_values
+            if self._open is not None:
+                full = len(self._open.ids) >= MAX_WORD_TOKENS and not is_byte
+                if full or self._tokenizer.pieces[id].startswith(WORD_START):
+                    self._close_open()
+            if self._open is None:
+                self._open = _OpenWord(frame)
+            word = self._open
+            word.ids.append(id)
+            word.last = frame
+            # A single byte of a character counts as a letter, which most characters are.
+            if is_byte or _has_letters(text):
+                if not word.has_start:
+                    word.start, word.has_start = frame, True
+                word.scores += [] if score is None else [score]
+            else:
+                word.mark_scores += [] if score is None else [score]
+            if not word.has_letters:
+                word.has_letters = _has_letters(decode(word.ids) if is_byte else text)
+            if word.has_letters and self._held is not None:
+                words.append(self._word(self._held, max(word.start, self._earliest)))
+                self._held = None
         return tuple(words)
 
     def finish(self, duration: float | None = None) -> tuple[Word, ...]:
-        """Return the words left, ending by `duration` seconds, and be ready for a new stream."""
+        """Return the remaining words, ending by `duration` seconds, and reset the assembler."""
         self._close_open()
         words = () if self._held is None else (self._word(self._held, None),)
-        self._reset()
+        self._held, self._earliest, self._frame = None, 0, 0
         return tuple(clamped(word, duration) for word in words)
-
-    def _take(self, id: int, frame: int, score: float | None) -> Word | None:
-        """Take one token; return the word before, once this token shows that it is complete."""
-        decode = self._tokenizer.decode
-        byte = self._tokenizer.byte_value(id)
-        text = decode([id], continued=True)
-        if self._open is not None:
-            full = len(self._open.ids) >= MAX_WORD_TOKENS and byte is None
-            if full or self._tokenizer.pieces[id].startswith(WORD_START):
-                self._close_open()
-        if self._open is None:
-            self._open = _Draft(first=frame)
-        draft = self._open
-        draft.ids.append(id)
-        draft.last = frame
-        # One byte of a character tells nothing about it: most often it is a letter.
-        if byte is not None or _has_letters(text):
-            if draft.start is None:
-                draft.start = frame
-            draft.scores += [] if score is None else [score]
-        else:
-            draft.mark_scores += [] if score is None else [score]
-        if not draft.has_letters:
-            draft.has_letters = _has_letters(text if byte is None else decode(draft.ids))
-        if not draft.has_letters or self._held is None:
-            return None
-        word = self._word(self._held, self._start(draft))
-        self._held = None
-        return word
 
     def _close_open(self) -> None:
         """Move the open word to the held one, or append it there when it is only punctuation."""
-        draft, self._open = self._open, None
-        if draft is None:
+        word, self._open = self._open, None
+        if word is None:
             return
-        draft.text = self._tokenizer.decode(draft.ids).strip()
-        if not draft.text:
+        word.text = self._tokenizer.decode(word.ids).strip()
+        if not word.text:
             return
         if self._held is None:
-            self._held = draft
-            draft.start = self._start(draft)
-            self._earliest = draft.start + 1
+            self._held = word
+            word.start = max(word.start, self._earliest)
+            self._earliest = word.start + 1
         else:
-            space = "" if set(draft.text) <= _CLOSING_MARKS else " "
-            self._held.text += space + draft.text
-            self._held.last = draft.last
+            space = "" if set(word.text) <= _CLOSING_MARKS else " "
+            self._held.text += space + word.text
+            self._held.last = word.last
 
-    def _start(self, draft: _Draft) -> int:
-        return max(draft.first if draft.start is None else draft.start, self._earliest)
-
-    def _word(self, draft: _Draft, next_start: int | None) -> Word:
+    def _word(self, word: _OpenWord, next_start: int | None) -> Word:
+        """The finished word; `next_start` is the frame at which the next one starts."""
         seconds = self._options.frame_seconds
-        start = self._start(draft) if draft.start is None else draft.start
-        end = max(draft.last, start) + 1 + self._options.extend_frames
+        end = max(word.last, word.start) + 1 + self._options.extend_frames
         if next_start is not None:
             end = min(end, next_start)
-        scores = draft.scores or draft.mark_scores
-        return Word(
-            draft.text,
-            round(start * seconds, 6),
-            round(end * seconds, 6),
-            self._confidence(scores) if scores else None,
-        )
-
-    def _confidence(self, scores: list[float]) -> float:
-        if self._options.aggregate == "min":
-            value = min(scores)
-        elif self._options.aggregate == "mean":
-            value = sum(scores) / len(scores)
-        else:
-            value = prod(scores)
-        return min(max(value, 0.0), 1.0)
+        confidence = None
+        if scores := word.scores or word.mark_scores:
+            if self._options.aggregate == "min":
+                confidence = min(scores)
+            elif self._options.aggregate == "mean":
+                confidence = sum(scores) / len(scores)
+            else:
+                confidence = prod(scores)
+            confidence = min(max(confidence, 0.0), 1.0)
+        return Word(word.text, round(word.start * seconds, 6), round(end * seconds, 6), confidence)
 
 
 def words_from_tokens(
@@ -208,8 +211,8 @@ def words_from_tokens(
 def ends_sentence(word: str, following: str | None = None) -> bool:
     """Whether a sentence ends after `word`, which `following` comes after.
 
-    Titles and initials ("Dr.", "J.") never end one; other abbreviations and an ellipsis do unless
-    `following` begins in lower case.
+    Titles and initials ("Dr.", "J.") never end a sentence; other abbreviations and an ellipsis end
+    one unless `following` begins in lower case.
     """
     bare = word.strip(_QUOTES_AND_BRACKETS)
     if not bare.endswith(_SENTENCE_MARKS):
@@ -231,35 +234,27 @@ def segments_from_words(
 
     A segment's confidence is the mean over its words that have one.
     """
-    segments: list[Segment] = []
-    current: list[Word] = []
+    groups: list[list[Word]] = []
     for word in words:
-        if current and (
-            ends_sentence(current[-1].text, word.text)
-            or word.start - current[-1].end > pause_seconds
-            or word.end - current[0].start > max_seconds
+        if (
+            not groups
+            or ends_sentence(groups[-1][-1].text, word.text)
+            or word.start - groups[-1][-1].end > pause_seconds
+            or word.end - groups[-1][0].start > max_seconds
         ):
-            segments.append(_segment(current))
-            current = []
-        current.append(word)
-    if current:
-        segments.append(_segment(current))
+            groups.append([])
+        groups[-1].append(word)
+    segments: list[Segment] = []
+    for group in groups:
+        text = joined(word.text for word in group)
+        known = [word.confidence for word in group if word.confidence is not None]
+        confidence = sum(known) / len(known) if known else None
+        segments.append(Segment(text, group[0].start, group[-1].end, tuple(group), confidence))
     return tuple(segments)
 
 
-def _segment(words: list[Word]) -> Segment:
-    known = [word.confidence for word in words if word.confidence is not None]
-    return Segment(
-        joined(word.text for word in words),
-        words[0].start,
-        words[-1].end,
-        tuple(words),
-        sum(known) / len(known) if known else None,
-    )
-
-
 def joined(texts: Iterable[str]) -> str:
-    """Texts one after the other, with a space between scripts that write one."""
+    """Texts in one line, with spaces between them where their script writes spaces."""
     whole = ""
     for text in texts:
         spaced = whole and text and not (is_spaceless(whole[-1]) or is_spaceless(text[0]))
@@ -268,7 +263,7 @@ def joined(texts: Iterable[str]) -> str:
 
 
 def is_spaceless(character: str) -> bool:
-    """Whether it belongs to a script without spaces between words, or is a mark of one."""
+    """Whether a character or mark belongs to a script without spaces between words."""
     if any(first <= character <= last for first, last in _SPACELESS):
         return True
     korean = any(first <= character <= last for first, last in _KOREAN)
@@ -276,12 +271,12 @@ def is_spaceless(character: str) -> bool:
 
 
 def clamped(word: Word, duration: float | None) -> Word:
-    """The word with times no later than `duration` seconds, if that is known."""
+    """The word with times of at most `duration` seconds; None is no limit."""
     if duration is None or word.end <= duration:
         return word
     return Word(word.text, min(word.start, duration), duration, word.confidence)
 
 
 def _has_letters(text: str) -> bool:
-    """Whether there is a letter, digit or combining mark: anything but punctuation and space."""
+    """Whether the text has a letter, digit or combining mark."""
     return any(unicodedata.category(character)[0] in "LMN" for character in text)

@@ -1,13 +1,14 @@
-"""n-gram language models as files: the ARPA format read and written, and models counted from text.
+"""n-gram language models in ARPA files: reading, writing, and counting models from text.
 
 Numbers are base-10 logarithms in a file and natural ones here. A file is text, plain or gzip:
 
     \\data\\  ngram 1=3 ...  \\1-grams:  log10(p) <tab> words <tab> log10(back-off)  ...  \\end\\
 
-Nothing in it is trusted: every section must have as many lines as the head declares.
+Files are checked: every section must have as many lines as the head declares.
 """
 
 import gzip
+import io
 import math
 import os
 import zlib
@@ -15,7 +16,6 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,7 @@ _KENLM = b"mmap lm http://kheafield.com/code"
 
 @dataclass(frozen=True)
 class Arpa:
-    """The n-grams of a model: `words` by id, then for each order k from 1 on an array each.
+    """The n-grams of a model: `words` by id, and one array for each order k from 1 on.
 
     ngrams: (N_k, k) word ids; log_probs, backoffs: (N_k,) natural logarithms, back-offs of the
     highest order are 0.
@@ -53,8 +53,8 @@ class Arpa:
 def read_arpa(path: str | os.PathLike[str]) -> Arpa:
     """Read an ARPA file, plain or gzip.
 
-    Raises OptionError if there is no such file, CheckpointError with the line for a damaged one,
-    and for a KenLM binary, which does not hold its words in a form that can be read back.
+    Raises OptionError for a missing file, CheckpointError with the line for a damaged one, and
+    CheckpointError for a KenLM binary, from which words cannot be read.
     """
     try:
         with open(path, "rb") as file:
@@ -62,22 +62,22 @@ def read_arpa(path: str | os.PathLike[str]) -> Arpa:
             file.seek(0)
             if head == _KENLM:
                 raise CheckpointError(
-                    f"{path} is a KenLM binary, from which its words cannot be read back; give the "
-                    "ARPA file that build_binary made it from, plain or .gz, or make one from its "
-                    "text: lmplz -o 3 < TEXT > MODEL.arpa"
+                    f"{path} is a KenLM binary, whose words cannot be read; use the ARPA file that "
+                    "build_binary made it from, plain or .gz, or make one from its text: "
+                    "lmplz -o 3 < TEXT > MODEL.arpa"
                 )
             if head.startswith(_GZIP):
                 with gzip.open(file, "rb") as unpacked:
-                    return _Reader(path, unpacked).read()
-            return _Reader(path, file).read()
+                    return _ArpaReader(path, unpacked).read()
+            return _ArpaReader(path, file).read()
     except (zlib.error, EOFError, gzip.BadGzipFile) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); copy or make it again") from error
+        raise CheckpointError(f"{path} is damaged ({error}); copy or create it again") from error
     except OSError as error:
         raise OptionError(f"language model {path} cannot be read: {error.strerror}") from error
 
 
-class _Reader:
-    def __init__(self, path: str | os.PathLike[str], file: Any) -> None:
+class _ArpaReader:
+    def __init__(self, path: str | os.PathLike[str], file: io.BufferedIOBase) -> None:
         self._path, self._file, self._line = path, file, 0
 
     def read(self) -> Arpa:
@@ -99,7 +99,7 @@ class _Reader:
 
     def _head(self) -> list[int]:
         if self._text() != b"\\data\\":
-            raise self._fault("this is no ARPA file: it must begin with \\data\\")
+            raise self._fault("not an ARPA file; expected \\data\\")
         counts: list[int] = []
         while not (text := self._text()).startswith(b"\\"):
             name, _, number = text.removeprefix(b"ngram").strip().partition(b"=")
@@ -108,7 +108,7 @@ class _Reader:
             counts.append(int(number[:20]))
         if not 1 <= len(counts) <= LARGEST_ORDER or not 0 < sum(counts) <= MOST_NGRAMS:
             raise self._fault(
-                f"orders 1 to {LARGEST_ORDER} and up to {MOST_NGRAMS:,} n-grams are read here"
+                f"a model may have orders 1 to {LARGEST_ORDER} and up to {MOST_NGRAMS:,} n-grams"
             )
         self._heading = text
         return counts
@@ -130,7 +130,7 @@ class _Reader:
                 weight = float(parts[order + 1]) if len(parts) > order + 1 else 0.0
                 if order == 1:
                     if parts[1] in ids:
-                        raise self._fault("this word was there before")
+                        raise self._fault("a word appears twice")
                     ids[parts[1]] = len(ids)
                 words.extend([ids[word] for word in parts[1 : order + 1]])
             except KeyError as error:
@@ -148,10 +148,10 @@ class _Reader:
         while line := self._file.readline(LONGEST_LINE):
             self._line += 1
             if len(line) == LONGEST_LINE:
-                raise self._fault(f"it is longer than {LONGEST_LINE} bytes")
+                raise self._fault(f"the line is longer than {LONGEST_LINE} bytes")
             if text := line.strip():
                 return text
-        raise CheckpointError(f"{self._path} ends too early: it was cut off; copy it again")
+        raise CheckpointError(f"{self._path} is incomplete; copy it again")
 
     def _fault(self, reason: str) -> CheckpointError:
         return CheckpointError(f"{self._path}, line {self._line}: {reason}")
@@ -184,14 +184,14 @@ def count_ngrams(sentences: Iterable[Sequence[str]], order: int = 3) -> Arpa:
     Raises OptionError for no sentences or an order out of range.
     """
     if not 1 <= order <= LARGEST_ORDER:
-        raise OptionError(f"the order of a language model is 1 to {LARGEST_ORDER}, not {order}")
+        raise OptionError(f"order must be 1 to {LARGEST_ORDER}, not {order}")
     # No order is higher than the longest sentence with its marks.
     counts = [table for table in _counts(sentences, order) if table]
     if not counts:
         raise OptionError("a language model needs at least one sentence with a word")
     words = (UNKNOWN, BEGIN, END, *sorted({w for (w,) in counts[0]} - {UNKNOWN, BEGIN, END}))
     ids = {word: i for i, word in enumerate(words)}
-    # <unk> takes its share of what the seen words leave; <s> is never predicted.
+    # <unk> gets its share of the discounted probability; <s> is never predicted.
     lower: dict[tuple[str, ...], float] = {(): 1.0 / (len(words) - 1)}
     probabilities: list[dict[tuple[str, ...], float]] = []
     backoffs: list[dict[tuple[str, ...], float]] = []
@@ -217,8 +217,11 @@ def count_ngrams(sentences: Iterable[Sequence[str]], order: int = 3) -> Arpa:
 
 
 def _counts(sentences: Iterable[Sequence[str]], order: int) -> list[Counter[tuple[str, ...]]]:
-    """Counts of the highest order; of lower ones how many words an n-gram follows, or its own
-    count where a sentence begins and none can come before it."""
+    """The n-gram counts for Kneser-Ney smoothing, by order.
+
+    The highest order has plain counts. A lower order counts the different words before an n-gram;
+    at the beginning of a sentence, where no word comes before it, its plain count.
+    """
     counts: list[Counter[tuple[str, ...]]] = [Counter() for _ in range(order)]
     for sentence in sentences:
         if not sentence:
@@ -238,7 +241,7 @@ def _counts(sentences: Iterable[Sequence[str]], order: int) -> list[Counter[tupl
 def _discounted(
     counts: Counter[tuple[str, ...]], lower: dict[tuple[str, ...], float]
 ) -> tuple[dict[tuple[str, ...], float], dict[tuple[str, ...], float]]:
-    """Probabilities of n-grams, and what each context leaves to shorter ones."""
+    """Probabilities of n-grams, and the probability that each context leaves to shorter ones."""
     once, twice = (sum(count == n for count in counts.values()) for n in (1, 2))
     discount = once / (once + 2 * twice) if once and twice else 0.5
     totals: defaultdict[tuple[str, ...], int] = defaultdict(int)

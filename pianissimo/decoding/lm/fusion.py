@@ -1,8 +1,8 @@
-"""What is added to acoustic scores in a beam: a language model, and phrases of the stream's own.
+"""Shallow fusion: scores of a language model and of hotwords, added to acoustic ones in a beam.
 
-Both are functions of the tokens of a hypothesis alone, given step by step: a state, what each next
-token adds after it, and what the end adds. Language models know tokens or words; one of words
-scores a word once it has ended.
+Both depend on the tokens of a hypothesis alone and are computed step by step: a state, the score
+that each next token adds after it, and the score of the end. A language model scores tokens or
+words; one of words scores a word once it has ended.
 """
 
 import os
@@ -21,33 +21,33 @@ from pianissimo.errors import OptionError
 
 TOKEN_WEIGHT = 0.3
 WORD_WEIGHT, WORD_BONUS = 0.5, 1.5
-"""Defaults; those for words are the usual ones of CTC with a language model."""
+"""Defaults; those for words are usual for CTC with a language model."""
 UNKNOWN_WORD = -10 * LN_10
 """Added to the logarithm of a word that the language model does not know."""
 FIRST_CODE = 100
 """A language model of tokens may write the token of number i as the character of code i + 100."""
-PHRASES_GATE = 1.0
-"""Lifts would turn blanks into labels if the acoustics did not count for more beside them."""
+HOTWORDS_GATE = 1.0
+"""Bonuses would turn blanks into labels without a larger weight of the acoustics."""
 MARKS = '.,!?;:\u2026\u3002\uff0c\uff01\uff1f"()[]'
 
 
 class LanguageModel(Protocol):
-    """Scores of tokens after a state, weighted; `gate` says how much of them goes to the blank."""
+    """Weighted scores of tokens after a state; for `gate` see `decoding/beam.py`."""
 
     gate: float
 
     def start(self) -> Hashable: ...
 
     def step(self, state: Hashable, token: int) -> tuple[float, Hashable]:
-        """What a token adds, and the state then."""
+        """The score that a token adds, and the next state."""
         ...
 
     def end(self, state: Hashable) -> float:
-        """What the end of the text adds."""
+        """The score of the end of the text."""
         ...
 
     def scores(self, states: Sequence[Hashable], device: torch.device) -> Tensor:
-        """What each token adds: (R, V)."""
+        """The score of each token: (R, V)."""
         ...
 
 
@@ -85,7 +85,7 @@ class TokenLm:
 
 @dataclass(frozen=True)
 class WordState:
-    """The n-gram model before the unfinished word, that word, and what it adds once it ends."""
+    """The n-gram state before the unfinished word, that word, its score, and the state after it."""
 
     model: int
     word: str = ""
@@ -94,7 +94,7 @@ class WordState:
 
 
 class WordLm:
-    """A language model over words, for a model that writes them from pieces."""
+    """A language model over words, for a model of pieces or letters."""
 
     gate = 0.0
 
@@ -147,7 +147,7 @@ def read_lm(
     weight: float | None = None,
     bonus: float | None = None,
 ) -> TokenLm | WordLm:
-    """The language model of an ARPA file: of tokens if all its words are tokens, else of words.
+    """The language model of an ARPA file: over tokens if all its words are tokens, else over words.
 
     Raises OptionError or CheckpointError for a file that cannot be used.
     """
@@ -166,13 +166,13 @@ def read_lm(
             WORD_BONUS if bonus is None else bonus,
         )
     if bonus is not None:
-        raise OptionError(f"{path} is a language model of tokens: it takes no word bonus")
+        raise OptionError(f"{path} is a language model of tokens, without words; remove word_bonus")
     return TokenLm(model, ids, TOKEN_WEIGHT if weight is None else weight)
 
 
 @dataclass(frozen=True)
 class FusionState:
-    """Where a hypothesis is in the language model and in the phrases."""
+    """The position of a hypothesis in the language model and in the hotwords."""
 
     lm: Hashable
     node: int
@@ -180,7 +180,7 @@ class FusionState:
 
 @dataclass(frozen=True)
 class Fusion:
-    """All that is added to the acoustic scores of one stream."""
+    """The language model and the hotwords of one stream."""
 
     lm: LanguageModel | None = None
     trie: PhraseTrie | None = None
@@ -191,8 +191,8 @@ class Fusion:
 
     @property
     def gate(self) -> float:
-        """How much more the acoustics' choice between blank and label counts in a transducer."""
-        return (self.lm.gate if self.lm else 0.0) + (PHRASES_GATE if self.trie else 0.0)
+        """The extra weight of the acoustics' choice between blank and label in a transducer."""
+        return (self.lm.gate if self.lm else 0.0) + (HOTWORDS_GATE if self.trie else 0.0)
 
     def start(self) -> FusionState:
         return FusionState(
@@ -200,7 +200,7 @@ class Fusion:
         )
 
     def step(self, state: FusionState, token: int) -> tuple[float, FusionState]:
-        """What a token adds, and the state then."""
+        """The score that a token adds, and the next state."""
         total, lm, node = 0.0, state.lm, state.node
         if self.lm is not None:
             total, lm = self.lm.step(lm, token)
@@ -210,6 +210,6 @@ class Fusion:
         return total, FusionState(lm, node)
 
     def end(self, state: FusionState) -> float:
-        """What the end of the text adds."""
+        """The score of the end of the text."""
         total = 0.0 if self.lm is None else self.lm.end(state.lm)
         return total if self.trie is None else total + self.trie.end(state.node)

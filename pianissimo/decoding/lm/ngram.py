@@ -1,10 +1,10 @@
 """Back-off n-gram models as arrays, scored one word at a time or all words for a batch of states.
 
-A state stands for the words that still matter: the longest suffix of the history that is a
-context of the model. Its arcs are the words seen after it, and any other word is scored in its
-shorter context, at the price of its back-off weight. States and arcs are numbered alike: arcs lie
-sorted by (state, word), and the arc of number i leads to state i + 1 unless its n-gram is of the
-highest order (after the layout of Bataev et al. 2025, arXiv 2505.22857).
+A state stands for the longest suffix of the history that is a context of the model. Its arcs are
+the words seen after it; any other word is scored in a shorter context, with the back-off weight.
+States and arcs are numbered alike: arcs are sorted by (state, word), and the arc of number i leads
+to state i + 1 unless its n-gram is of the highest order (after the layout of Bataev et al. 2025,
+arXiv 2505.22857).
 
 Shape legend: R states of a batch, V words, A arcs, N states. Logarithms are natural.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 from pianissimo.decoding.lm.arpa import BEGIN, END, LN_10, UNKNOWN, Arpa
 
 NO_UNKNOWN = -100 * LN_10
-"""The logarithm for a word outside a model that has no <unk>, as KenLM has it."""
+"""The logarithm for a word outside a model without <unk>, as in KenLM."""
 ROOT = 0
 
 Floats = npt.NDArray[np.float32]
@@ -27,7 +27,7 @@ Ints = npt.NDArray[np.int64]
 
 
 class NgramModel:
-    """A model by states: scores of next words, exactly as the ARPA definition has them."""
+    """An n-gram model as an automaton; its scores are those of the ARPA definition."""
 
     def __init__(self, arpa: Arpa) -> None:
         self.words, self.order = arpa.words, arpa.order
@@ -43,7 +43,7 @@ class NgramModel:
         return ROOT if begin is None else self.score(ROOT, begin)[1]
 
     def score(self, state: int, word: int | None) -> tuple[float, int]:
-        """Log-probability of a word after a state, and the state then; None is an unknown word."""
+        """Log-probability of a word after a state, and the next state; None is an unknown word."""
         if word is None:
             word = self.ids.get(UNKNOWN)
             if word is None:
@@ -95,7 +95,7 @@ class NgramTables:
         for _ in range(self.order - 1):
             weights.append(weights[-1] + self.backoffs[chain[-1]])
             chain.append(self.back[chain[-1]])
-        # Every word has an arc at the root; longer contexts overwrite what shorter ones say.
+        # Every word has an arc at the root; longer contexts overwrite the scores of shorter ones.
         unigrams = torch.full((self.size,), NO_UNKNOWN, device=states.device)
         unigrams[self.words[: self.first[1]]] = self.log_probs[: self.first[1]]
         scores = unigrams + weights[-1][:, None]
@@ -126,7 +126,7 @@ def _automaton(arpa: Arpa) -> tuple[Ints, Floats, Ints, Ints, Floats]:
         suffixes, inherited = _shorter(
             keys, log_probs, back, backoffs, contexts, ngrams[:, -1], size
         )
-        # An n-gram that the file lacks has the probability that it has anyway, by backing off.
+        # An n-gram that the file lacks gets its probability by backing off.
         given = np.concatenate([arpa.log_probs[order - 1], inherited[len(ngrams) - len(added) :]])
         weights = np.concatenate([arpa.backoffs[order - 1], np.zeros(len(added), np.float32)])
         new = contexts * size + ngrams[:, -1]
@@ -170,7 +170,7 @@ def _shorter(
 
 
 def _missing_contexts(arpa: Arpa) -> list[npt.NDArray[np.int32]]:
-    """Of each order, the contexts of longer n-grams that a pruned model does not list itself."""
+    """By order, the contexts of longer n-grams that a pruned model does not list."""
     missing = [np.zeros((0, k), np.int32) for k in range(1, arpa.order + 1)]
     for k in range(arpa.order - 1, 0, -1):
         longer = np.concatenate([arpa.ngrams[k], missing[k]])
@@ -180,6 +180,6 @@ def _missing_contexts(arpa: Arpa) -> list[npt.NDArray[np.int32]]:
 
 
 def _whole(rows: npt.NDArray[np.int32]) -> npt.NDArray[np.void]:
-    """Each row of a matrix as one value that can be compared."""
+    """Each row of a matrix as one comparable value."""
     rows = np.ascontiguousarray(rows)
     return rows.view([("", rows.dtype)] * rows.shape[1])[:, 0]

@@ -264,7 +264,7 @@ def test_a_language_model_knows_words_or_tokens(tiny_tokenizer: Tokenizer, tmp_p
             state = model.step(state, i)[1]
     after = [m.step(m.start(), ids[0])[0] for m in (models["pieces"], models["codes"])]
     assert after[0] == pytest.approx(after[1], abs=1e-5)
-    with pytest.raises(OptionError, match="no word bonus"):
+    with pytest.raises(OptionError, match="remove word_bonus"):
         read_lm(tmp_path / "pieces", vocabulary, None, 1.0)
 
 

@@ -11,9 +11,9 @@ from tiny import DIM, VOCABULARY, cut, make_model, make_talker, tensor
 from pianissimo.decoding.ctc import CtcGreedySearch
 from pianissimo.decoding.greedy import GreedySearch
 from pianissimo.decoding.hotwords import (
-    FIRST_LIFT,
+    FIRST_BONUS,
     MOST_PHRASES,
-    NEXT_LIFT,
+    NEXT_BONUS,
     ROOT,
     Boost,
     Phrase,
@@ -48,7 +48,7 @@ def worth(trie: PhraseTrie, tokens: tuple[int, ...], *, ended: bool = True) -> f
 
 
 def price(phrase: tuple[int, ...]) -> float:
-    return FIRST_LIFT + NEXT_LIFT * (len(phrase) - 1)
+    return FIRST_BONUS + NEXT_BONUS * (len(phrase) - 1)
 
 
 def words(tokens: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -82,15 +82,15 @@ def test_a_text_gains_what_its_whole_phrases_are_worth(
 
 @given(phrases=st.lists(phrases_of_words, min_size=1, max_size=6), text=texts)
 @settings(max_examples=200, deadline=None)
-def test_a_token_is_never_lifted_by_more_than_one_lift(
+def test_a_token_gets_at_most_one_bonus(
     phrases: list[tuple[int, ...]], text: tuple[int, ...]
 ) -> None:
     trie = trie_of(*phrases)
-    assert -1e-6 <= worth(trie, text) <= NEXT_LIFT * len(text) + 1e-6
+    assert -1e-6 <= worth(trie, text) <= NEXT_BONUS * len(text) + 1e-6
     node = trie.start
     for token in text:
-        lifts = trie.lifted(node, CPU)
-        assert 0 <= float(lifts.min()) <= float(lifts.max()) <= NEXT_LIFT
+        bonuses = trie.token_bonuses(node, CPU)
+        assert 0 <= float(bonuses.min()) <= float(bonuses.max()) <= NEXT_BONUS
         node = trie.step(node, token)[1]
 
 
@@ -109,7 +109,7 @@ def test_scores_of_all_tokens_are_those_of_each(
 
 def test_what_was_begun_and_given_up_is_paid_back() -> None:
     trie = trie_of((0, 4, 5))
-    assert worth(trie, (0, 4), ended=False) == pytest.approx(FIRST_LIFT + NEXT_LIFT)
+    assert worth(trie, (0, 4), ended=False) == pytest.approx(FIRST_BONUS + NEXT_BONUS)
     assert worth(trie, (0, 4, 3)) == worth(trie, (0, 4)) == pytest.approx(0.0)
     assert worth(trie, (0, 4, 5)) == pytest.approx(price((0, 4, 5)))
     assert worth(trie, (0, 4, 5, 3)) == pytest.approx(0.0), "the word went on and is another one"
@@ -118,7 +118,7 @@ def test_what_was_begun_and_given_up_is_paid_back() -> None:
 
 def test_phrases_inside_each_other_all_count() -> None:
     trie = trie_of((0, 1, 2), (1,), (0, 1))
-    assert worth(trie, (0, 1, 2)) == pytest.approx(price((0, 1)) + NEXT_LIFT)
+    assert worth(trie, (0, 1, 2)) == pytest.approx(price((0, 1)) + NEXT_BONUS)
     assert worth(trie, (0, 1, 0)) == pytest.approx(price((0, 1)))
     assert worth(trie, (2, 1, 2)) == pytest.approx(price((1,)))
 
@@ -152,7 +152,7 @@ def test_letters_begin_a_phrase_only_where_a_word_begins() -> None:
         ([Phrase("the", math.nan)], "weight"),
         ([Phrase("the", 0.0)], "weight"),
         ([Phrase("the", 99.0)], "weight"),
-        (["the"] * (MOST_PHRASES + 1), "too many"),
+        (["the"] * (MOST_PHRASES + 1), "at most"),
         (["the " * 40] * MOST_PHRASES, "characters"),
         ("the", "list of phrases"),
     ],
@@ -192,7 +192,7 @@ def decode(
     return found
 
 
-def pairs_lifted(tokens: list[int], seed: int) -> PhraseTrie:
+def pairs_trie(tokens: list[int], seed: int) -> PhraseTrie:
     """Phrases that begin with what is said and go on otherwise."""
     rng = random.Random(seed)
     phrases = {(a, rng.randrange(VOCABULARY)) for a in set(tokens)}
@@ -203,7 +203,7 @@ def pairs_lifted(tokens: list[int], seed: int) -> PhraseTrie:
 def test_boosted_search_in_chunks_and_batches_equals_whole_and_alone(search: Search) -> None:
     encoded = tensor(3, FRAMES, DIM, seed=5)
     plain = [decode(search, row, [FRAMES], None) for row in encoded]
-    tries = [pairs_lifted(plain[0].tokens, 0), None, pairs_lifted(plain[2].tokens, 2)]
+    tries = [pairs_trie(plain[0].tokens, 0), None, pairs_trie(plain[2].tokens, 2)]
     boosted = [decode(search, *pair, [FRAMES], trie) for *pair, trie in zip(encoded, tries)]  # noqa: B905
     assert boosted[0].tokens != plain[0].tokens
     assert boosted[2].tokens != plain[2].tokens
@@ -260,7 +260,7 @@ def test_a_word_that_was_nearly_heard_is_found() -> None:
     assert plain.tokens[0] == first
     gap = float(scores[first] - scores[second])
     for weight, expected in ((gap - 0.01, first), (gap + 0.01, second)):
-        trie = PhraseTrie([((second,), weight / FIRST_LIFT)], WORDS)
+        trie = PhraseTrie([((second,), weight / FIRST_BONUS)], WORDS)
         found = decode(search, encoded, [FRAMES], trie)
         assert found.tokens[0] == expected
         assert found.frames[0] == plain.frames[0]

@@ -161,8 +161,8 @@ GOOD = text_of({("a",): (-1, 0), ("b",): (-1, 0), ("a", "b"): (-0.5, 0)})
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "ends too early"),
-        ("hello\n", "must begin with"),
+        ("", "is incomplete"),
+        ("hello\n", "not an ARPA file"),
         (GOOD.replace("ngram 1=2", "ngram 1=3"), "line 9"),
         (GOOD.replace("ngram 1=2", "ngram 1=1"), "2-grams"),
         (GOOD.replace("ngram 1=2", f"ngram 1={MOST_NGRAMS + 1}"), "up to"),
@@ -174,8 +174,8 @@ GOOD = text_of({("a",): (-1, 0), ("b",): (-1, 0), ("a", "b"): (-0.5, 0)})
         (GOOD.replace("-0.5\ta b", "x\ta b"), "not a number"),
         (GOOD.replace("-0.5\ta b", "-0.5\ta"), "2 words"),
         (GOOD.replace("-0.5\ta b", "-0.5\ta b" + " " * (1 << 17)), "longer than"),
-        (GOOD.replace("\tb", "\ta"), "there before"),
-        (GOOD.replace("\\end\\", ""), "ends too early"),
+        (GOOD.replace("\tb", "\ta"), "appears twice"),
+        (GOOD.replace("\\end\\", ""), "is incomplete"),
         (GOOD.replace("\\end\\", "-1\tb a\n\\end\\"), "expected .end"),
         ("mmap lm http://kheafield.com/code format version 5\n", "KenLM binary"),
     ],

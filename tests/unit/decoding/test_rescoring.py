@@ -160,7 +160,7 @@ def test_what_cannot_be_rescored_is_refused() -> None:
     model = make_model(ctc=False)
     with pytest.raises(OptionError, match="CTC head"):
         make_search(model, None, Decoding(beam=4, rescoring=0.5))
-    with pytest.raises(OptionError, match="not for those of CTC"):
+    with pytest.raises(OptionError, match="not the CTC head"):
         make_search(make_model(), "ctc", Decoding(beam=4, rescoring=0.5))
     with pytest.raises(OptionError, match="beam"):
         Decoding(rescoring=0.5)
