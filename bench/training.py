@@ -17,7 +17,7 @@ import time
 
 import torch
 
-from pianissimo.train.data import Batch, collate
+from pianissimo.train.data import TrainingBatch, collate
 from pianissimo.train.finetune.adapt import trained_weights
 from pianissimo.train.finetune.plan import Method
 from pianissimo.train.finetune.run import adapt, read_original
@@ -40,7 +40,7 @@ WARM_UP = 2
 CLIP_SECONDS, LETTERS_PER_SECOND = 5.0, 10
 
 
-def make_batch(model_name: str | None, seconds: float) -> tuple[Batch, float]:
+def make_batch(model_name: str | None, seconds: float) -> tuple[TrainingBatch, float]:
     """Clips of noise, as many as go into a batch, and how long they are together."""
     model, tokenizer = read_original(model_name)
     generator = torch.Generator().manual_seed(0)

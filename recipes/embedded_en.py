@@ -42,8 +42,8 @@ from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train.augment import Augmenter, QuietAugmenter, SpecAugment
 from pianissimo.train.data import (
     AudioCache,
-    Clip,
     Mixture,
+    TrainingClip,
     TrainingSet,
     Utterance,
     read_manifest,
@@ -51,7 +51,7 @@ from pianissimo.train.data import (
     splice_clips,
 )
 from pianissimo.train.frames import LABELS_PER_SECOND, AlignedSet, FrameTask, Labels, train_frames
-from pianissimo.train.loop import Stage, TrainConfig, train
+from pianissimo.train.loop import Execution, Stage, TrainConfig, train
 from pianissimo.train.validate import streaming_errors
 
 VOCABULARY = 256
@@ -296,7 +296,7 @@ def first_stages(utterances: list[Utterance], run: Path) -> list[Stage]:
     subset = [u.extra["subset"] for u in utterances]
     rng = random.Random(FIRST.seed)
 
-    def runs(longest: int, margin_seconds: float = 0.04) -> list[Clip]:
+    def runs(longest: int, margin_seconds: float = 0.04) -> list[TrainingClip]:
         return [
             clip
             for i, found in words.items()
@@ -304,11 +304,11 @@ def first_stages(utterances: list[Utterance], run: Path) -> list[Stage]:
             for clip in span_clips(i, found, longest, rng, margin_seconds)
         ]
 
-    def commands(clips: list[Clip]) -> list[Clip]:
+    def commands(clips: list[TrainingClip]) -> list[TrainingClip]:
         return [clip for clip in clips if subset[clip.recording] == "an4"]
 
     whole = [
-        Clip(i, 0.0, u.duration, u.text)
+        TrainingClip(i, 0.0, u.duration, u.text)
         for i, u in enumerate(utterances)
         for _ in range(TIMES[subset[i]])
     ]
@@ -341,13 +341,13 @@ def later_mixture(
     audio, words = AudioCache(utterances, run / "cache"), read_words(run)
     subset = [u.extra["subset"] for u in utterances]
     rng = random.Random(SECOND.seed)
-    whole = [Clip(i, 0.0, u.duration, u.text) for i, u in enumerate(utterances)]
+    whole = [TrainingClip(i, 0.0, u.duration, u.text) for i, u in enumerate(utterances)]
     commands = [clip for clip in whole if subset[clip.recording] == "an4"]
     tight = [c for i, found in words.items() for c in span_clips(i, found, 1, rng, 0.01)]
     tight = [c for c in tight if c.end - c.start > SHORTEST_SECONDS]
     digits = [c for c in tight if c.text in DIGITS]
     digits += 3 * [c for c in digits if subset[c.recording] != "an4"]
-    spoken: dict[str, list[Clip]] = {}
+    spoken: dict[str, list[TrainingClip]] = {}
     for clip in tight:
         if subset[clip.recording] == "an4":
             spoken.setdefault(utterances[clip.recording].extra["speaker"], []).append(clip)
@@ -360,7 +360,7 @@ def later_mixture(
         for splice in splice_clips(spoken[speaker], 30, 8, (0.0, 0.05, 0.1, 0.2), rng)
     ]
     voices = read_voices(run)
-    synthetic = [Clip(i, 0.0, u.duration, u.text) for i, u in enumerate(voices)]
+    synthetic = [TrainingClip(i, 0.0, u.duration, u.text) for i, u in enumerate(voices)]
     voiced_digits = [clip for clip in synthetic if clip.text in DIGITS]
     others = [clip for clip in synthetic if clip.text not in DIGITS]
     voices_audio = AudioCache(voices, run / "cache")
@@ -414,7 +414,7 @@ def eighth_stages(utterances: list[Utterance], run: Path) -> list[Stage]:
     brisk = [*commands, *prose_sets(utterances, run, 2)]
     quiet = QuietAugmenter(draw_responses(ROOMS, EIGHTH.seed))
     utterances = [replace(u, text=plain(u.text)) for u in utterances]
-    whole = [Clip(i, 0.0, u.duration, u.text) for i, u in enumerate(utterances)]
+    whole = [TrainingClip(i, 0.0, u.duration, u.text) for i, u in enumerate(utterances)]
     far = [c for c in whole if c.end < LONGEST_PROSE_SECONDS]
     far += 2 * [c for c in whole if utterances[c.recording].extra["subset"] == "an4"]
     soft = TrainingSet(AudioCache(utterances, run / "cache"), far, quiet)
@@ -437,12 +437,12 @@ def prose_sets(utterances: list[Utterance], run: Path, runs_times: int) -> list[
     }
     rng = random.Random(11)
     whole = [
-        Clip(i, 0.0, utterances[i].duration, utterances[i].text)
+        TrainingClip(i, 0.0, utterances[i].duration, utterances[i].text)
         for i in sorted(prose)
         if utterances[i].duration < LONGEST_PROSE_SECONDS
     ]
     runs = [clip for i, found in words.items() for clip in span_clips(i, found, 9, rng, 0.03)]
-    by_speaker: dict[str, list[Clip]] = {}
+    by_speaker: dict[str, list[TrainingClip]] = {}
     for i, found in words.items():
         clips = [c for c in span_clips(i, found, 1, rng, 0.02) if c.end - c.start > SHORTEST_WORD]
         by_speaker.setdefault(utterances[i].extra["speaker"], []).extend(clips)
@@ -455,7 +455,7 @@ def prose_sets(utterances: list[Utterance], run: Path, runs_times: int) -> list[
     ]
     runs = [clip for clip in runs if clip.end - clip.start > SHORTEST_RUN]
     voices = read_voices(run, "prose")
-    synthetic = [Clip(i, 0.0, u.duration, plain(u.text)) for i, u in enumerate(voices)]
+    synthetic = [TrainingClip(i, 0.0, u.duration, plain(u.text)) for i, u in enumerate(voices)]
     return [
         TrainingSet(audio, [*whole, *runs * runs_times, *spliced], ANYWHERE),
         TrainingSet(AudioCache(voices, run / "cache"), synthetic, ANYWHERE),
@@ -581,9 +581,7 @@ def main(
             run / "hearing",
             spec_augment=WARPED,
             lookaheads=HEARING_LOOKAHEADS,
-            device=device,
-            minutes=(deadline - time.monotonic()) / 60,
-            tensorboard=tensorboard,
+            execution=Execution(device, (deadline - time.monotonic()) / 60, tensorboard),
         )
         if not finished:
             return

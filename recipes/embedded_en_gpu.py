@@ -28,7 +28,14 @@ from pianissimo.models.fastconformer import EncoderConfig
 from pianissimo.models.transducer import TransducerConfig
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train.augment import Augmenter, SpecAugment
-from pianissimo.train.data import AudioCache, Clip, Replay, TrainingSet, Utterance, read_manifest
+from pianissimo.train.data import (
+    AudioCache,
+    Replay,
+    TrainingClip,
+    TrainingSet,
+    Utterance,
+    read_manifest,
+)
 from pianissimo.train.loop import Stage, TrainConfig, train
 from pianissimo.train.synthesize import Prompt, SpokenSet, compose_commands, installed_engines
 from pianissimo.train.validate import streaming_errors
@@ -128,7 +135,7 @@ def make_stages(
     both = [*said, *read]
     random.Random(seed).shuffle(both)
     short = [prompt for prompt in said if len(prompt.text.split()) <= 3]
-    clips = [Clip(i, 0.0, u.duration, u.text) for i, u in enumerate(utterances)]
+    clips = [TrainingClip(i, 0.0, u.duration, u.text) for i, u in enumerate(utterances)]
     people = TrainingSet(AudioCache(utterances, run / "cache"), clips * setting.times, AUGMENT)
     spoken = SpokenSet(both, engines, AUGMENT)
     seconds = setting.batch_seconds

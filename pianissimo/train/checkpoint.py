@@ -24,7 +24,7 @@ OPTIMIZER, PROGRESS, SCORES = "optimizer.pt", "progress.json", "scores.json"
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """Where a run stands: optimizer steps done; the stage, epoch and batch that come next."""
 
     step: int = 0
@@ -38,7 +38,7 @@ def save_training(
     model: nn.Module,
     average: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
-    progress: Progress,
+    progress: TrainingProgress,
     *,
     scaler: GradScaler | None = None,
     early_stop: EarlyStop | None = None,
@@ -74,7 +74,7 @@ def load_training(
     *,
     scaler: GradScaler | None = None,
     early_stop: EarlyStop | None = None,
-) -> Progress | None:
+) -> TrainingProgress | None:
     """Restore the newest checkpoint of `run` into the given objects; None if there is none.
 
     Raises CheckpointError if it was made with other weights being trained.
@@ -103,4 +103,4 @@ def load_training(
     if saved["rng"]["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(saved["rng"]["cuda"])
     progress = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
-    return Progress(**progress)
+    return TrainingProgress(**progress)

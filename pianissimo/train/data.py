@@ -168,7 +168,7 @@ def cut_utterance(u: Utterance, recording: Samples) -> Samples:
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """A padded batch: features (B, T, F), targets (B, U), and the valid lengths of each."""
 
     features: Tensor
@@ -176,8 +176,8 @@ class Batch:
     targets: Tensor
     target_lengths: Tensor
 
-    def to(self, device: torch.device) -> "Batch":
-        return Batch(
+    def to(self, device: torch.device) -> "TrainingBatch":
+        return TrainingBatch(
             self.features.to(device, non_blocking=True),
             self.feature_lengths.to(device, non_blocking=True),
             self.targets.to(device, non_blocking=True),
@@ -214,7 +214,7 @@ def epoch_batches(
     return batches
 
 
-class BatchSource(Dataset[Batch]):
+class BatchSource(Dataset[TrainingBatch]):
     """The batches of one epoch, each made deterministically from (seed, epoch, index).
 
     `example` draws item i with the given generator: decoding, cutting and augmenting in one place.
@@ -235,7 +235,7 @@ class BatchSource(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> TrainingBatch:
         rng = random.Random(f"{self.seed}-{index}")
         mels, targets = [], []
         for i in self.batches[index]:
@@ -246,10 +246,10 @@ class BatchSource(Dataset[Batch]):
         return collate(mels, targets)
 
 
-def collate(mels: Sequence[Tensor], targets: Sequence[Tensor]) -> Batch:
+def collate(mels: Sequence[Tensor], targets: Sequence[Tensor]) -> TrainingBatch:
     """Pad (T, F) features and (U,) targets with zeros to one batch."""
     pad = torch.nn.utils.rnn.pad_sequence
-    return Batch(
+    return TrainingBatch(
         features=pad(list(mels), batch_first=True),
         feature_lengths=torch.tensor([len(m) for m in mels]),
         targets=pad(list(targets), batch_first=True),
@@ -258,7 +258,7 @@ def collate(mels: Sequence[Tensor], targets: Sequence[Tensor]) -> Batch:
 
 
 @dataclass(frozen=True)
-class Clip:
+class TrainingClip:
     """A training item: part of a cached recording, in seconds, and what is said in it."""
 
     recording: int
@@ -271,7 +271,7 @@ class Clip:
 class Splice:
     """A training item put together from several clips, `gap_seconds` of silence between them."""
 
-    parts: tuple[Clip, ...]
+    parts: tuple[TrainingClip, ...]
     gap_seconds: float = 0.0
 
     @property
@@ -296,7 +296,7 @@ class TrainingSet:
     """Clips of cached recordings; one that is listed twice is drawn twice an epoch."""
 
     audio: AudioCache
-    clips: Sequence[Clip | Splice]
+    clips: Sequence[TrainingClip | Splice]
     augment: Callable[[Samples, random.Random], Samples] | None = None
 
     def durations(self) -> list[float]:
@@ -306,12 +306,12 @@ class TrainingSet:
     def example(self, item: int, rng: random.Random) -> Example:
         """Samples and transcript of one clip, freshly augmented."""
         clip = self.clips[item]
-        samples = self._cut(clip) if isinstance(clip, Clip) else self._join(clip)
+        samples = self._cut(clip) if isinstance(clip, TrainingClip) else self._join(clip)
         if self.augment is not None:
             samples = self.augment(samples, rng)
         return samples, clip.text
 
-    def _cut(self, clip: Clip) -> Samples:
+    def _cut(self, clip: TrainingClip) -> Samples:
         samples = self.audio[clip.recording]
         return samples[round(clip.start * SAMPLE_RATE) : round(clip.end * SAMPLE_RATE)]
 
@@ -321,8 +321,8 @@ class TrainingSet:
         return np.concatenate(pieces[1:])
 
 
-def _seconds(clip: Clip | Splice) -> float:
-    if isinstance(clip, Clip):
+def _seconds(clip: TrainingClip | Splice) -> float:
+    if isinstance(clip, TrainingClip):
         return clip.end - clip.start
     return sum(map(_seconds, clip.parts)) + clip.gap_seconds * (len(clip.parts) - 1)
 
@@ -385,7 +385,7 @@ def span_clips(
     longest: int,
     rng: random.Random,
     margin_seconds: float = 0.04,
-) -> list[Clip]:
+) -> list[TrainingClip]:
     """Cut an aligned recording into runs of 1 to `longest` words, in order, none left out.
 
     `words` are (text, start, end) in seconds. A little of what stands around a run stays with it.
@@ -396,19 +396,23 @@ def span_clips(
         at += len(run)
         start = max(0.0, run[0][1] - margin_seconds)
         text = " ".join(word for word, _, _ in run)
-        clips.append(Clip(recording, start, run[-1][2] + margin_seconds, text))
+        clips.append(TrainingClip(recording, start, run[-1][2] + margin_seconds, text))
     return clips
 
 
 def splice_clips(
-    words: Sequence[Clip], count: int, longest: int, gaps: Sequence[float], rng: random.Random
+    words: Sequence[TrainingClip],
+    count: int,
+    longest: int,
+    gaps: Sequence[float],
+    rng: random.Random,
 ) -> list[Splice]:
     """Draw `count` new orders of 2 to `longest` of these words; each distinct word as likely.
 
     `words` are single-word clips that may stand beside each other: of one speaker, say. What is
     learned from them cannot be the order of words. `gaps` are the pauses to draw from, in seconds.
     """
-    by_text: dict[str, list[Clip]] = {}
+    by_text: dict[str, list[TrainingClip]] = {}
     for clip in words:
         by_text.setdefault(clip.text, []).append(clip)
     texts = sorted(by_text)

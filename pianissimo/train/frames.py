@@ -27,11 +27,17 @@ from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.errors import OptionError
 from pianissimo.models.fastconformer import FastConformerEncoder
 from pianissimo.train.augment import Augmenter, Samples, SpecAugment, change_speed
-from pianissimo.train.checkpoint import Progress, load_training, save_training
+from pianissimo.train.checkpoint import TrainingProgress, load_training, save_training
 from pianissimo.train.data import AudioCache, epoch_batches
 from pianissimo.train.finetune.adapt import trained_weights
 from pianissimo.train.log import RunLog
-from pianissimo.train.loop import TrainConfig, draw_lookahead, learning_rate, make_optimizer
+from pianissimo.train.loop import (
+    Execution,
+    TrainConfig,
+    draw_lookahead,
+    learning_rate,
+    make_optimizer,
+)
 
 LABELS_PER_SECOND = 100
 UNKNOWN = -1
@@ -190,29 +196,29 @@ def train_frames(
     batch_seconds: float = 48.0,
     spec_augment: SpecAugment | None = None,
     lookaheads: Sequence[int] = (),
-    device: str = "cpu",
-    minutes: float = float("inf"),
-    tensorboard: bool = False,
+    execution: Execution | None = None,
 ) -> bool:
     """Train the encoder's weights in place, from the newest checkpoint in `run` if there is one.
 
-    Returns whether all steps are done; after `minutes` of wall time it stops with a checkpoint.
+    Returns whether all steps are done. Training uses one process.
     The same seed on the same machine gives the same weights, interrupted or not. Raises OptionError
     if the features have another hop than the labels.
     """
     if round(features.config.hop_seconds * LABELS_PER_SECOND, 6) != 1:
         raise OptionError(
-            f"labels come every {1 / LABELS_PER_SECOND:g} s, features every "
-            f"{features.config.hop_seconds:g} s: they must be the same"
+            f"the features have a hop of {features.config.hop_seconds:g} s; "
+            f"expected that of the labels, {1 / LABELS_PER_SECOND:g} s"
         )
+    execution = execution or Execution()
+    device = execution.device
     torch.manual_seed(config.seed)
     model = FrameNamer(encoder, task).to(device).train()
     optimizer = make_optimizer(model, config)
-    progress = load_training(run, model, {}, optimizer) or Progress()
+    progress = load_training(run, model, {}, optimizer) or TrainingProgress()
     began, out_of_time = time.monotonic(), False
     factor = encoder.config.subsampling_factor
     modes = lookaheads or encoder.config.lookaheads
-    with RunLog(run, config.steps, tensorboard=tensorboard) as log:
+    with RunLog(run, config.steps, tensorboard=execution.tensorboard) as log:
         log.resume(progress.step or -1)
         while progress.step < config.steps and not out_of_time:
             batches = epoch_batches(data.durations(), batch_seconds, config.seed, progress.epoch)
@@ -244,14 +250,14 @@ def train_frames(
                     log.say(f"step {step}: gradient not finite, batch skipped")
                 progress.step += 1
                 progress.batch += 1
-                heard = float(batch.feature_lengths.sum()) / LABELS_PER_SECOND
-                log.step(progress.step, {"loss": loss, "right": right}, heard)
+                seconds = float(batch.feature_lengths.sum()) / LABELS_PER_SECOND
+                log.step(progress.step, {"loss": loss, "right": right}, seconds)
                 if progress.step % config.report_every == 0:
                     where = f"epoch {progress.epoch}"
                     log.report(progress.step, where, learning_rate(config, step))
                 if progress.step % config.save_every == 0:
                     save_training(run, model, {}, optimizer, progress)
-                out_of_time = time.monotonic() - began > 60 * minutes
+                out_of_time = time.monotonic() - began > 60 * execution.minutes
                 if out_of_time or progress.step >= config.steps:
                     break
             else:

@@ -1,7 +1,7 @@
-"""The training loop, read from top to bottom: data, step, validate, checkpoint, resume.
+"""The training loop: data, step, validate, checkpoint, resume.
 
-One model serves every latency mode because each batch is trained at a lookahead drawn at random
-(Noroozi et al. 2023, section 3.3). The objective is the transducer loss plus a CTC loss on the same
+One model serves every latency mode because each batch is trained with a random lookahead (Noroozi
+et al. 2023, section 3.3). The objective is the transducer loss plus a CTC loss on the same
 encoder.
 """
 
@@ -14,7 +14,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +24,8 @@ from pianissimo.errors import OptionError
 from pianissimo.models.asr import AsrConfig, AsrModel
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train.augment import SpecAugment
-from pianissimo.train.checkpoint import Progress, load_training, save_training
-from pianissimo.train.data import Batch, BatchSource, Examples, epoch_batches
+from pianissimo.train.checkpoint import TrainingProgress, load_training, save_training
+from pianissimo.train.data import BatchSource, Examples, TrainingBatch, epoch_batches
 from pianissimo.train.early_stop import EarlyStop
 from pianissimo.train.finetune.adapt import Anchor, trained_weights
 from pianissimo.train.log import RunLog
@@ -38,11 +37,14 @@ from pianissimo.train.validate import Validate
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The dials of a run. `transducer_from` is the step at which the transducer loss joins the CTC
-    loss, whose weight is then `ctc_weight`. The learning rate stays at its peak until
-    `flat_until`. `accumulate` batches make one step. With `recompute` a layer keeps only its input
-    for the backward pass. With `patience` training stops once that many validations in a row were
-    no better, and the best weights are kept."""
+    """The hyperparameters of a run.
+
+    `transducer_from` is the step at which the transducer loss is added to the CTC loss, whose
+    weight is then `ctc_weight`. The learning rate stays at its peak until `flat_until`.
+    `accumulate` batches make one step. With `recompute` a layer stores only its input for the
+    backward pass. With `patience` training stops after that number of validations in a row without
+    improvement, and the best weights are kept.
+    """
 
     steps: int
     peak_lr: float = 1.5e-3
@@ -68,10 +70,9 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a run with data of its own: until step `until`, batches of `batch_seconds`.
+    """A part of a run with its own data: until step `until`, batches of `batch_seconds`.
 
-    `lookaheads` are drawn from instead of the model's; one that is listed twice comes twice as
-    often.
+    `lookaheads` replace those of the model; one that is listed twice is drawn twice as often.
     """
 
     until: int
@@ -81,8 +82,21 @@ class Stage:
     lookaheads: tuple[int, ...] | None = None
 
 
+@dataclass(frozen=True)
+class Execution:
+    """Where and how long a run trains: its device, minutes of wall time, and its processes.
+
+    After `minutes` training stops with a checkpoint. `tensorboard` writes event files too.
+    """
+
+    device: str = "cpu"
+    minutes: float = math.inf
+    tensorboard: bool = False
+    world: World = ALONE
+
+
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, the peak until `flat_until`, a cosine down to `final_lr_share` of it."""
+    """Linear warm-up, the peak until `flat_until`, a cosine to `final_lr_share` of the peak."""
     if step < config.warmup_steps:
         return config.peak_lr * (step + 1) / config.warmup_steps
     falls_from = max(config.warmup_steps, config.flat_until)
@@ -92,7 +106,11 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def objective(
-    model: AsrModel, batch: Batch, lookahead: int | None, ctc_weight: float, transducer: bool
+    model: AsrModel,
+    batch: TrainingBatch,
+    lookahead: int | None,
+    ctc_weight: float,
+    transducer: bool,
 ) -> dict[str, Tensor]:
     """Losses per target token of one batch: `loss` to minimize and its parts, in nats."""
     encoded, lengths = model.encoder(batch.features, batch.feature_lengths, lookahead)
@@ -170,23 +188,16 @@ def train(
     """Train from the newest checkpoint in `run`, or from scratch.
 
     Returns the model with averaged weights, and whether all stages are done. Stops early after
-    `minutes` of wall time, with a checkpoint to go on from. The same seed on the same machine gives
-    the same weights, interrupted or not.
+    `minutes` of wall time, with a checkpoint from which the next call resumes. The same seed on the
+    same machine gives the same weights, interrupted or not.
     """
     torch.manual_seed(config.seed)
     model = AsrModel(model_config)
     if initialize is not None:
         initialize(model)
+    execution = Execution(device, minutes, tensorboard)
     done, _ = train_model(
-        config,
-        model,
-        tokenizer,
-        stages,
-        run,
-        validate=validate,
-        device=device,
-        minutes=minutes,
-        tensorboard=tensorboard,
+        config, model, tokenizer, stages, run, validate=validate, execution=execution
     )
     return model, done
 
@@ -200,119 +211,182 @@ def train_model(
     *,
     validate: Validate | None = None,
     anchor: Anchor | None = None,
-    device: str = "cpu",
-    minutes: float = math.inf,
-    tensorboard: bool = False,
-    world: World = ALONE,
+    execution: Execution | None = None,
 ) -> tuple[bool, EarlyStop | None]:
-    """Train the weights of a given model that ask for a gradient; as `train` otherwise.
+    """Train the weights of a given model that require a gradient; as `train` otherwise.
 
-    Leaves the averaged weights in the model, or the best ones if `config.patience` says to look for
-    them; an `anchor` pulls at the weights. Returns whether training is done, and what the
-    validations said. Each process of a `world` calls this with the same arguments.
+    Leaves the averaged weights in the model, or the best ones with `config.patience`; an `anchor`
+    pulls the weights toward its own. Returns whether training is done, and the record of the
+    validations. Each process of a `World` calls this with the same arguments.
     """
-    model.to(device).train()
-    average = MovingAverage(model, config.ema_decay)
-    optimizer = make_optimizer(model, config)
-    mixed = Mixed(config.precision, device)
-    stop = EarlyStop(config.patience) if config.patience is not None else None
-    state = (model, average.weights, optimizer)
-    extras: dict[str, Any] = {"scaler": mixed.scaler, "early_stop": stop}
-    found = load_training(run, *state, **extras)
-    progress = found or Progress()
-    if not world.first:
-        torch.manual_seed(config.seed + 1000 * world.rank + progress.step)
-    gradients = Gradients(model, config, world, mixed)
-    began, out_of_time = time.monotonic(), False
-    hop_seconds = model.config.features.hop_seconds
-
-    def save() -> None:
-        if world.first:
-            save_training(run, *state, progress, **extras)
-
-    def score(log: RunLog) -> bool:
-        """Validate the averaged weights; whether to stop."""
-        if validate is not None and world.first:
-            average.swap(model)
-            scores = validate(model.eval())
-            if stop is not None:
-                stop.note(progress.step, scores, trained_weights(model))
-            average.swap(model.train())
-            log.scores(progress.step, scores)
-        return world.agree(stop is not None and stop.over)
-
+    execution = execution or Execution()
+    model.to(execution.device).train()
+    recomputed = recomputed_layers(model.encoder) if config.recompute else nullcontext()
+    world = execution.world
     with (
-        RunLog(run, config.steps, tensorboard=tensorboard, kept=world.first) as log,
-        recomputed_layers(model.encoder) if config.recompute else nullcontext(),
+        RunLog(run, config.steps, tensorboard=execution.tensorboard, kept=world.first) as log,
+        recomputed,
     ):
-        log.say(f"{model.parameter_count() / 1e6:.1f} M parameters, from step {progress.step}")
-        log.resume(progress.step if found else -1)
-        stopped = world.agree(stop is not None and stop.over)
-        if stop is not None and found is None:
-            stopped = score(log)
+        training = _Training(config, model, run, log, validate, anchor, execution)
+        training.resume()
         for number, stage in enumerate(stages):
-            if progress.step >= stage.until or out_of_time or stopped:
-                continue
-            if number != progress.stage:
-                progress.stage, progress.epoch, progress.batch = number, 0, 0
-            while progress.step < stage.until and not out_of_time and not stopped:
-                loader = epoch_loader(config, model, tokenizer, stage, progress, device, world)
-                for group in groups(loader, config.accumulate):
-                    step = progress.step
-                    for settings in optimizer.param_groups:
-                        settings["lr"] = learning_rate(config, step)
-                    modes = stage.lookaheads or model.config.encoder.lookaheads
-                    lookahead = draw_lookahead(modes, config.seed, step)
-                    optimizer.zero_grad(set_to_none=True)
-                    group = [batch.to(torch.device(device)) for batch in group]
-                    parts = gradients.fill(group, lookahead, step)
-                    mixed.unscale(optimizer)
-                    if anchor is not None:
-                        anchor.pull(model)
-                    trained = trained_weights(model).values()
-                    norm = torch.nn.utils.clip_grad_norm_(trained, config.clip_norm)
-                    if torch.isfinite(norm):
-                        mixed.step(optimizer)
-                        average.update(model, step)
-                    else:
-                        log.say(f"step {step}: gradient not finite, batch skipped")
-                    mixed.update()
-                    progress.step += 1
-                    progress.batch += len(group)
-                    heard = sum(float(b.feature_lengths.sum()) for b in group) * hop_seconds
-                    log.step(progress.step, parts, heard)
-                    if progress.step % config.report_every == 0:
-                        where = f"stage {number} epoch {progress.epoch}"
-                        log.report(progress.step, where, learning_rate(config, step))
-                    # Validation comes first, so that a checkpoint knows of it.
-                    last = stop is not None and progress.step >= stages[-1].until
-                    if validate and (last or progress.step % config.validate_every == 0):
-                        stopped = score(log)
-                    if progress.step % config.save_every == 0:
-                        save()
-                    out_of_time = world.agree(time.monotonic() - began > 60 * minutes)
-                    if out_of_time or stopped or progress.step >= stage.until:
-                        break
-                else:
-                    progress.epoch, progress.batch = progress.epoch + 1, 0
-        if stopped and stop is not None:
-            log.say(f"no latency mode improved in {stop.patience} validations: stopped")
-    save()
-    average.swap(model)
-    if stop is not None and stop.weights:
-        model.load_state_dict(stop.weights, strict=False)
-    model.eval()
-    return stopped or all(progress.step >= stage.until for stage in stages), stop
+            training.run_stage(number, stage, tokenizer, final_step=stages[-1].until)
+        return training.finish(stages), training.early_stop
+
+
+class _Training:
+    """The state of a run, and the steps that change it."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: AsrModel,
+        run: Path,
+        log: RunLog,
+        validate: Validate | None,
+        anchor: Anchor | None,
+        execution: Execution,
+    ) -> None:
+        self.config, self.model, self.run, self.log = config, model, run, log
+        self.validate, self.anchor, self.execution = validate, anchor, execution
+        self.world = execution.world
+        self.average = MovingAverage(model, config.ema_decay)
+        self.optimizer = make_optimizer(model, config)
+        self.mixed = Mixed(config.precision, execution.device)
+        self.early_stop = EarlyStop(config.patience) if config.patience is not None else None
+        self.progress = TrainingProgress()
+        self.began, self.out_of_time, self.stopped = time.monotonic(), False, False
+
+    def resume(self) -> None:
+        """Restore the newest checkpoint, if there is one."""
+        saved = load_training(
+            self.run,
+            self.model,
+            self.average.weights,
+            self.optimizer,
+            scaler=self.mixed.scaler,
+            early_stop=self.early_stop,
+        )
+        self.progress = saved or self.progress
+        if not self.world.first:
+            torch.manual_seed(self.config.seed + 1000 * self.world.rank + self.progress.step)
+        self.gradients = Gradients(self.model, self.config, self.world, self.mixed)
+        size = self.model.parameter_count() / 1e6
+        self.log.say(f"{size:.1f} M parameters, from step {self.progress.step}")
+        self.log.resume(self.progress.step if saved else -1)
+        self.stopped = self.world.agree(self.early_stop is not None and self.early_stop.over)
+        if self.early_stop is not None and saved is None:
+            self.score()
+
+    def run_stage(
+        self, number: int, stage: Stage, tokenizer: Tokenizer, *, final_step: int
+    ) -> None:
+        """Train until the end of a stage, until validations stop it, or until time is over."""
+        config, progress = self.config, self.progress
+        if self._is_over(stage):
+            return
+        if number != progress.stage:
+            progress.stage, progress.epoch, progress.batch = number, 0, 0
+        modes = stage.lookaheads or self.model.config.encoder.lookaheads
+        device = self.execution.device
+        while not self._is_over(stage):
+            loader = epoch_loader(
+                config, self.model, tokenizer, stage, progress, device, self.world
+            )
+            for group in groups(loader, config.accumulate):
+                self.step(group, draw_lookahead(modes, config.seed, progress.step))
+                # Validation comes first, so that a checkpoint contains its result.
+                last = self.early_stop is not None and progress.step >= final_step
+                if last or progress.step % config.validate_every == 0:
+                    self.score()
+                if progress.step % config.save_every == 0:
+                    self.save()
+                seconds = time.monotonic() - self.began
+                self.out_of_time = self.world.agree(seconds > 60 * self.execution.minutes)
+                if self._is_over(stage):
+                    break
+            else:
+                progress.epoch, progress.batch = progress.epoch + 1, 0
+
+    def _is_over(self, stage: Stage) -> bool:
+        return self.out_of_time or self.stopped or self.progress.step >= stage.until
+
+    def step(self, group: list[TrainingBatch], lookahead: int | None) -> None:
+        """One step of the optimizer over a group of batches."""
+        config, progress, optimizer = self.config, self.progress, self.optimizer
+        rate = learning_rate(config, progress.step)
+        for settings in optimizer.param_groups:
+            settings["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+        group = [batch.to(torch.device(self.execution.device)) for batch in group]
+        parts = self.gradients.fill(group, lookahead, progress.step)
+        self.mixed.unscale(optimizer)
+        if self.anchor is not None:
+            self.anchor.pull(self.model)
+        trained = trained_weights(self.model).values()
+        norm = torch.nn.utils.clip_grad_norm_(trained, config.clip_norm)
+        if torch.isfinite(norm):
+            self.mixed.step(optimizer)
+            self.average.update(self.model, progress.step)
+        else:
+            self.log.say(f"step {progress.step}: gradient not finite, batch skipped")
+        self.mixed.update()
+        progress.step += 1
+        progress.batch += len(group)
+        frames = sum(float(batch.feature_lengths.sum()) for batch in group)
+        self.log.step(progress.step, parts, frames * self.model.config.features.hop_seconds)
+        if progress.step % config.report_every == 0:
+            self.log.report(progress.step, f"stage {progress.stage} epoch {progress.epoch}", rate)
+
+    def score(self) -> None:
+        """Validate the averaged weights, and note whether to stop."""
+        if self.validate is None:
+            return
+        if self.world.first:
+            self.average.swap(self.model)
+            scores = self.validate(self.model.eval())
+            if self.early_stop is not None:
+                step, weights = self.progress.step, trained_weights(self.model)
+                self.early_stop.note(step, scores, weights)
+            self.average.swap(self.model.train())
+            self.log.scores(self.progress.step, scores)
+        self.stopped = self.world.agree(self.early_stop is not None and self.early_stop.over)
+
+    def save(self) -> None:
+        if self.world.first:
+            save_training(
+                self.run,
+                self.model,
+                self.average.weights,
+                self.optimizer,
+                self.progress,
+                scaler=self.mixed.scaler,
+                early_stop=self.early_stop,
+            )
+
+    def finish(self, stages: Sequence[Stage]) -> bool:
+        """Save, and leave the final weights in the model; whether training is done."""
+        if self.stopped and self.early_stop is not None:
+            patience = self.early_stop.patience
+            self.log.say(f"stopped: no latency mode improved in {patience} validations")
+        self.save()
+        self.average.swap(self.model)
+        if self.early_stop is not None and self.early_stop.weights:
+            self.model.load_state_dict(self.early_stop.weights, strict=False)
+        self.model.eval()
+        return self.stopped or all(self.progress.step >= stage.until for stage in stages)
 
 
 class _Objective(nn.Module):
-    """`objective` as a module, which is what DDP needs to share the gradients of."""
+    """`objective` as a module, as DDP needs it."""
 
     def __init__(self, model: AsrModel, ctc_weight: float) -> None:
         super().__init__()
         self.model, self.ctc_weight = model, ctc_weight
 
-    def forward(self, batch: Batch, lookahead: int | None, transducer: bool) -> dict[str, Tensor]:
+    def forward(
+        self, batch: TrainingBatch, lookahead: int | None, transducer: bool
+    ) -> dict[str, Tensor]:
         return objective(self.model, batch, lookahead, self.ctc_weight, transducer)
 
 
@@ -323,12 +397,14 @@ class Gradients:
         self.config, self.world, self.mixed = config, world, mixed
         self.objective: nn.Module = _Objective(model, config.ctc_weight)
         if world.size > 1:
-            # Before the transducer joins, its weights get no gradient.
+            # Before step `transducer_from` the transducer gets no gradient.
             self.objective = DistributedDataParallel(
                 self.objective, find_unused_parameters=config.transducer_from > 0
             )
 
-    def fill(self, group: Sequence[Batch], lookahead: int | None, step: int) -> dict[str, Tensor]:
+    def fill(
+        self, group: Sequence[TrainingBatch], lookahead: int | None, step: int
+    ) -> dict[str, Tensor]:
         """Compute the gradients of the loss per token over the batches of every process.
 
         Returns the losses per token over this process's batches.
@@ -341,21 +417,21 @@ class Gradients:
             with self._exchange(last=i == len(group) - 1):
                 with self.mixed.autocast():
                     parts = self.objective(batch, lookahead, transducer)
-                # DDP takes the mean over processes.
+                # DDP averages over processes.
                 self.mixed.backward(parts["loss"] * (self.world.size * count / everywhere))
             for name, value in parts.items():
                 part = value.detach() * (count / own)
                 total[name] = total[name] + part if name in total else part
         return total
 
-    def _exchange(self, *, last: bool) -> AbstractContextManager[Any]:
+    def _exchange(self, *, last: bool) -> AbstractContextManager[object]:
         """Processes exchange gradients once a step, in the last backward pass."""
         if last or not isinstance(self.objective, DistributedDataParallel):
             return nullcontext()
         return self.objective.no_sync()
 
 
-def groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+def groups(batches: Iterable[TrainingBatch], size: int) -> Iterator[list[TrainingBatch]]:
     """Batches by `size`; the last group may be smaller."""
     iterator = iter(batches)
     while group := list(itertools.islice(iterator, size)):
@@ -367,11 +443,11 @@ def epoch_loader(
     model: AsrModel,
     tokenizer: Tokenizer,
     stage: Stage,
-    progress: Progress,
+    progress: TrainingProgress,
     device: str,
     world: World = ALONE,
-) -> DataLoader[Batch]:
-    """What is left of this process's part of the current epoch, made ahead by workers, in order."""
+) -> DataLoader[TrainingBatch]:
+    """The remaining batches of this process in the current epoch, in order, made by workers."""
     batches = epoch_batches(
         stage.data.durations(), stage.batch_seconds, config.seed, progress.epoch
     )
@@ -381,11 +457,11 @@ def epoch_loader(
     own = world.share(len(source))
     if not own:
         raise OptionError(
-            f"{len(source)} batches are too few for {world.size} processes: make them shorter"
+            f"{len(source)} batches are too few for {world.size} processes; lower batch_seconds"
         )
     return DataLoader(
         Subset(source, own[progress.batch :]),
-        # Without one of its own, the loader draws from the generator that dropout uses.
+        # Without its own generator the loader would draw from that of dropout.
         generator=torch.Generator(),
         batch_size=None,
         num_workers=config.workers,
@@ -400,7 +476,7 @@ def draw_lookahead(lookaheads: Sequence[int], seed: int, step: int) -> int | Non
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW that decays all parameters but vectors: those of norms and the biases of layers."""
+    """AdamW with weight decay on matrices alone, not on norms and biases."""
     trained = trained_weights(model).values()
     decayed = [p for p in trained if p.dim() > 1]
     others = [p for p in trained if p.dim() <= 1]

@@ -1,9 +1,9 @@
 """Fine-tuning wav2vec 2.0, HuBERT, Data2Vec-Audio, WavLM, MMS and Wav2Vec2-BERT on own recordings.
 
 Transformers has these networks with their dropout, layer drop and masks over time, and a trainer
-that saves and resumes them; so it trains, on our checked data, our batches and our augmentation.
-Word errors are counted on what was saved, read as `pianissimo.load` reads it. What comes out is a
-folder as Transformers writes it. The convolutions that make frames of samples stay as they are
+that saves and resumes them. It trains on the checked data, batches and augmentation of this
+package. Word errors are counted on the saved folder, read as `pianissimo.load` reads it. The result
+is a folder as Transformers writes it. The convolutions from samples to frames are not trained
 (Baevski et al. 2020, section 4.3).
 """
 
@@ -16,7 +16,8 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeAlias
 
 import torch
 from torch.utils.data import Sampler, SequentialSampler
@@ -61,12 +62,16 @@ from pianissimo.train.finetune.material import (
     references,
     together,
 )
-from pianissimo.train.finetune.plan import FinetuneOptions, Plan, make_plan
+from pianissimo.train.finetune.plan import FinetuneOptions, FinetunePlan, make_plan
 from pianissimo.train.finetune.report import FinetuneReport
 from pianissimo.train.log import RunLog
 from pianissimo.train.validate import errors_of
 from pianissimo.zoo.folder import locate
 
+HfObject: TypeAlias = Any
+"""An object of Transformers, whose types are not installed with this package."""
+Network: TypeAlias = HfObject
+"""A network for CTC of Transformers."""
 KEPT_FILES = (
     CONFIG_FILE,
     VOCABULARY_FILE,
@@ -76,21 +81,21 @@ KEPT_FILES = (
     FEATURES_FILE,
     PROCESSOR_FILE,
 )
-"""What of the original goes into the new folder as it is."""
+"""The files of the original model that are copied."""
 BEFORE = "before.json"
 LONGEST_SECONDS = 30.0
 SPEED_MARGIN = 1.2
-"""Recordings may be played faster by that much, and must still hold a mask."""
+"""The largest speed factor of augmentation; a faster recording must still hold a mask."""
 
 
 # -- before training -------------------------------------------------------------------------------
 
 
-def open_trainer() -> Any:
-    """Transformers, with what its trainer needs; MissingExtraError if that is not installed."""
+def open_trainer() -> ModuleType:
+    """Transformers with its trainer; MissingExtraError if a package is missing."""
     transformers = open_transformers()
     try:
-        import accelerate  # noqa: F401  the trainer's own, found missing only after minutes
+        import accelerate  # noqa: F401  the trainer would miss it only after minutes
     except ImportError as error:
         raise MissingExtraError(
             "fine-tuning this model needs the accelerate package: pip install "
@@ -100,7 +105,7 @@ def open_trainer() -> Any:
 
 
 def check_ctc(options: FinetuneOptions) -> Material:
-    """Look at every line of every manifest, with the alphabet of the model."""
+    """Check every line of every manifest, with the alphabet of the model."""
     folder = locate(options.model)
     network, alphabet = read_wav2vec2(folder)
     config, frame = read_json(folder / CONFIG_FILE), network.config.frame_seconds
@@ -110,23 +115,23 @@ def check_ctc(options: FinetuneOptions) -> Material:
 
 
 def refuse_foreign(options: FinetuneOptions, device: str) -> None:
-    """OptionError for what only our own models can do."""
+    """OptionError for options that only models of this package support."""
     if device.startswith("cuda:") and device != "cuda:0":
         raise OptionError(
-            "this model is trained on the first GPU: choose it with CUDA_VISIBLE_DEVICES"
+            "this model is trained on the first GPU; select one with CUDA_VISIBLE_DEVICES"
         )
     if options.method == "lora":
-        raise OptionError("LoRA is for our own models: use --full or --freeze encoder here")
+        raise OptionError("this model family has no LoRA; use --full or --freeze encoder")
     if options.ewc:
-        raise OptionError("EWC is for our own models: use --l2sp or --replay here")
+        raise OptionError("this model family has no EWC; use --l2sp or --replay")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise OptionError("several processes are for our own models: start this without torchrun")
+        raise OptionError("this model family trains in one process; start it without torchrun")
 
 
-def prepare_network(network: Any, options: FinetuneOptions) -> None:
-    """Freeze what is not trained, and set what the loss and the masks of training need."""
+def prepare_network(network: Network, options: FinetuneOptions) -> None:
+    """Freeze parameters, and set the options of the loss and of the masks."""
     config = network.config
-    # The sum of the defaults would let the largest batch set the pace.
+    # By default losses are summed, which favors large batches.
     config.ctc_loss_reduction, config.ctc_zero_infinity = "mean", True
     config.apply_spec_augment = options.augment
     if hasattr(network, "freeze_feature_encoder"):  # Wav2Vec2-BERT has none
@@ -139,9 +144,13 @@ def prepare_network(network: Any, options: FinetuneOptions) -> None:
 
 
 def make_arguments(
-    transformers: Any, options: FinetuneOptions, plan: Plan, device: str, tensorboard: bool
-) -> Any:
-    """Our plan as Transformers' training arguments."""
+    transformers: ModuleType,
+    options: FinetuneOptions,
+    plan: FinetunePlan,
+    device: str,
+    tensorboard: bool,
+) -> HfObject:
+    """The plan as training arguments of Transformers."""
     config, cuda = plan.config, device.startswith("cuda")
     half = config.precision
     if half == "auto":
@@ -149,7 +158,7 @@ def make_arguments(
     arguments = transformers.TrainingArguments(
         output_dir=str(options.out / RUN),
         max_steps=config.steps,
-        per_device_train_batch_size=1,  # of our batches
+        per_device_train_batch_size=1,  # one of our batches
         gradient_accumulation_steps=config.accumulate,
         learning_rate=config.peak_lr,
         warmup_steps=config.warmup_steps,
@@ -160,12 +169,12 @@ def make_arguments(
         bf16=half == "bfloat16",
         fp16=half == "float16",
         activation_checkpointing=config.recompute,
-        logging_steps=1,  # so that a curve does not show where a run was interrupted
+        logging_steps=1,  # so that curves do not depend on interruptions
         eval_strategy="steps",
         eval_steps=config.validate_every,
         save_strategy="steps",
         save_steps=config.validate_every,
-        save_total_limit=1,  # beside the best one
+        save_total_limit=1,  # besides the best one
         load_best_model_at_end=True,
         metric_for_best_model="wer",
         greater_is_better=False,
@@ -176,47 +185,53 @@ def make_arguments(
         report_to=["tensorboard"] if tensorboard else [],
         disable_tqdm=True,
         use_cpu=not cuda,
-        restore_callback_states_from_checkpoint=True,  # the patience that is left
+        restore_callback_states_from_checkpoint=True,  # the remaining patience
     )
-    # With several GPUs and one process it would ask for as many of our batches and use one.
+    # With several GPUs and one process it would load a batch per GPU and use one.
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
 
 
 def make_trainer(
-    transformers: Any,
-    network: Any,
-    arguments: Any,
+    transformers: ModuleType,
+    network: Network,
+    arguments: HfObject,
     data: RunBatches,
-    score: Callable[[Any], dict[str, float]],
+    score: Callable[[Network], dict[str, float]],
     log: RunLog,
     *,
     anchor: Anchor | None,
     patience: int,
     report_every: int,
     minutes: float,
-) -> tuple[Any, Any]:
-    """The trainer, and its clock, whose `over` says that `minutes` ended it.
+) -> tuple[HfObject, HfObject]:
+    """The trainer, and its clock, whose `over` is true after `minutes`.
 
-    Classes are made here, as their bases are imported late.
+    The classes are defined here because their bases are imported late.
     """
 
     class Clock(transformers.TrainerCallback):  # type: ignore[misc]
-        """Ends training after some time, with a checkpoint; writes our log; pulls at weights."""
+        """Ends training after `minutes` with a checkpoint, writes the log, applies the anchor."""
 
         def __init__(self) -> None:
             self.began, self.over = time.monotonic(), False
 
-        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_pre_optimizer_step(
+            self, args: object, state: HfObject, control: HfObject, **_: object
+        ) -> None:
             if anchor is not None:
                 anchor.pull(network)
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_step_end(
+            self, args: object, state: HfObject, control: HfObject, **_: object
+        ) -> None:
             late = time.monotonic() - self.began > 60 * minutes
             if late and state.global_step < state.max_steps:
                 self.over = control.should_save = control.should_training_stop = True
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
+        def on_log(
+            self, args: object, state: HfObject, control: object, logs: HfObject, **_: object
+        ) -> None:
             if "loss" in logs:
                 step, loss, lr = state.global_step, logs["loss"], logs["learning_rate"]
                 log.scores(step, {"loss": loss, "lr": lr}, shown=False)
@@ -224,17 +239,17 @@ def make_trainer(
                     log.say(f"step {step} loss {loss:.3f} lr {lr:.2e}")
 
     class CtcTrainer(transformers.Trainer):  # type: ignore[misc]
-        """Takes our batches in their order, and counts word errors as its evaluation."""
+        """Trains on the batches in their order, and evaluates by word error rates."""
 
-        def _get_train_sampler(self, *_: Any) -> Sampler[int]:
+        def _get_train_sampler(self, *_: object) -> Sampler[int]:
             return SequentialSampler(data)
 
-        def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        def evaluate(self, *_: object, **__: object) -> dict[str, float]:
             scores = score(self.model)
             self.model.train()
             log.scores(self.state.global_step, scores)
             metrics = {"eval_wer": mean_rate(scores)}
-            self.control: Any = self.callback_handler.on_evaluate(
+            self.control: HfObject = self.callback_handler.on_evaluate(
                 self.args, self.state, self.control, metrics
             )
             return metrics
@@ -244,7 +259,7 @@ def make_trainer(
         model=network,
         args=arguments,
         train_dataset=data,
-        eval_dataset=data,  # only its presence is asked for
+        eval_dataset=data,  # required, but not read
         data_collator=operator.itemgetter(0),
         callbacks=[clock, transformers.EarlyStoppingCallback(patience)],
     )
@@ -253,16 +268,16 @@ def make_trainer(
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """The last checkpoint that was written whole: its state comes last."""
+    """The last complete checkpoint; its state is written last."""
     whole = [path.parent for path in run.glob("checkpoint-*/trainer_state.json")]
     return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
-# -- the whole of it -------------------------------------------------------------------------------
+# -- the whole run ---------------------------------------------------------------------------------
 
 
-def save_folder(network: Any, original: Path, folder: Path) -> None:
-    """Write the weights as Transformers does, and the settings and vocabulary they came with."""
+def save_folder(network: Network, original: Path, folder: Path) -> None:
+    """Write the weights as Transformers does, with the settings and vocabulary of the original."""
     shutil.rmtree(folder, ignore_errors=True)
     network.save_pretrained(folder)
     for name in KEPT_FILES:
@@ -270,20 +285,31 @@ def save_folder(network: Any, original: Path, folder: Path) -> None:
             shutil.copyfile(original / name, folder / name)
 
 
-def errors_in(folder: Path, heard: Sequence[Reference], device: str) -> dict[str, float]:
-    """Word error rates of a folder, as `pianissimo.load` reads it."""
-    network, alphabet = read_wav2vec2(folder)
-    return errors_of(CtcFamilyRecognizer(network.to(device), alphabet), heard)
+@dataclasses.dataclass(frozen=True)
+class FolderErrors:
+    """Word error rates of a folder, read as `pianissimo.load` reads it."""
+
+    val: Sequence[Reference]
+    general: Sequence[Reference] | None
+    device: str
+
+    def __call__(self, folder: Path) -> dict[str, float]:
+        new = self._errors(folder, self.val)
+        return new if self.general is None else together(new, self._errors(folder, self.general))
+
+    def _errors(self, folder: Path, references: Sequence[Reference]) -> dict[str, float]:
+        network, alphabet = read_wav2vec2(folder)
+        return errors_of(CtcFamilyRecognizer(network.to(self.device), alphabet), references)
 
 
 def once(path: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """Numbers that were measured before this run was interrupted, or measured now."""
+    """The stored result of `measure`, which is called if there is none."""
     if not path.is_file():
         partial_file = path.with_suffix(".partial")
         partial_file.write_text(json.dumps(measure()), encoding="utf-8")
         partial_file.replace(path)
-    found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    scores: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+    return scores
 
 
 def finetune_ctc(
@@ -294,10 +320,10 @@ def finetune_ctc(
     tensorboard: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> FinetuneReport | None:
-    """Fine-tune one of the kin of wav2vec 2.0, and write its folder; as `finetune` otherwise.
+    """Fine-tune a model of the wav2vec 2.0 family and write its folder; as `finetune` otherwise.
 
-    Raises MissingExtraError without Transformers or its trainer, OptionError for what is for our
-    own models only.
+    Raises MissingExtraError without Transformers or its trainer, OptionError for options that this
+    family does not support.
     """
     transformers = open_trainer()
     refuse_foreign(options, device)
@@ -322,18 +348,15 @@ def finetune_ctc(
             plan.batch_seconds,
             options.seed,
         )
-        heard, trial = references(run / VAL), run / "trial"
+        trial = run / "trial"
         general = None if options.regression is None else references(run / REGRESSION)
+        errors = FolderErrors(references(run / VAL), general, device)
 
-        def measure(folder: Path) -> dict[str, float]:
-            new = errors_in(folder, heard, device)
-            return new if general is None else together(new, errors_in(folder, general, device))
-
-        def score(network: Any) -> dict[str, float]:
+        def score(network: Network) -> dict[str, float]:
             save_folder(network, original, trial)
-            return measure(trial)
+            return errors(trial)
 
-        before = once(run / BEFORE, lambda: measure(original))
+        before = once(run / BEFORE, lambda: errors(original))
         newest = newest_checkpoint(run)
         with RunLog(run, plan.config.steps) as log:
             log.resume(-1 if newest is None else int(newest.name.split("-")[1]))
@@ -363,12 +386,23 @@ def finetune_ctc(
         save_folder(network.cpu(), original, trial)
     for file in sorted(trial.iterdir(), key=lambda file: file.name == CONFIG_FILE):
         file.replace(options.out / file.name)
-    (new_before, old_before), (new_after, old_after) = apart(before), apart(measure(options.out))
+    return write_report(run, plan, best, share, (before, errors(options.out)))
+
+
+def write_report(
+    run: Path,
+    plan: FinetunePlan,
+    best_step: int,
+    share: float,
+    scores: tuple[dict[str, float], dict[str, float]],
+) -> FinetuneReport:
+    """Write the report with the `scores` before and after, and delete what it was made from."""
+    (before, old_before), (after, old_after) = (apart(part) for part in scores)
     report = FinetuneReport(
-        plan.method, best, new_before, new_after, old_before, old_after, blend=share
+        plan.method, best_step, before, after, old_before, old_after, blend=share
     )
     report.write(run)
     draw([run], run / PICTURE)
-    for leftover in (trial, run / CACHE, *run.glob("checkpoint-*")):
+    for leftover in (run / "trial", run / CACHE, *run.glob("checkpoint-*")):
         shutil.rmtree(leftover, ignore_errors=True)
     return report

@@ -80,7 +80,7 @@ class Bounds:
 
 
 @dataclass(frozen=True)
-class Finding:
+class LineFinding:
     """Something about one line; `kind` is a key of FAULTS or ODDITIES."""
 
     line: int
@@ -112,7 +112,7 @@ class Checked:
 
     manifest: Path
     lines: tuple[Line, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[LineFinding, ...]
     lacking: Counter[str]
 
     @property
@@ -128,7 +128,7 @@ class Checked:
     def faulty_lines(self) -> list[int]:
         return sorted({finding.line for finding in self.findings if finding.fatal})
 
-    def without(self, findings: Iterable[Finding]) -> "Checked":
+    def without(self, findings: Iterable[LineFinding]) -> "Checked":
         """With further findings, and without the lines that they make unusable."""
         findings = tuple(findings)
         fatal = {finding.line for finding in findings if finding.fatal}
@@ -151,11 +151,11 @@ def check_manifest(
     """
     look = _Look(writer, capacity, bounds or Bounds(), whole)
     lines: list[Line] = []
-    findings: list[Finding] = []
+    findings: list[LineFinding] = []
     first: dict[bytes, Line] = {}
     for number, found in manifest_lines(path):
         if isinstance(found, str):
-            findings.append(Finding(number, "line", found))
+            findings.append(LineFinding(number, "line", found))
             continue
         line, about = look.at(number, found)
         findings += about
@@ -165,7 +165,7 @@ def check_manifest(
         if same is not line:
             alike = same.utterance.text == line.utterance.text
             kind = "twice" if alike else "conflict"
-            findings.append(Finding(number, kind, f"the audio is that of line {same.number}"))
+            findings.append(LineFinding(number, kind, f"the audio is that of line {same.number}"))
             if not alike:
                 continue
         lines.append(line)
@@ -180,10 +180,10 @@ def check_overlap(train: Checked, val: Checked) -> Checked:
     for line in val.lines:
         if line.digest in audio:
             message = f"its audio is that of line {audio[line.digest]} of {train.manifest}"
-            findings.append(Finding(line.number, "overlap", message))
+            findings.append(LineFinding(line.number, "overlap", message))
         elif line.speaker in speakers:
             message = f"{line.speaker!r} speaks on line {speakers[line.speaker]} of training too"
-            findings.append(Finding(line.number, "speaker", message))
+            findings.append(LineFinding(line.number, "speaker", message))
     return val.without(findings)
 
 
@@ -231,7 +231,7 @@ class _Look:
         self.spelling = Spelling(writer)
         self._last: tuple[Path, Samples, list[tuple[str, str]]] | None = None
 
-    def at(self, number: int, u: Utterance) -> tuple[Line | None, list[Finding]]:
+    def at(self, number: int, u: Utterance) -> tuple[Line | None, list[LineFinding]]:
         """The line, if it can be used, and what is to be said about it."""
         text, lost = self.spelling.fit(u.text)
         about = list(self._about_text(u, text, lost))
@@ -244,7 +244,7 @@ class _Look:
         else:
             about += [*oddities, *self._about_audio(u, samples)]
             digest = hashlib.blake2b(samples.tobytes(), digest_size=16).digest()
-        findings = [Finding(number, kind, message) for kind, message in about]
+        findings = [LineFinding(number, kind, message) for kind, message in about]
         if any(finding.fatal for finding in findings):
             return None, findings
         return Line(number, replace(u, text=text), digest), findings

@@ -11,7 +11,7 @@ import torch
 from pianissimo.errors import OptionError
 from pianissimo.models.asr import AsrModel
 from pianissimo.text.tokenizer import Tokenizer
-from pianissimo.train.checkpoint import Progress
+from pianissimo.train.checkpoint import TrainingProgress
 from pianissimo.train.finetune.adapt import trained_weights
 from pianissimo.train.loop import (
     Gradients,
@@ -85,7 +85,7 @@ def find_rate(
     gradients = Gradients(model, config, ALONE, mixed)
     modes = stage.lookaheads or model.config.encoder.lookaheads
     batches = itertools.chain.from_iterable(
-        epoch_loader(config, model, tokenizer, stage, Progress(epoch=epoch), device)
+        epoch_loader(config, model, tokenizer, stage, TrainingProgress(epoch=epoch), device)
         for epoch in itertools.count()
     )
     rates: list[float] = []

@@ -25,9 +25,9 @@ from pianissimo.train.augment import Augmenter, QuietAugmenter
 from pianissimo.train.checkpoint import FOLDER as CHECKPOINT
 from pianissimo.train.data import (
     AudioCache,
-    Clip,
     Examples,
     Replay,
+    TrainingClip,
     TrainingSet,
     Utterance,
     cut_utterance,
@@ -180,7 +180,7 @@ def training_set(
     utterances: Sequence[Utterance], cache: Path, augment: Augmenter | QuietAugmenter | None = None
 ) -> TrainingSet:
     """Whole utterances of a manifest, decoded into `cache`."""
-    clips = [Clip(i, 0.0, u.duration, u.text) for i, u in enumerate(utterances)]
+    clips = [TrainingClip(i, 0.0, u.duration, u.text) for i, u in enumerate(utterances)]
     return TrainingSet(AudioCache(utterances, cache), clips, augment)
 
 

@@ -77,7 +77,7 @@ class FinetuneOptions:
 
 
 @dataclass(frozen=True)
-class Plan:
+class FinetunePlan:
     """What was asked for or chosen: method, dials, seconds of a batch, and the pull of L2-SP."""
 
     method: Method
@@ -96,7 +96,7 @@ class Plan:
         )
 
 
-def make_plan(options: FinetuneOptions, parameters: int, seconds: float) -> Plan:
+def make_plan(options: FinetuneOptions, parameters: int, seconds: float) -> FinetunePlan:
     """Fill in what was not asked for, by the size of the model and the amount of new data."""
     method = choose_method(options, parameters)
     low, high = BATCH_SECONDS
@@ -121,7 +121,7 @@ def make_plan(options: FinetuneOptions, parameters: int, seconds: float) -> Plan
         recompute=options.recompute,
         patience=options.patience,
     )
-    return Plan(method, config, batch, choose_pull(options, method))
+    return FinetunePlan(method, config, batch, choose_pull(options, method))
 
 
 def choose_method(options: FinetuneOptions, parameters: int) -> Method:

@@ -1,10 +1,10 @@
-"""Fine-tuning a trained model on recordings of one's own, with checks before and numbers after.
+"""Fine-tuning of a trained model: checks of the data before, word error rates before and after.
 
     report = finetune(FinetuneOptions(Path("train.jsonl"), Path("val.jsonl"), Path("my-model")))
 
-Data is checked, the model adapted as asked and trained with early stopping on the word errors of
-live streams; the best weights become a plain model folder. What a run needs to go on, and its log,
-are in `finetune/` below that folder; the model's own files come last and at once.
+The data is checked, then the model is adapted and trained with early stopping on the word errors of
+live streams. The best weights become a plain model folder. The checkpoint and the log of the run
+are in `finetune/` below that folder; the files of the model are moved there last.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train.augment import SpecAugment
 from pianissimo.train.checkpoint import FOLDER as CHECKPOINT
 from pianissimo.train.curves import draw
-from pianissimo.train.data import Batch, BatchSource, Examples, TrainingSet, read_manifest
+from pianissimo.train.data import BatchSource, Examples, TrainingBatch, TrainingSet, read_manifest
 from pianissimo.train.finetune.adapt import (
     Anchor,
     add_lora,
@@ -55,7 +55,14 @@ from pianissimo.train.finetune.material import (
 from pianissimo.train.finetune.plan import FinetuneOptions, Method, choose_method, make_plan
 from pianissimo.train.finetune.report import FinetuneReport
 from pianissimo.train.finetune.settle import Settled, settle
-from pianissimo.train.loop import Stage, TrainConfig, draw_lookahead, objective, train_model
+from pianissimo.train.loop import (
+    Execution,
+    Stage,
+    TrainConfig,
+    draw_lookahead,
+    objective,
+    train_model,
+)
 from pianissimo.train.parallel import joined_world, local_device
 from pianissimo.train.validate import Validate, errors_on
 from pianissimo.zoo.families import NATIVE, family_of
@@ -71,14 +78,16 @@ FILL_EXAMPLES = 32
 
 
 def read_original(model: str | None) -> tuple[AsrModel, Tokenizer]:
-    """The model to begin with; OptionError for one of another family."""
+    """The original model; OptionError for one of another family."""
     path = locate(model)
-    if is_ctc_kin(model):
-        raise OptionError(f"{path.name} is trained by Transformers: choose its rate with --lr")
+    if is_wav2vec2_family(model):
+        raise OptionError(
+            f"{path.name} is trained by Transformers, without a search for the rate; set --lr"
+        )
     if family_of(path).name != NATIVE:
         raise OptionError(
-            f"{path.name} is of a family that cannot be fine-tuned here: train it with "
-            "Transformers, and load what that saves"
+            f"{path.name} cannot be fine-tuned by pianissimo; train it with Transformers and load "
+            "the result"
         )
     network, tokenizer = read_model(path)
     if tokenizer.vocab_size != network.config.vocab_size:
@@ -86,14 +95,14 @@ def read_original(model: str | None) -> tuple[AsrModel, Tokenizer]:
     return network, tokenizer
 
 
-def is_ctc_kin(model: str | None) -> bool:
-    """Whether a model is of the kin of wav2vec 2.0, which Transformers trains."""
+def is_wav2vec2_family(model: str | None) -> bool:
+    """Whether Transformers trains the model: wav2vec 2.0 and related families."""
     return family_of(locate(model)).name == "wav2vec2"
 
 
 def check_data(options: FinetuneOptions) -> tuple[str, bool]:
     """The report on all manifests, and whether none has a fault."""
-    if is_ctc_kin(options.model):
+    if is_wav2vec2_family(options.model):
         from pianissimo.train.finetune.ctc import check_ctc
 
         material = check_ctc(options)
@@ -103,11 +112,11 @@ def check_data(options: FinetuneOptions) -> tuple[str, bool]:
     return render(material.parts), not any(part.faulty_lines for part in material.parts)
 
 
-# -- what to do ------------------------------------------------------------------------------------
+# -- the parts of a run ----------------------------------------------------------------------------
 
 
 def adapt(model: AsrModel, method: Method, rank: int | None) -> None:
-    """Freeze and add what the method asks for."""
+    """Freeze or add parameters for the method."""
     if method == "heads":
         freeze_encoder(model)
     elif method == "lora":
@@ -115,7 +124,7 @@ def adapt(model: AsrModel, method: Method, rank: int | None) -> None:
 
 
 def mean_feature(model: AsrModel, data: Examples) -> float:
-    """The mean of the features over a few examples: what a masked cell is set to."""
+    """The mean of the features over a few examples, the value of masked cells."""
     rng = random.Random(0)
     items = range(len(data.durations()))
     drawn = rng.sample(items, min(len(items), FILL_EXAMPLES))
@@ -136,7 +145,7 @@ def make_stage(
 def make_anchor(
     options: FinetuneOptions, l2sp: float, model: AsrModel, tokenizer: Tokenizer, run: Path
 ) -> Anchor | None:
-    """The pull toward the original weights, if there is to be one."""
+    """The regularization toward the original weights, if there is any."""
     if l2sp:
         return anchor_weights(model, l2sp)
     if not options.ewc:
@@ -160,13 +169,13 @@ def example_losses(
         yield partial(_example_loss, model, source[i].to(model.device), lookahead)
 
 
-def _example_loss(model: AsrModel, batch: Batch, lookahead: int | None) -> Tensor:
+def _example_loss(model: AsrModel, batch: TrainingBatch, lookahead: int | None) -> Tensor:
     parts = objective(model, batch, lookahead, TrainConfig(1).ctc_weight, True)
     return parts["loss"] * batch.target_lengths.sum()
 
 
 def validation(options: FinetuneOptions, run: Path, tokenizer: Tokenizer) -> Validate:
-    """Word errors on the validation set and, if there is one, on the general set."""
+    """Word error rates on the validation set and, if given, on the general set."""
     new = errors_on(references(run / VAL), tokenizer)
     if options.regression is None:
         return new
@@ -175,22 +184,22 @@ def validation(options: FinetuneOptions, run: Path, tokenizer: Tokenizer) -> Val
 
 
 def publish(folder: Path, run: Path, model: AsrModel, tokenizer: Tokenizer, half: bool) -> None:
-    """Put the model's files into `folder`; what makes it one, its configuration, comes last."""
+    """Move the model's files into `folder`, the configuration last."""
     model.config = dataclasses.replace(model.config, name=folder.resolve().name)
-    made = run / "model"
-    shutil.rmtree(made, ignore_errors=True)
-    save_model(made, model, tokenizer, torch.float16 if half else None)
-    for file in sorted(made.iterdir(), key=lambda file: file.name == CONFIG_FILE):
+    draft = run / "model"
+    shutil.rmtree(draft, ignore_errors=True)
+    save_model(draft, model, tokenizer, torch.float16 if half else None)
+    for file in sorted(draft.iterdir(), key=lambda file: file.name == CONFIG_FILE):
         file.replace(folder / file.name)
-    made.rmdir()
+    draft.rmdir()
 
 
 def fits_half(model: AsrModel) -> bool:
-    """Whether all weights are float16 numbers, as those of a model that was stored so."""
+    """Whether all weights are exact in float16, as those of a model stored in float16."""
     return all(bool((p.half().float() == p).all()) for p in model.parameters())
 
 
-# -- the whole of it -------------------------------------------------------------------------------
+# -- the whole run ---------------------------------------------------------------------------------
 
 
 def find_learning_rate(
@@ -201,7 +210,7 @@ def find_learning_rate(
 ) -> RateCurve:
     """Try learning rates on the training data; the curve is written into the run's folder."""
     model, tokenizer = read_original(options.model)
-    choose_method(options, model.parameter_count())  # refuses before anything is written
+    choose_method(options, model.parameter_count())  # raises before files are written
     run = prepare(options, partial(check_material, options, tokenizer, model.config), say)
     plan = make_plan(options, model.parameter_count(), new_seconds(run))
     torch.manual_seed(options.seed)
@@ -220,13 +229,13 @@ def finetune(
     tensorboard: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> FinetuneReport | None:
-    """Fine-tune, and write the model folder; the same call again goes on where it stopped.
+    """Fine-tune and write the model folder; the same call again resumes an interrupted run.
 
-    Started by `torchrun`, several processes train together. Returns None if `minutes` ran out, and
-    on all processes but the first. Raises ManifestError for faulty data, OptionError if the folder
-    holds a model already or a run with other options.
+    With `torchrun` several processes train together. Returns None if `minutes` ran out, and on all
+    processes but the first. Raises ManifestError for faulty data, OptionError if the folder already
+    has a model or a run with other options.
     """
-    if is_ctc_kin(options.model):
+    if is_wav2vec2_family(options.model):
         from pianissimo.train.finetune.ctc import finetune_ctc
 
         return finetune_ctc(
@@ -238,7 +247,7 @@ def finetune(
         half = fits_half(model)
         run = options.out / RUN
         if world.first:
-            choose_method(options, model.parameter_count())  # refuses before anything is written
+            choose_method(options, model.parameter_count())  # raises before files are written
             prepare(options, partial(check_material, options, tokenizer, model.config), say)
         else:
             say = _nothing
@@ -260,10 +269,7 @@ def finetune(
             run,
             validate=validate,
             anchor=make_anchor(options, plan.l2sp, model, tokenizer, run),
-            device=device,
-            minutes=minutes,
-            tensorboard=tensorboard,
-            world=world,
+            execution=Execution(device, minutes, tensorboard, world),
         )
         if not done or not world.first:
             return None
@@ -276,24 +282,35 @@ def finetune(
             say(settled.render())
         publish(options.out, run, model.cpu(), tokenizer, half)
         saved, _ = load_model(options.out)
-        saved.to(device)
-        before, old_before = apart(stop.first)
-        after, old_after = apart(validate(saved))
-        report = FinetuneReport(
-            plan.method,
-            stop.best_step,
-            before,
-            after,
-            old_before,
-            old_after,
-            **dataclasses.asdict(settled),
-        )
-        report.write(run)
-        draw([run], run / PICTURE)
-        for leftover in (CHECKPOINT, CACHE):
-            shutil.rmtree(run / leftover, ignore_errors=True)
-        return report
+        scores = stop.first, validate(saved.to(device))
+        return write_report(run, plan.method, stop.best_step, scores, settled)
+
+
+def write_report(
+    run: Path,
+    method: Method,
+    best_step: int,
+    scores: tuple[dict[str, float], dict[str, float]],
+    settled: Settled,
+) -> FinetuneReport:
+    """Write the report with the `scores` before and after, and delete what it was made from."""
+    (before, old_before), (after, old_after) = (apart(part) for part in scores)
+    report = FinetuneReport(
+        method,
+        best_step,
+        before,
+        after,
+        old_before,
+        old_after,
+        blank_discount=settled.blank_discount,
+        blend=settled.blend,
+    )
+    report.write(run)
+    draw([run], run / PICTURE)
+    for leftover in (CHECKPOINT, CACHE):
+        shutil.rmtree(run / leftover, ignore_errors=True)
+    return report
 
 
 def _nothing(text: str) -> None:
-    """Where the words of all processes but the first go."""
+    """Discard the messages of all processes but the first."""

@@ -12,7 +12,7 @@ from pianissimo.audio.features import FeatureConfig
 from pianissimo.models.asr import AsrConfig
 from pianissimo.models.transducer import TransducerConfig
 from pianissimo.text.tokenizer import Tokenizer
-from pianissimo.train.data import AudioCache, Clip, TrainingSet, read_manifest
+from pianissimo.train.data import AudioCache, TrainingClip, TrainingSet, read_manifest
 
 # Tiny checkpoints of other people's layouts are made there.
 sys.path.append(str(Path(__file__).parents[1] / "models" / "checkpoints"))
@@ -23,7 +23,7 @@ def tones(tmp_path_factory: pytest.TempPathFactory) -> TrainingSet:
     """Sixteen clips of one to four words, 1.4 s on average."""
     folder = tmp_path_factory.mktemp("tones")
     utterances = read_manifest(write_clips(folder, "train", list(sentences(16))))
-    clips = [Clip(i, 0.0, u.duration, u.text) for i, u in enumerate(utterances)]
+    clips = [TrainingClip(i, 0.0, u.duration, u.text) for i, u in enumerate(utterances)]
     return TrainingSet(AudioCache(utterances, folder / "cache"), clips)
 
 

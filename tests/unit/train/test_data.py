@@ -18,9 +18,9 @@ from pianissimo.train.augment import SpecAugment
 from pianissimo.train.data import (
     AudioCache,
     BatchSource,
-    Clip,
     Mixture,
     Splice,
+    TrainingClip,
     TrainingSet,
     Utterance,
     collate,
@@ -250,7 +250,11 @@ def test_collating_pads_with_zeros() -> None:
 def test_a_training_set_cuts_its_clips_out_of_the_cache(folder: Path) -> None:
     b = folder / "audio" / "b.wav"
     cache = AudioCache([Utterance(b, 2.0, "", 1.0)], folder / "cache")
-    clips = [Clip(0, 0.0, 2.0, "all of it"), Clip(0, 0.5, 0.75, "part"), Clip(0, 0.0, 2.0, "twice")]
+    clips = [
+        TrainingClip(0, 0.0, 2.0, "all of it"),
+        TrainingClip(0, 0.5, 0.75, "part"),
+        TrainingClip(0, 0.0, 2.0, "twice"),
+    ]
     plain = TrainingSet(cache, clips)
     assert plain.durations() == [2.0, 0.25, 2.0]
     samples, text = plain.example(1, random.Random(0))
@@ -319,8 +323,12 @@ def test_spans_hold_every_word_once_in_order(longest: int) -> None:
 def test_a_splice_is_its_clips_one_after_the_other(folder: Path) -> None:
     b = folder / "audio" / "b.wav"
     cache, whole = AudioCache([Utterance(b, 3.0, "")], folder / "cache"), load_audio(b)
-    parts = (Clip(0, 1.0, 1.5, "two"), Clip(0, 0.0, 0.25, "one"), Clip(0, 1.0, 1.5, "two"))
-    data = TrainingSet(cache, [Splice(parts, 0.1), Clip(0, 0.0, 1.0, "x"), Splice(parts)])
+    parts = (
+        TrainingClip(0, 1.0, 1.5, "two"),
+        TrainingClip(0, 0.0, 0.25, "one"),
+        TrainingClip(0, 1.0, 1.5, "two"),
+    )
+    data = TrainingSet(cache, [Splice(parts, 0.1), TrainingClip(0, 0.0, 1.0, "x"), Splice(parts)])
     assert data.durations() == pytest.approx([1.45, 1.0, 1.25])
     samples, text = data.example(0, random.Random(0))
     assert text == "two one two"
@@ -332,7 +340,9 @@ def test_a_splice_is_its_clips_one_after_the_other(folder: Path) -> None:
 
 
 def test_splices_draw_each_word_alike_however_often_it_was_said() -> None:
-    words = [Clip(i, 0.0, 0.5, "often") for i in range(90)] + [Clip(90, 0.0, 0.5, "rare")]
+    words = [TrainingClip(i, 0.0, 0.5, "often") for i in range(90)] + [
+        TrainingClip(90, 0.0, 0.5, "rare")
+    ]
     splices = splice_clips(words, 300, 5, (0.0, 0.1), random.Random(0))
     assert splices == splice_clips(words, 300, 5, (0.0, 0.1), random.Random(0))
     assert {len(s.parts) for s in splices} == {2, 3, 4, 5}
@@ -345,8 +355,8 @@ def test_splices_draw_each_word_alike_however_often_it_was_said() -> None:
 def test_a_mixture_is_its_sets_in_turn(folder: Path) -> None:
     b = folder / "audio" / "b.wav"
     cache = AudioCache([Utterance(b, 3.0, "")], folder / "cache")
-    one = TrainingSet(cache, [Clip(0, 0.0, 0.5, "a"), Clip(0, 0.5, 0.75, "b")])
-    two = TrainingSet(cache, [Clip(0, 0.0, 1.0, "c")], lambda x, rng: -x)
+    one = TrainingSet(cache, [TrainingClip(0, 0.0, 0.5, "a"), TrainingClip(0, 0.5, 0.75, "b")])
+    two = TrainingSet(cache, [TrainingClip(0, 0.0, 1.0, "c")], lambda x, rng: -x)
     mixture = Mixture([one, TrainingSet(cache, []), two])
     assert mixture.durations() == [0.5, 0.25, 1.0]
     for item, (source, inner) in enumerate([(one, 0), (one, 1), (two, 0)]):

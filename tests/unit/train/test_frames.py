@@ -23,7 +23,7 @@ from pianissimo.train.frames import (
     FrameTask,
     train_frames,
 )
-from pianissimo.train.loop import TrainConfig
+from pianissimo.train.loop import Execution, TrainConfig
 
 RATE = 16_000
 SILENCE = len(WORDS)
@@ -143,8 +143,10 @@ def test_going_on_gives_the_weights_of_a_run_that_was_never_stopped(
     whole = make_encoder()
     assert train_frames(config, whole, features(), aligned, TASK, tmp_path / "whole")
     stops = 0
+    brief = Execution(minutes=1e-9)
+    folder = tmp_path / "parts"
     while not train_frames(
-        config, parts := make_encoder(), features(), aligned, TASK, tmp_path / "parts", minutes=1e-9
+        config, parts := make_encoder(), features(), aligned, TASK, folder, execution=brief
     ):
         stops += 1
     assert stops > 1

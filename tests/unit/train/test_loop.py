@@ -21,8 +21,15 @@ from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train import checkpoint, loop
 from pianissimo.train.augment import Augmenter, SpecAugment
-from pianissimo.train.checkpoint import Progress, load_training, save_training
-from pianissimo.train.data import AudioCache, Batch, Clip, TrainingSet, Utterance, collate
+from pianissimo.train.checkpoint import TrainingProgress, load_training, save_training
+from pianissimo.train.data import (
+    AudioCache,
+    TrainingBatch,
+    TrainingClip,
+    TrainingSet,
+    Utterance,
+    collate,
+)
 from pianissimo.train.loop import (
     MovingAverage,
     Stage,
@@ -67,7 +74,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> TrainingSet:
         path, samples = folder / f"{i}.wav", spoken(text)
         soundfile.write(path, samples, RATE, subtype="PCM_16")
         utterances.append(Utterance(path, len(samples) / RATE, text))
-        clips.append(Clip(i, 0.0, len(samples) / RATE, text))
+        clips.append(TrainingClip(i, 0.0, len(samples) / RATE, text))
     return TrainingSet(AudioCache(utterances, folder / "cache"), clips)
 
 
@@ -212,7 +219,7 @@ def checkpointed(run: Path, step: int, value: float) -> None:
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(2)).sum().backward()
     optimizer.step()
-    save_training(run, model, average, optimizer, Progress(step, 1, 2, 3))
+    save_training(run, model, average, optimizer, TrainingProgress(step, 1, 2, 3))
 
 
 def restored(run: Path) -> tuple[int, float] | None:
@@ -362,7 +369,7 @@ def test_vectors_do_not_decay() -> None:
 # -- the objective ---------------------------------------------------------------------------------
 
 
-def some_batch(seed: int = 0) -> Batch:
+def some_batch(seed: int = 0) -> TrainingBatch:
     mels = [tensor(n, MELS, seed=seed + n) for n in (90, 64, 33)]
     return collate(mels, [torch.tensor(t) for t in ([1, 2, 3], [4, 4], [5])])
 

@@ -16,8 +16,14 @@ from tones import sentences, write_clips
 from pianissimo.errors import OptionError
 from pianissimo.models.asr import AsrConfig, AsrModel, load_model, save_model
 from pianissimo.text.tokenizer import Tokenizer
-from pianissimo.train.checkpoint import Progress
-from pianissimo.train.data import AudioCache, Clip, TrainingSet, epoch_batches, read_manifest
+from pianissimo.train.checkpoint import TrainingProgress
+from pianissimo.train.data import (
+    AudioCache,
+    TrainingClip,
+    TrainingSet,
+    epoch_batches,
+    read_manifest,
+)
 from pianissimo.train.loop import Stage, TrainConfig, epoch_loader, train
 from pianissimo.train.parallel import ALONE, World, joined_world, local_device
 
@@ -71,7 +77,8 @@ with joined_world("cpu") as world:
     import dataclasses
     config = dataclasses.replace(CONFIG, validate_every=2, patience=9)
     done, stop = loop.train_model(
-        config, model, tokenizer, stages, folder / "run", validate=validate, world=world
+        config, model, tokenizer, stages, folder / "run", validate=validate,
+        execution=loop.Execution(world=world),
     )
     facts = dict(done=done, seen=seen, validated=validated, size=world.size)
     (folder / f"facts-{{world.rank}}.json").write_text(json.dumps(facts))
@@ -82,7 +89,7 @@ with joined_world("cpu") as world:
 
 def stages_of(folder: Path) -> list[Stage]:
     utterances = read_manifest(folder / "train.jsonl")
-    clips = [Clip(i, 0.0, u.duration, u.text) for i, u in enumerate(utterances)]
+    clips = [TrainingClip(i, 0.0, u.duration, u.text) for i, u in enumerate(utterances)]
     return [Stage(CONFIG.steps, TrainingSet(AudioCache(utterances, folder / "cache"), clips), 3.0)]
 
 
@@ -195,7 +202,9 @@ def test_fewer_batches_than_processes_are_refused(
     stage = dataclasses.replace(stages_of(pair)[0], batch_seconds=1e3)
     many = World(1, 2)
     with pytest.raises(OptionError, match="too few"):
-        epoch_loader(CONFIG, AsrModel(tone_model), tiny_tokenizer, stage, Progress(), "cpu", many)
+        epoch_loader(
+            CONFIG, AsrModel(tone_model), tiny_tokenizer, stage, TrainingProgress(), "cpu", many
+        )
 
 
 def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,10 +17,11 @@ from pianissimo.errors import CheckpointError
 from pianissimo.models.asr import AsrConfig, AsrModel
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train import loop
-from pianissimo.train.data import Batch, TrainingSet, collate
+from pianissimo.train.data import TrainingBatch, TrainingSet, collate
 from pianissimo.train.early_stop import EarlyStop
 from pianissimo.train.finetune.adapt import add_lora, freeze_encoder, trained_weights
 from pianissimo.train.loop import (
+    Execution,
     Gradients,
     MovingAverage,
     Stage,
@@ -38,7 +39,7 @@ CONFIG = TrainConfig(
 )
 
 
-def batches(count: int = 3) -> list[Batch]:
+def batches(count: int = 3) -> list[TrainingBatch]:
     """Batches of other sizes, one of them without any token."""
     rows = [[(90, [1, 2, 3]), (64, [4, 4])], [(40, [])], [(33, [5]), (70, [6, 7]), (50, [1])]]
     return [
@@ -314,8 +315,9 @@ def test_an_interrupted_run_stops_at_the_same_validation_with_the_same_weights(
     def run(folder: Path, script: Script, minutes: float) -> tuple[AsrModel, bool]:
         torch.manual_seed(0)
         model = AsrModel(tone_model)
+        execution = Execution(minutes=minutes)
         done, _ = train_model(
-            STOPPING, model, tiny_tokenizer, stages, folder, validate=script, minutes=minutes
+            STOPPING, model, tiny_tokenizer, stages, folder, validate=script, execution=execution
         )
         return model, done
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pianissimo.errors import OptionError
 from pianissimo.models.asr import AsrModel
-from pianissimo.train.data import Batch, collate
+from pianissimo.train.data import TrainingBatch, collate
 from pianissimo.train.finetune.adapt import (
     LORA_LINEARS,
     LoraLinear,
@@ -24,7 +24,7 @@ from pianissimo.train.finetune.adapt import (
 from pianissimo.train.loop import objective
 
 
-def batch() -> Batch:
+def batch() -> TrainingBatch:
     mels = [tensor(n, MELS, seed=n) for n in (90, 64)]
     return collate(mels, [torch.tensor(t) for t in ([1, 2, 3], [4, 4])])
 

@@ -32,7 +32,7 @@ from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train.data import read_manifest
 from pianissimo.train.finetune import run as module
 from pianissimo.train.finetune.material import augmenter, quiet_twins, training_set
-from pianissimo.train.finetune.plan import FinetuneOptions, Plan, choose_rate, make_plan
+from pianissimo.train.finetune.plan import FinetuneOptions, FinetunePlan, choose_rate, make_plan
 from pianissimo.train.finetune.report import FinetuneReport
 from pianissimo.train.finetune.run import find_learning_rate, finetune, fits_half
 from pianissimo.zoo.load import load
@@ -358,7 +358,7 @@ def test_a_strong_pull_keeps_the_weights_where_they_were(
 def test_the_plan_suits_model_and_data(options: Options) -> None:
     asked = options(steps=None, batch_seconds=None, lr=None, validate_every=None)
 
-    def plan(minutes: float, parameters: int = 6_000_000) -> Plan:
+    def plan(minutes: float, parameters: int = 6_000_000) -> FinetunePlan:
         return make_plan(asked, parameters, 60 * minutes)
 
     little, more, much = (plan(minutes) for minutes in (2, 20, 600))
