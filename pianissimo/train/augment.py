@@ -1,7 +1,7 @@
-"""What a recording can suffer before it is recognized: speed, color, room, noise, line, level.
+"""Augmentation of training audio: speed, color, room, noise, line, level, and spectral masks.
 
-Waveform transforms take and return (N,) float32 samples at 16 kHz and draw from the generator they
-are given, so a seed fixes the outcome.
+Waveform transforms map (N,) float32 samples at 16 kHz to such samples and draw from a given
+generator, so a seed determines the result.
 """
 
 import math
@@ -23,13 +23,13 @@ from pianissimo.errors import OptionError
 Samples = NDArray[np.float32]
 
 COLOR_HZ = (60.0, 250.0, 700.0, 1500.0, 3000.0, 8000.0)
-"""Where a drawn frequency response has its corners; between them it is straight in octaves."""
+"""The corners of a drawn frequency response; between them it is linear in octaves."""
 LINE_LOW_HZ = (0.0, 100.0, 200.0, 300.0)
 LINE_HIGH_HZ = (3300.0, 4000.0)
-"""Band edges of lines and of recorders at 8 kHz, which often keep the lows."""
+"""Band edges of telephone lines and of 8 kHz recorders, which often keep low frequencies."""
 
 LEAST_KEPT_SECONDS = 0.12
-"""A recorder that would keep less than this of a word does not start late."""
+"""A late start that would leave less than this is not applied."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Augmenter:
 
     `speeds` change tempo and pitch together; `gain_db` and `snr_db` are uniform ranges in dB;
     `rt60_seconds` the reverberation time of a synthetic room; `color_db` bounds the frequency
-    response of a microphone; `late_db` is how far below the loudest 10 ms a recorder that waits for
-    speech starts and stops. `level_dbfs`, if given, is the range for the RMS level of the speech
-    and takes the place of `gain_db`.
+    response of a microphone; `late_db` is the level below the loudest 10 ms at which a
+    voice-activated recorder starts and stops. `level_dbfs` is a range for the RMS level of the
+    speech and replaces `gain_db`.
     """
 
     speeds: tuple[float, ...] = (0.9, 1.0, 1.1)
@@ -82,7 +82,7 @@ class Augmenter:
             tilt = rng.choice((0.0, 0.5, 1.0))
             samples = add_noise(samples, rng.uniform(*self.snr_db), tilt, rng)
         if line is not None:
-            samples = telephone_band(samples, *line)  # the noise is on the line too
+            samples = telephone_band(samples, *line)  # the line limits the noise as well
         if self.level_dbfs is None:
             return change_level(samples, rng.uniform(*self.gain_db))
         level_dbfs = 10 * math.log10(speech_power + 1e-10)
@@ -91,12 +91,12 @@ class Augmenter:
 
 @dataclass(frozen=True)
 class QuietAugmenter:
-    """What QuietBench does to speech, drawn at random: room, noise, line, gain, 16 bits.
+    """The degradations of QuietBench at random: room, noise, line, gain, 16 bits.
 
     `responses` are the rooms to draw from, see `simulate.draw_responses`; without them there is no
     room. At least `low_snr_share` of the clips get noise at `low_snr_db` below their active speech
-    level, a further `noise_share` at `snr_db`, the others none. `gain_db` is what the clip loses at
-    the end. Ranges are uniform, in dB. Raises OptionError for shares that are none.
+    level, a further `noise_share` at `snr_db`, the others none. `gain_db` is the gain of the whole
+    clip. Ranges are uniform, in dB. Raises OptionError for invalid shares.
     """
 
     responses: tuple[Float64, ...] = ()
@@ -114,7 +114,7 @@ class QuietAugmenter:
         shares = (self.low_snr_share, self.noise_share, self.low_snr_share + self.noise_share)
         if not all(0 <= share <= 1 for share in shares):
             raise OptionError(
-                "low_snr_share and noise_share must lie in 0..1, and their sum too, "
+                "low_snr_share, noise_share and their sum must be between 0 and 1, "
                 f"not {self.low_snr_share} and {self.noise_share}"
             )
 
@@ -156,7 +156,7 @@ def change_speed(samples: Samples, factor: float) -> Samples:
 
 
 def change_level(samples: Samples, gain_db: float) -> Samples:
-    """Scale by `gain_db`; what would pass full scale is clipped, as a recorder does."""
+    """Scale by `gain_db`; samples beyond full scale are clipped, as a recorder does."""
     return np.clip(samples * np.float32(10 ** (gain_db / 20)), -1.0, 1.0)
 
 
@@ -171,9 +171,9 @@ def color(samples: Samples, most_db: float, rng: random.Random) -> Samples:
 
 
 def cut_weak_ends(samples: Samples, below_db: float, margin_seconds: float = 0.0) -> Samples:
-    """Cut off what is `below_db` below the loudest 10 ms, at both ends but for a margin.
+    """Cut both ends where they are `below_db` below the loudest 10 ms, except a margin.
 
-    Empty if all is silence or there are not 10 ms.
+    The result is empty for silence and for less than 10 ms.
     """
     block = SAMPLE_RATE // 100
     blocks = samples[: len(samples) // block * block].reshape(-1, block)
@@ -216,7 +216,7 @@ def reverberate(samples: Samples, rt60_seconds: float, rng: random.Random) -> Sa
 
 
 def telephone_band(samples: Samples, low_hz: float = 200.0, high_hz: float = 3800.0) -> Samples:
-    """What an 8 kHz line leaves: nothing below `low_hz` or above `high_hz`."""
+    """Limit the band as an 8 kHz line does: from `low_hz` to `high_hz`."""
     size = 1 << max(1, (len(samples) - 1).bit_length())
     spectrum = np.fft.rfft(samples, size)
     hz = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
@@ -225,7 +225,7 @@ def telephone_band(samples: Samples, low_hz: float = 200.0, high_hz: float = 380
 
 
 def warp_frequencies(mel: Tensor, factor: float, top_hz: float = SAMPLE_RATE / 2) -> Tensor:
-    """(T, F) -> (T, F): what lay at f Hz lies at `factor` * f, as from a shorter vocal tract.
+    """(T, F) -> (T, F): move energy at f Hz to `factor` * f, as from a shorter vocal tract.
 
     Jaitly and Hinton 2013, "Vocal tract length perturbation", without its bend near the top:
     bins that would come from above `top_hz` repeat the highest one.
@@ -245,7 +245,7 @@ class SpecAugment:
     """Random bands and spans of a spectrogram set to `fill` (Park et al. 2019).
 
     Masks cover at most half of the frames; widths in mel bins and as a share of the frames.
-    `warp` is the range of factors by which frequencies are stretched before.
+    `warp` is the range of factors by which frequencies are stretched first.
     """
 
     frequency_masks: int = 2

@@ -1,7 +1,7 @@
 """Saving and resuming a training run: weights, averages, optimizer, position in the data.
 
-A checkpoint is a folder `checkpoint` in the run's folder, replaced as a whole, so that a run killed
-while it saves finds the one before. Weights that are not trained are not in it.
+A checkpoint is a folder `checkpoint` in the run's folder. It is replaced as a whole, so that a run
+killed while saving resumes from the previous one. Weights that are not trained are not stored.
 """
 
 import json
@@ -25,7 +25,7 @@ OPTIMIZER, PROGRESS, SCORES = "optimizer.pt", "progress.json", "scores.json"
 
 @dataclass
 class TrainingProgress:
-    """Where a run stands: optimizer steps done; the stage, epoch and batch that come next."""
+    """The position of a run: optimizer steps done, and the next stage, epoch and batch."""
 
     step: int = 0
     stage: int = 0
@@ -86,8 +86,8 @@ def load_training(
     weights = load_file(folder / MODEL)
     if weights.keys() != trained_weights(model).keys():
         raise CheckpointError(
-            f"{folder} holds {len(weights)} trained tensors, this run trains "
-            f"{len(trained_weights(model))}: go on with the same options, or in another folder"
+            f"{folder} has {len(weights)} trained tensors, this run trains "
+            f"{len(trained_weights(model))}; resume with the same options or use another folder"
         )
     model.load_state_dict(weights, strict=False)
     for name, tensor in load_file(folder / AVERAGE).items():

@@ -1,4 +1,4 @@
-"""The losses and word errors of training runs as a picture.
+"""Losses and word error rates of training runs as an SVG.
 
     python -m pianissimo.train.curves RUN [RUN ...] --out curves.svg
 
@@ -34,9 +34,9 @@ def read_log(run: Path) -> list[Row]:
         lines = path.read_text(encoding="utf-8").splitlines()
         rows: list[Row] = [json.loads(line) for line in lines]
     except (OSError, ValueError) as error:
-        raise OptionError(f"{path} is no log of a training run: {error}") from error
+        raise OptionError(f"{path} is not the log of a training run: {error}") from error
     if not rows:
-        raise OptionError(f"{path} is empty: nothing was trained yet")
+        raise OptionError(f"{path} is empty; no step is logged yet")
     return rows
 
 
@@ -66,7 +66,7 @@ def tick_values(highest: float) -> list[float]:
 def panel(
     series: dict[str, Points], title: str, unit: str, steps: float, left: float, top: float
 ) -> Iterator[str]:
-    """Lines over so many steps, both axes from zero, with a legend below."""
+    """Lines over the steps, both axes from zero, with a legend below."""
     highest = 1.05 * max((y for points in series.values() for _, y in points), default=0) or 1
     width, height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 

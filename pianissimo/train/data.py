@@ -1,7 +1,8 @@
-"""From a manifest to padded batches: reading, checking, caching audio, bucketing by length.
+"""Training data: manifests, the audio cache, examples, and padded batches by length.
 
-A manifest is NeMo's: one JSON object a line with `audio_filepath` (relative to the manifest),
-`duration` (seconds) and `text`; `offset` (seconds) cuts a part out; other keys are kept in `extra`.
+A manifest has the format of NeMo: one JSON object per line with `audio_filepath` (relative to the
+manifest), `duration` (seconds) and `text`; `offset` (seconds) selects a part; other keys are kept
+in `extra`.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from pianissimo.train.augment import SpecAugment
 
 Samples = NDArray[np.float32]
 DURATION_TOLERANCE = 0.02
-"""Audio may be shorter than its manifest says by this share, or by 0.1 s."""
+"""The share by which audio may be shorter than in its manifest; 0.1 s is always allowed."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +40,18 @@ class Utterance:
     duration: float
     text: str
     offset: float = 0.0
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, object] = field(default_factory=dict)
     line: int | None = field(default=None, compare=False)
 
 
 def read_manifest(path: Path) -> list[Utterance]:
     """All utterances of a manifest; ManifestError lists every faulty line by number."""
     utterances, faults = [], []
-    for number, found in manifest_lines(path):
-        if isinstance(found, Utterance):
-            utterances.append(found)
+    for number, line in manifest_lines(path):
+        if isinstance(line, Utterance):
+            utterances.append(line)
         else:
-            faults.append(f"line {number}: {found}")
+            faults.append(f"line {number}: {line}")
     if faults or not utterances:
         shown = "\n  ".join(faults) or "it has no lines"
         raise ManifestError(f"manifest {path} is not usable:\n  {shown}")
@@ -58,7 +59,7 @@ def read_manifest(path: Path) -> list[Utterance]:
 
 
 def manifest_lines(path: Path) -> Iterator[tuple[int, "Utterance | str"]]:
-    """The number of each line that is not empty, with its utterance or what is wrong with it."""
+    """The number of each line that is not empty, with its utterance or its fault."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -72,7 +73,7 @@ def manifest_lines(path: Path) -> Iterator[tuple[int, "Utterance | str"]]:
 
 
 def write_manifest(path: Path, utterances: Iterable[Utterance]) -> None:
-    """Write what `read_manifest` reads, audio by absolute paths; a file is there whole or not."""
+    """Write a manifest for `read_manifest` atomically, with absolute paths of audio."""
     rows = [
         {
             **u.extra,
@@ -89,7 +90,7 @@ def write_manifest(path: Path, utterances: Iterable[Utterance]) -> None:
     partial.replace(path)
 
 
-def _utterance(row: Any, folder: Path) -> Utterance:
+def _utterance(row: object, folder: Path) -> Utterance:
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")
     for key, kind in (("audio_filepath", str), ("duration", (int, float)), ("text", str)):
@@ -109,8 +110,8 @@ def _utterance(row: Any, folder: Path) -> Utterance:
 class AudioCache:
     """All audio of a training set decoded once into one 16-bit file, read by memory map.
 
-    Made in `folder`, keyed by the utterances, so that another set makes another file. Training
-    reads tens of random clips a second, and decoding MP3 or Vorbis each time would starve it.
+    The file is in `folder`; its name is a hash of the utterances. Training reads tens of random
+    clips per second, and decoding MP3 or Vorbis each time would be too slow.
     """
 
     def __init__(self, utterances: Sequence[Utterance], folder: Path) -> None:
@@ -145,7 +146,7 @@ class AudioCache:
                 raise ManifestError("unusable audio:\n  " + "\n  ".join(faults))
             np.save(partial_index, np.array(offsets))
             partial.rename(data)
-            partial_index.rename(index)  # last: it says that the other is whole
+            partial_index.rename(index)  # last: it marks the cache as complete
         finally:
             partial.unlink(missing_ok=True)
             partial_index.unlink(missing_ok=True)
@@ -156,13 +157,13 @@ class AudioCache:
 
 
 def cut_utterance(u: Utterance, recording: Samples) -> Samples:
-    """The samples of an utterance out of its recording; ValueError if that ends before."""
+    """The samples of an utterance; ValueError if its recording ends too early."""
     start = round(u.offset * SAMPLE_RATE)
     samples = recording[start : start + round(u.duration * SAMPLE_RATE)]
     missing = u.duration - len(samples) / SAMPLE_RATE
     if missing > max(0.1, DURATION_TOLERANCE * u.duration):
         raise ValueError(
-            f"ends {missing:.2f} s before the {u.duration:.2f} s that the manifest says"
+            f"the audio is {missing:.2f} s shorter than the manifest says, {u.duration:.2f} s"
         )
     return samples
 
@@ -186,7 +187,7 @@ class TrainingBatch:
 
 
 Example = tuple[Samples, str]
-"""Samples at 16 kHz and the transcript: what a source of training examples yields."""
+"""Samples at 16 kHz and their transcript."""
 
 
 def epoch_batches(
@@ -195,7 +196,7 @@ def epoch_batches(
     """Indices grouped into batches of about equal length, at most `batch_seconds` after padding.
 
     The same (seed, epoch) gives the same batches in the same order. Lengths are jittered, so that
-    an utterance does not meet the same neighbors every time.
+    batches differ from epoch to epoch.
     """
     rng = random.Random(f"{seed}-{epoch}")
     order = sorted(range(len(durations)), key=lambda i: durations[i] * rng.uniform(0.85, 1.15))
@@ -259,7 +260,7 @@ def collate(mels: Sequence[Tensor], targets: Sequence[Tensor]) -> TrainingBatch:
 
 @dataclass(frozen=True)
 class TrainingClip:
-    """A training item: part of a cached recording, in seconds, and what is said in it."""
+    """A training item: part of a cached recording, in seconds, and its transcript."""
 
     recording: int
     start: float
@@ -269,7 +270,7 @@ class TrainingClip:
 
 @dataclass(frozen=True)
 class Splice:
-    """A training item put together from several clips, `gap_seconds` of silence between them."""
+    """A training item of several clips with `gap_seconds` of silence between them."""
 
     parts: tuple[TrainingClip, ...]
     gap_seconds: float = 0.0
@@ -280,7 +281,7 @@ class Splice:
 
 
 class Examples(Protocol):
-    """What a stage of training draws from."""
+    """The examples of a stage of training."""
 
     def durations(self) -> list[float]:
         """Seconds of each item, before augmentation."""
@@ -347,15 +348,15 @@ class Mixture:
 
 
 class Replay:
-    """New items and, between them, items of older data that make up `share` of the seconds.
+    """New items mixed with items of older data that make up `share` of the seconds.
 
-    Every epoch has the same number of places for older items, each for items of about one length;
-    who takes a place is drawn anew each time.
+    Every epoch has the same number of places for older items. A place has a set of items of about
+    one length, of which one is drawn each time.
     """
 
     def __init__(self, new: Examples, old: Examples, share: float) -> None:
         if not 0 < share < 1:
-            raise OptionError(f"the share of older data is {share:g}, expected between 0 and 1")
+            raise OptionError(f"the share of older data must be between 0 and 1, not {share:g}")
         self._new, self._old = new, old
         self._fresh = new.durations()
         lengths = old.durations()
@@ -369,7 +370,7 @@ class Replay:
         self._longest = [max(lengths[i] for i in place) for place in self._places]
 
     def durations(self) -> list[float]:
-        """Seconds of each item; for a place, of the longest that may take it."""
+        """Seconds of each item; for a place, of its longest item."""
         return [*self._fresh, *self._longest]
 
     def example(self, item: int, rng: random.Random) -> Example:
@@ -386,9 +387,9 @@ def span_clips(
     rng: random.Random,
     margin_seconds: float = 0.04,
 ) -> list[TrainingClip]:
-    """Cut an aligned recording into runs of 1 to `longest` words, in order, none left out.
+    """Cut an aligned recording into runs of 1 to `longest` words, in order and complete.
 
-    `words` are (text, start, end) in seconds. A little of what stands around a run stays with it.
+    `words` are (text, start, end) in seconds. A run is extended by a margin on both sides.
     """
     clips, at = [], 0
     while at < len(words):
@@ -409,8 +410,9 @@ def splice_clips(
 ) -> list[Splice]:
     """Draw `count` new orders of 2 to `longest` of these words; each distinct word as likely.
 
-    `words` are single-word clips that may stand beside each other: of one speaker, say. What is
-    learned from them cannot be the order of words. `gaps` are the pauses to draw from, in seconds.
+    `words` are single-word clips that fit together, for example of one speaker. The random order
+    prevents the model from learning an order of words. `gaps` are the pauses to draw from, in
+    seconds.
     """
     by_text: dict[str, list[TrainingClip]] = {}
     for clip in words:

@@ -1,19 +1,22 @@
-"""When to stop training, and which weights to keep, by the validations so far."""
+"""Early stopping: when to stop training and which weights to keep, by validation scores."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
+
+ScoreRecord: TypeAlias = dict[str, float] | int
+"""A field of the record: scores by name, or a count."""
 
 
 @dataclass
 class EarlyStop:
-    """What the validations said so far; part of a checkpoint, the best weights included.
+    """The record of the validations and the best weights; part of a checkpoint.
 
     Scores are error rates by name, one for each latency mode. The best weights have the lowest
-    mean; training is over once no single score has found a new low for `patience` validations.
+    mean. Training is over once no single score reached a new low in `patience` validations.
     """
 
     patience: int
@@ -25,7 +28,7 @@ class EarlyStop:
     weights: dict[str, Tensor] = field(default_factory=dict)
 
     def note(self, step: int, scores: dict[str, float], weights: Mapping[str, Tensor]) -> None:
-        """Take the scores of a step and, if they are the best, a copy of its weights."""
+        """Record the scores of a step and, if they are the best, a copy of its weights."""
         if not self.first:
             self.first = dict(scores)
         better = [name for name in scores if scores[name] < self.lowest.get(name, math.inf)]
@@ -40,7 +43,7 @@ class EarlyStop:
         """Whether it is time to stop."""
         return self.stale >= self.patience
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, ScoreRecord]:
         """Everything but patience and weights, for JSON."""
         return {
             "first": self.first,
@@ -51,7 +54,7 @@ class EarlyStop:
         }
 
     def restore(self, state: dict[str, Any], weights: dict[str, Tensor]) -> None:
-        """Take back what `state` gave."""
+        """Restore a `state`, with the best weights."""
         self.first, self.best = dict(state["first"]), dict(state["best"])
         self.best_step, self.stale = int(state["best_step"]), int(state["stale"])
         self.lowest, self.weights = dict(state["lowest"]), weights

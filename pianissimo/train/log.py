@@ -1,4 +1,4 @@
-"""What a run says about itself: lines, a bar on a terminal, a log file, TensorBoard if wanted."""
+"""The log of a training run: console lines, a progress bar, a log file, and TensorBoard."""
 
 import json
 import os
@@ -16,11 +16,11 @@ LOG_FILE = "log.jsonl"
 
 
 class RunLog:
-    """The diary of a run in `run/log.jsonl`, one object a line, and its face on the console.
+    """The log of a run: `run/log.jsonl` with one object per line, and messages on the console.
 
     Losses are averaged between two reports. `tensorboard` also writes event files into the run's
     folder; raises MissingExtraError if that package is not installed. A log that is not `kept`
-    says and writes nothing.
+    writes nothing.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class RunLog:
         self._seconds, self._since = 0.0, time.monotonic()
 
     def resume(self, step: int) -> None:
-        """Go on from `step`: what a killed run wrote of later steps will be written again."""
+        """Delete the lines of steps after `step`, which a resumed run writes again."""
         if not self._path.is_file():
             return
         self._file.flush()
@@ -54,11 +54,11 @@ class RunLog:
         self._file = self._path.open("a", encoding="utf-8")
 
     def say(self, text: str) -> None:
-        """One line for the reader."""
+        """Print one line."""
         self._console.print(f"{time.strftime('%H:%M:%S')} {text}")
 
     def step(self, step: int, losses: dict[str, Tensor], seconds: float) -> None:
-        """Note the losses of one step over `seconds` of audio."""
+        """Record the losses of one step over `seconds` of audio."""
         for name, value in losses.items():
             total, count = self._sums.get(name, (0.0, 0))
             self._sums[name] = (total + float(value.detach()), count + 1)
@@ -100,6 +100,6 @@ def _summary_writer(run: Path):  # type: ignore[no-untyped-def]
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise MissingExtraError(
-            "writing TensorBoard files needs it: pip install 'pianissimo[train]'"
+            "TensorBoard files need the tensorboard package: pip install 'pianissimo[train]'"
         ) from error
     return SummaryWriter(run)

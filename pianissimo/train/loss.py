@@ -90,7 +90,7 @@ def tdt_loss(
 
 
 def _skewed(grid: Tensor) -> Tensor:
-    """(B, S, W, n) -> (B, S + W - 1, W, n): row s + u holds what stood at (s, u)."""
+    """(B, S, W, n) -> (B, S + W - 1, W, n): row s + u has the entry of (s, u)."""
     W = grid.shape[2]
     columns = [
         torch.nn.functional.pad(grid[:, :, u], (0, 0, u, W - 1 - u), value=IMPOSSIBLE)
@@ -103,8 +103,8 @@ def _check_lattice(logits: Tensor, frame_lengths: Tensor, target_lengths: Tensor
     nodes = frame_lengths * (target_lengths + 1)
     if int(nodes.sum()) != len(logits) or int(frame_lengths.min()) < 1:
         raise OptionError(
-            f"transducer loss got {len(logits)} lattice nodes for lengths that make "
-            f"{int(nodes.sum())}; every row needs at least one frame"
+            f"transducer loss got {len(logits)} lattice nodes, expected "
+            f"{int(nodes.sum())} by the lengths; every row needs at least one frame"
         )
 
 

@@ -1,4 +1,4 @@
-"""Training on several processes that `torchrun` started: who they are and what they agree on."""
+"""Training on several processes started by `torchrun`: ranks, sums, and agreement."""
 
 import os
 from collections.abc import Iterator
@@ -10,15 +10,14 @@ import torch
 import torch.distributed as dist
 
 PATIENCE = timedelta(hours=6)
-"""How long processes wait for the first one: it alone validates, and decodes the recordings."""
+"""How long processes wait for the first one, which alone validates and decodes recordings."""
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes that train together: this one's `rank` among `size`, and what they share.
+    """The processes that train together: the `rank` of this one among `size`.
 
-    Each process takes every `size`-th batch, so no two train on the same one. Only the first
-    writes files and speaks.
+    Each process trains on every `size`-th batch. Only the first writes files and messages.
     """
 
     rank: int = 0
@@ -37,15 +36,15 @@ class World:
         return tensor.tolist()
 
     def agree(self, flag: bool) -> bool:
-        """What the first process says."""
+        """The flag of the first process."""
         return self.sums(float(flag and self.first))[0] > 0
 
     def wait(self) -> None:
-        """Until every process is here."""
-        self.sums(0.0)  # no process would wait for a sum of nothing
+        """Wait for all processes."""
+        self.sums(0.0)  # a sum of no values would not wait
 
     def share(self, batches: int) -> range:
-        """The positions of this process's batches: as many as every other process has."""
+        """The positions of this process's batches; every process has the same number."""
         return range(self.rank, batches // self.size * self.size, self.size)
 
 
@@ -54,13 +53,13 @@ ALONE = World()
 
 @contextmanager
 def joined_world(device: str) -> Iterator[World]:
-    """The world that `torchrun` set up, left at the end; ALONE without it."""
+    """The processes started by `torchrun`, ALONE without it; the group is closed at the end."""
     if "WORLD_SIZE" not in os.environ or not dist.is_available():
         yield ALONE
         return
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
-    # Small agreements go over gloo also where gradients go over NCCL: they live on the CPU.
+    # Sums of numbers on the CPU use gloo, gradients on GPUs use NCCL.
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     dist.init_process_group(backend, timeout=PATIENCE)
     try:

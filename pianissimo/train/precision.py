@@ -1,9 +1,9 @@
-"""Less memory and time per step: half precision with loss scaling, and layers computed twice."""
+"""Mixed precision with loss scaling, and recomputation of layers to save memory."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,11 +16,11 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class Mixed:
-    """Mixed precision (Micikevicius et al. 2018): weights in float32, products narrower.
+    """Mixed precision (Micikevicius et al. 2018): weights in float32, products in half precision.
 
-    "auto" is bfloat16 on a GPU that has it, else float32. float16 has few exponents, so the loss
-    is scaled up before the backward pass and gradients down after it; a step whose gradients
-    overflow is skipped and the scale halved.
+    "auto" is bfloat16 on a GPU that supports it, else float32. float16 has a small range, so the
+    loss is scaled up before the backward pass and gradients down after it. A step with an overflow
+    is skipped and the scale halved.
     """
 
     def __init__(self, precision: Precision, device: str) -> None:
@@ -31,7 +31,7 @@ class Mixed:
         self.dtype: torch.dtype = getattr(torch, precision)
         self.scaler = GradScaler(self.device) if precision == "float16" else None
 
-    def autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[object]:
         """The context of the forward pass."""
         return torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32)
 
@@ -39,7 +39,7 @@ class Mixed:
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Bring the gradients to their true size, before they are looked at."""
+        """Undo the scale of the gradients, before they are clipped."""
         if self.scaler is not None:
             self.scaler.unscale_(optimizer)
 
@@ -50,17 +50,17 @@ class Mixed:
             self.scaler.step(optimizer)
 
     def update(self) -> None:
-        """Adapt the scale to how the step went; once after every backward pass."""
+        """Adapt the scale after a step."""
         if self.scaler is not None:
             self.scaler.update()
 
 
 @contextmanager
 def recomputed_layers(encoder: FastConformerEncoder) -> Iterator[None]:
-    """Inside, each layer keeps only its input and computes the rest anew in the backward pass."""
+    """A context in which layers store only their input and recompute the rest when needed."""
     layers = list(encoder.layers)
     for layer in layers:
-        # On the instance: whatever else the layer offers stays reachable.
+        # On the instance, so that the other attributes of the layer stay accessible.
         layer.forward = partial(  # type: ignore[method-assign]
             checkpoint, layer.forward, use_reentrant=False
         )

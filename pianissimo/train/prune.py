@@ -6,13 +6,12 @@ arXiv 1905.10650).
 
 Unstructured pruning makes weights zero and changes no shape: what it saves depends on who stores or
 multiplies the matrices. Structured pruning takes units or heads out, so every runtime gains. Either
-may be followed by training: `train_model` as it is, on the model that was pruned; and a model
+may be followed by training: `train_model` on the pruned model; and a model
 without some units or heads, once saved, is one like any other for `pianissimo finetune`.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +22,14 @@ from pianissimo.models.fastconformer import EncoderConfig, FeedForward
 
 
 def prunable(model: AsrModel) -> Iterator[tuple[str, Tensor]]:
-    """The matrices of the encoder's layers: nearly all weights, and those that can spare some."""
+    """The matrices of the encoder's layers, which have nearly all weights."""
     for name, module in model.encoder.named_modules():
         if name.startswith("layers.") and type(module) is nn.Linear:
             yield f"encoder.{name}.weight", module.weight
 
 
 def sparsity(model: AsrModel) -> float:
-    """The share of zeros in what is prunable."""
+    """The share of zeros in the prunable weights."""
     weights = [weight for _, weight in prunable(model)]
     zeros = sum(int((weight == 0).sum()) for weight in weights)
     return zeros / sum(weight.numel() for weight in weights)
@@ -57,7 +56,7 @@ def prune_weights(model: AsrModel, share: float) -> None:
 
 
 def _keep_out(weight: Tensor, kept: Tensor) -> None:
-    """Zero what is not kept, now and in every gradient."""
+    """Set the pruned weights to zero, and their gradients in every step."""
     weight.mul_(kept)
     if weight.requires_grad:
         weight.register_hook(lambda gradient: gradient * kept.to(gradient.device))
@@ -116,7 +115,7 @@ def prune_heads(model: AsrModel, share: float, worth: Tensor | None = None) -> A
 
 
 def head_norms(model: AsrModel) -> Tensor:
-    """What each head can add at most: norm of its values times that of its outputs, (layers, H)."""
+    """A bound of each head's output: norm of its values times that of its outputs, (layers, H)."""
     H, K = model.config.encoder.heads, model.config.encoder.head_dim
     rows = []
     for layer in model.encoder.layers:
@@ -127,7 +126,7 @@ def head_norms(model: AsrModel) -> Tensor:
 
 
 def head_importance(model: AsrModel, losses: Iterable[Callable[[], Tensor]]) -> Tensor:
-    """How much the loss would change, to first order, without each head: (layers, H).
+    """The first-order change of the loss without each head: (layers, H).
 
     `losses` are functions, each giving the loss of one example; the mean of |output . gradient|
     over them, each layer brought to a norm of one (Michel et al. 2019, sections 3.1 and 4.1).
@@ -135,8 +134,8 @@ def head_importance(model: AsrModel, losses: Iterable[Callable[[], Tensor]]) -> 
     H, K = model.config.encoder.heads, model.config.encoder.head_dim
     held: dict[int, Tensor] = {}
 
-    def hold(i: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def hold(i: int) -> Callable[[nn.Module, tuple[object, ...]], None]:
+        def hook(module: nn.Module, inputs: tuple[object, ...]) -> None:
             held[i] = inputs[0]
 
         return hook
@@ -159,11 +158,11 @@ def head_importance(model: AsrModel, losses: Iterable[Callable[[], Tensor]]) -> 
 
 def _refuse(share: float) -> None:
     if not 0 <= share < 1:
-        raise OptionError(f"a share of {share} cannot be pruned; choose one from 0 to below 1")
+        raise OptionError(f"the pruned share must be at least 0 and below 1, not {share}")
 
 
 def _built(model: AsrModel, encoder: EncoderConfig, weights: dict[str, Tensor]) -> AsrModel:
-    """A model like that one but for its encoder's shape, on these weights."""
+    """The same model with another encoder shape and these weights."""
     with torch.device("meta"):
         smaller = AsrModel(dataclasses.replace(model.config, encoder=encoder))
     smaller.load_state_dict(weights, assign=True)

@@ -1,4 +1,4 @@
-"""Word errors during training, as a live stream makes them, in every latency mode."""
+"""Validation during training: word error rates of live streams in every latency mode."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ BATCH_SECONDS = 60.0
 def streaming_errors(manifest: Path, tokenizer: Tokenizer) -> Validate:
     """A validation for `train` over a manifest; see `errors_on`.
 
-    Raises ManifestError for a faulty manifest, at once.
+    Raises ManifestError for a faulty manifest.
     """
     return errors_on(read_references(manifest), tokenizer)
 
@@ -25,9 +25,9 @@ def streaming_errors(manifest: Path, tokenizer: Tokenizer) -> Validate:
 def errors_on(references: Sequence[Reference], tokenizer: Tokenizer) -> Validate:
     """Word error rates per subset and latency mode, by name.
 
-    Recordings go through the streaming encoder chunk by chunk and a greedy search, so the numbers
-    are those of a live stream and not of an offline pass; no gain is applied. A model that cannot
-    stream hears each recording whole, its only mode.
+    Recordings pass through the streaming encoder chunk by chunk and a greedy search, so the numbers
+    are those of a live stream; no gain is applied. A model that cannot stream recognizes each
+    recording as a whole, its only mode.
     """
 
     def validate(model: AsrModel) -> dict[str, float]:
@@ -55,5 +55,5 @@ def errors_of(
 
 
 def mode_name(latency_ms: int | None) -> str:
-    """A latency mode for people; None is hearing recordings whole."""
+    """The name of a latency mode; None is the mode of whole recordings."""
     return "whole" if latency_ms is None else f"{latency_ms} ms"

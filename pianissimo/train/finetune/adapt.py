@@ -1,4 +1,4 @@
-"""Which weights of a trained model a fine-tuning may move, and how far.
+"""Which weights a fine-tuning changes, and regularization toward the original ones.
 
 LoRA (Hu et al. 2021, arXiv 2106.09685) adds a product of two narrow matrices to a linear layer and
 is merged into it afterwards, so what is saved is a plain model. L2-SP (Li et al. 2018, arXiv
@@ -25,11 +25,11 @@ LORA_LINEARS = (
     "ff2.up",
     "ff2.down",
 )
-"""The linear layers of an encoder layer that LoRA moves."""
+"""The linear layers of an encoder layer to which LoRA is added."""
 
 
 def freeze_encoder(model: AsrModel) -> None:
-    """Leave the encoder as it is: only the prediction side and the heads are trained."""
+    """Freeze the encoder; the prediction network and the heads are trained."""
     model.encoder.requires_grad_(False)
 
 
@@ -60,14 +60,14 @@ class LoraLinear(nn.Module):
 
 
 def add_lora(model: AsrModel, rank: int, scale: float = 2.0) -> None:
-    """Freeze the encoder but for a LoRA of `rank` on its attention and feed-forward layers.
+    """Freeze the encoder except a LoRA of `rank` on its attention and feed-forward layers.
 
     The prediction side and the heads are trained whole: they are small. `scale` is the alpha / rank
     of the paper. Raises OptionError for a rank that a layer has no room for.
     """
     most = min(model.config.encoder.dim, model.config.encoder.ff_dim)
     if not 1 <= rank <= most:
-        raise OptionError(f"a LoRA of rank {rank} does not fit: choose from 1 to {most}")
+        raise OptionError(f"the rank of LoRA must be 1 to {most}, not {rank}")
     freeze_encoder(model)
     for layer in model.encoder.layers:
         for name in LORA_LINEARS:
@@ -79,7 +79,7 @@ def add_lora(model: AsrModel, rank: int, scale: float = 2.0) -> None:
 
 
 def merge_lora(model: AsrModel) -> None:
-    """Put every LoRA into the layer it stands on; all weights can be trained again afterwards."""
+    """Merge every LoRA into its layer; afterwards all weights can be trained."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, LoraLinear):
@@ -89,19 +89,19 @@ def merge_lora(model: AsrModel) -> None:
 
 @torch.no_grad()
 def blend(model: nn.Module, original: nn.Module, share: float) -> None:
-    """Move the weights of a model to `share` of the way that it went from the original."""
+    """Interpolate the weights of a model to `share` of the way from the original."""
     for weight, origin in zip(model.parameters(), original.parameters(), strict=True):
         weight.lerp_(origin.to(weight.device, weight.dtype), 1 - share)
 
 
 def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that training moves, by name."""
+    """The trained parameters by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 @dataclass(frozen=True)
 class Anchor:
-    """A pull of the trained weights back to where they began: to be added to their gradients.
+    """A penalty on the distance from the original weights, as an addition to gradients.
 
     The penalty is strength / 2 * sum of importance * (weight - origin)^2. Without `importance`
     every weight counts alike, which is L2-SP; the Fisher information makes it EWC.
@@ -126,7 +126,7 @@ class Anchor:
 def anchor_weights(
     model: nn.Module, strength: float, importance: dict[str, Tensor] | None = None
 ) -> Anchor:
-    """An anchor at the model's present weights."""
+    """An anchor at the current weights of the model."""
     origin = {name: p.detach().clone() for name, p in trained_weights(model).items()}
     return Anchor(strength, origin, importance)
 
@@ -148,6 +148,6 @@ def fisher_information(
                 square.addcmul_(gradient.float(), gradient.float())
     total = sum(float(square.sum(dtype=torch.float64)) for square in squares.values())
     if not 0 < total < math.inf:
-        raise OptionError("the examples for EWC say nothing about the weights: use other ones")
+        raise OptionError("the Fisher information of the EWC examples is 0; use other replay data")
     mean = total / sum(square.numel() for square in squares.values())
     return {name: square / mean for name, square in squares.items()}

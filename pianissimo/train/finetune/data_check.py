@@ -1,7 +1,7 @@
-"""Training data looked at before it is trained on: what is wrong with which line of a manifest.
+"""Checks of training data before training: faults and oddities of the lines of a manifest.
 
-A fault makes a line unusable; an oddity is worth knowing. Nothing is written and nothing changed
-but transcripts, which are brought into letters that the model has where that loses nothing.
+A line with a fault is unusable; a line with an oddity is usable but reported. Transcripts are
+respelled in the characters of the model where that loses nothing; files are not changed.
 """
 
 import hashlib
@@ -19,37 +19,37 @@ from pianissimo.errors import AudioError
 from pianissimo.train.data import Utterance, cut_utterance, manifest_lines
 
 SILENT_PEAK = 1e-4
-"""Below this, -80 dBFS, a recording holds nothing to learn from."""
+"""Recordings below this peak, -80 dBFS, count as silence."""
 SPEAKER_KEYS = ("speaker", "speaker_id")
 APOSTROPHES = frozenset("\u2018\u2019\u02bc\u2032`\u00b4")
 FAULTS = {
-    "line": "not a usable line",
+    "line": "invalid line",
     "audio": "audio that cannot be read",
     "silent": "silence",
     "length": "too long or too short",
     "text": "no transcript",
     "letters": "characters that the model cannot write",
-    "crowded": "more text than the model can write in that time",
+    "crowded": "more text than the model can write in the duration",
     "conflict": "the same audio with another transcript",
     "overlap": "audio of the training set in the validation set",
-    "offset": "part of a recording, where whole ones are needed",
+    "offset": "part of a recording; whole recordings are needed",
 }
 ODDITIES = {
-    "rate": "recorded below 16 kHz: the model hears a telephone",
+    "rate": "recorded below 16 kHz, so high frequencies are missing",
     "channels": "several channels, averaged to one",
     "pace": "unusually much or little text for its length",
     "twice": "the same audio as another line",
     "speaker": "a speaker of the training set in the validation set",
-    "spelling": "spelled with other characters, which the model has",
+    "spelling": "respelled in characters that the model has",
 }
 
 
 class Writer(Protocol):
-    """What makes targets of transcripts: a `Tokenizer`, or the letters of a CTC model."""
+    """Encodes transcripts to targets: a `Tokenizer`, or the letters of a CTC model."""
 
     @property
     def special_ids(self) -> Collection[int]:
-        """Ids that never enter text, that of what cannot be written among them."""
+        """Ids that never enter text, the unknown id included."""
         ...
 
     def encode(self, text: str) -> list[int]: ...
@@ -58,7 +58,7 @@ class Writer(Protocol):
 
 
 class Capacity(Protocol):
-    """How much a model can write in how much time; `AsrConfig` is one."""
+    """The rate at which a model can write text; `AsrConfig` is one."""
 
     @property
     def frame_seconds(self) -> float: ...
@@ -72,7 +72,7 @@ class Capacity(Protocol):
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a line may be: seconds of audio, and characters per second."""
+    """Limits of a line: seconds of audio, and characters per second."""
 
     shortest_seconds: float = 0.1
     longest_seconds: float = 40.0
@@ -81,7 +81,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class LineFinding:
-    """Something about one line; `kind` is a key of FAULTS or ODDITIES."""
+    """A fault or an oddity of one line; `kind` is a key of FAULTS or ODDITIES."""
 
     line: int
     kind: str
@@ -94,7 +94,7 @@ class LineFinding:
 
 @dataclass(frozen=True)
 class Line:
-    """A line that can be used, in letters that the model has; `digest` identifies its audio."""
+    """A usable line in characters of the model; `digest` identifies its audio."""
 
     number: int
     utterance: Utterance
@@ -102,13 +102,13 @@ class Line:
 
     @property
     def speaker(self) -> str | None:
-        found = (self.utterance.extra.get(key) for key in SPEAKER_KEYS)
-        return next((str(name) for name in found if name is not None), None)
+        names = (self.utterance.extra.get(key) for key in SPEAKER_KEYS)
+        return next((str(name) for name in names if name is not None), None)
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A manifest after its check; `lacking` counts the characters that the model cannot write."""
+    """A checked manifest; `lacking` counts the characters that the model cannot write."""
 
     manifest: Path
     lines: tuple[Line, ...]
@@ -117,7 +117,7 @@ class Checked:
 
     @property
     def utterances(self) -> list[Utterance]:
-        """What can be used."""
+        """The utterances of the usable lines."""
         return [line.utterance for line in self.lines]
 
     @property
@@ -129,7 +129,7 @@ class Checked:
         return sorted({finding.line for finding in self.findings if finding.fatal})
 
     def without(self, findings: Iterable[LineFinding]) -> "Checked":
-        """With further findings, and without the lines that they make unusable."""
+        """The same with further findings, without the lines that these make unusable."""
         findings = tuple(findings)
         fatal = {finding.line for finding in findings if finding.fatal}
         lines = tuple(line for line in self.lines if line.number not in fatal)
@@ -144,20 +144,19 @@ def check_manifest(
     bounds: Bounds | None = None,
     whole: bool = False,
 ) -> Checked:
-    """Look at every line of a manifest and decode its audio.
+    """Check every line of a manifest and decode its audio.
 
-    `whole` asks for whole recordings, as validation does. Raises ManifestError if there is no such
-    file.
+    `whole` requires whole recordings, as validation does. Raises ManifestError for a missing file.
     """
-    look = _Look(writer, capacity, bounds or Bounds(), whole)
+    check = _LineCheck(writer, capacity, bounds or Bounds(), whole)
     lines: list[Line] = []
     findings: list[LineFinding] = []
     first: dict[bytes, Line] = {}
-    for number, found in manifest_lines(path):
-        if isinstance(found, str):
-            findings.append(LineFinding(number, "line", found))
+    for number, utterance in manifest_lines(path):
+        if isinstance(utterance, str):
+            findings.append(LineFinding(number, "line", utterance))
             continue
-        line, about = look.at(number, found)
+        line, about = check.line(number, utterance)
         findings += about
         if line is None:
             continue
@@ -165,24 +164,26 @@ def check_manifest(
         if same is not line:
             alike = same.utterance.text == line.utterance.text
             kind = "twice" if alike else "conflict"
-            findings.append(LineFinding(number, kind, f"the audio is that of line {same.number}"))
+            findings.append(LineFinding(number, kind, f"same audio as line {same.number}"))
             if not alike:
                 continue
         lines.append(line)
-    return Checked(path, tuple(lines), tuple(findings), look.spelling.lacking)
+    return Checked(path, tuple(lines), tuple(findings), check.spelling.lacking)
 
 
 def check_overlap(train: Checked, val: Checked) -> Checked:
-    """The validation set without what is in the training set; speakers of both are named."""
+    """The validation set without audio of the training set; shared speakers are reported."""
     audio = {line.digest: line.number for line in train.lines}
     speakers = {line.speaker: line.number for line in reversed(train.lines) if line.speaker}
     findings = []
     for line in val.lines:
         if line.digest in audio:
-            message = f"its audio is that of line {audio[line.digest]} of {train.manifest}"
+            message = f"same audio as line {audio[line.digest]} of {train.manifest}"
             findings.append(LineFinding(line.number, "overlap", message))
         elif line.speaker in speakers:
-            message = f"{line.speaker!r} speaks on line {speakers[line.speaker]} of training too"
+            message = (
+                f"{line.speaker!r} is also on line {speakers[line.speaker]} of the training set"
+            )
             findings.append(LineFinding(line.number, "speaker", message))
     return val.without(findings)
 
@@ -190,8 +191,8 @@ def check_overlap(train: Checked, val: Checked) -> Checked:
 class Spelling:
     """Transcripts in characters that a model can write.
 
-    A character that it lacks becomes its other case, a plain apostrophe or, if it is a mark, a
-    space; what is left is counted in `lacking`.
+    A character that the model lacks is replaced by its other case, by a plain apostrophe or, if it
+    is a mark, by a space; other characters are counted in `lacking`.
     """
 
     def __init__(self, writer: Writer) -> None:
@@ -200,7 +201,7 @@ class Spelling:
         self.lacking: Counter[str] = Counter()
 
     def fit(self, text: str) -> tuple[str, str]:
-        """The text respelled, and the characters for which there is no other."""
+        """The respelled text, and the characters without a replacement."""
         text = " ".join(unicodedata.normalize("NFC", text).split())
         lost = "".join(sorted({c for c in text if self._replacement(c) is None}))
         self.lacking.update(c for c in text if c in lost)
@@ -223,16 +224,16 @@ class Spelling:
         return not lost and bool(self._writer.decode(ids).strip())
 
 
-class _Look:
-    """One pass over a manifest; keeps the last recording, as parts of one stand together."""
+class _LineCheck:
+    """The check of single lines; caches the last recording, of which several lines may be parts."""
 
     def __init__(self, writer: Writer, capacity: Capacity, bounds: Bounds, whole: bool) -> None:
         self.writer, self.capacity, self.bounds, self.whole = writer, capacity, bounds, whole
         self.spelling = Spelling(writer)
         self._last: tuple[Path, Samples, list[tuple[str, str]]] | None = None
 
-    def at(self, number: int, u: Utterance) -> tuple[Line | None, list[LineFinding]]:
-        """The line, if it can be used, and what is to be said about it."""
+    def line(self, number: int, u: Utterance) -> tuple[Line | None, list[LineFinding]]:
+        """The line, None if it is unusable, and its findings."""
         text, lost = self.spelling.fit(u.text)
         about = list(self._about_text(u, text, lost))
         digest = b""
@@ -256,7 +257,7 @@ class _Look:
         elif not text:
             yield "text", f"the transcript {u.text[:60]!r} has no words"
         elif text != " ".join(u.text.split()):
-            yield "spelling", f"{u.text[:60]!r} is learned as {text[:60]!r}"
+            yield "spelling", f"{u.text[:60]!r} becomes {text[:60]!r}"
         low, high = self.bounds.characters_per_second
         pace = len(text) / u.duration
         if text and not low <= pace <= high:
@@ -274,7 +275,7 @@ class _Look:
         if not len(samples) or float(np.abs(samples).max()) < SILENT_PEAK:
             yield "silent", f"{u.path} is silent from {u.offset:g} s on for {u.duration:g} s"
         if self.whole and u.offset:
-            yield "offset", f"offset {u.offset:g} s: cut the recording first"
+            yield "offset", f"the offset is {u.offset:g} s; cut the recording first"
 
     def _recording(self, path: Path) -> tuple[Samples, list[tuple[str, str]]]:
         if self._last is None or self._last[0] != path:
@@ -288,7 +289,7 @@ class _Look:
 
 
 def render(checked: Sequence[Checked]) -> str:
-    """The report for people: every fault with its line, oddities with the lines that have them."""
+    """The report as text: every fault with its line, and the lines of each oddity."""
     return "\n".join(line for one in checked for line in _rendered(one))
 
 
@@ -301,18 +302,18 @@ def _rendered(one: Checked) -> Iterator[str]:
         + (f"; {len(faulty)} lines with faults" if faulty else "; no faults")
     )
     for kind, title in FAULTS.items():
-        found = [finding for finding in one.findings if finding.kind == kind]
-        if found:
+        findings = [finding for finding in one.findings if finding.kind == kind]
+        if findings:
             yield f"  {title}:"
-            yield from (f"    line {finding.line}: {finding.message}" for finding in found)
+            yield from (f"    line {finding.line}: {finding.message}" for finding in findings)
     if one.lacking:
         counts = ", ".join(f"{c!r} {n} times" for c, n in one.lacking.most_common())
         yield f"  characters that the model lacks: {counts}"
     for kind, title in ODDITIES.items():
-        found = [finding for finding in one.findings if finding.kind == kind]
-        if found:
-            yield f"  note: {title}: lines {ranges([finding.line for finding in found])}"
-            yield f"    such as line {found[0].line}: {found[0].message}"
+        findings = [finding for finding in one.findings if finding.kind == kind]
+        if findings:
+            yield f"  note: {title}: lines {ranges([finding.line for finding in findings])}"
+            yield f"    for example line {findings[0].line}: {findings[0].message}"
 
 
 def ranges(numbers: Sequence[int]) -> str:

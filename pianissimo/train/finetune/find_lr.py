@@ -1,4 +1,4 @@
-"""Which learning rate to take: raise it step by step and watch the loss (Smith 2015)."""
+"""Learning rate range test: raise the rate step by step and record the loss (Smith 2015)."""
 
 import csv
 import itertools
@@ -27,16 +27,16 @@ from pianissimo.train.precision import Mixed
 
 LOWEST, HIGHEST = 1e-6, 1.0
 MEMORY = 0.9
-"""Of the smoothed loss, per step."""
+"""Decay of the smoothed loss per step."""
 DIVERGED = 3.0
-"""The search ends once the smoothed loss is that many times its lowest."""
+"""The test ends once the smoothed loss is this multiple of its lowest value."""
 BACK = 10.0
-"""The rate where the loss is lowest is about to diverge; this factor below it learns safely."""
+"""The factor by which the suggestion is below the rate of the lowest loss."""
 
 
 @dataclass(frozen=True)
 class RateCurve:
-    """The loss at each tried rate, as it was and smoothed."""
+    """The loss at each rate, plain and smoothed."""
 
     rates: tuple[float, ...]
     losses: tuple[float, ...]
@@ -49,7 +49,7 @@ class RateCurve:
         return self.rates[lowest] / BACK
 
     def write(self, path: Path) -> None:
-        """As CSV."""
+        """Write it as CSV."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
@@ -77,7 +77,7 @@ def find_rate(
 ) -> RateCurve:
     """Train for up to `steps` steps while the rate grows from LOWEST to HIGHEST.
 
-    What is left in the model is of no use. Raises OptionError if the loss was never finite.
+    The weights are useless afterwards. Raises OptionError if the loss was never finite.
     """
     model.to(device).train()
     mixed = Mixed(config.precision, device)
@@ -110,5 +110,5 @@ def find_rate(
         mixed.step(optimizer)
         mixed.update()
     if not losses:
-        raise OptionError("the very first loss is not finite: check the data and the precision")
+        raise OptionError("the first loss is not finite; check the data and the precision")
     return RateCurve(tuple(rates), tuple(losses), tuple(smoothed(losses)))

@@ -14,7 +14,7 @@ from pianissimo.text.characters import Alphabet
 from pianissimo.train.data import Examples, epoch_batches
 
 UNKNOWN, IGNORED = -1, -100
-"""What the alphabet lacks, and the padding of labels as Transformers has it."""
+"""The id of characters outside the alphabet, and the padding of labels in Transformers."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class Letters:
         self.special_ids = frozenset({UNKNOWN, alphabet.blank})
 
     def encode(self, text: str) -> list[int]:
-        """Ids, UNKNOWN for what the alphabet lacks; spaces fall away if it has none."""
+        """Ids, UNKNOWN for other characters; without a space symbol, spaces are dropped."""
         if " " not in self._ids:
             text = text.replace(" ", "")
         return [self._ids.get(character, UNKNOWN) for character in text]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The letters of ids that are written."""
+        """The text of ids."""
         return "".join(self._symbols[id] for id in ids if id not in self.special_ids)
 
 

@@ -1,7 +1,6 @@
-"""The data of a fine-tuning: checked, written into the run's folder, and drawn from.
+"""The data of a fine-tuning: checks, the manifests of a run, and training examples.
 
-What is common to every kind of model: `finetune.py` trains our own on it, `finetune_ctc.py` the
-kin of wav2vec 2.0.
+It is shared by all families: `run.py` trains FastConformer models, `ctc.py` the wav2vec 2.0 family.
 """
 
 import dataclasses
@@ -11,7 +10,6 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import soundfile
 
@@ -60,7 +58,7 @@ AUGMENT = Augmenter(
     telephone_probability=0.1,
 )
 ROOMS = 48
-"""How many impulse responses quiet speech is drawn from."""
+"""The number of impulse responses for quiet speech."""
 
 
 @dataclass(frozen=True)
@@ -80,40 +78,39 @@ class Material:
 def check_material(
     options: FinetuneOptions, writer: Writer, capacity: Capacity, bounds: Bounds | None = None
 ) -> Material:
-    """Look at every line of every manifest; ManifestError only if one is not there at all."""
+    """Check every line of every manifest; ManifestError only for a missing file."""
 
-    def look(path: Path, whole: bool) -> Checked:
+    def check(path: Path, whole: bool) -> Checked:
         return check_manifest(path, writer, capacity, bounds=bounds, whole=whole)
 
-    train, val = look(options.manifest, False), look(options.val, True)
+    train, val = check(options.manifest, False), check(options.val, True)
     return Material(
         train,
         check_overlap(train, val),
-        None if options.replay is None else look(options.replay, False),
-        None if options.regression is None else look(options.regression, True),
+        None if options.replay is None else check(options.replay, False),
+        None if options.regression is None else check(options.regression, True),
     )
 
 
 def refuse_faults(material: Material, skip_faulty: bool) -> None:
-    """ManifestError if lines are faulty and not to be skipped, or if nothing is left."""
+    """ManifestError for faulty lines without `skip_faulty`, or if no line is usable."""
     faulty = sum(len(part.faulty_lines) for part in material.parts)
     if faulty and not skip_faulty:
         raise ManifestError(
-            f"{faulty} lines cannot be used (see above): correct them, or leave them out with "
-            "--skip-faulty"
+            f"{faulty} lines cannot be used (see above); correct them or add --skip-faulty"
         )
     for part in material.parts:
         if not part.lines:
-            raise ManifestError(f"{part.manifest} has no line that can be used")
+            raise ManifestError(f"{part.manifest} has no usable line")
 
 
 def prepare(
     options: FinetuneOptions, check: Callable[[], Material], say: Callable[[str], None]
 ) -> Path:
-    """Check the data and write what can be used of it into the run's folder, which is returned."""
+    """Check the data and write the usable lines into the run's folder, which is returned."""
     run = options.out / RUN
     if (options.out / CONFIG_FILE).exists():
-        raise OptionError(f"{options.out} holds a model already; choose another folder for --out")
+        raise OptionError(f"{options.out} already has a model; choose another folder for --out")
     _refuse_other_options(run, options)
     material = check()
     say(render(material.parts))
@@ -135,10 +132,10 @@ def prepare(
 
 
 def quiet_twins(utterances: Sequence[Utterance], folder: Path, seed: int) -> list[Utterance]:
-    """Recordings once more as `quiet_speech` makes them, in 16 bits, as subsets of their own.
+    """Quiet copies of recordings as `quiet_speech` makes them, in 16 bits, as separate subsets.
 
-    What becomes better far away may cost a little close by, so both are validated. The rooms are
-    others than those of the training; the seed fixes every bit.
+    A gain on distant speech may cost some accuracy on close speech, so both are validated. The
+    rooms differ from those of the training; the seed determines every bit.
     """
     folder.mkdir(exist_ok=True)
     augment = QuietAugmenter(draw_responses(ROOMS, seed + 1))
@@ -154,25 +151,25 @@ def quiet_twins(utterances: Sequence[Utterance], folder: Path, seed: int) -> lis
 
 
 def _refuse_other_options(run: Path, options: FinetuneOptions) -> None:
-    """OptionError if the folder holds a run that was begun with other options."""
+    """OptionError if the folder has a run with other options."""
     if not any(run.glob(f"{CHECKPOINT}*")) or not (run / OPTIONS).is_file():
         return
     before, now = json.loads((run / OPTIONS).read_text(encoding="utf-8")), _plain(options)
     different = sorted(name for name in now if now[name] != before.get(name))
     if different:
         raise OptionError(
-            f"{run} holds a run with other options ({', '.join(different)}): go on with the same, "
-            "or choose another folder"
+            f"{run} has a run with other options ({', '.join(different)}); use the same options "
+            "or another folder"
         )
 
 
-def _plain(options: FinetuneOptions) -> dict[str, Any]:
+def _plain(options: FinetuneOptions) -> dict[str, object]:
     values = dataclasses.asdict(options).items()
     return {k: os.path.abspath(v) if isinstance(v, Path) else v for k, v in values}
 
 
 def new_seconds(run: Path) -> float:
-    """How much new data there is to train on."""
+    """Seconds of new training data."""
     return sum(u.duration for u in read_manifest(run / TRAIN))
 
 
@@ -185,14 +182,14 @@ def training_set(
 
 
 def augmenter(options: FinetuneOptions) -> Augmenter | QuietAugmenter | None:
-    """What the recordings suffer in training."""
+    """The augmentation of the training recordings."""
     if not options.augment:
         return None
     return QuietAugmenter(draw_responses(ROOMS, options.seed)) if options.quiet_speech else AUGMENT
 
 
 def examples(options: FinetuneOptions, run: Path) -> tuple[TrainingSet, Examples]:
-    """The new data of a run, and all that is trained on: the older data mixed in, if there is."""
+    """The new data of a run, and all training data: with the older data if there is any."""
     cache, augment = run / CACHE, augmenter(options)
     new = training_set(read_manifest(run / TRAIN), cache, augment)
     if options.replay is None:
@@ -202,7 +199,7 @@ def examples(options: FinetuneOptions, run: Path) -> tuple[TrainingSet, Examples
 
 
 def references(manifest: Path) -> list[Reference]:
-    """What is said in the recordings of a checked manifest, `text_norm` before `text`."""
+    """The references of a checked manifest, from `text_norm` or else `text`."""
     return [
         Reference(
             u.path,
@@ -214,11 +211,11 @@ def references(manifest: Path) -> list[Reference]:
 
 
 def together(new: dict[str, float], general: dict[str, float]) -> dict[str, float]:
-    """Scores on the validation set and on the general set, told apart by their names."""
+    """Scores on the validation set and on the general set in one dictionary."""
     return {**new, **{GENERAL + name: rate for name, rate in general.items()}}
 
 
 def apart(scores: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
-    """What went into `together`."""
+    """The two arguments of `together`."""
     general = {k.removeprefix(GENERAL): v for k, v in scores.items() if k.startswith(GENERAL)}
     return {k: v for k, v in scores.items() if not k.startswith(GENERAL)}, general

@@ -1,4 +1,4 @@
-"""What a fine-tuning is asked to do, and what is chosen where it is not asked."""
+"""Options of a fine-tuning, and the choices for options that are not set."""
 
 import math
 from dataclasses import dataclass
@@ -10,29 +10,29 @@ from pianissimo.train.loop import TrainConfig
 from pianissimo.train.precision import Precision
 
 SMALL_MODEL_PARAMETERS = 100_000_000
-"""Up to here a model is trained whole unless asked otherwise, above by LoRA."""
+"""Models up to this size are trained in full by default, larger ones by LoRA."""
 EPOCHS, FEWEST_STEPS, MOST_STEPS = 20, 400, 20_000
 BATCHES_PER_EPOCH = 20
 BATCH_SECONDS = (20.0, 120.0)
 VALIDATIONS = 12
 L2SP = 0.1
-"""Of 0.1 and 1 the one that costs the new data little; docs/training.md has the numbers."""
+"""Of 0.1 and 1 the one with little loss on new data; docs/training.md has the numbers."""
 
 Method = Literal["full", "heads", "lora"]
 
 
 @dataclass(frozen=True)
 class FinetuneOptions:
-    """What to do; what is None is chosen from the model and the amount of data.
+    """Options of a fine-tuning; None is chosen from the model and the amount of data.
 
-    `method` "full" trains everything, "heads" all but the encoder, "lora" the heads and a LoRA of
-    `rank` in the encoder. `replay` is a manifest of older data of which `replay_share` of the
-    seconds come; `regression` one whose errors count as much as those of `val`. `l2sp` and `ewc`
-    are strengths of the pull toward the original weights; EWC needs `replay`. What is saved lies
-    `blend` of the way from the original weights to the best ones, as far as validation chooses if
-    that is None (or all the way, with the kin of wav2vec 2.0). `quiet_speech` makes recordings far,
-    noisy and quiet, see `QuietAugmenter`, and validates such twins too. Faulty lines stop
-    everything, or are left out with `skip_faulty`.
+    `method` "full" trains all weights, "heads" all but the encoder, "lora" the heads and a LoRA of
+    `rank` in the encoder. `replay` is a manifest of older data that makes up `replay_share` of the
+    seconds; `regression` is a manifest whose errors count as much as those of `val`. `l2sp` and
+    `ewc` are strengths of regularization toward the original weights; EWC needs `replay`. The saved
+    weights are at `blend` of the way from the original to the best ones; None lets validation
+    choose, and is 1 for the wav2vec 2.0 family. `quiet_speech` makes recordings far, noisy and
+    quiet, see `QuietAugmenter`, and also validates quiet copies. Faulty lines raise an error, or
+    are skipped with `skip_faulty`.
     """
 
     manifest: Path
@@ -63,22 +63,22 @@ class FinetuneOptions:
 
     def __post_init__(self) -> None:
         if self.quiet_speech and not self.augment:
-            raise OptionError("quiet speech is made by augmentation: leave one of the two out")
+            raise OptionError("quiet_speech needs augment; remove one of the two options")
         if self.method != "lora" and self.rank is not None:
-            raise OptionError("a rank is for LoRA only")
+            raise OptionError("rank needs the method lora")
         if (self.l2sp or 0.0) < 0 or self.ewc < 0 or (self.l2sp and self.ewc):
-            raise OptionError("choose one of L2-SP and EWC, with a strength above 0")
+            raise OptionError("choose one of l2sp and ewc, with a strength above 0")
         if self.ewc and self.replay is None:
-            raise OptionError("EWC needs older data to see what matters to it: add --replay")
+            raise OptionError("ewc needs older data; set replay")
         if not 0 < self.replay_share < 1:
-            raise OptionError(f"the replay share is {self.replay_share:g}: choose between 0 and 1")
+            raise OptionError(f"replay_share must be between 0 and 1, not {self.replay_share:g}")
         if self.blend is not None and not 0 < self.blend <= 1:
-            raise OptionError(f"the blend is {self.blend:g}: choose above 0, up to 1")
+            raise OptionError(f"blend must be above 0 and at most 1, not {self.blend:g}")
 
 
 @dataclass(frozen=True)
 class FinetunePlan:
-    """What was asked for or chosen: method, dials, seconds of a batch, and the pull of L2-SP."""
+    """The requested or chosen method, configuration, seconds per batch, and strength of L2-SP."""
 
     method: Method
     config: TrainConfig
@@ -86,7 +86,7 @@ class FinetunePlan:
     l2sp: float
 
     def render(self) -> str:
-        """In one line."""
+        """One line of text."""
         config = self.config
         return (
             f"training {self.method}: {config.steps} steps of "
@@ -97,7 +97,7 @@ class FinetunePlan:
 
 
 def make_plan(options: FinetuneOptions, parameters: int, seconds: float) -> FinetunePlan:
-    """Fill in what was not asked for, by the size of the model and the amount of new data."""
+    """Choose what is not set, by the size of the model and the amount of new data."""
     method = choose_method(options, parameters)
     low, high = BATCH_SECONDS
     batch = options.batch_seconds or min(high, max(low, seconds / BATCHES_PER_EPOCH))
@@ -125,24 +125,26 @@ def make_plan(options: FinetuneOptions, parameters: int, seconds: float) -> Fine
 
 
 def choose_method(options: FinetuneOptions, parameters: int) -> Method:
-    """The method asked for, or the one that suits the size of the model."""
+    """The requested method, or the one for the size of the model."""
     small = parameters <= SMALL_MODEL_PARAMETERS
     method = options.method or ("full" if small else "lora")
     if method == "lora" and (options.l2sp or options.ewc):
-        raise OptionError("L2-SP and EWC hold whole weights: use them with --full or --freeze")
+        raise OptionError(
+            "L2-SP and EWC need whole weights, which LoRA does not train; use --full or --freeze"
+        )
     return method
 
 
 def choose_pull(options: FinetuneOptions, method: Method) -> float:
-    """The strength of L2-SP: what was asked for, or a mild one where nothing else holds."""
+    """The strength of L2-SP: as requested, or a mild one without other regularization."""
     if options.l2sp is not None:
         return options.l2sp
-    held = method == "lora" or options.ewc or options.replay is not None
-    return 0.0 if held else L2SP
+    regularized = method == "lora" or options.ewc or options.replay is not None
+    return 0.0 if regularized else L2SP
 
 
 def choose_rate(method: Method, parameters: int) -> float:
-    """A peak learning rate: larger models take smaller steps, LoRA and heads larger ones."""
+    """The peak learning rate: lower for larger models, higher for LoRA and heads."""
     if method != "full":
         return 5e-4
     return min(1e-3, max(2e-5, 1e-4 * math.sqrt(30e6 / parameters)))

@@ -1,4 +1,4 @@
-"""What a fine-tuning did: word errors before and after."""
+"""The result of a fine-tuning: word error rates before and after."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from pianissimo.evaluate.run import ALL
 
 REPORT_FILE = "report.json"
 NAME = re.compile(r"wer (.*) (\d+ ms|whole)", re.DOTALL)
-"""Of a rate: the subset, which may hold anything, and the latency mode."""
+"""The subset of a rate, which may have any characters, and its latency mode."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class FinetuneReport:
     blank_discount: float = 0.0
 
     def write(self, run: Path) -> None:
-        """Into the run's folder, as JSON."""
+        """Write it into the run's folder as JSON."""
         text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
         (run / REPORT_FILE).write_text(text, encoding="utf-8")
 
     def render(self) -> str:
-        """A table for people, a column for each latency mode."""
+        """A text table with a column for each latency mode."""
         rows = [*_rows("new", self.before, self.after)]
         rows += _rows("general", self.old_before, self.old_after)
         modes = list(dict.fromkeys(mode for _, _, rates in rows for mode in rates))

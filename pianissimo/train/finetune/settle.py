@@ -1,8 +1,8 @@
-"""What a loss does not choose, chosen by word errors: how sure to be of silence, how far to go.
+"""Choices by word error rate after training: the score of the blank, and blended weights.
 
-Training on little data makes a transducer surer of saying nothing, in what it learns and more so in
-all else. And weights on the way back to where they began keep most of what was learned and regain
-what was forgotten (Wortsman et al. 2022, arXiv 2109.01903).
+Training on little data raises the probability of blanks in a transducer, on the new data and more
+so on other data. Weights between the original and the trained ones keep most of the gain and forget
+less (Wortsman et al. 2022, arXiv 2109.01903).
 """
 
 import copy
@@ -18,12 +18,12 @@ from pianissimo.train.validate import Validate
 DISCOUNT_STEP, MOST_DISCOUNT = 0.5, 1.5
 BLENDS = (0.9, 0.8, 0.7)
 KEPT_GAIN = 0.9
-"""The share of a fine-tuning's gain that is to stay on the way back."""
+"""The share of the gain that blended weights must keep."""
 
 
 @dataclass(frozen=True)
 class Settled:
-    """What was taken off the blank's score, and how far from the original the weights lie."""
+    """The discount of the blank's score, and the share of the way from the original weights."""
 
     blank_discount: float
     blend: float
@@ -32,26 +32,26 @@ class Settled:
         """In one line."""
         return (
             f"saved: {self.blend:.0%} of the way from the original weights to the best ones, "
-            f"{self.blank_discount:g} taken off the blank's score"
+            f"blank score lowered by {self.blank_discount:g}"
         )
 
 
 def settle(
     model: AsrModel, original: AsrModel, share: float | None, validate: Validate, stop: EarlyStop
 ) -> Settled:
-    """Move a model that holds the best weights of its training; what was done.
+    """Change a model that has the best weights of its training; returns what was chosen.
 
-    The blank's score is lowered as long as there are fewer errors. Then the weights go back to
-    `share` of the way from the original or, without one, as far as 90 % of the gain stays.
+    The blank's score is lowered as long as errors decrease. Then the weights are blended with the
+    original ones: to `share` of the way or, without it, as far as 90 % of the gain is kept.
     """
     errors, discount = mean_rate(stop.best), 0.0
     while model.joiner is not None and discount < MOST_DISCOUNT:
         candidate = copy.deepcopy(model)
         discount_blank(candidate, DISCOUNT_STEP)
-        found = mean_rate(validate(candidate))
-        if found >= errors:
+        rate = mean_rate(validate(candidate))
+        if rate >= errors:
             break
-        errors, discount = found, discount + DISCOUNT_STEP
+        errors, discount = rate, discount + DISCOUNT_STEP
         discount_blank(model, DISCOUNT_STEP)
     if share is None:
         share = choose_blend(model, original, validate, errors, mean_rate(stop.first))
@@ -75,6 +75,6 @@ def choose_blend(
 
 @torch.no_grad()
 def discount_blank(model: AsrModel, amount: float) -> None:
-    """Take `amount` off the score of the blank of a transducer."""
+    """Lower the score of a transducer's blank by `amount`."""
     assert model.joiner is not None
     model.joiner.out.bias[model.config.vocab_size] -= amount

@@ -77,9 +77,9 @@ def test_each_run_has_a_column(tmp_path: Path) -> None:
 
 
 def test_what_is_no_log_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="no log of a training run"):
+    with pytest.raises(OptionError, match="not the log of a training run"):
         read_log(tmp_path)
-    with pytest.raises(OptionError, match="nothing was trained yet"):
+    with pytest.raises(OptionError, match="no step is logged yet"):
         draw([write_log(tmp_path / "empty", [])], tmp_path / "out.svg")
     with pytest.raises(SystemExit):
         main([str(tmp_path), "--out", str(tmp_path / "out.svg")])

@@ -189,7 +189,7 @@ def test_unusable_audio_is_listed_and_nothing_is_kept(folder: Path) -> None:
         AudioCache(utterances, folder / "cache")
     assert f"line 2: {folder / 'broken.wav'}" in str(raised.value)
     assert f"line 3: {folder / 'audio' / 'b.wav'}" in str(raised.value)
-    assert "ends 1.50 s before the 5.00 s" in str(raised.value)
+    assert "is 1.50 s shorter than the manifest says, 5.00 s" in str(raised.value)
     assert "a.wav" not in str(raised.value)
     assert list((folder / "cache").iterdir()) == []
 

@@ -156,5 +156,5 @@ def test_going_on_gives_the_weights_of_a_run_that_was_never_stopped(
 
 def test_features_of_another_hop_are_refused(aligned: AlignedSet, tmp_path: Path) -> None:
     wide = MelFeatures(FeatureConfig(n_mels=MELS, hop_samples=200))
-    with pytest.raises(OptionError, match="must be the same"):
+    with pytest.raises(OptionError, match="expected that of the labels"):
         train_frames(CONFIG, make_encoder(), wide, aligned, TASK, tmp_path)
