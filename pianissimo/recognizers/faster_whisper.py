@@ -17,7 +17,7 @@ from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.io import SAMPLE_RATE, Samples
 from pianissimo.errors import CheckpointError, MissingExtraError, OptionError
 from pianissimo.hallucination.verdict import max_new_tokens
-from pianissimo.models.checkpoints.format import read_json
+from pianissimo.models.checkpoints.config_json import read_json
 from pianissimo.recognizers.base import BaseRecognizer
 from pianissimo.recognizers.family import Family, LoadOptions, Task, Untyped
 from pianissimo.recognizers.long_form import (

@@ -18,7 +18,7 @@ from pianissimo.audio.io import SAMPLE_RATE, Samples
 from pianissimo.audio.vad import VoiceDetector
 from pianissimo.errors import CheckpointError, OptionError
 from pianissimo.hallucination.verdict import max_new_tokens
-from pianissimo.models.checkpoints.format import read_json
+from pianissimo.models.checkpoints.config_json import read_json
 from pianissimo.recognizers.autoregressive import write_greedily
 from pianissimo.recognizers.base import BaseRecognizer, default_detector
 from pianissimo.recognizers.family import Family, LoadOptions, Untyped

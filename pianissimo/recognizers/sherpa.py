@@ -26,7 +26,7 @@ from pianissimo.decoding.hotwords import Boost
 from pianissimo.errors import CheckpointError, MissingExtraError, OptionError, StreamError
 from pianissimo.hallucination.evidence import Evidence, Intake, Reason
 from pianissimo.hallucination.verdict import judge
-from pianissimo.models.checkpoints.format import listed, read_capped
+from pianissimo.models.checkpoints.config_json import listed, read_capped
 from pianissimo.models.checkpoints.onnx_metadata import read_onnx_metadata
 from pianissimo.protocols import StreamRecognizer
 from pianissimo.recognizers.base import BaseRecognizer

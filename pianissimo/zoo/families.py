@@ -52,7 +52,7 @@ def family_of(path: Path, more: "Sequence[Family]" = ()) -> "Family":
 
 
 def _of_transformers(path: Path, more: "Sequence[Family]") -> "Family":
-    from pianissimo.models.checkpoints.format import listed, read_json
+    from pianissimo.models.checkpoints.config_json import listed, read_json
     from pianissimo.models.checkpoints.huggingface import FAMILIES as NATIVE_ARCHITECTURES
 
     config = read_json(path / "config.json")

@@ -27,7 +27,7 @@ from pianissimo.decoding.ctc import CtcGreedySearch
 from pianissimo.decoding.greedy import GreedySearch
 from pianissimo.decoding.token import Hypothesis
 from pianissimo.models.asr import AsrModel
-from pianissimo.models.checkpoints.format import release
+from pianissimo.models.checkpoints.format import foreign_weights
 from pianissimo.models.checkpoints.huggingface import huggingface_names, read_huggingface
 from pianissimo.models.checkpoints.nemo import nemo_names, read_nemo, to_nemo_names
 from pianissimo.text.tokenizer import Tokenizer
@@ -439,7 +439,7 @@ def check_ctc_confidence(case: Case) -> None:
 def check_tensors(case: Case) -> None:
     """Every tensor of the file is one of ours, and nothing else is."""
     names = nemo_names if case.source == "nemo" else huggingface_names
-    ours = release(case.model, names(case.model.config))
+    ours = foreign_weights(case.model, names(case.model.config))
     if case.source == "nemo":
         ours = to_nemo_names(case.model)
         with tarfile.open(case.folder / f"{case.name}.nemo") as archive:

@@ -1,8 +1,8 @@
-"""Files and tensors from checkpoints that nobody vouches for.
+"""Files and tensors of untrusted checkpoints.
 
 The members of a tar archive, plain or gzip, are read as streams and never unpacked under their own
-names; a PyTorch checkpoint is unpickled as plain tensors only, so that no code in it can run. Sizes
-are checked before anything is allocated for them.
+names. A PyTorch checkpoint is unpickled as plain tensors only, so that no code in it can run. Sizes
+are checked before memory is allocated.
 """
 
 import gzip
@@ -28,15 +28,15 @@ LARGEST_MEMBER_BYTES = 64 << 30
 LARGEST_HEADER_BYTES = 1 << 20
 LARGEST_PICKLE_BYTES = 64 << 20
 LARGEST_EXPANSION = 50
-"""Weights hardly compress: gzip may not make an archive more than this many times larger,"""
+"""The largest expansion by gzip, since weights hardly compress,"""
 FREE_EXPANSION_BYTES = 64 << 20
-"""except up to this size."""
+"""for archives above this unpacked size."""
 
 _BLOCK_BYTES = 1 << 20
 
 
 class Files:
-    """The files of a checkpoint by name, packed or not."""
+    """The files of a checkpoint by name, packed or in a folder."""
 
     def __init__(
         self, where: str, sizes: Mapping[str, int], opener: Callable[[str], IO[bytes]]
@@ -48,7 +48,7 @@ class Files:
     def open(self, name: str) -> IO[bytes]:
         """A seekable stream of one file; CheckpointError if there is none of that name."""
         if name not in self._sizes:
-            raise CheckpointError(f"{self.where} has no {name}: it is cut short or incomplete")
+            raise CheckpointError(f"{self.where} has no {name}; the checkpoint is incomplete")
         return self._opener(name)
 
     def read(self, name: str, most: int) -> bytes:
@@ -56,18 +56,18 @@ class Files:
         with self.open(name) as stream:
             if self._sizes[name] > most:
                 raise CheckpointError(
-                    f"{self.where}: {name} has {self._sizes[name]} bytes, more than the {most} "
-                    "that a real one may have"
+                    f"{self.where}: {name} has {self._sizes[name]} bytes, more than the limit "
+                    f"of {most}"
                 )
             return stream.read()
 
 
 @contextmanager
 def open_files(path: Path) -> Iterator[Files]:
-    """The files in a tar archive, plain or gzip, or in a folder (of which, not below it).
+    """The files in a tar archive, plain or gzip, or directly in a folder.
 
-    Raises CheckpointError for what is no archive, and for members that no honest one has: names
-    that lead out of it, links, devices, the same name twice, impossible sizes, too many.
+    Raises CheckpointError for other files, and for unsafe members: paths outside of the archive,
+    links, devices, duplicate names, impossible sizes, too many members.
     """
     try:
         if path.is_dir():
@@ -88,7 +88,7 @@ def open_files(path: Path) -> Iterator[Files]:
 
                 yield Files(str(path), sizes, extract)
     except (tarfile.TarError, RecursionError) as error:
-        message = f"{path} is not a tar archive, or a damaged one ({error}); fetch it again"
+        message = f"{path} is not a tar archive, or damaged ({error}); download it again"
         raise CheckpointError(message) from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error})") from error
@@ -97,38 +97,39 @@ def open_files(path: Path) -> Iterator[Files]:
 def read_tensors(stream: IO[bytes], where: str) -> dict[str, Tensor]:
     """A state dict that `torch.save` wrote, in its zip format.
 
-    Raises CheckpointError if it is damaged or holds anything but tensors by name; code in it is
-    not run.
+    Raises CheckpointError if it is damaged or contains other objects; no code in it is run.
     """
     _check_zip(stream, where)
     try:
         tensors = torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        name = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise CheckpointError(
-            f"{where} holds something else than plain tensors"
-            + (f" ({found[1]})" if found else "")
-            + ", or is damaged; nothing in it was run. Use a checkpoint from a source you trust"
+            f"{where} contains other objects than plain tensors"
+            + (f" ({name[1]})" if name else "")
+            + ", or is damaged; no code was run. Use a checkpoint from a source you trust"
         ) from error
-    except Exception as error:  # whatever hostile bytes provoke in the reader
+    except Exception as error:  # malformed bytes may cause any error in the reader
         reason = f"{type(error).__name__}: {str(error)[:200]}"
-        raise CheckpointError(f"{where} is damaged ({reason}); fetch it again") from error
+        raise CheckpointError(f"{where} is damaged ({reason}); download it again") from error
     if not isinstance(tensors, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
     ):
-        raise CheckpointError(f"{where} holds no tensors by name; it is no model's weights")
+        raise CheckpointError(
+            f"{where} is not a dictionary of tensors; expected the weights of a model"
+        )
     return dict(tensors)
 
 
 def _check_zip(stream: IO[bytes], where: str) -> None:
-    """Stored entries only, and no more of them than the file has bytes: no zip bomb."""
+    """Raises CheckpointError for compressed entries, and for more data than the file has."""
     size = stream.seek(0, 2)
     try:
         with zipfile.ZipFile(stream) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError) as error:
         raise CheckpointError(
-            f"{where} is cut short or no PyTorch checkpoint ({error}); fetch it again"
+            f"{where} is incomplete or not a PyTorch checkpoint ({error}); download it again"
         ) from error
     finally:
         stream.seek(0)
@@ -139,12 +140,12 @@ def _check_zip(stream: IO[bytes], where: str) -> None:
         or sum(entry.file_size for entry in entries) > size
         or max(pickles, default=0) > LARGEST_PICKLE_BYTES
     ):
-        raise CheckpointError(f"{where} claims more data than it has; it is no honest checkpoint")
+        raise CheckpointError(f"{where} claims more data than it has; it is not a valid checkpoint")
 
 
 @contextmanager
 def _open_unpacked(path: Path) -> Iterator[IO[bytes]]:
-    """The file itself, or the contents of a gzip file in a temporary one without a name."""
+    """The file itself, or the contents of a gzip file in an anonymous temporary file."""
     with path.open("rb") as packed:
         magic = packed.read(2)
         packed.seek(0)
@@ -165,16 +166,16 @@ def _unpack(packed: IO[bytes], unpacked: IO[bytes], most: int, where: str) -> No
                 total += len(block)
                 if total > most:
                     raise CheckpointError(
-                        f"{where} unpacks to more than {most} bytes, as no real checkpoint does"
+                        f"{where} unpacks to more than {most} bytes, the limit for a checkpoint"
                     )
                 unpacked.write(block)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise CheckpointError(f"{where} is cut short or damaged ({error})") from error
+        raise CheckpointError(f"{where} is incomplete or damaged ({error})") from error
     unpacked.seek(0)
 
 
 class _Guarded:
-    """A file from which tarfile cannot read a header of any length that the header claims."""
+    """A file that limits the length of tar headers, which tarfile does not."""
 
     def __init__(self, file: IO[bytes], where: str) -> None:
         self.reads_headers = True
@@ -197,7 +198,7 @@ def _members(tar: tarfile.TarFile, size: int, where: str) -> dict[str, tarfile.T
         if count > MOST_MEMBERS:
             raise CheckpointError(f"{where} has more than {MOST_MEMBERS} members")
         if name.is_absolute() or ".." in name.parts or "\\" in member.name:
-            raise CheckpointError(f"{shown} has a name that leads out of the archive")
+            raise CheckpointError(f"{shown} has a path outside of the archive")
         if not 0 <= member.size <= LARGEST_MEMBER_BYTES:
             raise CheckpointError(f"{shown} claims {member.size} bytes")
         if member.isdir():
@@ -206,9 +207,9 @@ def _members(tar: tarfile.TarFile, size: int, where: str) -> dict[str, tarfile.T
             raise CheckpointError(f"{shown} is a link, a device or another special file")
         if member.offset_data + member.size > size:
             raise CheckpointError(
-                f"{shown} claims {member.size} bytes, but the archive ends before: it is cut short"
+                f"{shown} claims {member.size} bytes, but the archive ends before; it is incomplete"
             )
         if str(name) in members:
-            raise CheckpointError(f"{shown} is there twice")
+            raise CheckpointError(f"{shown} appears twice")
         members[str(name)] = member
     return members

@@ -1,9 +1,9 @@
-"""ESPnet2 models as files: packed zip archives, the same unpacked, and folders of an experiment.
+"""Reading ESPnet2 models: packed zip archives, unpacked ones, and folders of an experiment.
 
 `meta.yaml` names the members of a pack; an experiment's folder has `config.yaml` and one `.pth`.
-Only what the subset knows is read, everything else is refused by its name. Statistics of features
-and the mel matrix come from the checkpoint, which stores them and which ESPnet lets decide; tokens
-from the configuration.
+Configurations outside the supported subset are refused with the name of the key. As in ESPnet,
+feature statistics and the mel matrix are those of the checkpoint, and tokens those of the
+configuration.
 """
 
 import shutil
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Literal, TypeVar
+from typing import IO, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +30,14 @@ from pianissimo.models.checkpoints.archive import (
     Files,
     read_tensors,
 )
-from pianissimo.models.checkpoints.format import (
+from pianissimo.models.checkpoints.config_json import (
     LARGEST_CONFIG_BYTES,
+    Parsed,
     Section,
     listed,
     parse_yaml,
 )
+from pianissimo.models.checkpoints.format import check_tensors
 from pianissimo.models.espnet import (
     LEGACY_FIRST,
     DecoderConfig,
@@ -58,14 +60,14 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @dataclass(frozen=True)
 class EspnetParts:
-    """What a pack holds; the language model only where it was packed too."""
+    """The parts of a pack; the language model is optional."""
 
     model: EspnetModel
     lm: RecurrentLm | None
 
 
 def is_espnet(path: Path) -> bool:
-    """Whether a path looks like a model of ESPnet: its content decides, not its name."""
+    """Whether the content of a path looks like an ESPnet model."""
     if path.is_dir():
         return (path / META_FILE).is_file() or (
             (path / CONFIG_FILE).is_file() and any(path.glob("*.pth"))
@@ -78,7 +80,7 @@ def is_espnet(path: Path) -> bool:
 
 
 def read_parts(path: Path) -> EspnetParts:
-    """Read a pack, or the folder of one; CheckpointError for what is damaged or not known."""
+    """Read a pack or its folder; CheckpointError if it is damaged or not supported."""
     with _open(path) as files:
         members = _members(files, path)
         root = _yaml(files, members["asr_train_config"])
@@ -100,7 +102,7 @@ def read_parts(path: Path) -> EspnetParts:
 
 
 def config_from_espnet(root: Section, name: str) -> EspnetConfig:
-    """Our configuration from a `config.yaml`; CheckpointError names what is not in the subset."""
+    """The configuration of a `config.yaml`; CheckpointError names unsupported keys."""
     root.only("model", ("espnet", None), "espnet")
     root.only("frontend", ("default",), "default")
     root.only("encoder", ("conformer",))
@@ -115,7 +117,7 @@ def config_from_espnet(root: Section, name: str) -> EspnetConfig:
         for key in ("sym_sos", "sym_eos")
     ]
     if known.get(str(model.get("sym_blank", "<blank>")), 0) != 0:
-        raise CheckpointError(f"{root.where}: the blank is not the first token, as it must be")
+        raise CheckpointError(f"{root.where}: the blank must be the first token")
     spelling: Literal["bpe", "char", "word"] = root.only("token_type", ("bpe", "char", "word"))
     encoder = root.section("encoder_conf")
     for key, supported in _FIXED.items():
@@ -151,7 +153,7 @@ def config_from_espnet(root: Section, name: str) -> EspnetConfig:
         raise CheckpointError(f"{root.where}: {error}") from error
 
 
-_FIXED: Mapping[str, tuple[Any, ...]] = {
+_FIXED: Mapping[str, tuple[Parsed, ...]] = {
     "input_layer": ("conv2d",),
     "normalize_before": (True,),
     "concat_after": (False,),
@@ -163,11 +165,11 @@ _FIXED: Mapping[str, tuple[Any, ...]] = {
     "ctc_trim": (False,),
     "qk_norm": (False,),
 }
-"""What an encoder may say, ESPnet's default first."""
+"""The supported values of an encoder, ESPnet's default first."""
 
 
 def lm_config_from_espnet(root: Section, tokens: tuple[str, ...]) -> LmConfig:
-    """The language model's configuration; its tokens must be those of the recognizer."""
+    """The configuration of the language model, whose tokens must be those of the recognizer."""
     root.only("lm", ("seq_rnn",), "seq_rnn")
     if _tokens(root) != tokens:
         raise CheckpointError(f"{root.where}: the language model has other tokens than the model")
@@ -185,7 +187,7 @@ def _tokens(root: Section) -> tuple[str, ...]:
         or not 3 <= len(tokens) <= 1 << 20
         or not all(isinstance(token, str) for token in tokens)
     ):
-        raise CheckpointError(f"{root.where}: token_list is no list of three or more tokens")
+        raise CheckpointError(f"{root.where}: token_list must be a list of three or more tokens")
     return tuple(tokens)
 
 
@@ -216,7 +218,7 @@ def _features(root: Section) -> FeaturesConfig:
 
 
 def _decoder(root: Section, ctc_weight: float) -> DecoderConfig | None:
-    """None for a model that was trained with CTC alone: ESPnet builds no decoder then."""
+    """The decoder, None for a model that was trained with CTC alone."""
     if ctc_weight == 1.0 or root.only("decoder", ("transformer", None)) is None:
         return None
     conf = root.section("decoder_conf")
@@ -238,36 +240,26 @@ def _decoder(root: Section, ctc_weight: float) -> DecoderConfig | None:
 def _weights(files: Files, name: str) -> dict[str, Tensor]:
     with files.open(name) as stream:
         weights = read_tensors(stream, f"{files.where}: {name}")
-    # Positions were stored until 2019; they are computed.
+    # Older checkpoints store positions, which are computed here.
     return {key: tensor for key, tensor in weights.items() if not key.endswith(".pe")}
 
 
 def _built(
     make: Callable[[], Network], weights: Mapping[str, Tensor], name: str, path: Path
 ) -> Network:
-    """The network in evaluation mode with all of these tensors and no others, in float32."""
+    """The network in evaluation mode with these tensors, each used exactly once, in float32."""
     with torch.device("meta"):
         model = make()
     expected = model.state_dict()
-    missing, unknown = expected.keys() - weights.keys(), weights.keys() - expected.keys()
-    if missing or unknown:
-        raise CheckpointError(
-            f"{path}: {name} does not belong to the configuration"
-            + (f"; missing: {listed(missing)}" if missing else "")
-            + (f"; unknown: {listed(unknown)}" if unknown else "")
-        )
+    shapes = {key: tensor.shape for key, tensor in expected.items()}
+    check_tensors(weights, shapes, f"{path}: {name}")
     plain = {}
     for key, wanted in expected.items():
         tensor = weights[key]
-        if tensor.shape != wanted.shape:
-            raise CheckpointError(
-                f"{path}: {key} has shape {tuple(tensor.shape)}, expected {tuple(wanted.shape)} "
-                "from the configuration and its token list"
-            )
         if tensor.layout != torch.strided or (
             tensor.is_floating_point() != wanted.is_floating_point()
         ):
-            raise CheckpointError(f"{path}: {key} holds {tensor.dtype}, expected {wanted.dtype}")
+            raise CheckpointError(f"{path}: {key} has {tensor.dtype}, expected {wanted.dtype}")
         plain[key] = tensor.to(wanted.dtype)
     model.load_state_dict(plain, assign=True)
     return model.requires_grad_(False).eval()
@@ -277,26 +269,26 @@ def _built(
 
 
 def _members(files: Files, path: Path) -> dict[str, str]:
-    """Which file is what: configuration and weights of the recognizer, perhaps of an LM too."""
+    """The names of the files: configuration and weights of the recognizer, and of an LM."""
     if path.is_dir() and not (path / META_FILE).is_file():
-        found = sorted(p.name for p in path.glob("*.pth"))
-        if len(found) != 1:
+        checkpoints = sorted(p.name for p in path.glob("*.pth"))
+        if len(checkpoints) != 1:
             raise CheckpointError(
-                f"{path} has {len(found)} checkpoints ({listed(found)}); keep the one to be used"
+                f"{path} has {len(checkpoints)} checkpoints ({listed(checkpoints)}); keep one"
             )
-        return {"asr_train_config": CONFIG_FILE, "asr_model_file": found[0]}
+        return {"asr_train_config": CONFIG_FILE, "asr_model_file": checkpoints[0]}
     meta = _yaml(files, META_FILE)
     members: dict[str, str] = {}
     for section in ("yaml_files", "files"):
         for key, value in meta.section(section).data.items():
             if not isinstance(value, str) or _leads_out(value):
-                raise CheckpointError(f"{meta.where}: {key} names no file inside the model")
+                raise CheckpointError(f"{meta.where}: {key} must name a file inside the model")
             members[str(key)] = PurePosixPath(value).as_posix()
     for key in ("asr_train_config", "asr_model_file"):
         if key not in members:
-            raise CheckpointError(f"{meta.where} names no {key}; it is no speech recognizer")
+            raise CheckpointError(f"{meta.where} has no {key}; it is not a speech recognizer")
     if ("lm_train_config" in members) != ("lm_file" in members):
-        raise CheckpointError(f"{meta.where} names one half of a language model only")
+        raise CheckpointError(f"{meta.where} has only one of lm_train_config and lm_file")
     return members
 
 
@@ -307,7 +299,7 @@ def _yaml(files: Files, name: str) -> Section:
 
 @contextmanager
 def _open(path: Path) -> Iterator[Files]:
-    """The files of a pack by name; CheckpointError for members that no honest pack has."""
+    """The files of a pack by name; CheckpointError for unsafe members."""
     try:
         if path.is_dir():
             inside = {p.relative_to(path).as_posix(): p for p in path.rglob("*") if p.is_file()}
@@ -318,7 +310,7 @@ def _open(path: Path) -> Iterator[Files]:
             entries = _entries(archive, path)
 
             def extract(name: str) -> IO[bytes]:
-                # A checkpoint is read here and there, which a compressed member does badly.
+                # A checkpoint is read with many seeks, which are slow in a compressed member.
                 unpacked = tempfile.TemporaryFile(prefix="pianissimo-")
                 try:
                     with archive.open(entries[name]) as packed:
@@ -331,7 +323,7 @@ def _open(path: Path) -> Iterator[Files]:
 
             yield Files(str(path), {n: e.file_size for n, e in entries.items()}, extract)
     except (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error) as error:
-        raise CheckpointError(f"{path} is no zip archive, or a damaged one ({error})") from error
+        raise CheckpointError(f"{path} is not a zip archive, or damaged ({error})") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error})") from error
 
@@ -344,7 +336,7 @@ def _entries(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]
     for entry in listing:
         shown = f"{path}: member {entry.filename[:200]!r}"
         if _leads_out(entry.filename):
-            raise CheckpointError(f"{shown} has a name that leads out of the archive")
+            raise CheckpointError(f"{shown} has a path outside of the archive")
         if stat.S_ISLNK(entry.external_attr >> 16):
             raise CheckpointError(f"{shown} is a link")
         if entry.flag_bits & ENCRYPTED or entry.compress_type not in COMPRESSIONS:
@@ -356,7 +348,7 @@ def _entries(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]
         if entry.is_dir():
             continue
         if entry.filename in entries:
-            raise CheckpointError(f"{shown} is there twice")
+            raise CheckpointError(f"{shown} appears twice")
         entries[entry.filename] = entry
     return entries
 

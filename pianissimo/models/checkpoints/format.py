@@ -1,18 +1,16 @@
-"""What the readers of other people's checkpoints share: formats, names, strict settings.
+"""Formats of checkpoints, and models from tensors under other names.
 
 `nemo.py` and `huggingface.py` turn a foreign configuration into an `AsrConfig` and a table of
-module names; `adopt` moves the tensors over, each used exactly once. What differs in the tensors:
-query, key and value are one matrix with us, pointwise convolutions are linear layers, and a batch
-norm is folded into the depthwise convolution before it.
+module names; `convert` makes a model of the tensors, each used exactly once. In this package query,
+key and value are one matrix, pointwise convolutions are linear layers, and a batch norm is folded
+into the depthwise convolution before it.
 """
 
 import gzip
-import json
-import reprlib
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,22 +18,21 @@ from torch import Tensor
 from pianissimo.errors import CheckpointError
 from pianissimo.models.asr import (
     CONFIG_FILE,
-    LARGEST_NUMBER,
     AsrConfig,
     AsrModel,
     LanguagePrompt,
     build,
 )
+from pianissimo.models.checkpoints.config_json import Section, is_integer, listed, read_json
 
 NEMO_CONFIG_FILE = "model_config.yaml"
-LARGEST_CONFIG_BYTES = 4 << 20
 MOST_LANGUAGES = 1024
 BATCH_NORM_EPS = 1e-5
 BATCH_NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
 
 Format = Literal["pianissimo", "nemo", "huggingface"]
 ModuleTable = Mapping[str, tuple[str, ...]]
-"""Our module (or tensor) -> the foreign modules whose tensors, one below the other, make it."""
+"""Module (or tensor) of this package -> the foreign modules whose tensors are concatenated."""
 
 LAYER_MODULES: ModuleTable = {
     "norm_ff1": ("norm_feed_forward1",),
@@ -51,16 +48,13 @@ LAYER_MODULES: ModuleTable = {
     "ff2.down": ("feed_forward2.linear2",),
     "norm_out": ("norm_out",),
 }
-"""The part of an encoder layer that both foreign formats name alike."""
-
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel, _SHORT.maxstring = 3, 120
+"""The modules of an encoder layer that both foreign formats name alike."""
 
 _POINTWISE = (".conv.up.weight", ".conv.down.weight", "ctc.out.weight")
 
 
 def recognize_format(path: Path) -> Format | None:
-    """Which of the formats we read a file or folder has; None if none of them.
+    """The format of a file or folder, None if it is unknown.
 
     Raises CheckpointError when a folder's `config.json` is damaged.
     """
@@ -89,140 +83,13 @@ def _is_tar(path: Path) -> bool:
     return head[257:262] == b"ustar"
 
 
-def parse_yaml(data: bytes, where: str) -> Any:
-    """What a foreign YAML file holds; CheckpointError, naming `where`, if it cannot be read."""
-    import yaml
-
-    try:
-        # Pure Python: the C loader overflows its stack on deep nesting. Without merge keys, whose
-        # expansion grows without bounds, and which nobody who writes checkpoints uses.
-        loader = yaml.SafeLoader(data)
-        loader.flatten_mapping = lambda node: None  # type: ignore[method-assign]
-        return loader.get_single_data()
-    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        reason = str(error).partition("\n")[0][:200]
-        raise CheckpointError(f"{where} is not readable YAML ({reason})") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; CheckpointError if it is missing, damaged, too large or something else."""
-    data = read_capped(path, LARGEST_CONFIG_BYTES)
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not readable JSON ({error}); fetch it again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object; fetch it again")
-    return value
-
-
-def read_capped(path: Path, most: int) -> bytes:
-    """The bytes of a file; CheckpointError if it is missing, unreadable or larger than `most`."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(most + 1)
-    except FileNotFoundError as error:
-        message = f"{path.parent} has no {path.name}; fetch the whole model again"
-        raise CheckpointError(message) from error
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error})") from error
-    if len(data) > most:
-        raise CheckpointError(f"{path} is larger than {most} bytes, which no real one is")
-    return data
-
-
-def shown(value: Any) -> str:
-    """A value for a message: short, however large it is or pretends to be."""
-    return _SHORT.repr(value)
-
-
-def listed(names: Iterable[str], most: int = 5) -> str:
-    """The first few names for a message, and how many more there are."""
-    ordered = sorted(names)
-    rest = len(ordered) - most
-    return ", ".join(ordered[:most]) + (f" and {rest} more" if rest > 0 else "")
-
-
-class Section:
-    """One mapping of a foreign configuration, read strictly.
-
-    Every method raises CheckpointError naming the key, what was found and what is supported. A
-    default stands for an absent key only; without one the key is demanded.
-    """
-
-    def __init__(self, data: Any, where: str) -> None:
-        if not isinstance(data, Mapping):
-            raise CheckpointError(f"{where} is {shown(data)}, expected a mapping")
-        self.data = data
-        self.where = where
-
-    def __contains__(self, key: str) -> bool:
-        return self.data.get(key) is not None
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return self.data.get(key, default)
-
-    def fail(self, key: str, expected: str) -> CheckpointError:
-        """The error to raise about a key whose value we cannot use."""
-        found = f"is {shown(self.data[key])}" if key in self.data else "is missing"
-        return CheckpointError(f"{self.where}: {key} {found}; supported: {expected}")
-
-    def section(self, key: str) -> "Section":
-        """A mapping inside this one; an absent one is empty, so that its keys are missing."""
-        value = self.data.get(key)
-        return Section({} if value is None else value, f"{self.where}: {key}")
-
-    def only(self, key: str, supported: Sequence[Any], *default: Any) -> Any:
-        """The value, which must be one of these."""
-        value = self._value(key, default)
-        if value not in supported:
-            raise self.fail(key, " or ".join(map(repr, supported)))
-        return value
-
-    def integer(self, key: str, *default: int, least: int = 1, most: int = LARGEST_NUMBER) -> int:
-        value = self._value(key, default)
-        if not is_integer(value) or not least <= value <= most:
-            raise self.fail(key, f"an integer from {least} to {most}")
-        return int(value)
-
-    def number(self, key: str, *default: float) -> float:
-        value = self._value(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e6:
-            raise self.fail(key, "a number")
-        return float(value)
-
-    def flag(self, key: str, *default: bool) -> bool:
-        value = self._value(key, default)
-        if not isinstance(value, bool):
-            raise self.fail(key, "true or false")
-        return value
-
-    def integers(self, key: str, *default: Sequence[int], most: int = 64) -> tuple[int, ...]:
-        """A list of at most `most` integers from 0 on."""
-        value = self._value(key, default)
-        if (
-            not isinstance(value, list | tuple)
-            or len(value) > most
-            or not all(is_integer(item) and 0 <= item <= LARGEST_NUMBER for item in value)
-        ):
-            raise self.fail(key, "a list of a few integers from 0 on")
-        return tuple(value)
-
-    def _value(self, key: str, default: tuple[Any, ...]) -> Any:
-        return self.data.get(key, default[0]) if default else self.data.get(key)
-
-
 def language_prompts(known: Section, count: int) -> tuple[LanguagePrompt, ...]:
-    """A dictionary of languages to prompts, without what is none of the model's `count`."""
+    """The prompts of a dictionary by language, without those outside of `count`."""
     return tuple(
         LanguagePrompt(language, prompt)
         for language, prompt in list(known.data.items())[:MOST_LANGUAGES]
         if isinstance(language, str) and is_integer(prompt) and 0 <= prompt < count
     )
-
-
-def is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def module_table(config: AsrConfig, modules: Mapping[str, str], layer: ModuleTable) -> ModuleTable:
@@ -235,35 +102,36 @@ def module_table(config: AsrConfig, modules: Mapping[str, str], layer: ModuleTab
     return table
 
 
-def adopt(
+def convert(
     config: AsrConfig, weights: dict[str, Tensor], table: ModuleTable, source: str
 ) -> AsrModel:
-    """Our model from foreign tensors, each used exactly once. Empties `weights` on the way.
+    """The model with foreign tensors, each used exactly once. Empties `weights`.
 
-    Raises CheckpointError naming tensors that are missing, unknown, or not of the shape that the
-    configuration says; nothing is allocated before that.
+    Raises CheckpointError naming tensors that are missing, unknown, or of another shape than the
+    configuration has; nothing is allocated before that.
     """
     with torch.device("meta"):
         ours = {name: t.shape for name, t in AsrModel(config).state_dict().items()}
     folded = config.encoder.conv_norm == "folded"
     expected = _foreign_shapes(config, ours, table)
-    _check(weights, expected, source)
+    check_tensors(weights, expected, source)
+    _check_storage(weights, expected, source)
     if folded:
         for i in range(config.encoder.layers):
             depthwise = table[f"encoder.layers.{i}.conv.depthwise"][0]
             norm = table[f"encoder.layers.{i}.conv.norm"][0]
             _fold_batch_norm(weights, depthwise, norm)
-    adopted = {}
+    converted = {}
     for name, shape in ours.items():
         parts = [weights.pop(part).detach() for part in _foreign_names(name, table)]
         tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
-        adopted[name] = tensor.reshape(shape).contiguous()
+        converted[name] = tensor.reshape(shape).contiguous()
     assert not weights, sorted(weights)
-    return build(config, adopted, source)
+    return build(config, converted, source)
 
 
-def release(model: AsrModel, table: ModuleTable) -> dict[str, Tensor]:
-    """The inverse of `adopt` for a model without a folded batch norm: foreign names and shapes."""
+def foreign_weights(model: AsrModel, table: ModuleTable) -> dict[str, Tensor]:
+    """The inverse of `convert` for a model without folded batch norm: foreign names and shapes."""
     assert model.config.encoder.conv_norm != "folded"
     tensors = {}
     for name, tensor in model.state_dict().items():
@@ -299,9 +167,10 @@ def _foreign_shapes(
     return shapes
 
 
-def _check(
-    weights: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], source: str
+def check_tensors(
+    weights: Mapping[str, Tensor], expected: Mapping[str, Sequence[int]], source: str
 ) -> None:
+    """Raises CheckpointError unless tensors have exactly these names and shapes."""
     missing, unknown = expected.keys() - weights.keys(), weights.keys() - expected.keys()
     if missing or unknown:
         raise CheckpointError(
@@ -309,20 +178,27 @@ def _check(
             + (f"; missing: {listed(missing)}" if missing else "")
             + (f"; unknown: {listed(unknown)}" if unknown else "")
         )
+    for name, shape in expected.items():
+        if tuple(weights[name].shape) != tuple(shape):
+            raise CheckpointError(
+                f"{source}: {name} has shape {tuple(weights[name].shape)}, expected "
+                f"{tuple(shape)} from the configuration and the vocabulary"
+            )
+
+
+def _check_storage(
+    weights: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], source: str
+) -> None:
+    """Raises CheckpointError for tensors that are no plain floats, or that overlap in memory."""
     storages = {}
     for name, shape in expected.items():
         tensor = weights[name]
-        if tuple(tensor.shape) != shape:
-            raise CheckpointError(
-                f"{source}: {name} has shape {tuple(tensor.shape)}, expected {shape} from the "
-                "configuration and the tokenizer"
-            )
         if tensor.layout != torch.strided or tensor.is_floating_point() != bool(shape):
-            raise CheckpointError(f"{source}: {name} holds {tensor.dtype}, expected plain floats")
+            raise CheckpointError(f"{source}: {name} has {tensor.dtype}, expected plain floats")
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
     if sum(t.numel() * t.element_size() for t in weights.values()) > sum(storages.values()):
-        raise CheckpointError(f"{source}: tensors overlap: they claim more than is stored")
+        raise CheckpointError(f"{source}: tensors overlap; they claim more data than is stored")
 
 
 def _fold_batch_norm(weights: dict[str, Tensor], depthwise: str, norm: str) -> None:

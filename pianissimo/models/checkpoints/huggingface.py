@@ -1,7 +1,7 @@
 """Reading Hugging Face folders: Nemotron streaming and Parakeet models as Transformers writes them.
 
-Their configurations do not say everything: the family implies causal convolutions with layer norm
-and raw features (Nemotron), or symmetric ones with batch norm and normalized features (Parakeet).
+The configuration is incomplete: the architecture implies causal convolutions with layer norm and
+plain features (Nemotron), or symmetric ones with batch norm and normalized features (Parakeet).
 """
 
 import json
@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -25,17 +25,15 @@ from pianissimo.models.asr import (
     AsrModel,
     PromptConfig,
 )
-from pianissimo.models.checkpoints.format import (
-    ModuleTable,
+from pianissimo.models.checkpoints.config_json import (
+    Parsed,
     Section,
-    adopt,
-    language_prompts,
     listed,
-    module_table,
     read_capped,
     read_json,
     shown,
 )
+from pianissimo.models.checkpoints.format import ModuleTable, convert, language_prompts, module_table
 from pianissimo.models.fastconformer import EncoderConfig
 from pianissimo.models.transducer import TransducerConfig
 from pianissimo.text.tokenizer import BLANK, Tokenizer
@@ -70,8 +68,8 @@ LAYER: ModuleTable = {
 
 
 @dataclass(frozen=True)
-class Family:
-    """What an architecture's name says beyond its configuration."""
+class Architecture:
+    """The properties that an architecture's name implies."""
 
     head: Literal["rnnt", "tdt", "ctc"]
     streaming: bool = False
@@ -83,28 +81,28 @@ class Family:
 
 
 FAMILIES = {
-    "NemotronAsrStreamingForRNNT": Family("rnnt", streaming=True),
-    "Nemotron3_5AsrForRNNT": Family("rnnt", streaming=True, prompts=True),
-    "ParakeetForCTC": Family("ctc"),
-    "ParakeetForRNNT": Family("rnnt"),
-    "ParakeetForTDT": Family("tdt"),
+    "NemotronAsrStreamingForRNNT": Architecture("rnnt", streaming=True),
+    "Nemotron3_5AsrForRNNT": Architecture("rnnt", streaming=True, prompts=True),
+    "ParakeetForCTC": Architecture("ctc"),
+    "ParakeetForRNNT": Architecture("rnnt"),
+    "ParakeetForTDT": Architecture("tdt"),
 }
 
 
 def read_huggingface(folder: Path) -> tuple[AsrModel, Tokenizer]:
-    """Read a folder that Transformers wrote, its weights whole or in shards, as float32.
+    """Read a folder of Transformers, with weights whole or in shards, as float32.
 
-    Raises CheckpointError for anything damaged, incomplete or of a kind we do not have.
+    Raises CheckpointError for a damaged, incomplete or unsupported model.
     """
     data = read_json(folder / CONFIG_FILE)
     config = config_from_huggingface(data, _read_processor(folder), str(folder), folder.name)
     tokenizer = _read_tokenizer(folder, config.vocab_size)
     table = huggingface_names(config)
-    return adopt(config, read_weights(folder), table, str(folder)), tokenizer
+    return convert(config, read_weights(folder), table, str(folder)), tokenizer
 
 
 def huggingface_names(config: AsrConfig) -> ModuleTable:
-    """Where Transformers keeps each of our modules: Parakeet counts convolutions as NeMo does."""
+    """The names of all modules in Transformers; Parakeet numbers convolutions as NeMo does."""
     ours, theirs = "encoder.subsampling", "encoder.subsampling"
     nemotron = config.encoder.causal_subsampling
     modules = {f"{ours}.conv.0": f"{theirs}.conv_in" if nemotron else f"{theirs}.layers.0"}
@@ -121,13 +119,12 @@ def huggingface_names(config: AsrConfig) -> ModuleTable:
 
 
 def config_from_huggingface(
-    data: Mapping[str, Any], processor: Mapping[str, Any], source: str, name: str = "unnamed"
+    data: Mapping[str, Parsed], processor: Mapping[str, Parsed], source: str, name: str = "unnamed"
 ) -> AsrConfig:
-    """`config.json` and `processor_config.json`, parsed -> our configuration.
+    """The configuration of a parsed `config.json` and `processor_config.json`.
 
-    Every key is demanded, because the defaults in Transformers are not those of its models. Raises
-    CheckpointError naming the key, its value and what is supported for what we do not implement.
-    Dropout is not taken over.
+    Every key is required, because the defaults of Transformers are not those of its models. Raises
+    CheckpointError naming the key, its value and what is supported. Dropout is ignored.
     """
     root = Section(data, source)
     family = _family(root)
@@ -170,7 +167,7 @@ def config_from_huggingface(
         raise CheckpointError(f"{source}: {error}") from error
 
 
-def _family(root: Section) -> Family:
+def _family(root: Section) -> Architecture:
     architectures = root.get("architectures")
     if not isinstance(architectures, list) or len(architectures) != 1:
         raise root.fail("architectures", "one architecture")
@@ -179,7 +176,7 @@ def _family(root: Section) -> Family:
     return FAMILIES[architectures[0]]
 
 
-def _features(extractor: Section, family: Family) -> FeatureConfig:
+def _features(extractor: Section, family: Architecture) -> FeatureConfig:
     extractor.only("feature_extractor_type", (family.extractor,))
     extractor.only("mel_filters_dtype", ("float32",), "float32")
     rate = extractor.only("sampling_rate", (SAMPLE_RATE,))
@@ -198,7 +195,7 @@ def _features(extractor: Section, family: Family) -> FeatureConfig:
     )
 
 
-def _encoder(encoder: Section, processor: Section, family: Family) -> EncoderConfig:
+def _encoder(encoder: Section, processor: Section, family: Architecture) -> EncoderConfig:
     heads = encoder.integer("num_attention_heads", most=1 << 10)
     encoder.only("num_key_value_heads", (heads,), heads)
     encoder.only("hidden_act", ("silu",))
@@ -244,8 +241,8 @@ def _lookaheads(processor: Section) -> tuple[int, ...]:
 # -- files -----------------------------------------------------------------------------------------
 
 
-def _read_processor(folder: Path) -> dict[str, Any]:
-    """The processor's settings; older Parakeet folders keep the features in a file of their own."""
+def _read_processor(folder: Path) -> dict[str, Parsed]:
+    """The processor's settings; older Parakeet folders have a separate file for the features."""
     if (folder / PROCESSOR_FILE).is_file() or not (folder / FEATURES_FILE).is_file():
         processor = read_json(folder / PROCESSOR_FILE)
     else:
@@ -259,19 +256,19 @@ def _read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
     """The tokenizer, which must have `vocab_size` pieces before its special tokens."""
     data = read_capped(folder / TOKENIZER_FILE, LARGEST_TOKENIZER_BYTES)
     tokenizer = Tokenizer.from_hf_json(data)
-    behind = set(range(vocab_size, tokenizer.vocab_size))
-    if behind and behind <= tokenizer.special_ids:
-        tokenizer = Tokenizer.from_hf_json(_without_ids(data, behind))
+    extra = set(range(vocab_size, tokenizer.vocab_size))
+    if extra and extra <= tokenizer.special_ids:
+        tokenizer = Tokenizer.from_hf_json(_without_ids(data, extra))
     if tokenizer.vocab_size != vocab_size:
         raise CheckpointError(
-            f"{folder}: {TOKENIZER_FILE} has {tokenizer.vocab_size} pieces, {CONFIG_FILE} says "
-            f"{vocab_size}: they belong to different models"
+            f"{folder}: {TOKENIZER_FILE} has {tokenizer.vocab_size} pieces, {CONFIG_FILE} has "
+            f"{vocab_size}; they belong to different models"
         )
     return tokenizer
 
 
 def _without_ids(data: bytes, ids: set[int]) -> bytes:
-    """A tokenizer.json without the padding or blank token that some have behind the pieces."""
+    """A tokenizer.json without the padding or blank token after the pieces."""
     root = json.loads(data)
     vocabulary = root["model"]["vocab"]
     if isinstance(vocabulary, dict):
@@ -287,7 +284,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         return read_safetensors(folder / WEIGHTS_FILE)
     if not (folder / INDEX_FILE).is_file():
         raise CheckpointError(
-            f"{folder} has neither {WEIGHTS_FILE} nor {INDEX_FILE}; fetch the whole model again "
+            f"{folder} has neither {WEIGHTS_FILE} nor {INDEX_FILE}; download the whole model again "
             "(weights in pickle files are not read)"
         )
     shards = _read_index(folder / INDEX_FILE)
@@ -295,14 +292,14 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     if missing:
         raise CheckpointError(
             f"{folder} lacks {len(missing)} of the {len(shards)} files with its weights: "
-            f"{listed(missing)}; fetch the whole model again"
+            f"{listed(missing)}; download the whole model again"
         )
     weights: dict[str, Tensor] = {}
     for shard, names in shards.items():
         tensors = read_safetensors(folder / shard)
         if tensors.keys() != names:
             raise CheckpointError(
-                f"{folder / shard} does not hold the tensors that {INDEX_FILE} says: "
+                f"{folder / shard} does not have the tensors of {INDEX_FILE}; missing or unknown: "
                 f"{listed(tensors.keys() ^ names)}"
             )
         weights |= tensors
@@ -313,12 +310,12 @@ def _read_index(path: Path) -> dict[str, set[str]]:
     """Shard -> the names of its tensors."""
     placed = read_json(path).get("weight_map")
     if not isinstance(placed, dict):
-        raise CheckpointError(f"{path} has no weight_map; fetch it again")
+        raise CheckpointError(f"{path} has no weight_map; download it again")
     shards: dict[str, set[str]] = {}
     for name, shard in placed.items():
         if not isinstance(shard, str) or not _SHARD_NAME.fullmatch(shard):
             raise CheckpointError(
-                f"{path} places {name[:200]} in {shown(shard)}, which is no name of a shard"
+                f"{path} maps {name[:200]} to {shown(shard)}, which is not the name of a shard"
             )
         shards.setdefault(shard, set()).add(name)
     return dict(sorted(shards.items()))
@@ -329,4 +326,4 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); fetch it again") from error
+        raise CheckpointError(f"{path} is damaged ({error}); download it again") from error

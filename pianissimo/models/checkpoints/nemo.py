@@ -1,13 +1,12 @@
-"""Reading NeMo checkpoints: a `.nemo` archive, plain or gzip, or the folder it unpacks to.
+"""Reading NeMo checkpoints: a `.nemo` archive, plain or gzip, or its folder.
 
-Nothing in an archive is trusted: members are read as streams and never unpacked into files of their
-own, weights are unpickled as plain tensors only, and no class that the configuration names is ever
-looked up. Keys that NeMo does not write have NeMo's defaults, see `config_from_nemo`.
+Archives are untrusted: members are read as streams and never unpacked to files, weights are
+unpickled as plain tensors only, and classes named in the configuration are never imported. Absent
+keys have the defaults of NeMo, see `config_from_nemo`.
 """
 
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,19 +16,15 @@ from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.errors import CheckpointError, OptionError
 from pianissimo.models.asr import MOST_LAYERS, AsrConfig, AsrModel, PromptConfig
 from pianissimo.models.checkpoints.archive import Files, open_files, read_tensors
-from pianissimo.models.checkpoints.format import (
+from pianissimo.models.checkpoints.config_json import (
     LARGEST_CONFIG_BYTES,
-    NEMO_CONFIG_FILE,
-    ModuleTable,
+    Parsed,
     Section,
-    adopt,
     is_integer,
-    language_prompts,
-    module_table,
     parse_yaml,
-    release,
     shown,
 )
+from pianissimo.models.checkpoints.format import ModuleTable, NEMO_CONFIG_FILE, convert, foreign_weights, language_prompts, module_table
 from pianissimo.models.fastconformer import EncoderConfig
 from pianissimo.models.transducer import TransducerConfig
 from pianissimo.text.tokenizer import Tokenizer
@@ -37,7 +32,7 @@ from pianissimo.text.tokenizer import Tokenizer
 WEIGHTS_FILE = "model_weights.ckpt"
 LARGEST_TOKENIZER_BYTES = 64 << 20
 MAX_SYMBOLS = 10
-"""Tokens per encoder frame where the checkpoint sets no limit."""
+"""The limit of tokens per encoder frame for checkpoints without one."""
 FEATURE_TOLERANCE = 1e-5
 
 FILTERBANK, WINDOW = "preprocessor.featurizer.fb", "preprocessor.featurizer.window"
@@ -62,33 +57,33 @@ LAYER: ModuleTable = {
 
 
 def read_nemo(path: Path) -> tuple[AsrModel, Tokenizer]:
-    """Read a `.nemo` file, or the folder it unpacks to; weights in float32.
+    """Read a `.nemo` file or its folder; weights in float32.
 
-    Raises CheckpointError for anything damaged, hostile, incomplete or of a kind we do not have.
+    Raises CheckpointError for a damaged, unsafe, incomplete or unsupported checkpoint.
     """
     with open_files(path) as files:
         yaml_bytes = files.read(NEMO_CONFIG_FILE, LARGEST_CONFIG_BYTES)
         where = f"{path}: {NEMO_CONFIG_FILE}"
         data = parse_yaml(yaml_bytes, where)
         if not isinstance(data, dict):
-            raise CheckpointError(f"{where} holds no mapping: not a NeMo configuration")
+            raise CheckpointError(f"{where} is not a mapping, so it is no NeMo configuration")
         source = f"{path} ({_class_name(data.get('target')) or 'unknown class'})"
         tokenizer = _read_tokenizer(Section(data, source), files)
         config = config_from_nemo(data, tokenizer.vocab_size, source, path.stem)
         with files.open(WEIGHTS_FILE) as stream:
             weights = read_tensors(stream, f"{source}: {WEIGHTS_FILE}")
     _check_features(weights, config.features, source)
-    return adopt(config, weights, nemo_names(config), source), tokenizer
+    return convert(config, weights, nemo_names(config), source), tokenizer
 
 
 def to_nemo_names(model: AsrModel) -> dict[str, Tensor]:
     """The tensors of a model without folded batch norm under NeMo's names, in NeMo's shapes."""
     features = {FILTERBANK: model.features.filterbank[None], WINDOW: model.features.window}
-    return features | release(model, nemo_names(model.config))
+    return features | foreign_weights(model, nemo_names(model.config))
 
 
 def nemo_names(config: AsrConfig) -> ModuleTable:
-    """Where NeMo keeps each of our modules."""
+    """The names of all modules in NeMo."""
     subsampling = {"encoder.subsampling.conv.0": "encoder.pre_encode.conv.0"}
     for i in range(1, config.encoder.subsampling_stages):
         at, theirs = f"encoder.subsampling.conv.{i}", "encoder.pre_encode.conv"
@@ -106,17 +101,17 @@ def nemo_names(config: AsrConfig) -> ModuleTable:
 
 
 def config_from_nemo(
-    data: Mapping[str, Any], vocab_size: int, source: str, name: str = "unnamed"
+    data: Mapping[str, Parsed], vocab_size: int, source: str, name: str = "unnamed"
 ) -> AsrConfig:
-    """`model_config.yaml`, parsed, with a tokenizer of `vocab_size` pieces -> our configuration.
+    """The configuration of a parsed `model_config.yaml` with a tokenizer of `vocab_size` pieces.
 
-    Raises CheckpointError naming the key, its value and what is supported for whatever we do not
-    implement. Unlimited symbols per frame become `MAX_SYMBOLS`; dropout is not taken over.
+    Raises CheckpointError naming the key, its value and what is supported. Unlimited symbols per
+    frame become `MAX_SYMBOLS`; dropout is ignored.
     """
     root = Section(data, source)
     for key in ("preprocessor", "encoder", "decoder"):
         if key not in root:
-            raise CheckpointError(f"{source} has no {key}: not a model that we know")
+            raise CheckpointError(f"{source} has no {key}; this model class is not supported")
     transducer = None
     if "joint" in root:
         transducer = _transducer(root, vocab_size)
@@ -164,14 +159,14 @@ def _features(preprocessor: Section) -> FeatureConfig:
     guard = preprocessor.number("log_zero_guard_value", 2.0**-24)
     if guard <= 0:
         raise preprocessor.fail("log_zero_guard_value", "a positive number")
-    emphasised = preprocessor.get("preemph", 0.97) is not None
+    emphasized = preprocessor.get("preemph", 0.97) is not None
     return FeatureConfig(
         n_mels=preprocessor.integer("features", 64, most=1024),
         sample_rate=rate,
         fft_samples=fft,
         window_samples=window,
         hop_samples=_samples(preprocessor, "window_stride", 0.01, rate),
-        preemphasis=preprocessor.number("preemph", 0.97) if emphasised else 0.0,
+        preemphasis=preprocessor.number("preemph", 0.97) if emphasized else 0.0,
         log_guard=guard,
         normalize="per_feature" if normalize == "per_feature" else "none",
     )
@@ -283,12 +278,12 @@ def _durations(root: Section) -> tuple[int, ...]:
         return ()
     decoding = root.section("decoding")
     decoding.only("model_type", ("tdt", None), None)
-    found = (
+    candidates = (
         decoding.integers("durations", ()),
         root.section("model_defaults").integers("tdt_durations", ()),
         root.section("loss").section("tdt_kwargs").integers("durations", ()),
     )
-    durations = next(filter(None, found), ())
+    durations = next(filter(None, candidates), ())
     if len(durations) != outputs:
         raise root.section("joint").fail(
             "num_extra_outputs", f"as many as there are durations, {len(durations)}"
@@ -321,12 +316,12 @@ def _check_vocabulary(section: Section, key: str, vocab_size: int) -> None:
 
 
 def _check_class(section: Section, known: str) -> None:
-    """The class a section names, if it does; only its name is looked at."""
+    """Raises CheckpointError if the section names another class; the class is not imported."""
     if "_target_" in section and _class_name(section.get("_target_")) != known:
         raise section.fail("_target_", known)
 
 
-def _class_name(target: Any) -> str:
+def _class_name(target: object) -> str:
     return target.rpartition(".")[2][:80] if isinstance(target, str) else ""
 
 
@@ -348,7 +343,7 @@ def _read_tokenizer(root: Section, files: Files) -> Tokenizer:
 
 
 def _check_features(weights: dict[str, Tensor], config: FeatureConfig, source: str) -> None:
-    """Take filterbank and window out of the tensors; ours are computed, and must be the same."""
+    """Remove filterbank and window from the tensors after comparing them with the computed ones."""
     ours = MelFeatures(config)
     for name, expected in ((FILTERBANK, ours.filterbank[None]), (WINDOW, ours.window)):
         stored = weights.pop(name, expected)
@@ -356,7 +351,6 @@ def _check_features(weights: dict[str, Tensor], config: FeatureConfig, source: s
             stored.float(), expected, rtol=0.0, atol=FEATURE_TOLERANCE
         ):
             raise CheckpointError(
-                f"{source}: {name} is not what the configuration says: it has shape "
-                f"{tuple(stored.shape)}, expected {tuple(expected.shape)}, equal within "
-                f"{FEATURE_TOLERANCE}"
+                f"{source}: {name} of shape {tuple(stored.shape)} differs from that of the "
+                f"configuration; expected {tuple(expected.shape)}, equal within {FEATURE_TOLERANCE}"
             )

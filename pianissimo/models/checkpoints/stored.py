@@ -1,8 +1,8 @@
-"""How weights lie in a file: as they are, in half precision, or linear layers in 8 bits.
+"""Weights as stored: in their own dtype, in half precision, or with linear layers in 8 bits.
 
-An 8-bit matrix has signed integers of one scale per output, as `packed` computes with them: a model
-stored so and one quantized when it is loaded are the same model. Everything else is in half
-precision then. What is stored says nothing of how it is computed: reading gives float32.
+An 8-bit matrix has signed integers and one scale per output, as in `packed`: a model stored in
+8 bits and one quantized when it is loaded are the same model. Its other weights are in half
+precision. Reading always returns float32.
 """
 
 import torch
@@ -12,7 +12,7 @@ from pianissimo.errors import CheckpointError
 from pianissimo.models.packed import SMALLEST_SCALE, WEIGHT_LEVELS
 
 SCALE = "_scale"
-"""Appended to the name of an 8-bit matrix: the name of its scales (out,)."""
+"""The suffix of the name of an 8-bit matrix for its scales (out,)."""
 
 
 def to_store(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -35,20 +35,20 @@ def to_store(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Te
 
 
 def from_store(stored: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """What `to_store` was given, in float32.
+    """The weights that `to_store` stored, in float32.
 
-    Raises CheckpointError for numbers of another kind, and for 8 bits without scales.
+    Raises CheckpointError for other dtypes, and for 8 bits without scales.
     """
     weights = dict(stored)
     for name, matrix in stored.items():
         if matrix.is_floating_point():
             continue
         if matrix.dtype != torch.int8:
-            raise CheckpointError(f"{source}: {name} holds {matrix.dtype}, expected plain floats")
+            raise CheckpointError(f"{source}: {name} has {matrix.dtype}, expected plain floats")
         scales = weights.pop(name + SCALE, None)
         if matrix.dim() != 2 or scales is None or scales.shape != matrix.shape[:1]:
             raise CheckpointError(f"{source}: {name} has 8 bits, but no scale for each output")
         if not (scales.is_floating_point() and bool(scales.isfinite().all())):
-            raise CheckpointError(f"{source}: the scales of {name} are no finite numbers")
+            raise CheckpointError(f"{source}: the scales of {name} must be finite numbers")
         weights[name] = matrix.float() * scales.float()[:, None]
     return {name: t.float() for name, t in weights.items()}

@@ -1,16 +1,16 @@
-"""Reading folders of wav2vec 2.0 and its kin as Transformers writes them.
+"""Reading folders of the wav2vec 2.0 family as Transformers writes them.
 
-`config.json` says the family and the shape, `preprocessor_config.json` whether the waveform is
-normalized, `vocab.json` with `tokenizer_config.json` what the outputs mean. Weights come from
-safetensors, whole or in shards, or from `pytorch_model.bin` as plain tensors. Every tensor is used
-once or known to be needed for training only; anything else is an error.
+`config.json` has the family and the shape, `preprocessor_config.json` whether the waveform is
+normalized, `vocab.json` and `tokenizer_config.json` the symbols of the outputs. Weights are read
+from safetensors, whole or in shards, or from `pytorch_model.bin` as plain tensors. Every tensor is
+used once or known to be needed for training only; other tensors are an error.
 """
 
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.errors import CheckpointError, OptionError
 from pianissimo.models.asr import CONFIG_FILE, MOST_LAYERS
 from pianissimo.models.checkpoints.archive import read_tensors
-from pianissimo.models.checkpoints.format import Section, listed, read_json, shown
+from pianissimo.models.checkpoints.config_json import Parsed, Section, listed, read_json, shown
 from pianissimo.models.checkpoints.huggingface import (
     FEATURES_FILE,
     INDEX_FILE,
@@ -34,7 +34,7 @@ from pianissimo.text.characters import Alphabet
 Config = TypeVar("Config")
 Network = TypeVar("Network", bound=nn.Module)
 Names: TypeAlias = Mapping[str, tuple[str, ...]]
-"""Our tensor -> the foreign ones that make it."""
+"""Tensor of this package -> the foreign tensors that it is made of."""
 
 PICKLE_FILE = "pytorch_model.bin"
 VOCABULARY_FILE = "vocab.json"
@@ -49,7 +49,7 @@ FAMILIES = {
     "data2vec-audio": ("Data2VecAudioForCTC", "data2vec_audio"),
     "wavlm": ("WavLMForCTC", "wavlm"),
 }
-"""`model_type` -> the architecture that we read, and the name its weights begin with."""
+"""`model_type` -> the supported architecture, and the prefix of its weights."""
 
 BERT = "wav2vec2-bert"
 EXTRACTORS = ("Wav2Vec2FeatureExtractor",)
@@ -62,7 +62,7 @@ SPECIAL_TOKENS = {
     "unk_token": "<unk>",
 }
 DEFAULT_LANGUAGE = "eng"
-"""The language of an MMS model that is asked for none, as in Transformers."""
+"""The default language of an MMS model, as in Transformers."""
 
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]+)*")
 _WEIGHT_NORM = {
@@ -77,9 +77,9 @@ def read_wav2vec2(
 ) -> tuple[Wav2Vec2 | Wav2Vec2Bert, Alphabet]:
     """Read a folder of one of the `FAMILIES` or of Wav2Vec2-BERT, weights as float32.
 
-    `language` chooses the adapter of a multilingual model (MMS), such as "fra"; others have none.
-    Raises CheckpointError for what is damaged, incomplete or of a kind we do not have, OptionError
-    for a language that is not there.
+    `language` selects the adapter of a multilingual model (MMS), such as "fra"; others have none.
+    Raises CheckpointError for a damaged, incomplete or unsupported model, OptionError for a missing
+    language.
     """
     source = str(folder)
     root = Section(read_json(folder / CONFIG_FILE), source)
@@ -102,10 +102,10 @@ def read_wav2vec2(
 
 
 def config_from_transformers(root: Section, folder: Path) -> Wav2Vec2Config:
-    """`config.json` and `preprocessor_config.json` -> our configuration.
+    """The configuration of `config.json` and `preprocessor_config.json`.
 
     An absent key has the default of Transformers, which is that of the base model. Raises
-    CheckpointError naming the key, its value and what is supported for what we do not implement.
+    CheckpointError naming the key, its value and what is supported.
     """
     family = root.only("model_type", tuple(FAMILIES))
     _check_architecture(root, FAMILIES[family][0])
@@ -151,11 +151,11 @@ def config_from_transformers(root: Section, folder: Path) -> Wav2Vec2Config:
 
 
 def _check_architecture(root: Section, supported: str) -> None:
-    found = root.get("architectures")
-    if not isinstance(found, list) or found != [supported]:
-        if isinstance(found, list) and any(str(name).endswith("ForPreTraining") for name in found):
+    names = root.get("architectures")
+    if not isinstance(names, list) or names != [supported]:
+        if isinstance(names, list) and any(str(name).endswith("ForPreTraining") for name in names):
             raise CheckpointError(
-                f"{root.where} was only pre-trained: it has no head that writes text; "
+                f"{root.where} is a pre-trained model without a head for text; "
                 "choose a model fine-tuned for speech recognition"
             )
         raise root.fail("architectures", supported)
@@ -169,7 +169,7 @@ def _sizes(root: Section, key: str, default: Iterable[int], most: int = 1 << 14)
 
 
 def _extractor(folder: Path) -> Section:
-    """The settings of the feature extractor, in a file of its own or in the processor's."""
+    """The settings of the feature extractor, in its own file or in that of the processor."""
     if not (folder / FEATURES_FILE).is_file() and (folder / PROCESSOR_FILE).is_file():
         processor = Section(read_json(folder / PROCESSOR_FILE), f"{folder}: {PROCESSOR_FILE}")
         return processor.section("feature_extractor")
@@ -177,7 +177,7 @@ def _extractor(folder: Path) -> Section:
 
 
 def _normalizes(folder: Path) -> bool:
-    """Whether waveforms are brought to zero mean and unit variance."""
+    """Whether waveforms are normalized to zero mean and unit variance."""
     extractor = _extractor(folder)
     extractor.only("feature_extractor_type", EXTRACTORS, *EXTRACTORS)
     extractor.only("feature_size", (1,), 1)
@@ -191,18 +191,18 @@ def _normalizes(folder: Path) -> bool:
 def _vocabulary(
     folder: Path, config: Wav2Vec2Config, language: str | None
 ) -> tuple[dict[str, int], str]:
-    """Symbol -> id of that language, and the one that the model's own weights know.
+    """Symbol -> id of the language, and the language of the weights in the model's own file.
 
     A vocabulary per language is nested.
     """
     data = read_json(folder / VOCABULARY_FILE)
     nested = bool(data) and all(isinstance(value, dict) for value in data.values())
     if language is not None and not (nested and config.adapter_dim):
-        raise OptionError(f"{folder.name} knows no choice of languages; leave {language!r} out")
+        raise OptionError(f"{folder.name} has no choice of languages; remove language={language!r}")
     if not nested:
         if config.adapter_dim:
             raise CheckpointError(
-                f"{folder / VOCABULARY_FILE} has no languages, though the model has adapters"
+                f"{folder / VOCABULARY_FILE} has no languages, but the model has adapters"
             )
         return data, ""
     tokenizer = _optional(folder / TOKENIZER_CONFIG_FILE)
@@ -215,8 +215,8 @@ def _vocabulary(
     return data[chosen], str(own)
 
 
-def read_alphabet(folder: Path, vocabulary: Mapping[str, Any], outputs: int) -> Alphabet:
-    """What the outputs of a model mean.
+def read_alphabet(folder: Path, vocabulary: Mapping[str, Parsed], outputs: int) -> Alphabet:
+    """The symbols of a model's outputs.
 
     The blank is the tokenizer's padding token, as in Transformers. Raises CheckpointError when an
     output has no symbol, two symbols share one, or the blank is missing.
@@ -232,7 +232,7 @@ def read_alphabet(folder: Path, vocabulary: Mapping[str, Any], outputs: int) -> 
     by_id: dict[int, str] = {}
     for symbol, id in [*vocabulary.items(), *_added(folder, tokenizer)]:
         if not isinstance(id, int) or isinstance(id, bool) or id < 0:
-            raise CheckpointError(f"{where} gives {shown(symbol)} the id {shown(id)}")
+            raise CheckpointError(f"{where}: {shown(symbol)} has the id {shown(id)}")
         # Tokens that the tokenizer adds never replace those of the vocabulary.
         if symbol in vocabulary and by_id.setdefault(id, symbol) != symbol:
             raise CheckpointError(f"{where}: {shown(by_id[id])} and {shown(symbol)} share id {id}")
@@ -248,7 +248,7 @@ def read_alphabet(folder: Path, vocabulary: Mapping[str, Any], outputs: int) -> 
         )
     symbols = [by_id[id] for id in range(outputs)]
     if special["pad_token"] not in symbols:
-        raise CheckpointError(f"{where} has no {special['pad_token']}, which stands for no letter")
+        raise CheckpointError(f"{where} has no {special['pad_token']}, the blank")
     blank = symbols.index(special["pad_token"])
     delimiter = _content(tokenizer.get("word_delimiter_token") or "|")
     silent = set(special.values()) - {delimiter}
@@ -259,8 +259,8 @@ def read_alphabet(folder: Path, vocabulary: Mapping[str, Any], outputs: int) -> 
     )
 
 
-def _added(folder: Path, tokenizer: Section) -> list[tuple[str, Any]]:
-    """Tokens that the tokenizer has beside the vocabulary: (symbol, id)."""
+def _added(folder: Path, tokenizer: Section) -> list[tuple[str, Parsed]]:
+    """Tokens of the tokenizer outside the vocabulary: (symbol, id)."""
     added = list(_optional(folder / ADDED_TOKENS_FILE).items())
     decoder = tokenizer.section("added_tokens_decoder").data
     for id, token in decoder.items():
@@ -269,15 +269,15 @@ def _added(folder: Path, tokenizer: Section) -> list[tuple[str, Any]]:
     return added
 
 
-def _content(token: Any) -> str:
-    """The text of a token, which may stand alone or in an object with its properties."""
+def _content(token: object) -> str:
+    """The text of a token, given as text or as an object with properties."""
     text = token.get("content") if isinstance(token, Mapping) else token
     if not isinstance(text, str):
         raise CheckpointError(f"a token of the tokenizer is {shown(token)}, expected text")
     return text
 
 
-def _optional(path: Path) -> dict[str, Any]:
+def _optional(path: Path) -> dict[str, Parsed]:
     return read_json(path) if path.is_file() else {}
 
 
@@ -296,16 +296,16 @@ def _pickled(path: Path) -> dict[str, Tensor]:
             return read_tensors(stream, str(path))
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{path.parent} has neither {WEIGHTS_FILE} nor {path.name}; fetch the whole model again"
+            f"{path.parent} has neither {WEIGHTS_FILE} nor {path.name}; download the model again"
         ) from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error})") from error
 
 
 def _adapter(folder: Path, language: str, own: str, expected: set[str]) -> dict[str, Tensor]:
-    """The tensors of one language, which replace those in the model's own file."""
+    """The tensors of one language, which replace those of the model's own file."""
     if not _LANGUAGE.fullmatch(language):
-        raise OptionError(f"{shown(language)} is no name of a language")
+        raise OptionError(f"{shown(language)} is not a language code")
     path = folder / f"adapter.{language}.safetensors"
     if path.is_file():
         tensors = read_safetensors(path)
@@ -316,19 +316,19 @@ def _adapter(folder: Path, language: str, own: str, expected: set[str]) -> dict[
     else:
         here = {own, *(p.name.split(".")[1] for p in folder.glob("adapter.*.*"))}
         raise OptionError(
-            f"{folder} has no {path.name}: copy it there, or choose a language that is here: "
+            f"{folder} has no {path.name}; copy it there, or choose one of the languages "
             f"{listed(here, most=2000)}"
         )
     if tensors.keys() != expected:
         raise CheckpointError(
-            f"{path} is no adapter of this model; missing or unknown: "
+            f"{path} is not an adapter of this model; missing or unknown: "
             f"{listed(tensors.keys() ^ expected)}"
         )
     return tensors
 
 
 def _adapter_names(prefix: str, config: Wav2Vec2Config) -> set[str]:
-    """What a file with the adapter of one language holds: those of all layers, and the head."""
+    """The tensors of one language's adapter: those of all layers, and the head."""
     ours = (n for n in _names(config) if ".adapter." in n)
     inner = {f"{prefix}.{_foreign(name, config)[0]}" for name in ours}
     return inner | {"lm_head.weight", "lm_head.bias"}
@@ -412,7 +412,7 @@ def _foreign(name: str, config: Wav2Vec2Config) -> tuple[str, ...]:
 
 
 def _joined(name: str, parts: list[Tensor]) -> Tensor:
-    """One tensor of ours: query, key and value in one, the weight norm folded in."""
+    """One tensor of this package: query, key and value together, the weight norm folded."""
     parts = [part.float() for part in parts]
     if name.endswith("gate.scale"):
         return parts[0].flatten()
@@ -433,8 +433,8 @@ def build(
     for name, expected in model.state_dict().items():
         if weights[name].shape != expected.shape:
             raise CheckpointError(
-                f"{', '.join(names[name])} make a tensor of shape {tuple(weights[name].shape)}, "
-                f"the configuration says {tuple(expected.shape)}"
+                f"{', '.join(names[name])} has shape {tuple(weights[name].shape)}, expected "
+                f"{tuple(expected.shape)} from the configuration"
             )
     model.load_state_dict(dict(weights), assign=True)
     return model.eval()
@@ -446,7 +446,7 @@ def build(
 def _read_bert(folder: Path, root: Section, language: str | None) -> tuple[Wav2Vec2Bert, Alphabet]:
     config = replace(bert_config_from_transformers(root, folder), name=folder.name)
     if language is not None:
-        raise OptionError(f"{folder.name} knows no choice of languages; leave {language!r} out")
+        raise OptionError(f"{folder.name} has no choice of languages; remove language={language!r}")
     alphabet = read_alphabet(folder, read_json(folder / VOCABULARY_FILE), config.outputs)
     with torch.device("meta"):
         ours = Wav2Vec2Bert(config).state_dict()

@@ -218,7 +218,7 @@ def test_weights_are_plain_floats(folder: Path, dtype: torch.dtype) -> None:
     weights = load_file(path)
     weights["ctc.out.bias"] = weights["ctc.out.bias"].to(dtype)
     save_file(weights, path)
-    with pytest.raises(CheckpointError, match=r"ctc\.out\.bias holds torch\."):
+    with pytest.raises(CheckpointError, match=r"ctc\.out\.bias has torch\."):
         load_model(folder)
 
 

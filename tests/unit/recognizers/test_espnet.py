@@ -371,7 +371,7 @@ def put(*keys: str, value: Any) -> Change:
         (put("decoder_conf", "num_blocks", value=1), "unknown: decoder.decoders.1"),
         (put("token_list", value=["<blank>", "a", "<sos/eos>"]), "token"),
         (put("token_list", value="tokens.txt"), "token_list"),
-        (put("model_conf", "sym_blank", value="<unk>"), "blank is not the first"),
+        (put("model_conf", "sym_blank", value="<unk>"), "blank must be the first"),
     ],
 )
 def test_configurations_outside_the_subset(folder: Path, change: Change, said: str) -> None:
@@ -398,9 +398,9 @@ def test_language_models_outside_the_subset(folder: Path, change: Change, said: 
     ("change", "said"),
     [
         (put("files", "asr_model_file", value="exp/gone.pth"), "no exp/gone.pth"),
-        (put("files", "asr_model_file", value="../../etc/passwd"), "names no file inside"),
-        (put("yaml_files", "asr_train_config", value="/etc/passwd"), "names no file inside"),
-        (lambda meta: meta["files"].pop("lm_file"), "one half"),
+        (put("files", "asr_model_file", value="../../etc/passwd"), "must name a file inside"),
+        (put("yaml_files", "asr_train_config", value="/etc/passwd"), "must name a file inside"),
+        (lambda meta: meta["files"].pop("lm_file"), "only one of"),
         (lambda meta: meta["files"].pop("asr_model_file"), "no asr_model_file"),
         (lambda meta: meta.clear(), "no asr_train_config"),
     ],
@@ -427,7 +427,7 @@ def test_code_in_a_checkpoint_does_not_run(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save({"ctc.ctc_lo.bias": Harmful()}, folder / "exp/valid.acc.ave.pth")
-    with pytest.raises(CheckpointError, match="something else than plain tensors"):
+    with pytest.raises(CheckpointError, match="other objects than plain tensors"):
         pianissimo.load(folder, device="cpu")
     assert "ran" not in capsys.readouterr().out
 
@@ -455,12 +455,12 @@ def squeezed() -> zipfile.ZipInfo:
 @pytest.mark.parametrize(
     ("member", "data", "said"),
     [
-        ("../out", b"", "leads out"),
-        ("/etc/passwd", b"", "leads out"),
-        ("..\\out", b"", "leads out"),
+        ("../out", b"", "outside of the archive"),
+        ("/etc/passwd", b"", "outside of the archive"),
+        ("..\\out", b"", "outside of the archive"),
         (link(), b"/etc/passwd", "is a link"),
         (squeezed(), b"data", "unusual"),
-        ("meta.yaml", b"", "there twice"),
+        ("meta.yaml", b"", "appears twice"),
         ("bomb", bytes(80 << 20), "claims 83886080 bytes"),
     ],
 )

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from pianissimo.errors import CheckpointError
 from pianissimo.models.checkpoints import archive
-from pianissimo.models.checkpoints.format import adopt
+from pianissimo.models.checkpoints.format import convert
 from pianissimo.models.checkpoints.huggingface import read_huggingface
 from pianissimo.models.checkpoints.nemo import config_from_nemo, nemo_names, read_nemo
 
@@ -101,17 +101,17 @@ def test_a_huge_tar_header(tmp_path: Path) -> None:
         ("model_config.yaml", bytes(5 << 20), "more than"),
         ("model_config.yaml", b"[" * 5_000, "not readable YAML"),
         ("model_config.yaml", b"a: [1", "not readable YAML"),
-        ("model_config.yaml", b"\xff\xfe\x00", "not readable YAML|no mapping"),
-        ("model_config.yaml", b"- 1", "no mapping"),
+        ("model_config.yaml", b"\xff\xfe\x00", "not readable YAML|not a mapping"),
+        ("model_config.yaml", b"- 1", "not a mapping"),
         ("model_config.yaml", b"a: !!python/object/apply:os.getpid []", "not readable YAML"),
         ("model_config.yaml", b"a: &a {b: 1}\nc: {<<: *a}", "not readable YAML"),
         ("model_config.yaml", b"{}", "no tokenizer"),
         (SPM_MEMBER, b"not a model", "SentencePiece"),
-        ("model_weights.ckpt", b"", "no PyTorch checkpoint"),
-        ("model_weights.ckpt", b"PK\x03\x04 and then nothing", "no PyTorch checkpoint"),
-        ("model_weights.ckpt", pack([1, 2]), "no tensors by name"),
-        ("model_weights.ckpt", pack({"a": 1}), "no tensors by name"),
-        ("model_weights.ckpt", pack(STATE)[:-3000], "cut short"),
+        ("model_weights.ckpt", b"", "not a PyTorch checkpoint"),
+        ("model_weights.ckpt", b"PK\x03\x04 and then nothing", "not a PyTorch checkpoint"),
+        ("model_weights.ckpt", pack([1, 2]), "not a dictionary of tensors"),
+        ("model_weights.ckpt", pack({"a": 1}), "not a dictionary of tensors"),
+        ("model_weights.ckpt", pack(STATE)[:-3000], "incomplete"),
     ],
 )
 def test_damaged_members(name: str, data: bytes, match: str, tmp_path: Path) -> None:
@@ -212,8 +212,8 @@ QUERY = "encoder.layers.0.self_attn.linear_q.weight"
         (STATE | {"spare.weight": torch.zeros(1)}, "unknown: spare.weight"),
         (STATE | {QUERY: torch.zeros(16, 17)}, rf"{QUERY} has shape \(16, 17\), expected"),
         (STATE | {QUERY: torch.zeros(256)}, rf"{QUERY} has shape"),
-        (STATE | {QUERY: torch.zeros(16, 16, dtype=torch.int64)}, "holds torch.int64"),
-        (STATE | {QUERY: torch.zeros(16, 16).to_sparse()}, "holds torch.float32, expected plain"),
+        (STATE | {QUERY: torch.zeros(16, 16, dtype=torch.int64)}, "has torch.int64"),
+        (STATE | {QUERY: torch.zeros(16, 16).to_sparse()}, "has torch.float32, expected plain"),
         (STATE | {QUERY: torch.zeros(()).expand(16, 16)}, "tensors overlap"),
         (STATE | {"joint.joint_net.2.weight": torch.zeros(42, 12)}, r"\(42, 12\), expected \(41"),
     ],
@@ -230,7 +230,7 @@ def test_every_tensor_is_demanded() -> None:
     for name in state:
         rest = {n: t for n, t in state.items() if n != name}
         with pytest.raises(CheckpointError, match=f"missing: {name}"):
-            adopt(config, rest, nemo_names(config), "x")
+            convert(config, rest, nemo_names(config), "x")
 
 
 # -- Hugging Face folders --------------------------------------------------------------------------
@@ -260,7 +260,7 @@ def test_shards_without_their_index(sharded: Path) -> None:
 def test_shards_of_another_model(sharded: Path) -> None:
     one, other = (sharded / f"model-{n:05}-of-00004.safetensors" for n in (1, 2))
     one.write_bytes(other.read_bytes())
-    with pytest.raises(CheckpointError, match="does not hold the tensors"):
+    with pytest.raises(CheckpointError, match="does not have the tensors"):
         read_huggingface(sharded)
 
 
@@ -272,7 +272,7 @@ def test_an_index_that_leads_elsewhere(place: Any, sharded: Path) -> None:
     document = json.loads(index.read_text())
     document["weight_map"]["joint.head.bias"] = place
     index.write_text(json.dumps(document))
-    with pytest.raises(CheckpointError, match="no name of a shard"):
+    with pytest.raises(CheckpointError, match="not the name of a shard"):
         read_huggingface(sharded)
 
 
@@ -281,7 +281,7 @@ def test_an_index_that_leads_elsewhere(place: Any, sharded: Path) -> None:
     [
         ("model.safetensors", b"", "damaged"),
         ("model.safetensors", b"\xff" * 100, "damaged"),
-        ("config.json", b"[]", "no JSON object"),
+        ("config.json", b"[]", "not a JSON object"),
         ("config.json", b"{", "not readable JSON"),
         ("config.json", b'{"a":' * 100_000, "not readable JSON"),
         ("config.json", b" " * (5 << 20), "larger than"),
