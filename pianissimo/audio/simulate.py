@@ -1,8 +1,8 @@
-"""Rooms, noises, telephone lines and 16 bits: what happens to speech before it is recorded.
+"""Simulation of recording conditions: rooms, noises, telephone lines, and 16-bit samples.
 
-All functions take and return float64 samples (n,) at 16 kHz and draw from the NumPy generator they
-are given, so a seed fixes the result. Nothing is quantized before `quantize`, which is the last
-step. Rooms need pyroomacoustics (extra `quietbench`).
+All functions map float64 samples (n,) at 16 kHz to such samples and draw from a given NumPy
+generator, so a seed determines the result. Only `quantize`, the last step, quantizes. Rooms need
+pyroomacoustics (extra `quietbench`).
 """
 
 import io
@@ -20,11 +20,11 @@ from pianissimo.errors import MissingExtraError
 Float64 = npt.NDArray[np.float64]
 Codec = Literal["ALAW", "ULAW", "GSM610"]
 Background = Literal["hvac", "diffuse", "floor", "music"]
-"""What is heard beside the speaker; "diffuse" is air conditioning through the room."""
+"""Kinds of background noise; "diffuse" is air conditioning through the room."""
 
 _MAX_ORDER = 40
 _MIC_HEIGHT, _MOUTH_HEIGHT = 1.1, 1.5
-_WALL_METRES = 0.5  # nobody stands closer to a wall
+_WALL_METERS = 0.5  # the least distance of a person from a wall
 _LOG_METRES = (np.log(0.45), np.log(3.0))
 _FLAT_BELOW_HZ = 60.0
 _FRAME = SAMPLE_RATE // 50
@@ -50,12 +50,12 @@ LARGE_ROOM = Room((7.0, 6.0, 3.0), 0.7)
 def room_response(room: Room, distance: float, rng: np.random.Generator) -> Float64:
     """Impulse response (n,) from a mouth to a microphone `distance` meters away, direct path first.
 
-    Image sources up to order 40, each moved a little so that they do not ring together. Its energy
+    Image sources up to order 40, each slightly displaced to avoid flutter. Its energy
     is 1. Raises MissingExtraError without pyroomacoustics.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its own imports warn on new versions of others
+            warnings.simplefilter("ignore")  # it imports packages in ways that they deprecated
             import pyroomacoustics as pra
     except ImportError as error:
         raise MissingExtraError(
@@ -71,13 +71,13 @@ def room_response(room: Room, distance: float, rng: np.random.Generator) -> Floa
         use_rand_ism=True,
         max_rand_disp=0.05,
     )
-    while True:  # a place in the room from which the other still fits at that distance
-        x, y = (rng.uniform(_WALL_METRES, side - _WALL_METRES) for side in (width, depth))
+    while True:  # a position in the room that leaves space for the other one
+        x, y = (rng.uniform(_WALL_METERS, side - _WALL_METERS) for side in (width, depth))
         angle = rng.uniform(0, 2 * np.pi)
         flat = np.sqrt(max(distance**2 - (_MOUTH_HEIGHT - _MIC_HEIGHT) ** 2, 0.01))
         other_x, other_y = x + flat * np.cos(angle), y + flat * np.sin(angle)
-        inside_x = _WALL_METRES <= other_x <= width - _WALL_METRES
-        if inside_x and _WALL_METRES <= other_y <= depth - _WALL_METRES:
+        inside_x = _WALL_METERS <= other_x <= width - _WALL_METERS
+        if inside_x and _WALL_METERS <= other_y <= depth - _WALL_METERS:
             break
     box.add_source([x, y, _MOUTH_HEIGHT])
     box.add_microphone([other_x, other_y, _MIC_HEIGHT])
@@ -90,7 +90,7 @@ def room_response(room: Room, distance: float, rng: np.random.Generator) -> Floa
 
 
 def draw_responses(count: int, seed: int) -> tuple[Float64, ...]:
-    """Impulse responses of the three rooms in turn, from 0.45 to 3 m: a stock to draw from."""
+    """Impulse responses of the three rooms in turn, at 0.45 to 3 m."""
     rng = np.random.default_rng(seed)
     rooms = (SMALL_ROOM, MEDIUM_ROOM, LARGE_ROOM)
     return tuple(
@@ -100,7 +100,7 @@ def draw_responses(count: int, seed: int) -> tuple[Float64, ...]:
 
 
 def convolve(samples: Float64, response: Float64) -> Float64:
-    """What arrives through a room: (n,), the tail that runs on behind the end left out."""
+    """Convolve (n,) samples with an impulse response; the tail after the end is cut off."""
     n = len(samples)
     size = 1 << max(1, (n + len(response) - 2).bit_length())
     return np.fft.irfft(np.fft.rfft(samples, size) * np.fft.rfft(response, size), size)[:n]
@@ -131,7 +131,7 @@ def hvac(n: int, rng: np.random.Generator) -> Float64:
 
 
 def background(kind: Background, n: int, rng: np.random.Generator) -> Float64:
-    """Noise of one kind (n,); RMS 1. The diffuse kind is still to be sent through a room."""
+    """Noise of one kind (n,); RMS 1. The diffuse kind must still be convolved with a room."""
     if kind == "music":
         return music(n, rng)
     return colored_noise(n, 0.0, rng) if kind == "floor" else hvac(n, rng)
@@ -179,7 +179,7 @@ def _tone(hertz: float, time: Float64, partials: int) -> Float64:
 
 
 def babble(voices: list[Float64], n: int, rng: np.random.Generator) -> Float64:
-    """Many voices over each other, each without its pauses and from a place drawn; RMS 1."""
+    """Babble of many voices without pauses, each from a random position; RMS 1."""
     out = np.zeros(n)
     for voice in voices:
         talking = _without_pauses(voice)
@@ -199,7 +199,7 @@ def _without_pauses(voice: Float64) -> Float64:
 
 
 def soft_clip(samples: Float64, from_db: float = _SOFT_CLIP_DB) -> Float64:
-    """Peaks bent over from `from_db` below the highest sample on; it is never exceeded."""
+    """Compress peaks from `from_db` below the highest sample on, which is never exceeded."""
     peak = float(np.abs(samples).max(initial=0.0))
     knee = peak * amplitude(from_db)
     if not peak:
@@ -210,9 +210,9 @@ def soft_clip(samples: Float64, from_db: float = _SOFT_CLIP_DB) -> Float64:
 
 
 def telephone(samples: Float64, codec: Codec | None) -> Float64:
-    """Through an old telephone: 300 to 3400 Hz at 8 kHz, bent peaks, its codec, and back: (n,).
+    """Simulate a telephone: 300 to 3400 Hz at 8 kHz, compressed peaks, and a codec: (n,).
 
-    Without a codec it is the line alone.
+    Without a codec only the line is simulated.
     """
     import soundfile
     import soxr
@@ -224,7 +224,7 @@ def telephone(samples: Float64, codec: Codec | None) -> Float64:
     if not len(narrow):
         return samples
     line = np.convolve(narrow, taps)[len(taps) // 2 :][: len(narrow)]
-    # The tables of libsndfile's codecs end at full scale, and it reads on behind them.
+    # The tables of libsndfile's codecs end at full scale, and it reads beyond them.
     line = np.clip(soft_clip(line), -1.0, 1.0)
     if codec is not None:
         file = io.BytesIO()
@@ -237,9 +237,9 @@ def telephone(samples: Float64, codec: Codec | None) -> Float64:
 
 
 def quantize(samples: Float64, rng: np.random.Generator) -> npt.NDArray[np.int16]:
-    """To 16 bits with triangular dither of one step, so that the error is noise and not distortion.
+    """Quantize to 16 bits with triangular dither of one step, which turns distortion into noise.
 
-    Digital silence is written without dither: nothing recorded is not a quiet recording.
+    Digital silence gets no dither.
     """
     if not samples.any():
         return np.zeros(len(samples), np.int16)

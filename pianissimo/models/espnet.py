@@ -21,9 +21,9 @@ from pianissimo.errors import OptionError
 MEL_FLOOR = 1e-10
 NORM_EPS = 1e-12
 LEGACY_FIRST = 5000
-"""The legacy positions fall from the end of a table of so many, however short the audio is."""
+"""The length of the table of legacy positions, which are read from its end."""
 LEAST_FRAMES = 7
-"""Mel frames of which the subsampling makes its first encoder frame."""
+"""The mel frames of the first encoder frame after subsampling."""
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -61,8 +61,8 @@ class DecoderConfig:
 class EspnetConfig:
     """A whole model. `tokens` are its vocabulary by id, the blank first.
 
-    `spelling` says how tokens make a text: pieces with `▁` for a space, characters with
-    `space` for one, or words. `start` and `end` are the ids around a text. `legacy` chooses the
+    `spelling` is the kind of tokens: pieces with `▁` for a space, characters with
+    `space` for one, or words. `start` and `end` are the ids around a text. `legacy` selects the
     first form of relative positions, which ESPnet replaced in 2021.
     """
 
@@ -87,17 +87,17 @@ class EspnetConfig:
             if self.dim % heads:
                 raise OptionError(f"a width of {self.dim} does not divide into {heads} heads")
         if self.conv_kernel is not None and self.conv_kernel % 2 == 0:
-            raise OptionError(f"a convolution over {self.conv_kernel} frames has no middle")
+            raise OptionError(f"conv_kernel must be odd, not {self.conv_kernel}")
         if self.features.mels < LEAST_FRAMES:
             raise OptionError(f"{self.features.mels} mel bins are too few to subsample")
 
     def frames(self, samples: int) -> int:
-        """The encoder frames of so many samples."""
+        """The number of encoder frames of `samples` samples."""
         return max(0, ((samples // self.features.hop) // 2 - 1) // 2)
 
     @property
     def frame_seconds(self) -> float:
-        """From one encoder frame to the next."""
+        """Seconds from one encoder frame to the next."""
         return 4 * self.features.hop / SAMPLE_RATE
 
     @property
@@ -167,11 +167,11 @@ class UtteranceNorm(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(B, T, F) -> (B, T, F); no row may be padded."""
         centered = features - features.mean(1, keepdim=True)
-        found = centered if self.config.means else features
+        scaled = centered if self.config.means else features
         if self.config.variances:
             deviation = centered.square().mean(1, keepdim=True).sqrt()
-            found = found / deviation.clamp(min=1e-20)
-        return found
+            scaled = scaled / deviation.clamp(min=1e-20)
+        return scaled
 
 
 class EspnetSubsampling(nn.Module):
@@ -199,7 +199,7 @@ def positions(places: Tensor, dim: int) -> Tensor:
 
 
 class EspnetAttention(nn.Module):
-    """Multi-head attention; keys and values are apart, so that a caller may keep them."""
+    """Multi-head attention; keys and values are separate, so that a caller may store them."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -250,7 +250,7 @@ class EspnetRelativeAttention(EspnetAttention):
 def _shifted(scores: Tensor) -> Tensor:
     """(B, H, T, P) by distance -> (B, H, T, T) by place.
 
-    With P = T, the legacy form, what lies ahead gets scores of other rows, as it had in training.
+    With P = T, the legacy form, later places get the scores of other rows, as in training.
     """
     B, H, T, P = scores.shape
     padded = F.pad(scores, (1, 0)).view(B, H, P + 1, T)
@@ -363,7 +363,7 @@ class EspnetCtcHead(nn.Module):
 
 @dataclass(frozen=True)
 class DecoderState:
-    """What decoding remembers: `memory` of the audio, `past` of the tokens so far, by layer.
+    """The state of decoding by layer: `memory` of the audio, `past` of the tokens so far.
 
     memory: (1, H, S, K); past: (R, H, U, K) once there are tokens.
     """
@@ -398,7 +398,7 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Which token comes next, given the audio and the tokens before."""
+    """Predicts the next token from the audio and the earlier tokens."""
 
     def __init__(self, vocab_size: int, dim: int, config: DecoderConfig) -> None:
         super().__init__()
@@ -413,7 +413,7 @@ class Decoder(nn.Module):
         return DecoderState(tuple(layer.src_attn.keys_values(memory) for layer in self.layers))
 
     def forward(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-        """(R, U) further tokens -> (R, U, V) log-probabilities after each, and the state then.
+        """(R, U) further tokens -> (R, U, V) log-probabilities after each, and the next state.
 
         U may be above 1 only at the start.
         """

@@ -1,4 +1,4 @@
-"""wav2vec 2.0 and its kin with a CTC head: XLSR, XLS-R, MMS, HuBERT, Data2Vec-Audio, WavLM.
+"""The wav2vec 2.0 family with a CTC head: XLSR, XLS-R, MMS, HuBERT, Data2Vec-Audio, WavLM.
 
 wav2vec 2.0 (Baevski et al. 2020, arXiv 2006.11477), HuBERT (Hsu et al. 2021, arXiv 2106.07447),
 data2vec (Baevski et al. 2022, arXiv 2202.03555), WavLM (Chen et al. 2022, arXiv 2110.13900) and MMS
@@ -7,8 +7,8 @@ data2vec (Baevski et al. 2022, arXiv 2202.03555), WavLM (Chen et al. 2022, arXiv
 Shape legend: B batch, N samples, S encoder frames, C channels, D width, H heads, V outputs with the
 blank.
 
-A clip gets in a padded batch what it gets alone: statistics over time leave the padding out, and it
-is set to zero again before each convolution that could look into it.
+Padding does not change the result of a clip: statistics over time exclude it, and it is set to zero
+before each convolution that reads it.
 """
 
 import math
@@ -23,7 +23,7 @@ from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.errors import OptionError
 
 LEVEL_GUARD = 1e-7
-"""Variance added where a waveform is brought to unit variance, so that silence stays silence."""
+"""Variance added before a waveform is scaled to unit variance, for the sake of silence."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,18 @@ class Wav2Vec2Config:
 
     def __post_init__(self) -> None:
         if not len(self.conv_dims) == len(self.conv_kernels) == len(self.conv_strides) > 0:
-            raise OptionError("the convolutions need as many widths as kernels and strides")
+            raise OptionError("conv_dims, conv_kernels and conv_strides must have equal lengths")
         if self.dim % self.heads or self.dim % self.position_groups:
             raise OptionError(
                 f"a width of {self.dim} does not divide into {self.heads} heads and "
                 f"{self.position_groups} groups of the positional convolution"
             )
         if self.relative_buckets % 4:
-            raise OptionError(f"relative buckets come in fours, not {self.relative_buckets}")
+            raise OptionError(
+                f"relative_buckets must be a multiple of 4, not {self.relative_buckets}"
+            )
         if self.adapter_dim and not self.norm_first:
-            raise OptionError("adapters belong to layers that norm first")
+            raise OptionError("adapter_dim needs norm_first")
 
     @property
     def hop_samples(self) -> int:
@@ -85,7 +87,7 @@ class Wav2Vec2Config:
 
     @property
     def least_samples(self) -> int:
-        """What a frame reads; shorter recordings have none."""
+        """The samples of one frame; shorter recordings have none."""
         reach = 1
         for kernel, stride in zip(
             reversed(self.conv_kernels), reversed(self.conv_strides), strict=True
@@ -94,7 +96,7 @@ class Wav2Vec2Config:
         return reach
 
     def frames(self, samples: int) -> int:
-        """How many encoder frames so many samples have."""
+        """The number of encoder frames of `samples` samples."""
         return max(0, (samples - self.least_samples) // self.hop_samples + 1)
 
 
@@ -146,7 +148,7 @@ class ConvStem(nn.Module):
 
 
 class Positions(nn.Module):
-    """What a frame's surroundings say about its position, by grouped convolutions."""
+    """Positions by grouped convolutions over the surroundings of a frame."""
 
     def __init__(self, config: Wav2Vec2Config) -> None:
         super().__init__()
@@ -176,7 +178,7 @@ class Positions(nn.Module):
 
 
 class RelativeGate(nn.Module):
-    """How far each frame heeds relative positions: (B, S, D) -> (B, H, S, 1) (WavLM, eq. 4)."""
+    """The gate of relative positions for each frame: (B, S, D) -> (B, H, S, 1) (WavLM, eq. 4)."""
 
     def __init__(self, config: Wav2Vec2Config) -> None:
         super().__init__()
@@ -193,7 +195,7 @@ class RelativeGate(nn.Module):
 
 
 class Adapter(nn.Module):
-    """A small network that knows one language: (B, S, D) -> (B, S, D)."""
+    """An adapter for one language: (B, S, D) -> (B, S, D)."""
 
     def __init__(self, config: Wav2Vec2Config) -> None:
         super().__init__()
@@ -274,7 +276,7 @@ class Wav2Vec2(nn.Module):
     def forward(self, samples: Tensor, lengths: list[int]) -> tuple[Tensor, list[int]]:
         """(B, N) float32 samples, each row's valid number -> (B, S, V) logits, each row's frames.
 
-        Every row needs `least_samples`. What stands behind a row's frames means nothing.
+        Every row needs `least_samples`. Logits after a row's frames are undefined.
         """
         counts = [self.config.frames(n) for n in lengths]
         assert min(counts) > 0, "a row without a frame"

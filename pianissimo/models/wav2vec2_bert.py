@@ -51,7 +51,7 @@ class Wav2Vec2BertConfig:
     name: str = "unnamed"
     language: str | None = None
     normalize: bool = False
-    """The waveform stays as it is: the features are normalized instead."""
+    """False: the features are normalized instead of the waveform."""
 
     def __post_init__(self) -> None:
         if self.dim % self.heads or self.adapter_dim % self.heads:
@@ -72,7 +72,7 @@ class Wav2Vec2BertConfig:
         return self.hop_samples / SAMPLE_RATE
 
     def frames(self, samples: int) -> int:
-        """How many encoder frames so many samples have."""
+        """The number of encoder frames of `samples` samples."""
         count = self.encoder_frames(samples)
         for _ in range(self.adapter_layers):
             count = (count + 1) // 2
@@ -96,7 +96,7 @@ class KaldiMel(nn.Module):
         self.register_buffer("filterbank", kaldi_filterbank(mels), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "KaldiMel":
-        """Follow to a device, but stay in float32: spectra need more than half precision."""
+        """Move to a device without changing the dtype: spectra need more than half precision."""
         exact = (self.window, self.filterbank)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         device = self.window.device
@@ -146,7 +146,7 @@ class Wav2Vec2BertFeedForward(nn.Module):
 
 
 class Wav2Vec2BertAttention(nn.Module):
-    """Attention over the whole clip; with positions, each head weighs how far apart frames are."""
+    """Attention over the whole clip; with positions, each head weights the distance of frames."""
 
     def __init__(self, dim: int, heads: int, positions: int = 0) -> None:
         super().__init__()
@@ -238,7 +238,7 @@ class AdapterLayer(nn.Module):
         return x + self.down(torch.relu(self.up(self.norm_ff(x))))
 
     def _halved(self, conv: nn.Module, x: Tensor, counts: list[int]) -> Tensor:
-        # The convolution looks one frame ahead: behind the clip there must be zeros.
+        # The convolution reads one frame ahead, which must be zero after the clip.
         padding = padding_mask(counts, x)
         x = x if padding is None else x.masked_fill(padding[:, :, None], 0.0)
         return F.glu(conv(x.transpose(1, 2)), dim=1).transpose(1, 2)
@@ -280,7 +280,7 @@ class Wav2Vec2Bert(nn.Module):
     def forward(self, samples: Tensor, lengths: list[int]) -> tuple[Tensor, list[int]]:
         """(B, N) float32 samples, each row's valid number -> (B, S, V) logits, each row's frames.
 
-        Every row needs a frame. What stands behind a row's frames means nothing.
+        Every row needs a frame. Logits after a row's frames are undefined.
         """
         counts = [self.config.encoder_frames(n) for n in lengths]
         assert min(counts) > 0, "a row without a frame"

@@ -1,12 +1,12 @@
-"""Teaching an encoder which sound it hears when, before it learns to write.
+"""Pre-training of an encoder by frame labels from a forced alignment.
 
-From a few hours of recordings, CTC and transducer losses learn the texts sooner than the sounds.
-A forced aligner says which phone sounds at each moment, and a cross-entropy against it, as hybrid
-recognizers are trained with (Hinton et al. 2012, "Deep neural networks for acoustic modeling in
-speech recognition"), gets the encoder past that. The head that names the phones is thrown away.
+With a few hours of recordings, CTC and transducer losses overfit to the texts. A cross-entropy
+against the phones of a forced alignment, as for hybrid recognizers (Hinton et al. 2012, "Deep
+neural networks for acoustic modeling in speech recognition"), trains the encoder on the sounds. The
+head for the phones is discarded afterwards.
 
-Alignments have a symbol for each 10 ms of a recording. An encoder frame is longer, so it names
-several: as many labels as the task says, evenly over its time.
+Alignments have a symbol for each 10 ms of a recording. An encoder frame is longer and has several
+labels, evenly spread over its time.
 """
 
 import random
@@ -41,18 +41,18 @@ from pianissimo.train.loop import (
 
 LABELS_PER_SECOND = 100
 UNKNOWN = -1
-"""The label of time that nothing is known about; it costs nothing."""
+"""The label of time without an alignment; it is ignored by the loss."""
 
 Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class FrameTask:
-    """What an encoder frame shall name: `per_frame` labels out of `symbols`.
+    """The targets of an encoder frame: `per_frame` labels out of `symbols`.
 
-    The labels of frame s are spread evenly over the mel frames that it is the first to see, but
-    `delay` mel frames earlier, so that a frame without lookahead hears how a sound goes on.
-    `silence` is the symbol that counts half, as there is so much of it.
+    The labels of frame s are spread evenly over the mel frames that are new to it, shifted `delay`
+    mel frames to the past, so that a frame without lookahead has some context after a sound.
+    `silence` is the symbol with half the weight, since it is frequent.
     """
 
     symbols: int
@@ -63,22 +63,22 @@ class FrameTask:
     def targets(self, labels: Labels, mel_frames: int, factor: int) -> Tensor:
         """(mel_frames,) labels, or fewer -> (S, per_frame) of the encoder's S frames.
 
-        `factor` is the encoder's subsampling; what lies outside the labels is `UNKNOWN`.
+        `factor` is the encoder's subsampling; time outside the labels is `UNKNOWN`.
         """
         last = factor * np.arange(-(-mel_frames // factor) + 1)
         within = (np.arange(self.per_frame) + 0.5) * factor / self.per_frame - factor
         at = (np.rint(last[:, None] + within[None]) - self.delay).astype(np.int64)
         known = (at >= 0) & (at < len(labels))
-        found = labels[np.clip(at, 0, max(0, len(labels) - 1))] if len(labels) else at
-        return torch.from_numpy(np.where(known, found, UNKNOWN))
+        names = labels[np.clip(at, 0, max(0, len(labels) - 1))] if len(labels) else at
+        return torch.from_numpy(np.where(known, names, UNKNOWN))
 
 
 @dataclass(frozen=True)
 class AlignedSet:
     """Recordings with a label for each 10 ms: by index in `audio`, in `labels`.
 
-    Longer ones are cut to `longest_seconds` somewhere. They are played at one of `speeds`;
-    `augment` must leave the time as it is. Raises OptionError if it does not.
+    Longer ones are cut to `longest_seconds` at a random place. They are played at one of `speeds`;
+    `augment` must not change the timing. Raises OptionError if it does.
     """
 
     audio: AudioCache
@@ -160,8 +160,8 @@ class FrameBatches(Dataset[FrameBatch]):
         )
 
 
-class FrameNamer(nn.Module):
-    """An encoder and the head that names what each of its frames hears."""
+class FrameClassifier(nn.Module):
+    """An encoder with a head that classifies each of its frames."""
 
     def __init__(self, encoder: FastConformerEncoder, task: FrameTask) -> None:
         super().__init__()
@@ -212,7 +212,7 @@ def train_frames(
     execution = execution or Execution()
     device = execution.device
     torch.manual_seed(config.seed)
-    model = FrameNamer(encoder, task).to(device).train()
+    model = FrameClassifier(encoder, task).to(device).train()
     optimizer = make_optimizer(model, config)
     progress = load_training(run, model, {}, optimizer) or TrainingProgress()
     began, out_of_time = time.monotonic(), False

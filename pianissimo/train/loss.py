@@ -1,8 +1,7 @@
 """Transducer losses in plain PyTorch, exact; that of the plain transducer with its own gradient.
 
 Shape legend: B batch, S encoder frames, U target tokens, V vocabulary without blank, N lattice
-nodes. Row b of the batch contributes S_b * (U_b + 1) nodes, in the order (s, u): no memory goes to
-padding.
+nodes. Row b of the batch contributes S_b * (U_b + 1) nodes, in the order (s, u), without padding.
 
 Graves 2012 (arXiv 1211.3711), section 2.4. The forward variable obeys
     a(s, u) = logaddexp(a(s-1, u) + blank(s-1, u), a(s, u-1) + label(s, u-1)),
@@ -49,7 +48,7 @@ def tdt_loss(
     """As `transducer_loss` for a token-and-duration transducer: (B,), in nats.
 
     logits (N, V + 1 + durations). A label may stay on its frame, a blank may not; the last symbol
-    is a blank that ends exactly behind the last frame. What cannot be reached costs about 1e30.
+    is a blank that ends exactly after the last frame. Without an alignment it is about 1e30.
     """
     _check_lattice(logits, frame_lengths, target_lengths)
     lattice = Lattice(frame_lengths, target_lengths)
@@ -84,8 +83,8 @@ def tdt_loss(
     for k, duration in enumerate(durations):
         if duration:
             frame = frame_lengths - duration
-            found = ends[rows, (frame + target_lengths).clamp(min=0), target_lengths, k]
-            last.append(torch.where(frame >= 0, found, IMPOSSIBLE))
+            final = ends[rows, (frame + target_lengths).clamp(min=0), target_lengths, k]
+            last.append(torch.where(frame >= 0, final, IMPOSSIBLE))
     return -torch.stack(last).logsumexp(0).to(precise.dtype)
 
 
@@ -207,7 +206,7 @@ def _backward_variable(blank: Tensor, label: Tensor, lattice: Lattice) -> Tensor
     device = blank.device
     frames, tokens = lattice.frame_lengths[:, None], lattice.target_lengths
     inside = torch.arange(S, device=device) < frames
-    # to_come(s) = sum of blank(s .. S_b - 1, u); nodes outside the row's lattice count nothing.
+    # to_come(s) = sum of blank(s .. S_b - 1, u); nodes outside the row's lattice count 0.
     to_come = (blank * inside[:, :, None]).flip(1).cumsum(1).flip(1)
     columns: list[Tensor] = []
     below = blank.new_full((len(tokens), S), IMPOSSIBLE)

@@ -1,13 +1,13 @@
 """Pruning: weights that are small, whole units of the feed-forwards, or whole attention heads.
 
 Papers: Han et al. 2015 (magnitude pruning and retraining, arXiv 1506.02626), Li et al. 2017 (whole
-filters by their norm, arXiv 1608.08710), Michel et al. 2019 (heads by what the loss owes them,
+filters by their norm, arXiv 1608.08710), Michel et al. 2019 (heads by their effect on the loss,
 arXiv 1905.10650).
 
-Unstructured pruning makes weights zero and changes no shape: what it saves depends on who stores or
-multiplies the matrices. Structured pruning takes units or heads out, so every runtime gains. Either
-may be followed by training: `train_model` on the pruned model; and a model
-without some units or heads, once saved, is one like any other for `pianissimo finetune`.
+Unstructured pruning makes weights zero without changing shapes; its benefit depends on the storage
+and the runtime. Structured pruning removes units or heads, which makes every runtime faster. Either
+may be followed by training with `train_model`. A model with fewer units or heads, once saved, can
+be fine-tuned like any other with `pianissimo finetune`.
 """
 
 import dataclasses
@@ -40,8 +40,8 @@ def prune_weights(model: AsrModel, share: float) -> None:
     """Make the smallest `share` of the prunable weights zero, in place, and keep them so.
 
     Weights are compared over all matrices, each divided by the root mean square of its own: layers
-    differ in scale, not in worth. Gradients of what is pruned are zero from now on, so no optimizer
-    that starts at zero moves it. Raises OptionError for a share outside [0, 1).
+    differ in scale. Gradients of pruned weights are zero from now on, so an optimizer with fresh
+    state keeps them at zero. Raises OptionError for a share outside [0, 1).
     """
     _refuse(share)
     weights = dict(prunable(model))
@@ -64,11 +64,11 @@ def _keep_out(weight: Tensor, kept: Tensor) -> None:
 
 @torch.no_grad()
 def prune_units(model: AsrModel, share: float) -> AsrModel:
-    """A model without the least `share` of the hidden units of each feed-forward.
+    """A model without the least important `share` of the hidden units of each feed-forward.
 
-    A unit's worth is the norm of the weights into it times that of the weights out of it. All
-    feed-forwards keep equally many, as the configuration has one width for them. The model given is
-    left as it is. Raises OptionError for a share outside [0, 1).
+    The importance of a unit is the norm of the weights into it times that of the weights out of it.
+    All feed-forwards keep the same number, since the configuration has one width for them. The
+    given model is not changed. Raises OptionError for a share outside [0, 1).
     """
     _refuse(share)
     config = model.config
@@ -87,11 +87,11 @@ def prune_units(model: AsrModel, share: float) -> AsrModel:
 
 @torch.no_grad()
 def prune_heads(model: AsrModel, share: float, worth: Tensor | None = None) -> AsrModel:
-    """A model without the least `share` of the attention heads of each layer; at least one stays.
+    """A model without the least important `share` of heads of each layer; at least one is kept.
 
-    `worth` is (layers, H), such as `head_importance` gives; by default that of the norms of a
-    head's values and of what the output makes of them. All layers keep equally many. The model
-    given is left as it is. Raises OptionError for a share outside [0, 1).
+    `worth` is the importance of each head, (layers, H), for example by `head_importance`; by
+    default that of `head_norms`. All layers keep the same number. The given model is not changed.
+    Raises OptionError for a share outside [0, 1).
     """
     _refuse(share)
     config = model.config.encoder

@@ -1,9 +1,9 @@
-"""Speech from the free synthesizers of a Linux distribution: to files, or straight into training.
+"""Synthetic speech by the free synthesizers of a Linux distribution, as files or during training.
 
 Five programs, each with several voices: espeak-ng (formants, many speaker variants), flite,
-festival, SVOX pico and RHVoice. Their output may be used for anything; voices whose licenses forbid
-that (mbrola, two of RHVoice's) are left out. None sounds like a person, so mix this with recordings
-of people.
+festival, SVOX pico and RHVoice. Their output has no license restrictions; voices with restricted
+licenses (mbrola, two of RHVoice) are excluded. None sounds like a person, so training data should
+also contain human recordings.
 """
 
 import hashlib
@@ -32,9 +32,9 @@ ENGINES = {
     "pico": "pico2wave",
     "rhvoice": "RHVoice-test",
 }
-"""Name of a synthesizer -> the program it needs."""
+"""Name of a synthesizer -> its program."""
 SHARES = {"espeak-ng": 0.4, "flite": 0.25, "pico": 0.2, "festival": 0.15, "rhvoice": 0.3}
-"""How often each is drawn, before those that are missing drop out."""
+"""The relative frequency of each; missing programs are skipped."""
 ACCENTS = (
     "en-us en-us en-us en-us-nyc en-gb en-gb-x-rp en-gb-scotland en-gb-x-gbclan "
     "en-gb-x-gbcwmd en-029"
@@ -54,19 +54,21 @@ VOICES = {
     "rhvoice": ("alan", "bdl", "clb", "slt"),
 }
 SILENCE_DB = -40.0
-"""What lies this far below the loudest 10 ms, before and after the speech, is cut off."""
+"""Both ends are cut where the level is this far below the loudest 10 ms."""
 MARGIN_SECONDS = 0.03
 PEAK = 0.5
 LONGEST_RUN_SECONDS = 60
 ATTEMPTS = 3
 PROMPT_SECONDS, SPOKEN_SECONDS, SPELLED_SECONDS = 0.3, 0.085, 0.4
-"""What a prompt takes beside its words, a letter of a word, and a spelled letter: generous, as
-batches are filled by it."""
+"""Estimated seconds of a prompt without its words, of a letter, and of a spelled letter.
+
+The estimates are generous, since batches are filled by them.
+"""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A sentence to speak; `text` is what the model shall write for it.
+    """A sentence to speak; `text` is its transcript.
 
     If `spelled`, words of one letter are the names of letters, as in "p e t e r".
     """
@@ -75,16 +77,16 @@ class Prompt:
     spelled: bool = True
 
     def seconds(self, word: str) -> float:
-        """What a word takes, about: a letter that is spelled has a name."""
+        """The estimated duration of a word; a spelled letter has a longer one."""
         spelled = self.spelled and len(word) == 1
         return SPELLED_SECONDS if spelled else SPOKEN_SECONDS * len(word)
 
 
 @dataclass(frozen=True)
 class Speech:
-    """A prompt as one voice says it: `rate` 1.0 and `pitch` 1.0 are the voice's own.
+    """A prompt in one voice; `rate` 1.0 and `pitch` 1.0 are the defaults of the voice.
 
-    `pauses` sets a comma after each spelled letter. festival and flite keep their pitch.
+    `pauses` sets a comma after each spelled letter. festival and flite have a fixed pitch.
     """
 
     prompt: Prompt
@@ -96,18 +98,18 @@ class Speech:
 
     @property
     def spoken(self) -> str:
-        """What the synthesizer is told to say."""
+        """The text for the synthesizer."""
         if not self.prompt.spelled:
             return self.prompt.text
         return spell_out(self.prompt.text, self.engine, self.pauses)
 
     @property
     def file_name(self) -> str:
-        """The same for the same speech, another for any other."""
+        """A file name by the hash of the speech."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:20] + ".wav"
 
     def command(self, wav: Path) -> tuple[list[str], str | None]:
-        """The program's arguments, and what it reads from standard input."""
+        """The program's arguments and its standard input."""
         if self.engine == "espeak-ng":
             speed, pitch = round(165 * self.rate), min(99, round(50 * self.pitch))
             options = ["-v", self.voice, "-s", str(speed), "-p", str(pitch), "-w", str(wav)]
@@ -131,7 +133,7 @@ class Speech:
 
 
 def spell_out(text: str, engine: str, pauses: bool) -> str:
-    """Letters of a spelled text as a synthesizer takes them: by name, and never as the article."""
+    """Letters of a spelled text for a synthesizer: by name, and never as the article."""
     words = []
     for word in text.split():
         if len(word) > 1:
@@ -143,7 +145,7 @@ def spell_out(text: str, engine: str, pauses: bool) -> str:
 
 
 def installed_engines() -> list[str]:
-    """The synthesizers of this machine."""
+    """The installed synthesizers."""
     return [engine for engine, program in ENGINES.items() if shutil.which(program)]
 
 
@@ -173,11 +175,11 @@ def draw_voice(prompt: Prompt, rng: random.Random, engines: Sequence[str]) -> Sp
 
 
 def synthesize(speeches: Sequence[Speech], folder: Path, *, processes: int = 2) -> Path:
-    """Speak everything into WAV files in `folder` and return the path of their manifest.
+    """Write all speech as WAV files in `folder` and return the path of their manifest.
 
-    What is there already is not made again, so an interrupted run goes on. Silence around the
-    speech is cut off and the peak set to half of full scale. Raises PianissimoError if a program
-    fails or says nothing.
+    Existing files are kept, so an interrupted run can be resumed. Silence around the speech is cut
+    off and the peak set to half of full scale. Raises PianissimoError if a program fails or returns
+    silence.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(processes) as pool:
@@ -201,7 +203,7 @@ def synthesize(speeches: Sequence[Speech], folder: Path, *, processes: int = 2) 
 def speak(speech: Speech) -> Samples:
     """The samples of a prompt in its voice, silence around it cut off, at half of full scale.
 
-    Raises PianissimoError if the program fails or says nothing.
+    Raises PianissimoError if the program fails or returns silence.
     """
     with tempfile.TemporaryDirectory() as scratch:
         raw = Path(scratch) / "raw.wav"
@@ -213,16 +215,16 @@ def speak(speech: Speech) -> Samples:
             raise PianissimoError(f"{command} failed: {done.stderr.strip()[-200:]}")
         samples = cut_weak_ends(load_audio(raw), SILENCE_DB, MARGIN_SECONDS)
     if not len(samples):
-        raise PianissimoError(f"{command} made silence: leave this voice or text out")
+        raise PianissimoError(f"{command} returned silence; remove this voice or text")
     return samples * np.float32(PEAK / np.abs(samples).max())
 
 
 @dataclass(frozen=True)
 class SpokenSet:
-    """Prompts that are spoken while training, in another voice each time; nothing is kept.
+    """Prompts that are spoken during training, in a new voice each time, without files.
 
-    What a synthesizer fails to say is said by another voice. Each example is fixed by the generator
-    it is given, so the batches that `BatchSource` makes are the same for the same seed.
+    If a synthesizer fails, another voice is drawn. An example is determined by its generator, so
+    the batches of `BatchSource` are the same for the same seed.
     """
 
     prompts: Sequence[Prompt]
@@ -250,7 +252,7 @@ class SpokenSet:
 
 
 def _speak(speech: Speech, folder: Path) -> float:
-    """Write one recording, unless it is there; its seconds."""
+    """Write one recording unless it exists; returns its seconds."""
     path = folder / speech.file_name
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -284,7 +286,7 @@ ORDERS = "yes no go stop start help repeat enter erase rubout".split()
 def number_words(number: int) -> str:
     """0 to 9999 in words: 1206 is "one thousand two hundred six"."""
     if not 0 <= number <= 9999:
-        raise OptionError(f"{number} is out of range: 0 to 9999 can be put in words")
+        raise OptionError(f"number must be 0 to 9999, not {number}")
     for size, name in ((1000, "thousand"), (100, "hundred")):
         if number >= size:
             rest = number_words(number % size) if number % size else ""
@@ -295,10 +297,10 @@ def number_words(number: int) -> str:
 
 
 def compose_commands(count: int, seed: int, words: Sequence[str]) -> list[Prompt]:
-    """Short things people say to a machine: digits, numbers, letters, dates, times, orders.
+    """Short voice commands: digits, numbers, letters, dates, times, orders.
 
-    `words` (lower case) are what is spelled. Lower case without marks, letters as words of their
-    own, "oh" for some zeros.
+    `words` (lower case) are spelled. Texts are in lower case without marks, with letters as
+    separate words and "oh" for some zeros.
     """
     kinds = {
         _digit: 0.28,

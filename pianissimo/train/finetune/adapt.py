@@ -1,10 +1,10 @@
 """Which weights a fine-tuning changes, and regularization toward the original ones.
 
 LoRA (Hu et al. 2021, arXiv 2106.09685) adds a product of two narrow matrices to a linear layer and
-is merged into it afterwards, so what is saved is a plain model. L2-SP (Li et al. 2018, arXiv
-1802.01483) pulls weights back to where they began; EWC (Kirkpatrick et al. 2017, arXiv 1612.00796)
-does so in proportion to how much the old task depends on each. Weights between the old and the new
-ones often keep most of both (Wortsman et al. 2022, arXiv 2109.01903).
+is merged into it afterwards, so the saved model is a plain one. L2-SP (Li et al. 2018, arXiv
+1802.01483) penalizes the distance from the original weights; EWC (Kirkpatrick et al. 2017, arXiv
+1612.00796) weights it by the importance of each weight for the old task. Weights between the old
+and the new ones often keep most of both (Wortsman et al. 2022, arXiv 2109.01903).
 """
 
 import math
@@ -36,7 +36,7 @@ def freeze_encoder(model: AsrModel) -> None:
 class LoraLinear(nn.Module):
     """y = base(x) + up(down(x)) * scale with `base` frozen: (..., in) -> (..., out).
 
-    `up` begins at zero, so at first nothing has changed.
+    `up` is zero at first, so the initial output is that of `base`.
     """
 
     def __init__(self, base: nn.Linear, rank: int, scale: float) -> None:
@@ -62,8 +62,8 @@ class LoraLinear(nn.Module):
 def add_lora(model: AsrModel, rank: int, scale: float = 2.0) -> None:
     """Freeze the encoder except a LoRA of `rank` on its attention and feed-forward layers.
 
-    The prediction side and the heads are trained whole: they are small. `scale` is the alpha / rank
-    of the paper. Raises OptionError for a rank that a layer has no room for.
+    The prediction network and the heads are small and trained in full. `scale` is the alpha / rank
+    of the paper. Raises OptionError for a rank that is too large for a layer.
     """
     most = min(model.config.encoder.dim, model.config.encoder.ff_dim)
     if not 1 <= rank <= most:

@@ -1,4 +1,4 @@
-"""Training batches for CTC models that spell: letters as targets, samples with their mask."""
+"""Training batches for CTC models of letters: letters as targets, samples with their mask."""
 
 import random
 from collections.abc import Iterable
@@ -48,7 +48,7 @@ class Letters:
 class RunBatches(Dataset[dict[str, Tensor]]):
     """All batches of a run in their order, each made from (seed, place) alone.
 
-    So a run that goes on draws what is left of it and nothing else.
+    So a resumed run draws exactly the remaining batches.
     """
 
     def __init__(

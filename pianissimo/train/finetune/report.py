@@ -18,9 +18,9 @@ NAME = re.compile(r"wer (.*) (\d+ ms|whole)", re.DOTALL)
 class FinetuneReport:
     """Word error rates by name ("wer SUBSET MODE"), those of a general set as `old_`.
 
-    `before` is the original model, `after` the saved one, heard as live streams. A `best_step` of 0
-    says that nothing was better than the original, whose weights were then kept. `blend` and
-    `blank_discount` are what was chosen after training, see `settle`.
+    `before` is the original model, `after` the saved one, both as live streams. A `best_step` of 0
+    means that no step was better than the original, whose weights were kept. `blend` and
+    `blank_discount` were chosen after training, see `settle`.
     """
 
     method: str

@@ -116,11 +116,11 @@ def test_a_waveform_is_brought_to_unit_level_but_silence_is_not() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"conv_strides": (2, 2)}, "as many widths"),
+        ({"conv_strides": (2, 2)}, "equal lengths"),
         ({"heads": 3}, "width of 16"),
         ({"position_groups": 5}, "5 groups"),
         ({"relative_buckets": 30}, "in fours"),
-        ({"adapter_dim": 4}, "norm first"),
+        ({"adapter_dim": 4}, "needs norm_first"),
     ],
 )
 def test_impossible_shapes_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -196,7 +196,7 @@ def test_symbols_beyond_the_outputs_do_not_fit(folder: Path) -> None:
         ("config.json", {"hidden_size": 10}, "10 does not divide"),
         ("config.json", {"num_hidden_layers": 3}, "missing: encoder.layers.2"),
         ("config.json", {"num_hidden_layers": 10**9}, "from 1 to 512"),
-        ("config.json", {"conv_dim": [8, 8]}, "as many widths"),
+        ("config.json", {"conv_dim": [8, 8]}, "equal lengths"),
         ("config.json", {"conv_stride": [0] * 7}, "conv_stride"),
         ("config.json", {"vocab_size": 31}, "symbols without an output"),
         ("processor_config.json", {"feature_extractor": {"sampling_rate": 8000}}, "sampling_rate"),

@@ -19,7 +19,7 @@ from pianissimo.train.frames import (
     UNKNOWN,
     AlignedSet,
     FrameBatch,
-    FrameNamer,
+    FrameClassifier,
     FrameTask,
     train_frames,
 )
@@ -105,7 +105,7 @@ def test_an_augmenter_that_moves_the_time_is_refused(
 
 @torch.no_grad()
 def test_loss_is_the_cross_entropy_over_known_labels_with_silence_at_half_weight() -> None:
-    namer = FrameNamer(make_encoder(), TASK).eval()
+    namer = FrameClassifier(make_encoder(), TASK).eval()
     torch.manual_seed(1)
     mel, lengths = torch.randn(2, 40, MELS), torch.tensor([40, 24])
     labels = torch.randint(0, TASK.symbols, (2, 6, TASK.per_frame))

@@ -157,7 +157,7 @@ class SilentSpeech(Speech):
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"), [(BrokenSpeech, "no such voice"), (SilentSpeech, "made silence")]
+    ("kind", "message"), [(BrokenSpeech, "no such voice"), (SilentSpeech, "returned silence")]
 )
 def test_a_program_that_fails_is_named_and_leaves_nothing(
     kind: type[Speech], message: str, tmp_path: Path
