@@ -119,7 +119,7 @@ def test_a_waveform_is_brought_to_unit_level_but_silence_is_not() -> None:
         ({"conv_strides": (2, 2)}, "equal lengths"),
         ({"heads": 3}, "width of 16"),
         ({"position_groups": 5}, "5 groups"),
-        ({"relative_buckets": 30}, "in fours"),
+        ({"relative_buckets": 30}, "multiple of 4"),
         ({"adapter_dim": 4}, "needs norm_first"),
     ],
 )
