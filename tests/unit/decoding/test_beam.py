@@ -222,7 +222,7 @@ def test_a_wider_beam_finds_likelier_texts(durations: tuple[int, ...]) -> None:
     assert scores[0] < scores[1] < scores[2] <= scores[3] + 1e-3
 
 
-def test_a_step_that_is_thrown_away_leaves_no_trace() -> None:
+def test_a_discarded_step_changes_nothing() -> None:
     search, encoded = BeamSearch(make_talker(1.0), BeamOptions(4)), tensor(1, FRAMES, DIM)
     state, index = search.start(2), torch.tensor([1])
     with torch.no_grad():
@@ -238,7 +238,7 @@ def test_a_step_that_is_thrown_away_leaves_no_trace() -> None:
 @pytest.mark.parametrize("options", [BeamOptions(4), BeamOptions(4, rescoring=0.7)])
 @pytest.mark.parametrize("durations", [(), DURATIONS])
 @torch.no_grad()
-def test_an_early_look_at_frames_changes_nothing(
+def test_frames_searched_ahead_change_nothing(
     durations: tuple[int, ...], options: BeamOptions, seed: int
 ) -> None:
     """As where a text is locked: the frames of the tail come again, but are not searched again."""

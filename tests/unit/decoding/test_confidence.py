@@ -69,7 +69,7 @@ def test_the_default_is_the_probability_of_the_best_symbol() -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, math.inf, math.nan])
-def test_orders_that_make_no_sense_are_refused(alpha: float) -> None:
+def test_invalid_orders_are_refused(alpha: float) -> None:
     with pytest.raises(OptionError, match="alpha"):
         Confidence("tsallis", alpha=alpha)
 

@@ -146,7 +146,7 @@ def test_batches_in_chunks_equal_each_whole(seed: int, settle_seconds: float) ->
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_certain_acoustics_leave_a_beam_no_choice_but_the_greedy_one(seed: int) -> None:
+def test_certain_acoustics_give_the_greedy_text_in_a_beam(seed: int) -> None:
     model = talkative(seed)
     assert model.ctc is not None
     with torch.no_grad():

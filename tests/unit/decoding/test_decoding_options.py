@@ -61,7 +61,7 @@ def live(recognizer: NativeRecognizer, boost: list[Phrase] | None, block: int = 
         return said(events + stream.finish())
 
 
-def test_recordings_and_streams_hear_the_boosted_phrases(
+def test_hotwords_work_in_recordings_and_streams(
     recognizer: NativeRecognizer, boost: list[Phrase]
 ) -> None:
     options = {"sample_rate": 16_000, "latency_ms": 80}
@@ -88,7 +88,7 @@ def test_recordings_of_a_batch_are_all_boosted(
     assert together != [t.text for t in recognizer.transcribe_many(paths)]
 
 
-def test_streams_of_an_engine_boost_each_their_own(
+def test_streams_of_an_engine_have_their_own_hotwords(
     recognizer: NativeRecognizer, boost: list[Phrase]
 ) -> None:
     wishes = [boost, None, boost[: len(boost) // 2]]
@@ -160,7 +160,7 @@ def test_boosted_streams_step_without_the_graph_that_serves_the_others(
 
 
 @pytest.mark.parametrize("head", ["transducer", "ctc"])
-def test_a_beam_writes_live_what_it_writes_of_the_file(
+def test_a_beam_gives_the_same_text_live_and_from_a_file(
     talker: AsrModel, tiny_tokenizer: Tokenizer, head: str
 ) -> None:
     beam = NativeRecognizer(talker, tiny_tokenizer, head=head, decoding=Decoding(beam=3))  # type: ignore[arg-type]
@@ -209,7 +209,7 @@ def test_a_path_of_windows_and_silence_is_one_search() -> None:
 # -- options ---------------------------------------------------------------------------------------
 
 
-def test_the_search_is_the_one_asked_for() -> None:
+def test_the_search_is_the_requested_one() -> None:
     model = make_model()
     assert type(make_search(model)) is GreedySearch
     assert type(make_search(model, None, Decoding(beam=1))) is GreedySearch
@@ -239,7 +239,9 @@ def test_unusable_decodings_are_refused(options: dict[str, object]) -> None:
         Decoding(**options)  # type: ignore[arg-type]
 
 
-def test_a_language_model_knows_words_or_tokens(tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_language_model_is_over_words_or_tokens(
+    tiny_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     vocabulary = Vocabulary.of_tokenizer(tiny_tokenizer)
     ids = tiny_tokenizer.encode("the sea")
     spellings = {

@@ -181,7 +181,7 @@ def test_rows_of_a_batch_in_chunks_equal_each_alone(
 
 
 @pytest.mark.parametrize("durations", [(), DURATIONS])
-def test_a_row_without_frames_keeps_its_state_while_others_go_on(
+def test_a_row_without_frames_keeps_its_state(
     durations: tuple[int, ...],
 ) -> None:
     model = talkative(1.0, 0, durations)
@@ -208,7 +208,7 @@ def test_durations_carry_over_several_short_chunks() -> None:
         assert decode(model, tensor(23, DIM), sizes).frames == [0, 4, 8, 12, 16, 20]
 
 
-def test_the_window_of_the_search_has_no_influence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_window_of_the_search_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model, encoded = talkative(2.0, 0), tensor(FRAMES, DIM)
     usual = decode(model, encoded, [FRAMES])
     for window in (1, 3, 100):
@@ -216,7 +216,7 @@ def test_the_window_of_the_search_has_no_influence(monkeypatch: pytest.MonkeyPat
         assert_same(decode(model, encoded, [FRAMES]), usual)
 
 
-def test_a_new_state_follows_an_old_one_without_a_trace() -> None:
+def test_a_new_state_does_not_depend_on_an_old_one() -> None:
     model, encoded = talkative(1.0, 0), tensor(FRAMES, DIM)
     first = decode(model, encoded, [7])
     decode(model, tensor(FRAMES, DIM, seed=9), [7])
@@ -241,14 +241,14 @@ def test_confidences_lie_between_zero_and_one(
     assert found.score == pytest.approx(sum(found.log_probs))
 
 
-def test_nothing_comes_of_no_frames() -> None:
+def test_no_frames_give_no_tokens() -> None:
     search = GreedySearch(talkative(0.0, 0))
     state = search.start(3)
     with torch.no_grad():
         assert search.decode(torch.zeros(3, 0, DIM), None, state) == [Hypothesis()] * 3
 
 
-def test_the_head_is_the_one_asked_for_or_the_transducer() -> None:
+def test_the_head_is_the_requested_one_or_the_transducer() -> None:
     both = make_model()
     assert type(make_search(both)).__name__ == "GreedySearch"
     assert type(make_search(both, "transducer")).__name__ == "GreedySearch"

@@ -67,7 +67,7 @@ texts = st.lists(st.integers(0, 5), max_size=14).map(tuple)
 
 @given(phrase=phrases_of_words, text=texts)
 @settings(max_examples=300, deadline=None)
-def test_a_text_gains_what_its_whole_phrases_are_worth(
+def test_a_text_gets_the_bonus_of_its_complete_phrases(
     phrase: tuple[int, ...], text: tuple[int, ...]
 ) -> None:
     """One phrase against a plain scan: found from the left, at word ends, without overlap."""
@@ -107,7 +107,7 @@ def test_scores_of_all_tokens_are_those_of_each(
         node = steps[token][1]
 
 
-def test_what_was_begun_and_given_up_is_paid_back() -> None:
+def test_the_bonus_of_an_abandoned_phrase_is_subtracted() -> None:
     trie = trie_of((0, 4, 5))
     assert worth(trie, (0, 4), ended=False) == pytest.approx(FIRST_BONUS + NEXT_BONUS)
     assert worth(trie, (0, 4, 3)) == worth(trie, (0, 4)) == pytest.approx(0.0)
@@ -116,7 +116,7 @@ def test_what_was_begun_and_given_up_is_paid_back() -> None:
     assert worth(trie, (0, 4, 5, 1)) == pytest.approx(price((0, 4, 5)))
 
 
-def test_phrases_inside_each_other_all_count() -> None:
+def test_nested_phrases_all_count() -> None:
     trie = trie_of((0, 1, 2), (1,), (0, 1))
     assert worth(trie, (0, 1, 2)) == pytest.approx(price((0, 1)) + NEXT_BONUS)
     assert worth(trie, (0, 1, 0)) == pytest.approx(price((0, 1)))
@@ -227,7 +227,7 @@ def test_boosted_search_in_chunks_and_batches_equals_whole_and_alone(search: Sea
 
 
 @pytest.mark.parametrize("search", searches(), ids=["rnnt", "tdt", "ctc"])
-def test_lifts_never_add_a_label_where_the_acoustics_have_none(search: Search) -> None:
+def test_bonuses_never_add_a_label_where_the_acoustics_have_none(search: Search) -> None:
     """Every word boosted as much as may be, alone and followed by itself: no loop."""
     every = PhraseTrie(
         [(p, 5.0) for i in range(VOCABULARY) for p in ((i,), (i, i), (i, i, i))], WORDS
@@ -247,7 +247,7 @@ def _silent(search: Search) -> Search:
     return GreedySearch(make_talker(20.0, seed=1, durations=search.durations))
 
 
-def test_a_word_that_was_nearly_heard_is_found() -> None:
+def test_a_hotword_close_to_the_audio_is_recognized() -> None:
     model: AsrModel = make_talker(1.0, seed=1)
     search, encoded = GreedySearch(model), tensor(FRAMES, DIM, seed=5)
     plain = decode(search, encoded, [FRAMES], None)

@@ -137,7 +137,7 @@ def test_counted_models_are_distributions(sentences: list[list[str]], order: int
     assert scores.exp().sum(1).tolist() == pytest.approx([1.0] * len(scores), abs=1e-4)
 
 
-def test_a_counted_model_knows_what_it_was_shown(tmp_path: Path) -> None:
+def test_a_counted_model_prefers_its_sentences(tmp_path: Path) -> None:
     arpa = count_ngrams([["a", "b"], ["a", "b"], ["a", "c"], ["b", "a"], ["c", "d"]], order=3)
     path = tmp_path / "counted.arpa.gz"
     write_arpa(arpa, path)

@@ -46,7 +46,7 @@ def searched(
     return state, tuple(said.tokens)
 
 
-def test_a_text_is_worth_the_sum_over_its_paths() -> None:
+def test_the_score_of_a_text_is_the_sum_over_its_paths() -> None:
     log_probs = tensor(4, 4, seed=1).log_softmax(-1)
     sums = ctc_sums(log_probs)
     texts = list(sums)
@@ -56,7 +56,7 @@ def test_a_text_is_worth_the_sum_over_its_paths() -> None:
     assert Rescoring(WEIGHT, log_probs).scores([(1, 1, 1), (0, 1, 2)])[0] == WEIGHT * NEVER
 
 
-def test_settled_tokens_belong_to_every_text_and_later_frames_wait() -> None:
+def test_settled_tokens_belong_to_every_text_and_later_frames_are_not_scored() -> None:
     log_probs = tensor(6, 4, seed=2).log_softmax(-1)
     opinion = Rescoring(1.0, log_probs[:2]).extended(log_probs[2:])
     opinion = opinion.settle([settled(2, 1)], 1, 2, 5.0)
@@ -82,7 +82,7 @@ def test_the_best_text_of_both_heads_is_chosen(durations: tuple[int, ...], seed:
     assert tuple(rescored.flush()[0].tokens) == next(iter(ways))[len(said) :]
 
 
-def test_ctc_changes_what_is_said_and_the_end_of_a_text_forgets_it() -> None:
+def test_ctc_changes_the_text_and_is_reset_at_its_end() -> None:
     changed = 0
     for seed in range(6):
         model = make_talker(0.5, vocab_size=3, seed=seed, max_symbols=2)
@@ -127,7 +127,7 @@ def test_batches_in_chunks_equal_each_whole(pause_seconds: float) -> None:
         assert (together.tokens, together.frames) == (expected.tokens, expected.frames)
 
 
-def test_a_pause_forgets_what_was_before() -> None:
+def test_a_pause_drops_earlier_frames() -> None:
     log_probs = tensor(30, 4).log_softmax(-1)
     before = Rescoring(1.0, log_probs)
     opinion = before.settle([settled(0, 3), settled(1, 9)], 12, 13, 5.5)
@@ -141,7 +141,9 @@ def test_a_pause_forgets_what_was_before() -> None:
 
 
 @pytest.mark.parametrize("bias", [-1.0, 50.0])
-def test_hours_without_a_pause_are_not_kept(monkeypatch: pytest.MonkeyPatch, bias: float) -> None:
+def test_long_speech_without_a_pause_has_bounded_memory(
+    monkeypatch: pytest.MonkeyPatch, bias: float
+) -> None:
     """Of talk without end as little as of silence."""
     monkeypatch.setattr(rescoring, "LONGEST_FRAMES", 50)
     search = BeamSearch(make_talker(bias), BeamOptions(2, 0.8, rescoring=WEIGHT))
@@ -156,7 +158,7 @@ def test_hours_without_a_pause_are_not_kept(monkeypatch: pytest.MonkeyPatch, bia
     assert (said > 100) == (bias < 0)
 
 
-def test_what_cannot_be_rescored_is_refused() -> None:
+def test_rescoring_without_both_heads_is_refused() -> None:
     model = make_model(ctc=False)
     with pytest.raises(OptionError, match="CTC head"):
         make_search(model, None, Decoding(beam=4, rescoring=0.5))

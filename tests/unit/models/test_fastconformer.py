@@ -248,7 +248,7 @@ def test_what_stands_in_the_padding_does_not_matter() -> None:
     assert torch.equal(first[1, :valid], second[1, :valid])
 
 
-def test_a_new_state_follows_an_old_one_without_a_trace() -> None:
+def test_a_new_state_does_not_depend_on_an_old_one() -> None:
     encoder, mel = encoder_for(70), tensor(1, 300, MELS)
     first = stream(encoder, mel, 1, [33])
     stream(encoder, 10 * tensor(1, 300, MELS, seed=1), 1, [50])

@@ -90,7 +90,7 @@ def test_srt_text_cannot_fake_a_time_line() -> None:
     assert "a -> b" in make(*speech("a --> b")).to_srt()
 
 
-def test_nothing_said() -> None:
+def test_silence_gives_no_tokens() -> None:
     empty = make()
     assert (empty.to_txt(), empty.to_srt(), empty.to_vtt()) == ("", "", "WEBVTT\n")
     assert empty.to_tsv() == "start\tend\ttext\n"

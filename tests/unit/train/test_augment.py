@@ -67,7 +67,7 @@ def test_gain_is_in_decibel(gain: float) -> None:
     np.testing.assert_allclose(found, samples * 10 ** (gain / 20), rtol=1e-6)
 
 
-def test_what_passes_full_scale_is_clipped() -> None:
+def test_samples_beyond_full_scale_are_clipped() -> None:
     found = change_level(tone(440, level=0.9), 6.0)
     assert float(found.max()) == 1.0
     assert float(found.min()) == -1.0
@@ -78,7 +78,7 @@ def test_what_passes_full_scale_is_clipped() -> None:
 
 @pytest.mark.parametrize("tilt", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("snr", [0.0, 5.0, 20.0, 35.0])
-def test_noise_has_the_power_asked_for(snr: float, tilt: float) -> None:
+def test_noise_has_the_requested_power(snr: float, tilt: float) -> None:
     samples = tone(440)
     found = add_noise(samples, snr, tilt, random.Random(1))
     assert found.dtype == np.float32
@@ -168,7 +168,7 @@ TRANSFORMS: dict[str, Callable[[Samples, random.Random], Samples]] = {
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_a_seed_fixes_the_outcome(name: str) -> None:
+def test_a_seed_determines_the_result(name: str) -> None:
     transform, samples = TRANSFORMS[name], noise(8000)
     before = samples.copy()
     first = [transform(samples, random.Random(seed)) for seed in range(10)]
@@ -180,7 +180,7 @@ def test_a_seed_fixes_the_outcome(name: str) -> None:
 
 
 @pytest.mark.parametrize("samples", [1, 2, 50, 8000])
-def test_any_length_comes_out_usable(samples: int) -> None:
+def test_every_length_gives_usable_samples(samples: int) -> None:
     everything = Augmenter(
         noise_probability=1.0, room_probability=1.0, telephone_probability=1.0, pad_probability=1.0
     )
@@ -193,7 +193,7 @@ def test_any_length_comes_out_usable(samples: int) -> None:
         assert float(np.abs(found).max(initial=0.0)) <= 1.0
 
 
-def test_an_augmenter_told_to_do_nothing_does_nothing() -> None:
+def test_an_augmenter_without_effects_changes_nothing() -> None:
     pads = Augmenter((1.0,), (0.0, 0.0), 0.0, room_probability=0.0, telephone_probability=0.0)
     nothing = dataclasses.replace(pads, pad_probability=0.0)
     samples = noise(1000)
@@ -206,7 +206,7 @@ def test_an_augmenter_told_to_do_nothing_does_nothing() -> None:
 
 
 @pytest.mark.parametrize("level", [0.5, 0.003])
-def test_a_level_is_that_of_the_speech_whatever_it_was(level: float) -> None:
+def test_the_level_of_speech_is_set_independent_of_its_level_before(level: float) -> None:
     steady = Augmenter((1.0,), noise_probability=0.0, room_probability=0.0)
     steady = dataclasses.replace(steady, level_dbfs=(-40.0, -20.0), telephone_probability=0.0)
     samples = tone(440, seconds=0.5, level=level)
@@ -218,7 +218,7 @@ def test_a_level_is_that_of_the_speech_whatever_it_was(level: float) -> None:
     assert not steady(np.zeros(100, np.float32), random.Random(0)).any()
 
 
-def test_a_late_recorder_loses_weak_ends_but_never_the_word() -> None:
+def test_a_late_recorder_cuts_weak_ends_but_not_the_word() -> None:
     late = Augmenter((1.0,), noise_probability=0.0, room_probability=0.0, pad_probability=0.0)
     late = dataclasses.replace(late, telephone_probability=0.0, late_probability=1.0)
     weak, loud = tone(440, seconds=0.1, level=0.003), tone(440, seconds=0.2)
@@ -253,7 +253,7 @@ def snr_of(found: Samples, clean: Samples) -> float:
 
 @pytest.mark.parametrize("snr_db", [0.0, 12.0, 30.0])
 @pytest.mark.parametrize("kind", ["hvac", "diffuse", "floor", "music"])
-def test_quiet_noise_has_the_snr_that_was_drawn(kind: simulate.Background, snr_db: float) -> None:
+def test_quiet_noise_has_the_drawn_snr(kind: simulate.Background, snr_db: float) -> None:
     noisy = dataclasses.replace(
         DRY, low_snr_share=1.0, low_snr_db=(snr_db, snr_db), backgrounds=(kind,)
     )
@@ -299,7 +299,7 @@ def test_a_quiet_line_has_its_band_and_the_room_of_the_benchmark_rings() -> None
     assert len({x.tobytes() for x in found}) > 1
 
 
-def test_the_quiet_twin_is_fixed_by_its_seed_and_takes_anything() -> None:
+def test_a_quiet_copy_is_determined_by_its_seed_and_accepts_any_audio() -> None:
     everything = QuietAugmenter(
         responses=simulate.draw_responses(2, seed=0), telephone_probability=0.5
     )

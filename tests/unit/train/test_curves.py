@@ -36,7 +36,7 @@ def lines(picture: str) -> list[list[tuple[float, float]]]:
     return found
 
 
-def test_losses_and_errors_are_told_apart() -> None:
+def test_losses_and_errors_are_separate() -> None:
     losses, errors = curves(ROWS)
     assert losses == {"loss": [(10, 4.0), (20, 2.0), (40, 1.0)], "ctc": [(10, 6.0), (20, 3.0)]}
     assert errors == {
@@ -76,7 +76,7 @@ def test_each_run_has_a_column(tmp_path: Path) -> None:
     assert len(lines(picture)) == 6
 
 
-def test_what_is_no_log_is_refused(tmp_path: Path) -> None:
+def test_other_files_than_logs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="not the log of a training run"):
         read_log(tmp_path)
     with pytest.raises(OptionError, match="no step is logged yet"):

@@ -117,7 +117,7 @@ def test_every_faulty_line_is_named_by_its_number(folder: Path) -> None:
     assert str(path) in message
 
 
-def test_however_many_faults_there_are_each_is_shown(folder: Path) -> None:
+def test_all_faults_are_reported(folder: Path) -> None:
     with pytest.raises(ManifestError) as raised:
         read_manifest(write_manifest(folder, *["{"] * 50))
     assert all(f"line {number}:" in str(raised.value) for number in range(1, 51))
@@ -136,7 +136,7 @@ def test_a_manifest_without_lines_or_without_a_file_is_refused(folder: Path) -> 
 # -- audio -----------------------------------------------------------------------------------------
 
 
-def test_the_cache_holds_what_decoding_gives(folder: Path) -> None:
+def test_the_cache_has_the_decoded_samples(folder: Path) -> None:
     a, b = folder / "audio" / "a.wav", folder / "audio" / "b.wav"
     utterances = [Utterance(a, 2.0, ""), Utterance(b, 3.5, ""), Utterance(a, 2.0, "again")]
     cache = AudioCache(utterances, folder / "cache")
@@ -166,7 +166,7 @@ def test_offset_and_duration_cut_a_part_out(folder: Path) -> None:
     np.testing.assert_array_equal(cache[3], whole[200:300])
 
 
-def test_the_cache_is_made_once_for_a_set_and_anew_for_another(folder: Path) -> None:
+def test_each_set_has_its_own_cache_file(folder: Path) -> None:
     a = folder / "audio" / "a.wav"
     one, two = [Utterance(a, 2.0, "")], [Utterance(a, 1.0, "")]
     AudioCache(one, folder / "cache")
@@ -223,7 +223,7 @@ def test_batches_are_well_filled_with_items_of_like_length() -> None:
     assert len(batches) < 1.3 * padded / 60
 
 
-def test_a_seed_and_an_epoch_fix_the_batches() -> None:
+def test_a_seed_and_an_epoch_determine_the_batches() -> None:
     durations = lengths(200)
     first = epoch_batches(durations, 30.0, seed=1, epoch=3)
     assert first == epoch_batches(durations, 30.0, seed=1, epoch=3)

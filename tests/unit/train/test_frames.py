@@ -56,7 +56,7 @@ def features() -> MelFeatures:
     return MelFeatures(FeatureConfig(n_mels=MELS))
 
 
-def test_each_encoder_frame_names_what_it_is_the_first_to_see() -> None:
+def test_the_labels_of_an_encoder_frame_are_those_of_its_new_mel_frames() -> None:
     labels = np.arange(100)  # the label of each 10 ms is its number
     targets = FrameTask(symbols=100, silence=0, delay=0).targets(labels, 32, factor=8)
     # Frame s sees mel frames up to 8 s, the last eight of them as the first.
@@ -128,7 +128,7 @@ def test_loss_is_the_cross_entropy_over_known_labels_with_silence_at_half_weight
     assert float(right) == pytest.approx(hits / words)
 
 
-def test_an_encoder_learns_which_tone_it_hears(aligned: AlignedSet, tmp_path: Path) -> None:
+def test_an_encoder_learns_to_classify_tones(aligned: AlignedSet, tmp_path: Path) -> None:
     encoder = make_encoder()
     done = train_frames(CONFIG, encoder, features(), aligned, TASK, tmp_path, batch_seconds=8.0)
     assert done
@@ -136,7 +136,7 @@ def test_an_encoder_learns_which_tone_it_hears(aligned: AlignedSet, tmp_path: Pa
     assert rows[-1]["right"] > 0.8 > rows[0]["right"]
 
 
-def test_going_on_gives_the_weights_of_a_run_that_was_never_stopped(
+def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(
     aligned: AlignedSet, tmp_path: Path
 ) -> None:
     config = replace(CONFIG, steps=12)

@@ -105,7 +105,7 @@ def test_sentences_must_be_there(recipe: ModuleType, data: Path, tmp_path: Path)
 
 
 @needs_voices
-def test_prompts_are_spoken_as_long_as_estimated_and_alike_for_a_seed() -> None:
+def test_spoken_prompts_have_the_estimated_length_and_depend_on_the_seed() -> None:
     prompts = [Prompt(WORDS, spelled=False), Prompt("h o u s e"), Prompt("two")]
     spoken = SpokenSet(prompts, ["espeak-ng"])
     for item, estimate in enumerate(spoken.durations()):
@@ -118,7 +118,7 @@ def test_prompts_are_spoken_as_long_as_estimated_and_alike_for_a_seed() -> None:
         assert len(other) != len(samples) or (other != samples).any()
 
 
-def test_what_one_voice_cannot_say_is_said_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_voice_replaces_one_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
 
     def speak(speech: synthesize.Speech) -> list[float]:

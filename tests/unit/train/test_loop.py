@@ -155,7 +155,7 @@ def test_a_finished_run_is_not_trained_further(
     assert_equal(weights(again), weights(first))
 
 
-def test_a_run_continued_to_a_later_end_equals_one_that_went_there_at_once(
+def test_a_run_continued_to_more_steps_equals_one_long_run(
     tmp_path: Path, data: TrainingSet, tokenizer: Tokenizer
 ) -> None:
     whole, _ = train(tmp_path / "whole", tokenizer, [Stage(9, data, 4.0)])
@@ -245,7 +245,7 @@ def test_a_checkpoint_brings_everything_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("killed_between_renames", [False, True])
-def test_a_run_killed_while_it_saves_finds_the_checkpoint_before(
+def test_a_run_killed_while_saving_resumes_from_the_previous_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_between_renames: bool
 ) -> None:
     checkpointed(tmp_path, 10, 0.5)
@@ -295,7 +295,7 @@ def test_the_learning_rate_can_stay_at_its_peak() -> None:
     assert learning_rate(flat, 900) == pytest.approx(0.0)
 
 
-def test_the_moving_average_is_the_sum_it_stands_for() -> None:
+def test_the_moving_average_equals_its_formula() -> None:
     model = make_model()
     average = MovingAverage(model, decay=0.8)
     name, parameter = next(iter(model.named_parameters()))
@@ -329,7 +329,7 @@ def test_swapping_twice_restores_both() -> None:
     assert_equal(average.weights, now)
 
 
-def test_lookaheads_are_drawn_alike_for_each_step_of_a_seed() -> None:
+def test_lookaheads_are_determined_by_seed_and_step() -> None:
     modes = (13, 6, 1, 0)
     drawn = [draw_lookahead(modes, 1, step) for step in range(400)]
     assert drawn == [draw_lookahead(modes, 1, step) for step in range(400)]
@@ -451,7 +451,7 @@ def test_the_transducer_joins_at_its_step(
     assert ["transducer" in line for line in losses(tmp_path)] == [False, False, True, True]
 
 
-def test_tones_are_learnt_without_an_error_in_every_latency(
+def test_tones_are_learned_without_an_error_in_every_latency_mode(
     tmp_path: Path, data: TrainingSet, tokenizer: Tokenizer
 ) -> None:
     steps = 400

@@ -127,7 +127,7 @@ def test_rows_packed_together_equal_each_alone() -> None:
 
 
 @pytest.mark.parametrize("fill", [0, 2, BLANK])
-def test_what_stands_in_the_padding_of_the_targets_does_not_matter(fill: int) -> None:
+def test_the_padding_of_targets_is_ignored(fill: int) -> None:
     logits, targets, frames, tokens = batch([(3, 2), (4, 5), (2, 0)])
     expected = transducer_loss(logits, targets, frames, tokens, BLANK)
     padded = torch.nn.functional.pad(targets, (0, 3), value=fill)

@@ -176,7 +176,7 @@ def test_no_two_processes_train_on_the_same_batch(pair: Path) -> None:
     assert len(set(batches)) == len(batches)
 
 
-def test_one_process_writes_speaks_and_validates(pair: Path) -> None:
+def test_only_the_first_process_writes_logs_and_validates(pair: Path) -> None:
     first, second = facts(pair)
     assert (first["size"], first["done"], second["done"]) == (2, True, True)
     assert first["validated"] == [0] * 4  # before the first step and after every second
@@ -189,7 +189,9 @@ def test_one_process_writes_speaks_and_validates(pair: Path) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 @pytest.mark.parametrize("batches", [0, 3, 12, 13])
-def test_every_process_gets_as_many_batches_and_none_is_shared(batches: int, size: int) -> None:
+def test_every_process_gets_the_same_number_of_batches_and_none_is_shared(
+    batches: int, size: int
+) -> None:
     parts = [list(World(rank, size).share(batches)) for rank in range(size)]
     assert len({len(part) for part in parts}) == 1
     together = sorted(i for part in parts for i in part)

@@ -38,7 +38,7 @@ def encoded(model: AsrModel) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
-def test_the_smallest_weights_go(share: float) -> None:
+def test_the_smallest_weights_are_pruned(share: float) -> None:
     model, before = make_model(), make_model()
     prune_weights(model, share)
     assert sparsity(model) == pytest.approx(share, abs=1e-3)
@@ -57,7 +57,7 @@ def test_the_smallest_weights_go(share: float) -> None:
         np.testing.assert_array_equal(weight.detach(), old[name].detach().numpy() * kept)
 
 
-def test_training_moves_the_others_only(
+def test_training_changes_only_unpruned_weights(
     tone_model: AsrConfig, tiny_tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     write_clips(tmp_path, "train", list(sentences(6, 1)), 1)
@@ -95,7 +95,7 @@ def test_a_model_with_fewer_units_is_the_whole_one_with_those_muted(tmp_path: Pa
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])
-def test_a_share_that_makes_no_sense_is_refused(share: float) -> None:
+def test_an_invalid_share_is_refused(share: float) -> None:
     for prune in (prune_weights, prune_units, prune_heads):
         with pytest.raises(OptionError, match="pruned share"):
             prune(make_model(), share)
@@ -150,7 +150,7 @@ def test_one_head_stays_and_a_given_worth_decides() -> None:
     torch.testing.assert_close(encoded(smaller), encoded(muted), atol=1e-5, rtol=1e-5)
 
 
-def test_the_importance_of_a_head_is_what_its_absence_does_to_the_loss() -> None:
+def test_the_importance_of_a_head_is_the_change_of_the_loss_without_it() -> None:
     """Against the loss with each head scaled down a little."""
     model = make_model(encoder=FOUR_HEADS).requires_grad_()
     K = model.config.encoder.head_dim
@@ -201,7 +201,7 @@ def pruned(request: pytest.FixtureRequest, talker: AsrModel) -> AsrModel:
 
 
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
-def test_what_is_pruned_is_saved_and_read_in_any_precision(
+def test_pruned_models_are_saved_and_read_in_any_precision(
     pruned: AsrModel, tiny_tokenizer: Tokenizer, tmp_path: Path, dtype: torch.dtype
 ) -> None:
     save_model(tmp_path, pruned, tiny_tokenizer, dtype)
@@ -213,7 +213,7 @@ def test_what_is_pruned_is_saved_and_read_in_any_precision(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
-def test_what_is_pruned_says_live_what_it_says_of_recordings(
+def test_pruned_models_stream_as_they_transcribe_recordings(
     pruned: AsrModel, tiny_tokenizer: Tokenizer, tmp_path: Path, dtype: str
 ) -> None:
     """From a folder in 8 bits."""

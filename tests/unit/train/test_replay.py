@@ -61,7 +61,7 @@ def test_no_item_is_longer_than_its_place_says() -> None:
             assert len(samples) <= round(100 * seconds)
 
 
-def test_in_the_end_every_older_item_is_heard() -> None:
+def test_every_older_item_is_drawn_over_the_epochs() -> None:
     old = Numbered("old", lengths(50, 2))
     mix = Replay(Numbered("new", lengths(20, 1)), old, 0.3)
     epochs = drawn(mix, 60)

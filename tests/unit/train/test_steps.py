@@ -102,7 +102,7 @@ def test_a_group_of_one_is_the_batch_to_the_last_bit() -> None:
     assert changed(found, gradients_of(model)) == []
 
 
-def test_groups_are_resumed_where_they_were_left(
+def test_groups_are_resumed_at_their_position(
     tmp_path: Path, tones: TrainingSet, tone_model: AsrConfig, tiny_tokenizer: Tokenizer
 ) -> None:
     config = dataclasses.replace(CONFIG, accumulate=3)
@@ -255,7 +255,7 @@ def note(stop: EarlyStop, step: int, *scores: float) -> None:
     stop.note(step, named, {"w": torch.tensor(float(step))})
 
 
-def test_training_is_over_when_no_mode_has_improved_for_long_enough() -> None:
+def test_training_stops_without_improvement_in_any_mode() -> None:
     stop = EarlyStop(2)
     note(stop, 0, 0.5, 0.5)
     note(stop, 1, 0.4, 0.7)  # one mode is better, the mean is not
@@ -330,7 +330,7 @@ def test_an_interrupted_run_stops_at_the_same_validation_with_the_same_weights(
     assert changed(weights(whole), weights(parts)) == []
 
 
-def test_what_a_killed_run_logged_after_its_checkpoint_is_replaced(
+def test_log_lines_after_the_checkpoint_are_replaced(
     tmp_path: Path, tones: TrainingSet, tone_model: AsrConfig, tiny_tokenizer: Tokenizer
 ) -> None:
     config = dataclasses.replace(CONFIG, save_every=3)

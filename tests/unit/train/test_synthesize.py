@@ -57,7 +57,7 @@ def test_every_number_has_words_of_its_own() -> None:
             number_words(number)
 
 
-def test_commands_have_the_form_of_transcripts_and_are_fixed_by_their_seed() -> None:
+def test_commands_have_the_form_of_transcripts_and_depend_on_the_seed() -> None:
     prompts = compose_commands(3000, 1, WORDS)
     assert prompts == compose_commands(3000, 1, WORDS)
     assert prompts != compose_commands(3000, 2, WORDS)
@@ -87,7 +87,7 @@ def test_letters_are_spoken_by_name() -> None:
 # -- voices ----------------------------------------------------------------------------------------
 
 
-def test_voices_are_drawn_from_the_seed_and_what_is_installed() -> None:
+def test_voices_are_drawn_by_seed_from_the_installed_synthesizers() -> None:
     prompts = [Prompt("one")] * 400
     speeches = cast(prompts, 1, list(ENGINES))
     assert speeches == cast(prompts, 1, list(ENGINES))
@@ -102,7 +102,7 @@ def test_voices_are_drawn_from_the_seed_and_what_is_installed() -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_rate_and_pitch_reach_the_program(engine: str) -> None:
+def test_rate_and_pitch_are_passed_to_the_program(engine: str) -> None:
     speech = Speech(Prompt("one"), engine, VOICES[engine][0])
     faster = Speech(Prompt("one"), engine, VOICES[engine][0], rate=1.2)
     wav = Path("out.wav")

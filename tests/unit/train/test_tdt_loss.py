@@ -96,7 +96,7 @@ def test_it_is_the_loss_of_transformers() -> None:
     torch.testing.assert_close(found.float(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_rows_of_other_lengths_do_not_matter() -> None:
+def test_rows_do_not_depend_on_the_lengths_of_others() -> None:
     logits, targets, frames, tokens = lattice([(3, 1), (9, 4)])
     together = tdt_loss(logits, targets, frames, tokens, BLANK, DURATIONS)
     alone = tdt_loss(logits[:6], targets[:1, :1], frames[:1], tokens[:1], BLANK, DURATIONS)

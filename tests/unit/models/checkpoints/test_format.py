@@ -54,7 +54,7 @@ def test_every_tensor_of_a_nemo_file_is_ours_and_back(kind: str, tmp_path: Path)
         assert torch.equal(back[name], tensor), name
 
 
-def test_tensors_land_where_they_belong(tmp_path: Path) -> None:
+def test_tensors_are_converted_to_the_right_modules(tmp_path: Path) -> None:
     config = nemo_config("hybrid", use_bias=True)
     state = nemo_state(config)
     model, _ = read_nemo(write_nemo(tmp_path / "a.nemo", config, state))
@@ -129,7 +129,7 @@ def test_plain_gzip_and_unpacked_are_the_same(tmp_path: Path) -> None:
     assert [m.config.name for m in (plain, packed, unpacked)] == ["a", "b", "c"]
 
 
-def test_what_a_nemo_configuration_says() -> None:
+def test_a_nemo_configuration_is_converted() -> None:
     config = config_from_nemo(nemo_config("prompt"), VOCABULARY, "x", "tiny")
     assert config.name == "tiny"
     assert config.max_symbols == 7
@@ -234,7 +234,7 @@ def test_max_symbols_has_two_spellings(greedy: dict[str, Any], expected: int) ->
         ("joint", "num_extra_outputs", 2),
     ],
 )
-def test_what_we_do_not_implement_is_named(section: str, key: str, value: Any) -> None:
+def test_unsupported_values_are_named(section: str, key: str, value: Any) -> None:
     data = nemo_config()
     data[section][key] = value
     with pytest.raises(CheckpointError, match=rf"{section}: {key} is .*supported: "):
@@ -299,7 +299,7 @@ def test_both_layouts_give_the_same_model(architecture: str, shards: int, tmp_pa
     assert tokenizer.vocab_size == VOCABULARY
 
 
-def test_half_precision_is_widened(tmp_path: Path) -> None:
+def test_half_precision_is_read_as_float32(tmp_path: Path) -> None:
     _, state = hf_twin("ParakeetForCTC")
     halves = {n: t.bfloat16() if t.is_floating_point() else t for n, t in state.items()}
     folder = write_hf(tmp_path / "m", "ParakeetForCTC", hf_state(halves, nemotron=False))
@@ -364,7 +364,7 @@ def test_older_parakeet_folders_have_a_file_for_features(tmp_path: Path) -> None
         ("feature_extractor", "n_fft", 401),
     ],
 )
-def test_what_we_do_not_implement_is_named_here_too(where: str, key: str, value: Any) -> None:
+def test_unsupported_values_of_transformers_are_named(where: str, key: str, value: Any) -> None:
     architecture = "NemotronAsrStreamingForRNNT"
     config, processor = hf_config(architecture), hf_processor(architecture)
     places = {
@@ -385,7 +385,7 @@ def test_what_we_do_not_implement_is_named_here_too(where: str, key: str, value:
 # -- formats and full size -------------------------------------------------------------------------
 
 
-def test_formats_are_told_apart_by_content(tmp_path: Path) -> None:
+def test_formats_are_recognized_by_content(tmp_path: Path) -> None:
     config, state = hf_twin("NemotronAsrStreamingForRNNT")
     archive = write_nemo(tmp_path / "a.nemo", config, state)
     packed = write_nemo(tmp_path / "b.tar.gz", config, state, packed=True)

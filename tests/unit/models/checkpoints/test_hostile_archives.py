@@ -68,9 +68,7 @@ def member(name: str, **fields: Any) -> tarfile.TarInfo:
     ids=lambda info: f"{info.name}-{info.type!r}",
 )
 @pytest.mark.parametrize("packed", [False, True])
-def test_members_that_no_honest_archive_has(
-    info: tarfile.TarInfo, packed: bool, tmp_path: Path
-) -> None:
+def test_unsafe_members_are_refused(info: tarfile.TarInfo, packed: bool, tmp_path: Path) -> None:
     data = tar_bytes(MEMBERS, info)
     before = set(tmp_path.parent.rglob("*"))
     file = tmp_path / "a.nemo"
@@ -134,7 +132,7 @@ def test_missing_members(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("reference", [None, 3, "nemo:", "nemo:../x", "/etc/passwd", "nemo:a/b"])
-def test_a_tokenizer_somewhere_else(reference: Any, tmp_path: Path) -> None:
+def test_a_tokenizer_outside_of_the_archive_is_refused(reference: Any, tmp_path: Path) -> None:
     config = nemo_config()
     config["tokenizer"]["model_path"] = reference
     file = write_nemo(tmp_path / "a.nemo", config, STATE)
@@ -158,7 +156,7 @@ def test_a_file_cut_short(keep: int, packed: bool, tmp_path: Path) -> None:
     refused(tmp_path / "a.nemo", whole[:keep], "cut short|damaged|not a tar")
 
 
-def test_no_archive_at_all(tmp_path: Path) -> None:
+def test_other_files_are_no_archive(tmp_path: Path) -> None:
     refused(tmp_path / "a.nemo", b"hello " * 1000, "not a tar archive")
     with pytest.raises(CheckpointError, match="cannot be read"):
         read_nemo(tmp_path / "absent.nemo")
@@ -223,7 +221,7 @@ def test_tensors_that_do_not_belong(state: dict[str, Tensor], match: str, tmp_pa
         read_nemo(write_nemo(tmp_path / "a.nemo", CONFIG, state))
 
 
-def test_every_tensor_is_demanded() -> None:
+def test_every_tensor_is_required() -> None:
     config = config_from_nemo(nemo_config(**BATCH_NORM), VOCABULARY, "x")
     state = nemo_state(nemo_config(**BATCH_NORM))
     state = {n: t for n, t in state.items() if not n.startswith("preprocessor.")}
@@ -267,7 +265,7 @@ def test_shards_of_another_model(sharded: Path) -> None:
 @pytest.mark.parametrize(
     "place", ["../x.safetensors", "/etc/passwd", "a/b", "..\\x", "", "..", 3, None]
 )
-def test_an_index_that_leads_elsewhere(place: Any, sharded: Path) -> None:
+def test_an_index_with_a_path_outside_is_refused(place: Any, sharded: Path) -> None:
     index = sharded / "model.safetensors.index.json"
     document = json.loads(index.read_text())
     document["weight_map"]["joint.head.bias"] = place

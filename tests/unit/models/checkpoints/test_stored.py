@@ -17,7 +17,7 @@ from pianissimo.text.tokenizer import Tokenizer
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float32])
-def test_what_is_not_narrowed_comes_back_as_it_was(dtype: torch.dtype | None) -> None:
+def test_unquantized_weights_are_read_unchanged(dtype: torch.dtype | None) -> None:
     model = make_model()
     read = from_store(to_store(model, dtype), "here")
     for name, weight in model.state_dict().items():

@@ -96,7 +96,7 @@ def test_merged_weights_are_base_plus_scaled_product() -> None:
     assert all(p.requires_grad for p in model.parameters())
 
 
-def test_a_model_with_lora_streams_as_it_hears_whole_recordings() -> None:
+def test_a_model_with_lora_streams_as_it_transcribes_recordings() -> None:
     model = make_model()
     add_lora(model, 2)
     shaken(model)
@@ -115,7 +115,7 @@ def test_a_rank_must_fit(rank: int) -> None:
         add_lora(make_model(), rank)
 
 
-def test_the_pull_of_l2sp_is_the_gradient_of_the_penalty() -> None:
+def test_l2sp_adds_the_gradient_of_its_penalty() -> None:
     model = make_model()
     origin = {n: p.detach().clone() for n, p in model.named_parameters()}
     anchor = anchor_weights(model, 0.7)
@@ -160,7 +160,7 @@ def test_fisher_information_is_the_mean_square_gradient() -> None:
     np.testing.assert_allclose(found["bias"][0].numpy(), square / mean, rtol=1e-5)
 
 
-def test_ewc_weighs_the_pull_by_importance() -> None:
+def test_ewc_weights_the_penalty_by_importance() -> None:
     model = torch.nn.Linear(2, 1)
     importance = {"weight": torch.tensor([[4.0, 0.0]]), "bias": torch.tensor([1.0])}
     anchor = anchor_weights(model, 0.5, importance)

@@ -117,7 +117,7 @@ def test_every_fault_is_named_with_its_line(check: Check, clip: Clip, tmp_path: 
     assert "U+0436" in text
 
 
-def test_oddities_leave_a_line_in_use(check: Check, clip: Clip) -> None:
+def test_a_line_with_an_oddity_is_usable(check: Check, clip: Clip) -> None:
     low = np.random.default_rng(0).standard_normal(8000) * 0.1
     stereo = np.stack([spoken("yes no", 7)] * 2, axis=1)
     checked = check(
@@ -145,14 +145,14 @@ def test_bounds_can_be_chosen(check: Check, clip: Clip) -> None:
     assert kinds(check(row, bounds=Bounds(longest_seconds=1.0))) == [(1, "length")]
 
 
-def test_parts_of_a_recording_are_looked_at_alone(check: Check, clip: Clip) -> None:
+def test_parts_of_a_recording_are_checked_separately(check: Check, clip: Clip) -> None:
     row = clip("a.wav", 1)
     parts = [{**row, "offset": start, "duration": 0.6, "text": "yes"} for start in (0.0, 0.6)]
     assert check(*parts).findings == ()
     assert kinds(check(*parts, whole=True)) == [(2, "offset")]
 
 
-def test_what_is_in_both_sets_is_found(check: Check, clip: Clip) -> None:
+def test_overlap_of_the_sets_is_reported(check: Check, clip: Clip) -> None:
     train = check(clip("a.wav", 1, speaker="ann"), clip("b.wav", 2, speaker="bob"))
     val = check(
         clip("copy.wav", 1, speaker="cem"),
@@ -173,7 +173,7 @@ def test_nothing_is_written(check: Check, clip: Clip, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.wav", "data.jsonl"]
 
 
-def test_a_manifest_that_is_not_there_is_an_error(
+def test_a_missing_manifest_is_an_error(
     tmp_path: Path, tiny_tokenizer: Tokenizer, config: AsrConfig
 ) -> None:
     with pytest.raises(ManifestError, match="cannot be read"):

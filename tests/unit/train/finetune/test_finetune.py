@@ -94,7 +94,7 @@ def ever_better(monkeypatch: pytest.MonkeyPatch) -> None:
     "changes, inside",
     [({}, True), ({"method": "heads"}, False), ({"method": "lora", "rank": 2}, True)],
 )
-def test_each_method_moves_its_weights(
+def test_each_method_trains_its_weights(
     options: Options, original: Path, monkeypatch: pytest.MonkeyPatch, changes: dict, inside: bool
 ) -> None:
     ever_better(monkeypatch)
@@ -111,7 +111,7 @@ def test_each_method_moves_its_weights(
         assert not any("conv" in name or "position" in name for name in encoder)
 
 
-def test_the_folder_holds_a_model_and_what_happened(
+def test_the_folder_has_a_model_and_the_report(
     options: Options, data: Path, tmp_path: Path
 ) -> None:
     asked, said = options(), list[str]()
@@ -214,7 +214,7 @@ def fox(data: Path, name: str = "train") -> Path:
 # -- what may go wrong -----------------------------------------------------------------------------
 
 
-def test_faulty_data_stops_everything_and_leaves_nothing_behind(
+def test_faulty_data_is_an_error_and_leaves_no_files(
     options: Options, data: Path, tmp_path: Path
 ) -> None:
     bad = data / "bad.jsonl"
@@ -250,12 +250,12 @@ def test_a_set_without_a_usable_line_is_refused(options: Options, data: Path) ->
         {"quiet_speech": True, "augment": False},
     ],
 )
-def test_options_that_make_no_sense_are_refused(options: Options, changes: dict) -> None:
+def test_invalid_options_are_refused(options: Options, changes: dict) -> None:
     with pytest.raises(OptionError):
         options(**changes)
 
 
-def test_a_pull_needs_whole_weights(options: Options) -> None:
+def test_regularization_needs_whole_weights(options: Options) -> None:
     with pytest.raises(OptionError, match="whole weights"):
         finetune(options(method="lora", rank=2, l2sp=0.1))
 
@@ -289,7 +289,7 @@ def test_replay_pull_and_regression_work_together(
     ]
 
 
-def test_the_general_set_counts_in_what_is_kept(
+def test_the_general_set_counts_for_the_best_weights(
     options: Options, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The weights that are best on the new data lose too much elsewhere."""
@@ -324,7 +324,7 @@ def test_a_blend_lies_between_the_old_weights_and_the_new(
     assert any(not torch.equal(mixed[name], old[name]) for name in old)
 
 
-def test_weights_are_pulled_back_unless_something_else_holds_them(options: Options) -> None:
+def test_l2sp_is_the_default_without_other_regularization(options: Options) -> None:
     def pull(**changes: object) -> float:
         return make_plan(options(**changes), 6_000_000, 60.0).l2sp
 
@@ -337,7 +337,7 @@ def test_weights_are_pulled_back_unless_something_else_holds_them(options: Optio
     assert pull(l2sp=0.2, replay=Path("older.jsonl")) == 0.2
 
 
-def test_a_strong_pull_keeps_the_weights_where_they_were(
+def test_strong_regularization_keeps_the_original_weights(
     options: Options, original: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def drift(**changes: object) -> float:
@@ -355,7 +355,7 @@ def test_a_strong_pull_keeps_the_weights_where_they_were(
 # -- defaults and reports --------------------------------------------------------------------------
 
 
-def test_the_plan_suits_model_and_data(options: Options) -> None:
+def test_the_plan_depends_on_model_and_data(options: Options) -> None:
     asked = options(steps=None, batch_seconds=None, lr=None, validate_every=None)
 
     def plan(minutes: float, parameters: int = 6_000_000) -> FinetunePlan:
@@ -369,7 +369,7 @@ def test_the_plan_suits_model_and_data(options: Options) -> None:
     assert plan(20, 600_000_000).method == "lora"
 
 
-def test_larger_models_take_smaller_steps() -> None:
+def test_larger_models_have_lower_learning_rates() -> None:
     sizes = (10_000, 6_000_000, 120_000_000, 600_000_000)
     rates = [choose_rate("full", size) for size in sizes]
     assert rates == sorted(rates, reverse=True)

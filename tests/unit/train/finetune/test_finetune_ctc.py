@@ -157,7 +157,7 @@ def test_a_model_that_was_no_better_is_not_saved(
     assert moved(GOLDEN / "wav2vec2", options().out) == set()
 
 
-def test_only_the_head_moves_if_asked_for(
+def test_only_the_head_is_trained_with_the_method_heads(
     options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ever_better(monkeypatch)
@@ -193,7 +193,7 @@ def test_a_blend_lies_between_the_old_weights_and_the_new(
     assert not torch.equal(mixed["lm_head.weight"], old["lm_head.weight"])
 
 
-def test_a_strong_pull_keeps_the_weights_where_they_were(
+def test_strong_regularization_keeps_the_original_weights(
     options: Options, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def drift(**changes: object) -> float:
@@ -210,7 +210,7 @@ def test_a_strong_pull_keeps_the_weights_where_they_were(
 # -- going on --------------------------------------------------------------------------------------
 
 
-def test_a_run_that_stopped_goes_on_as_if_it_had_not(
+def test_a_resumed_run_equals_an_uninterrupted_one(
     options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dropout, masks and augmentation included: the same losses and the same weights."""

@@ -76,14 +76,14 @@ def test_a_discount_is_of_the_blank_alone() -> None:
 @pytest.mark.parametrize(
     "surplus, discount", [(0.0, 0.0), (0.4, 0.5), (1.0, 1.0), (9.0, MOST_DISCOUNT), (-1.0, 0.0)]
 )
-def test_the_blank_is_lowered_while_that_helps(surplus: float, discount: float) -> None:
+def test_the_blank_is_lowered_while_errors_decrease(surplus: float, discount: float) -> None:
     model, done, _ = settled(1.0, surplus, 1.0)
     assert done == Settled(discount, 1.0)
     assert blank_score(model) == pytest.approx(blank_score(make_model(seed=1)) - discount)
 
 
 @pytest.mark.parametrize("enough, share", [(1.0, 1.0), (0.9, 0.9), (0.8, 0.8), (0.5, 0.7)])
-def test_weights_go_back_as_far_as_the_gain_stays(enough: float, share: float) -> None:
+def test_weights_are_blended_as_far_as_the_gain_is_kept(enough: float, share: float) -> None:
     model, done, _ = settled(enough, 0.0, None)
     assert done.blend == share
     old, new = make_model().state_dict(), make_model(seed=1).state_dict()
@@ -92,7 +92,7 @@ def test_weights_go_back_as_far_as_the_gain_stays(enough: float, share: float) -
             torch.testing.assert_close(weight, old[name] + share * (new[name] - old[name]))
 
 
-def test_a_share_that_is_given_is_not_tried_first() -> None:
+def test_a_given_share_is_used_without_a_search() -> None:
     model, done, calls = settled(1.0, 0.0, 0.3)
     assert done.blend == 0.3
     assert progress(model) == pytest.approx(0.3)
