@@ -1,10 +1,10 @@
-"""What a model loses when it gets smaller: bytes on disk against word errors.
+"""Compression of a model: bytes on disk against word error rates.
 
     python bench/compression.py [precision] [onnx] [pruning] [--data MANIFEST] [--train MANIFEST]
 
 `precision` stores a model in float32, float16 and 8 bits and loads it again, also computing in
-8 bits; `onnx` does so with ONNX files, whose streams are fed the whole recording; `pruning` makes
-weights zero, or takes units out of the feed-forwards or heads out of the attention. With `--train`
+8 bits; `onnx` does so with ONNX files, as a stream of the whole recording; `pruning` makes
+weights zero, or removes units of the feed-forwards or heads of the attention. With `--train`
 the heads are chosen by that data, and each pruned model is trained on it for `--steps` steps. Word
 errors are those of `--subset` of the manifest at one latency mode; the manifest is that of the
 folder PIANISSIMO_SPEECH unless given. Tables go to standard output.
@@ -56,7 +56,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure, and on what: `shares` of weights are pruned, `parts` of units and heads."""
+    """What to measure: `shares` of weights are pruned, `parts` of units and heads."""
 
     model: str | None
     references: Sequence[Reference]
@@ -170,7 +170,7 @@ def pruning(plan: Plan) -> list[Row]:
 
 
 def worth_of_heads(recognizer: NativeRecognizer, plan: Plan, place: Path) -> torch.Tensor:
-    """By the loss on the training data, or by norms without."""
+    """By the loss on the training data, or by norms without data."""
     if not plan.train:
         return head_norms(recognizer.model)
     tell("the worth of each head")
@@ -195,7 +195,7 @@ def training_data(plan: Plan, place: Path, augment: Augmenter | None = None) -> 
 
 
 def train(model: AsrModel, tokenizer: Tokenizer, plan: Plan, place: Path, name: str) -> None:
-    """Train what was left, all of it."""
+    """Train all remaining weights."""
     model.requires_grad_()
     config = TrainConfig(
         plan.steps, peak_lr=plan.rate, warmup_steps=plan.steps // 10, clip_norm=2.0
@@ -205,7 +205,7 @@ def train(model: AsrModel, tokenizer: Tokenizer, plan: Plan, place: Path, name: 
 
 
 def with_model(original: NativeRecognizer, model: AsrModel) -> NativeRecognizer:
-    """Another model behind the same front end; made anew, as searches pack weights when made."""
+    """Another model with the same front end; a new recognizer, since searches pack weights."""
     return NativeRecognizer(
         model, original.tokenizer, front_end=original.front_end, detector=original.detector
     )
@@ -229,7 +229,7 @@ def shares(text: str) -> list[float]:
 
 
 def even(items: Sequence[T], most: int | None) -> Sequence[T]:
-    """At most so many of them, evenly chosen."""
+    """At most `most` of them, evenly chosen."""
     if most is None or len(items) <= most:
         return items
     return [items[i * len(items) // most] for i in range(most)]

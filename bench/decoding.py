@@ -1,16 +1,15 @@
-"""What boosting, beams and a language model change: the embedded model on recordings of people.
+"""Hotwords, beams and language models: the embedded model on human recordings.
 
     python bench/decoding.py [boosting] [beams] [lm] --data MANIFEST [--subset an4 ...]
         [--train MANIFEST] [--most N]
 
-`boosting`: the rare words of each recording are boosted among 1,000 words that are not in it; how
-many more of them are found, and how many of the others are written by mistake. `beams`: word errors
-and time by beam size, with and without the second opinion of CTC. `lm`: the same with an n-gram of
+`boosting`: the rare words of each recording are boosted among 1,000 words that are not in it; the
+recall of the rare words, and the insertions of the others. `beams`: word error rates and time by
+beam size, with and without rescoring by CTC. `lm`: the same with an n-gram of
 the words, and one of the model's tokens, counted from the transcripts of --train. Each part prints
 a Markdown table.
 
-One thread; times are those of the processor, for a second of audio, to compare with each other.
-Preparing the phrases is not in them.
+Times are CPU times of one thread per second of audio, without the preparation of the phrases.
 """
 
 import argparse
@@ -42,12 +41,12 @@ LM_BEAM = 8
 WORD_SETTINGS = ((0.3, 0.5), (0.5, 1.5), (0.3, 1.0), (0.2, 0.3))
 TOKEN_WEIGHTS = (0.1, 0.2, 0.3)
 COMMON = 2
-"""A word of at most so many recordings is rare, and so worth boosting."""
+"""A word in at most this number of recordings is rare."""
 
 
 @dataclass
 class Tally:
-    """What became of the words of some recordings."""
+    """Counts of boosted words over some recordings."""
 
     errors: ErrorCounts = field(default_factory=ErrorCounts)
     wanted: int = 0

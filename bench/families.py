@@ -1,18 +1,18 @@
-"""Speed and memory of the other model families at their real size, against Transformers.
+"""Speed and memory of other model families at their real size, against Transformers.
 
     python bench/families.py [wav2vec2-base] [wav2vec2-large] [whisper-tiny] [whisper-base]
                              [glm-asr-nano] [--rounds N] [--threads N] [--seconds S]
                              [--cpu-time] [--together]
 
-Without a model named it runs all but the last, which takes 20 GB of memory. Weights are random and
-made on the spot, so only speed means anything. Both sides hear the same audio in turn, in one
-process, on the same threads; then each hears one clip in a process of its own, for its peak of
-memory. Prints a Markdown table: seconds of audio per second, the best of the rounds, and the ratio.
+Without a name it runs all but the last, which takes 20 GB of memory. Weights are random, so only
+the speed is meaningful. Both sides process the same audio in turn, in one process, on the same
+threads; then each processes one clip in a separate process for its peak memory. Prints a Markdown
+table: seconds of audio per second, the best of the rounds, and the ratio.
 
-With `--cpu-time` the seconds are those of the processor, all threads added up, which a busy machine
-changes less; with `--together` a batch goes through the network as one, padded, which on a
-processor it does not do by itself. Needs the extra `families`.
-`stt_en_conformer_ctc_large` against NeMo is in `bench/offline.py ctc --peers PYTHON`.
+With `--cpu-time` the seconds are CPU time over all threads, which depends less on other load. With
+`--together` a batch is padded and computed at once, which is not the default on a CPU. Needs the
+extra `families`. `stt_en_conformer_ctc_large` against NeMo is in
+`bench/offline.py ctc --peers PYTHON`.
 """
 
 import argparse
@@ -31,9 +31,9 @@ CLIPS = sorted((ROOT / "examples" / "audio").glob("*.flac"))
 SAMPLE_RATE = 16_000
 BATCH = 8
 SHORTEST, LONGER = 2.0, 0.5
-"""Seconds of the first clip of a batch, and by which each is longer than the one before."""
+"""Seconds of the first clip of a batch, and the increase from clip to clip."""
 WINDOW_SECONDS = 28.0
-"""The longest clip of models that hear one window."""
+"""The longest clip of models with one window."""
 MODELS = ("wav2vec2-base", "wav2vec2-large", "whisper-tiny", "whisper-base", "glm-asr-nano")
 WHISPER_SIZES = {"whisper-tiny": (384, 4, 6), "whisper-base": (512, 6, 8)}
 
@@ -127,7 +127,7 @@ def save(name: str, folder: Path) -> None:
 
 
 def our_ctc(folder: Path, clips: list[Any]) -> Side:
-    """All clips, cut and joined where they are long; together where our rules put them together."""
+    """All clips, cut and joined where they are long, in batches by the rules of the package."""
     import pianissimo
 
     ours = pianissimo.load(folder, device="cpu")
@@ -146,7 +146,7 @@ def their_ctc(folder: Path, clips: list[Any]) -> Side:
 
 
 def our_text(folder: Path, clips: list[Any], together: bool = False) -> Side:
-    """As many clips at once as our rules put together, without what surrounds the model."""
+    """The model alone, in batches by the rules of the package."""
     import pianissimo
 
     ours: Any = pianissimo.load(folder, device="cpu")
@@ -163,7 +163,7 @@ def their_text(folder: Path, clips: list[Any]) -> Side:
 
     import pianissimo
 
-    model: Any = pianissimo.load(folder, device="cpu")  # the same network, opened the same way
+    model: Any = pianissimo.load(folder, device="cpu")  # the same network, loaded the same way
     whisper = hasattr(model, "extractor")
     found = model._decode(clips, False) if whisper else model._decode(clips)
     counts = [len(decoded.tokens) + 1 for decoded in found]
@@ -184,7 +184,7 @@ def their_text(folder: Path, clips: list[Any]) -> Side:
 
 
 def make_side(name: str, index: int, folder: Path, clips: list[Any], together: bool) -> Side:
-    """Ours (0) or that of Transformers (1)."""
+    """The side of pianissimo (0) or of Transformers (1)."""
     if is_ctc(name):
         return (our_ctc, their_ctc)[index](folder, clips)
     return their_text(folder, clips) if index else our_text(folder, clips, together)
@@ -206,7 +206,7 @@ def measure(
     both = [make_side(name, index, folder, clips, options.together) for index in (0, 1)]
     best = [float("inf"), float("inf")]
     for side in both:
-        side()  # warms up
+        side()  # warm-up
     for _ in range(options.rounds):
         for i, side in enumerate(both):
             began = clock()

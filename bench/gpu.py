@@ -2,9 +2,9 @@
 
     python bench/gpu.py [latency] [capacity] [final] [drift] [memory] [--quick]
 
-The 0.6B model, unless another is asked for. Capacity looks for the knee from 64 streams on. All
-streams' clocks share this process with the engine, as they would in a server: lateness of theirs
-counts, and where `p99_late_ms` is not small, it is the clocks that end the search.
+The default model has 0.6B parameters. The search for the capacity starts at 64 streams. The clocks
+of all streams share this process with the engine, as in a server, and their lateness counts. A
+large `p99_late_ms` means that the clocks limit the result.
 """
 
 import argparse

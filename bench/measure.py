@@ -1,11 +1,10 @@
-"""One measurement of the streaming engine, in a process of its own: a `Task` in, rows out.
+"""One measurement of the streaming engine in a separate process: a `Task` in, rows out.
 
     python bench/measure.py '{"part": "latency", "model": null, "modes_ms": [160]}'
 
-prints one line of JSON, a list of rows. bench/streaming.py and bench/gpu.py start it; what they
-measure and how is written here. Streams have their endpoint rules, as by default, but no watchdog
-unless said otherwise: how often that hears something twice depends on the weights, which may be
-random. Times are wall time.
+prints one line of JSON, a list of rows. bench/streaming.py and bench/gpu.py start it and describe
+what they measure. Streams have the default endpoint rules, but no watchdog unless requested: how
+often it replays audio depends on the weights, which may be random. Times are wall time.
 """
 
 import ctypes
@@ -42,17 +41,17 @@ Row = dict[str, Any]
 
 TAPE_SECONDS = 60
 OFFSET_SECONDS = 3.7
-"""How much later on the tape each stream begins than the one before; as bench/peers has it."""
+"""The offset in the audio from stream to stream, as in bench/peers."""
 UNTIMED_STEPS = 2
 UNTIMED_SECONDS = 2.0
 FEWEST_CHUNKS = 8
-"""Of each stream in a trial, however long they are."""
+"""Of each stream in a trial, independent of its length."""
 PACKET_SECONDS = 0.02
 PAUSES_SECONDS = (0.3, 0.9)
-"""Between two questions for the final text, uniformly distributed."""
+"""Between two requests of the final text, uniformly distributed."""
 MEMORY_STREAMS = 32
 MEMORY_BACKLOG_SECONDS = 2.0
-"""More than the longest chunk; what waits is memory, too."""
+"""More than the longest chunk; waiting audio takes memory as well."""
 NOTHING = np.zeros(0, np.float32)
 
 
@@ -61,8 +60,8 @@ class Task:
     """What to measure: `part` is a name of PARTS, `model` what `pianissimo.load` takes.
 
     `streams` are the numbers of streams to try, for the capacity the first and the largest one.
-    `seconds` is the length of a stream. None leaves threads and batches to the engine; `wav` is
-    heard instead of the example clips.
+    `seconds` is the length of a stream. With None the engine chooses threads and batches; `wav`
+    replaces the example clips.
     """
 
     part: str
@@ -95,7 +94,7 @@ def make_engine(recognizer: NativeRecognizer, task: Task, streams: int, **option
 
 
 class Tape:
-    """Endless audio: a recording over and over, for stream number `row` from its own place on."""
+    """Endless audio: a repeated recording, with an offset for stream number `row`."""
 
     def __init__(self, samples: Floats, row: int) -> None:
         self.samples, self.position = samples, round(row * OFFSET_SECONDS * SAMPLE_RATE)
@@ -118,7 +117,7 @@ def tapes(task: Task, streams: int) -> list[Tape]:
 class Pace:
     """What completes the chunks of a stream: `first` samples, then `chunk` samples each.
 
-    With the first chunk complete `waiting` samples have come through the front end.
+    When the first chunk is complete, `waiting` samples have passed the front end.
     """
 
     first: int
@@ -127,7 +126,7 @@ class Pace:
 
     @classmethod
     def of(cls, recognizer: NativeRecognizer, ms: int) -> "Pace":
-        """Found by trying: features and front end look ahead, each in its own steps."""
+        """By trial: features and front end look ahead, each in its own steps."""
         grid = recognizer.live.grid(recognizer.live_lookahead(ms))
         front = StreamInput(SAMPLE_RATE, SAMPLE_RATE, recognizer.front_end)
         millisecond = np.zeros(SAMPLE_RATE // 1000, np.float32)
@@ -142,7 +141,7 @@ class Pace:
         return self.chunk / SAMPLE_RATE
 
     def sizes(self, seconds: float) -> list[int]:
-        """Of the pushes of a stream of so many seconds."""
+        """Of the pushes of a stream of this length."""
         chunks = max(FEWEST_CHUNKS, round(seconds / self.chunk_seconds))
         return [self.first] + [self.chunk] * (chunks - 1)
 
@@ -153,12 +152,12 @@ def drain(session: Session) -> None:
 
 
 def milliseconds(seconds: Sequence[float]) -> Row:
-    """Percentiles by the names they have in all rows."""
+    """Percentiles by their names in the rows."""
     p50, p95, p99 = (float(v) for v in np.percentile(np.asarray(seconds) * 1000, (50, 95, 99)))
     return {"p50_ms": round(p50, 3), "p95_ms": round(p95, 3), "p99_ms": round(p99, 3)}
 
 
-# -- as fast as it goes ----------------------------------------------------------------------------
+# -- at full speed ----------------------------------------------------------------------------
 
 
 def unpaced(
@@ -171,10 +170,10 @@ def unpaced(
 ) -> tuple[list[float], int]:
     """Streams that get their chunks at the same moment, the next when all are answered.
 
-    Returns for each chunk the time from then until all are answered, and the number of tokens.
+    Returns for each chunk the time until all are answered, and the number of tokens.
     """
     pace = Pace.of(recognizer, ms)
-    # A complete chunk is as much as may wait, so a further push returns once it was answered.
+    # At most one complete chunk may wait, so a further push returns after the answer.
     most = pace.waiting / SAMPLE_RATE
     took: list[float] = []
     with make_engine(recognizer, task, streams, backlog_seconds=most) as engine:
@@ -184,7 +183,7 @@ def unpaced(
         for chunk, size in enumerate(sizes):
             parts = [source.read(size) for source in sources]
             began = time.perf_counter()
-            with engine.lock:  # the engine shall see them all at once
+            with engine.lock:  # the engine should see them all at once
                 for session, part in zip(sessions, parts, strict=True):
                     session.push(part)
             for session in sessions:
@@ -199,7 +198,7 @@ def unpaced(
 
 
 def latency(task: Task) -> list[Row]:
-    """Time of a step and audio per second, over all streams together."""
+    """Time of a step, and audio per second over all streams."""
     recognizer = load(task)
     rows = []
     for ms in task.modes_ms:
@@ -223,14 +222,14 @@ def latency(task: Task) -> list[Row]:
 
 
 def major_faults() -> int:
-    """Pages read back from disk so far: many mean that memory is short and times mean little."""
+    """Major page faults so far; many mean that memory is short and times are unreliable."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
 
 
 def drift(task: Task) -> list[Row]:
-    """Time of a chunk and memory in the last minute of a long stream over those in the first.
+    """Time of a chunk and memory in the last minute of a long stream relative to the first.
 
-    Of a stream shorter than two minutes its halves are compared.
+    For a stream shorter than two minutes the halves are compared.
     """
     recognizer = load(task)
     rows = []
@@ -266,9 +265,9 @@ def drift(task: Task) -> list[Row]:
 def paced(recognizer: NativeRecognizer, task: Task, ms: int, streams: int) -> Row:
     """Streams in real time, each with its own random phase: from chunk complete to answered.
 
-    `kept_up` says that in 99 of 100 cases a chunk is answered before the next is complete, the
-    lateness of this clock added, and that no stream was left behind. Where some are, percentiles
-    say too little: the engine counts from when it could have begun.
+    `kept_up` is true if 99 % of the chunks are answered before the next is complete, the lateness
+    of this clock included, and if no stream is behind at the end. With streams behind, percentiles
+    are too low, since the engine counts from the time at which it could have begun.
     """
     pace = Pace.of(recognizer, ms)
     length = pace.chunk_seconds
@@ -298,14 +297,14 @@ def paced(recognizer: NativeRecognizer, task: Task, ms: int, streams: int) -> Ro
             delays = [delay for _, delay in engine.stats.delays]
             behind = len(sizes) * streams - engine.stats.chunks
     p99_late = float(np.percentile(late, 99)) * 1000
-    # A chunk at most may still be on its way for each stream.
+    # At most one chunk per stream may still be in progress.
     row = {"ms": ms, "streams": streams, **milliseconds(delays), "p99_late_ms": round(p99_late, 3)}
     kept_up = row["p99_ms"] + p99_late < ms and behind <= streams
     return {**row, "behind": behind, "kept_up": kept_up}
 
 
 def capacity(task: Task) -> list[Row]:
-    """Trials of ever more streams, up to the largest number that keeps up."""
+    """Trials with more and more streams, up to the largest number that keeps up."""
     recognizer = load(task)
     rows: list[Row] = []
 
@@ -337,7 +336,7 @@ def largest(works: Callable[[int], bool], first: int, most: int) -> int:
 
 
 def final(task: Task) -> list[Row]:
-    """Time from `finalize` to its final, asked for at any moment of streams in real time."""
+    """Time from `finalize` to its final at random moments of streams in real time."""
     recognizer = load(task)
     rows = []
     for ms in task.modes_ms:
@@ -353,7 +352,7 @@ def final(task: Task) -> list[Row]:
 
 
 def ask_for_finals(session: Session, source: Tape, seconds: float, seed: int) -> list[float]:
-    """Push small packets as the clock demands; now and then ask, and wait for the answer."""
+    """Push small packets by the clock; at random moments finalize and wait for the answer."""
     random = np.random.default_rng(seed)
     size = round(PACKET_SECONDS * SAMPLE_RATE)
     times: list[float] = []
@@ -379,10 +378,10 @@ def ask_for_finals(session: Session, source: Tape, seconds: float, seed: int) ->
 
 
 def memory(task: Task) -> list[Row]:
-    """What a stream takes in MB: by its tensors, and by what the process or the device gives away.
+    """Memory of a stream in MB: by its tensors, and by the process or device.
 
-    Once the streams were used one after another, each has its state and its audio; then they share
-    a step, which adds what that computes with. The watchdog is on: it keeps seconds of audio.
+    After the streams were used one after another, each has its state and its audio; then they share
+    a step, which adds its temporary tensors. The watchdog is on, which keeps seconds of audio.
     """
     recognizer = load(task)
     ms = max(task.modes_ms)
@@ -426,7 +425,7 @@ def used_mib(task: Task) -> float:
 
 
 def anonymous_mib() -> float:
-    """Resident memory without files: weights that are mapped come and go as the system likes."""
+    """Resident memory without files, since the system may drop mapped weights at any time."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -436,15 +435,15 @@ def anonymous_mib() -> float:
 
 
 def settle(session: Session) -> None:
-    """Return when everything pushed was heard."""
+    """Wait until all pushed audio is processed."""
     session.finalize()
     while (event := session.get()) is not None and event.reason != "finalize":
         pass
 
 
 def bfloat16_bytes(recognizer: NativeRecognizer) -> int:
-    """Bytes of a stream's tensors if the model computed in bfloat16: of another, untrained one,
-    since 8-bit layers cannot."""
+    """Bytes of a stream's tensors for a model in bfloat16: another, untrained one, since 8-bit
+    layers cannot compute in it."""
     model = AsrModel(recognizer.model.config).bfloat16().eval()
     live = live_model(model, make_search(model))
     return Arena.allocate(live.encoder, live.decoder, 1).bytes_per_stream()

@@ -1,12 +1,12 @@
-"""Speed and memory of transcribing files, and word errors of the embedded model.
+"""Speed and memory of transcribing files, and word error rates of the embedded model.
 
     python bench/offline.py [speed] [ctc] [memory] [start] [errors --data MANIFEST]
         [--peers PYTHON]
 
-Without a part named it runs all that it can. `speed` and `memory` use the 0.6B architecture with
-random weights, made on the spot, `ctc` that of NeMo's `stt_en_conformer_ctc_large`; `--peers` is
+Without a part it runs all that are possible. `speed` and `memory` use the 0.6B architecture with
+random weights, `ctc` that of NeMo's `stt_en_conformer_ctc_large`; `--peers` is
 the Python of an environment with NeMo and Transformers (that of `make parity`), then timed in turn
-with us on the same audio and threads.
+with pianissimo on the same audio and threads.
 """
 
 import argparse
@@ -92,7 +92,7 @@ def speech(seconds: float):
 
 
 def recognizer(config=None):
-    """Our recognizer on a random model, 0.6B by default, with a tokenizer of meaningless pieces."""
+    """A recognizer with a random model, 0.6B by default, and a tokenizer of random pieces."""
     import io
 
     import sentencepiece
@@ -134,7 +134,7 @@ def bench_ctc(peers: str | None) -> dict[str, object]:
 
 
 def in_turn(config, peers: str | None, names: tuple[str, ...]) -> dict[str, object]:
-    """Median seconds of us and of each peer, one after the other in every round."""
+    """Median seconds of pianissimo and of each peer, in turn in every round."""
     import numpy as np
     import torch
 
@@ -172,7 +172,7 @@ def in_turn(config, peers: str | None, names: tuple[str, ...]) -> dict[str, obje
 
 
 def bench_memory() -> dict[str, object]:
-    """Peak memory over the loaded 0.6B model while an hour of audio goes through."""
+    """Peak memory above the loaded 0.6B model while an hour of audio is transcribed."""
     import torch
 
     torch.set_num_threads(THREADS)
@@ -255,7 +255,7 @@ def main() -> None:
     for part in parts:
         if part == "errors" and options.data is None:
             parser.error("errors needs --data MANIFEST")
-        # A process each, so that one part's memory is not another's.
+        # A process for each part, so that memory is measured separately.
         if len(parts) > 1:
             again = [a for a in sys.argv[1:] if a not in parts]
             subprocess.run([sys.executable, __file__, part, *again], check=True)

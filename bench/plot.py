@@ -3,7 +3,7 @@
     python bench/plot.py CSV SVG
 
 One panel for each model; lines by latency mode, broken for int8; a dotted line at the length of a
-chunk, which is what a mode's p99 must stay under. Hollow points did not keep up.
+chunk, the limit of a mode's p99. Hollow points did not keep up.
 """
 
 import csv
@@ -21,7 +21,7 @@ Row = dict[str, str]
 
 
 class LogScale:
-    """From a value to a place on the page, logarithmic."""
+    """The position of a value on a logarithmic axis."""
 
     def __init__(self, values: Sequence[float], start: float, end: float) -> None:
         self.low, self.high = min(values) / 1.2, max(values) * 1.2
@@ -32,7 +32,7 @@ class LogScale:
         return round(self.start + part * (self.end - self.start), 1)
 
     def ticks(self, steps: Sequence[int]) -> list[float]:
-        """The multiples of powers of ten that lie within."""
+        """The ticks of the axis: multiples of powers of ten in its range."""
         decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
         values = (step * 10.0**decade for decade in decades for step in steps)
         return [value for value in values if self.low <= value <= self.high]

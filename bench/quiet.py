@@ -1,8 +1,8 @@
-"""What the gain costs a live stream and a recording, in parts of one core.
+"""CPU time of the gain for a live stream and a recording, as a share of one core.
 
     python bench/quiet.py [--seconds 120]
 
-CPU time of this process, not wall time, so other work on the machine matters little. Streams are
+CPU time of this process is measured, which depends little on other load. Streams are
 fed blocks of the sizes that clients send; the target is under 0.5 % of a core per stream.
 """
 
@@ -51,7 +51,7 @@ def main() -> None:
     options = parser.parse_args()
     samples, seconds = speech(options.seconds), options.seconds
     front_end = FrontEnd("on")
-    loud = samples * amplitude(45)  # the limiter works all the time
+    loud = samples * amplitude(45)  # the limiter is always active
 
     def live(x: np.ndarray, block: int) -> None:
         state = front_end.start(live=True)

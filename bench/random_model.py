@@ -29,9 +29,8 @@ def hear(model: AsrModel, lookahead: int) -> Tensor:
 def teach_to_write(model: AsrModel) -> None:
     """Let the labels beat the blank in as many frames as speech has tokens.
 
-    A random transducer says nothing, or repeats itself for ever. So here the frame alone decides,
-    the predictor's opinion counts nothing (it is computed all the same), and no frame writes more
-    than one token.
+    A random transducer is silent or repeats itself. Here the frame alone decides: the predictor is
+    computed but has no effect, and a frame has at most one token.
     """
     assert model.joiner is not None
     joiner, blank = model.joiner, model.config.vocab_size

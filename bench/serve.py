@@ -1,19 +1,19 @@
-"""The server over its sockets: time to final, the knee, overload, churn and its own overhead.
+"""The server over its sockets: time to final, capacity, overload, churn and overhead.
 
     python bench/serve.py [latency] [knee] [overload] [churn] [overhead]
 
-Starts `pianissimo serve` on a free loopback port, in a process of its own; this process is all of
-its clients. Each client speaks in real time, in packets of 100 ms of the example clips, begins at
-a moment of its own, and asks for the final text every 1.5 to 3 s while it goes on speaking.
-Without a part named it runs all; `--quick` does so in about two minutes. Tables go to standard
-output. What is measured, by the clock of the clients:
+Starts `pianissimo serve` on a free loopback port in a separate process; this process has all
+clients. Each client sends the example clips in real time, in packets of 100 ms, begins at a random
+moment, and requests the final text every 1.5 to 3 s while it continues to send. Without a part it
+runs all; `--quick` does so in about two minutes. Tables go to standard output. It measures, by the
+clock of the clients:
 
 - time to final: from sending `finalize`, `commit` or `Finalize` to the answer;
 - partial delay: from sending the packet in which the last word of a partial ends to that partial,
   the latency mode included (the realtime dialect gives no times, so it has none);
-- acknowledgement: from sending a frame of `/v1/stream` to the message that it was taken (every 8th
-  is answered so), which is the way through socket, session and back without the model's work;
-- late: how much later than due packets were sent. Above a few ms the clients are the bottleneck.
+- acknowledgment: from sending a frame of `/v1/stream` to the message that acknowledges it (every
+  8th is acknowledged), which is the way through socket and session without the model;
+- late: the delay of sent packets. Above a few ms the clients are the bottleneck.
 """
 
 import argparse
@@ -47,11 +47,11 @@ UNTIMED_SECONDS = 2.0
 """At the beginning of each trial."""
 TAPE_SECONDS = 60.0
 ANSWER_SECONDS = 30.0
-"""Clients give up on a server that does not answer for so long."""
+"""Clients give up on a server that does not answer for this time."""
 RETRY_SECONDS = 1.0
 CHURN_AT_ONCE = 16
 CHURN_SEATS = 128
-"""A stream that was cut keeps its seat for a second, in case it is resumed."""
+"""A disconnected stream keeps its slot for a second, in case it is resumed."""
 CHURN_WARM = 500
 SLOT_SECONDS = 30.0
 Row = dict[str, object]
@@ -83,7 +83,7 @@ QUICK = replace(QUICK, overhead_streams=8)
 
 @dataclass(frozen=True)
 class Server:
-    """A server that runs in a process of its own."""
+    """A server in a separate process."""
 
     port: int
     pid: int
@@ -110,7 +110,7 @@ class Server:
         return int(found[1]) / 1024
 
     def wait_until_empty(self) -> None:
-        """Until no socket is open and no slot taken; fails if that does not happen."""
+        """Wait until no socket is open and no slot is used; fails after a timeout."""
         end = time.monotonic() + SLOT_SECONDS
         while self.metric("pianissimo_sockets") or self.metric("pianissimo_engine_streams"):
             if time.monotonic() > end:
@@ -120,7 +120,7 @@ class Server:
 
 @contextmanager
 def serving(plan: Plan, streams: int, *options: str) -> Iterator[Server]:
-    """A server for so many streams; its complaints go to our standard error."""
+    """A server for some streams; its messages go to the standard error of this process."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "pianissimo", "serve", "--port", str(port)]
@@ -167,7 +167,7 @@ class Times:
 
 
 class Speaker:
-    """A client of /v1/stream, and what the clients of all dialects have in common."""
+    """A client of /v1/stream, and the base of the clients of all dialects."""
 
     dialect: ClassVar[str] = "stream"
 
@@ -185,7 +185,7 @@ class Speaker:
         return "/v1/stream"
 
     async def open(self) -> None:
-        """Everything before the first audio; raises ConnectionClosed if there is no seat."""
+        """Everything before the first audio; raises ConnectionClosed if the server is full."""
         options = {"sample_rate": RATE, "latency_ms": self.plan.latency_ms, "endpoint": None}
         await self.say({"type": "start", **options})
         while json.loads(await self.socket.recv())["type"] != "ready":
@@ -214,20 +214,20 @@ class Speaker:
                 await self.say({"type": "ack", "events": event["event"]})
 
     def final(self) -> None:
-        """The answer to the last question."""
+        """The answer to the last request."""
         if self.asked is not None:
             self.times.note(self.times.final, self.asked)
             self.asked = None
 
     def partial(self, end: float) -> None:
-        """A partial whose last word ends so many seconds into the stream."""
+        """A partial, whose last word ends at this time of the stream."""
         packet = int(end / PACKET_SECONDS)
         if end > self.heard_until and packet < len(self.sent):
             self.heard_until = end
             self.times.note(self.times.partial, self.sent[packet])
 
     async def run(self, tape: bytes, until: float) -> None:
-        """Speak until that time, and take what comes."""
+        """Send audio until that time, and receive messages."""
         await self.open()
         listening = asyncio.create_task(self._listen())
         try:
@@ -329,7 +329,7 @@ SPEAKERS: dict[str, type[Speaker]] = {
 
 
 async def trial(server: Server, plan: Plan, dialect: str, streams: int, seconds: float) -> Times:
-    """So many clients for so long; what they measured after the first moments."""
+    """Run some clients for some time; their measurements after the warm-up."""
     kind, now = SPEAKERS[dialect], time.monotonic()
     times = Times(now + UNTIMED_SECONDS)
     until = now + UNTIMED_SECONDS + seconds
@@ -404,7 +404,7 @@ async def knee(plan: Plan) -> int:
 
 
 async def overload(plan: Plan) -> None:
-    """Twice as many clients as are admitted; what those feel, and how fast others are refused."""
+    """Twice as many clients as are admitted: latency of these, and time to refuse the others."""
     admitted = plan.admitted or 16
     rows: list[Row] = []
     refusals: dict[str, list[tuple[int, float]]] = {name: [] for name in plan.dialects}
@@ -443,7 +443,7 @@ async def overload(plan: Plan) -> None:
 async def knock(
     server: Server, plan: Plan, dialect: str, until: float, found: list[tuple[int, float]]
 ) -> None:
-    """Try to get in again and again; the code that closed each attempt, and after how long."""
+    """Connect repeatedly; the close code and the time of each attempt."""
     kind = SPEAKERS[dialect]
     while (began := time.monotonic()) < until:
         try:
@@ -453,7 +453,7 @@ async def knock(
                     while True:
                         await connection.recv()
         except TimeoutError:
-            code = 0  # it was let in
+            code = 0  # it was admitted
         except ConnectionClosed as closed:
             code = closed.rcvd.code if closed.rcvd else 1006
         except InvalidStatus as refused:
@@ -463,7 +463,7 @@ async def knock(
 
 
 async def knock_with_files(server: Server) -> list[tuple[int, float]]:
-    """More recordings at once than may be transcribed and wait; those that were refused."""
+    """More recordings at once than may be transcribed or queued; the refused ones."""
     import io
 
     import soundfile
@@ -486,7 +486,7 @@ async def knock_with_files(server: Server) -> list[tuple[int, float]]:
 
 
 async def churn(plan: Plan) -> None:
-    """Clients that come, say a little and go, a third of them without a goodbye."""
+    """Clients that connect, send a little and leave, a third of them without closing."""
     with serving(plan, CHURN_SEATS, "--resume-seconds", "1") as server:
         tell(f"{CHURN_WARM} connects to warm up")
         await _come_and_go(server, plan, min(CHURN_WARM, plan.connects))
@@ -512,7 +512,7 @@ async def churn(plan: Plan) -> None:
 
 
 async def _come_and_go(server: Server, plan: Plan, count: int) -> int:
-    """How many were refused."""
+    """The number of refused ones."""
     data = (speech(PACKET_SECONDS) * 32767).astype("<i2").tobytes()
     numbers = iter(range(count))
     refused = 0
@@ -538,7 +538,7 @@ async def _come_and_go(server: Server, plan: Plan, count: int) -> int:
 
 
 async def _fill(server: Server, plan: Plan) -> int:
-    """How many streams are admitted at once now."""
+    """The number of streams that are admitted now."""
     async with AsyncExitStack() as stack:
         for number in range(CHURN_SEATS):
             opening = connect(server.ws + Speaker.path(plan), compression=None)
@@ -587,7 +587,7 @@ async def run(plan: Plan, parts: Sequence[str]) -> None:
     for part in parts:
         found = await PARTS[part](plan)
         if part == "knee" and plan.admitted is None:
-            # Three quarters of what the machine can do: crowded, but not by itself overloaded.
+            # Three quarters of the capacity: busy, but not overloaded.
             plan = replace(plan, admitted=max(1, 3 * found // 4))
 
 

@@ -1,11 +1,11 @@
-"""How fast training goes: audio seconds a second and memory, whole, heads only, and with LoRA.
+"""Speed and memory of training: all weights, heads alone, and with LoRA.
 
     python bench/training.py [--model MODEL] [--device cuda] [--steps 8]
 
-Each row is a process of its own: the first steps warm up, the rest are timed, on noise with random
-letters as transcripts, in batches of one length at the shapes of fine-tuning. Data is ready
-before, so this is the step itself: forward, backward, optimizer, averaged weights. Prints rows of a
-table; under a minute on two cores for the embedded model.
+Each row is a separate process. The first steps warm up, the others are timed, on noise with random
+letters as transcripts, in batches of one length at the shapes of fine-tuning. Data is prepared
+before, so the time is that of a step: forward, backward, optimizer, averaged weights. It prints the
+rows of a table and takes under a minute on two cores for the embedded model.
 """
 
 import argparse
@@ -41,7 +41,7 @@ CLIP_SECONDS, LETTERS_PER_SECOND = 5.0, 10
 
 
 def make_batch(model_name: str | None, seconds: float) -> tuple[TrainingBatch, float]:
-    """Clips of noise, as many as go into a batch, and how long they are together."""
+    """A batch of clips of noise, and their total seconds."""
     model, tokenizer = read_original(model_name)
     generator = torch.Generator().manual_seed(0)
     clips = max(1, round(seconds / CLIP_SECONDS))

@@ -4,17 +4,17 @@
     python recipes/speak.py --data DIR --sentences FILE --run runs/embedded_en
     pianissimo train recipes/embedded_en.py --data DIR --run runs/embedded_en
 
-`DIR` holds `manifest.jsonl` (see docs/training.md), FILE sentences, one a line. The first command
-finds where each word lies, the second makes synthetic commands and sentences. With so little data a
-transducer learns the texts before it listens, and CTC stays on blanks; so the first run begins with
-the single words of the command corpus, where there is nothing to align and people speak clearly,
-goes on to runs of words, and ends with whole recordings. The second and third start from its
-weights and add what the recordings lack: other voices, channels, levels and orders of words. All
-that teaches commands alone. Then the encoder learns which phone sounds when, of all recordings, and
-the fourth run goes on from there with commands and prose together, a short fifth with more digits.
-The sixth and the seventh are these two again, for longer. The eighth begins with the mean of their
-weights, is the fourth once more, and ends with brisker digits and much that is far away, noisy and
-quiet; the model is the mean of where it began and where it ended.
+`DIR` has `manifest.jsonl` (see docs/training.md), FILE has one sentence per line. The first command
+aligns the words, the second makes synthetic commands and sentences. With little data a transducer
+overfits to the texts, and CTC predicts only blanks. Therefore the first run begins with the single
+words of the command corpus, which need no alignment and are spoken clearly, continues with runs of
+words, and ends with whole recordings. The second and third run start from its weights and add other
+voices, channels, levels and orders of words. These runs train commands alone. Then the encoder is
+trained to classify the phones of all recordings. The fourth run starts from that encoder, with
+commands and prose together; a short fifth has more digits. The sixth and the seventh repeat these
+two for longer. The eighth starts from the mean of their weights, repeats the fourth, and ends with
+faster digits and much distant, noisy and quiet speech. The model is the mean of its first and last
+weights.
 """
 
 import io
@@ -60,8 +60,8 @@ LONGEST_SECONDS = 18.0
 # Mean and deviation of a log-mel cell over augmented training clips.
 CELL_MEAN, CELL_DEVIATION = -12.0, 3.5
 BRANCH_SCALE = 0.3
-# Taken off the blank's score after training: it had become too sure of saying nothing. Of 1.0, 1.25
-# and 1.5 this lost least on development recordings of commands and prose.
+# Subtracted from the blank's score after training, which is too high. Of 1.0, 1.25 and 1.5 this had
+# the fewest errors on development recordings of commands and prose.
 BLANK_DISCOUNT = 1.0
 
 FEATURES = FeatureConfig(n_mels=80)
@@ -108,7 +108,7 @@ THIRD = TrainConfig(
     save_every=100,
     seed=3,
 )
-# Averaged over these steps of the third run: each is better at some modes, worse at others.
+# Averaged over these steps of the third run, which differ in their best latency modes.
 THIRD_KEPT = (1500, 2600, THIRD.steps)
 PHONES = (
     "AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W "
@@ -161,7 +161,7 @@ BRISK_FROM, QUIET_FROM = 4400, 4700
 ROOMS = 60
 EIGHTH = replace(SIXTH, steps=7000, flat_until=3600, seed=8)
 LONGEST_PROSE_SECONDS = 12.0
-# The two shortest modes lose most, so the last run draws them more often.
+# The two shortest modes have the most errors, so the last run draws them more often.
 THIRD_LOOKAHEADS = (13, 6, 1, 1, 0, 0, 0)
 SINGLE_WORDS_UNTIL, COMMANDS_UNTIL, SHORT_UNTIL, MIXED_UNTIL = 700, 1100, 1500, 3100
 SHORT_SECONDS = 4.0
@@ -216,24 +216,24 @@ BY_LINE = Augmenter(
     pad_probability=0.4,
     late_probability=0.6,
 )
-# Lone digits are said briskly: some of the development recordings last 0.2 s.
+# Single digits are spoken fast: some of the development recordings last 0.2 s.
 BRISK = replace(BY_LINE, speeds=(0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5))
 DIGITS = frozenset("zero oh one two three four five six seven eight nine".split())
 SPEC_AUGMENT = SpecAugment(
     frequency_masks=2, frequency_width=10, time_masks=2, time_share=0.05, fill=CELL_MEAN
 )
-# Vocal tracts shorter and longer than those recorded: what unknown voices lack.
+# Vocal tracts shorter and longer than the recorded ones, for unknown voices.
 WARPED = replace(SPEC_AUGMENT, warp=(0.85, 1.2))
 
 
 def read_data(folder: Path) -> list[Utterance]:
-    """The recordings short enough to train on; the model's text is the corpus' own."""
+    """The recordings that are short enough, with the texts of the corpora."""
     utterances = read_manifest(folder / "manifest.jsonl")
     return [u for u in utterances if u.duration <= LONGEST_SECONDS and u.text.strip()]
 
 
 def make_tokenizer(texts: Sequence[str], vocabulary: int) -> Tokenizer:
-    """BPE over texts, of so many pieces."""
+    """A BPE tokenizer of the texts."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
@@ -257,7 +257,7 @@ def read_words(run: Path) -> dict[int, list[tuple[str, float, float]]]:
 
 
 def read_phones(run: Path) -> dict[int, Labels]:
-    """The index in PHONES that sounds in each 10 ms of a recording, by `find_words.py` as well."""
+    """The index in PHONES for each 10 ms of a recording, as `find_words.py` wrote them."""
     silence, labels = PHONES.index("SIL"), {}
     for row in _alignments(run):
         if not row["phones"]:
@@ -278,7 +278,7 @@ def _alignments(run: Path) -> list[dict[str, Any]]:
 
 
 def read_voices(run: Path, kind: str = "spoken") -> list[Utterance]:
-    """The synthetic speech, as `speak.py` made it: commands in "spoken", sentences in "prose"."""
+    """The synthetic speech of `speak.py`: commands in "spoken", sentences in "prose"."""
     path = run / kind / "manifest.jsonl"
     if not path.is_file():
         raise ManifestError(f"{path} is not there: run recipes/speak.py with this --run")
@@ -291,7 +291,7 @@ def plain(text: str) -> str:
 
 
 def first_stages(utterances: list[Utterance], run: Path) -> list[Stage]:
-    """From single words to whole recordings; the last stage keeps some single words."""
+    """From single words to whole recordings; the last stage still has some single words."""
     audio, words = AudioCache(utterances, run / "cache"), read_words(run)
     subset = [u.extra["subset"] for u in utterances]
     rng = random.Random(FIRST.seed)
@@ -314,7 +314,7 @@ def first_stages(utterances: list[Utterance], run: Path) -> list[Stage]:
     ]
     single, short = commands(runs(1)), runs(5)
     brief = [clip for clip in whole if clip.end < SHORT_SECONDS]
-    # Three quarters commands: what this little data can teach well.
+    # Three quarters are commands, for which the data suffices.
     most = [*commands(whole) * 3, *commands(short) * 2, *single]
     most += [c for c in whole if subset[c.recording] == "speechocean762"]
     most += [c for c in brief if subset[c.recording] == "librispeech-dev-clean"]
@@ -392,7 +392,7 @@ def fourth_stages(utterances: list[Utterance], run: Path) -> list[Stage]:
 
 
 def fifth_stages(utterances: list[Utterance], run: Path) -> list[Stage]:
-    """More digits, less prose, and the short latency modes more often: what the fourth lost."""
+    """More digits, less prose, and the short latency modes more often."""
     mixture = Mixture([*later_mixture(utterances, run, 6).sets, *prose_sets(utterances, run, 0)])
     return [Stage(FIFTH.steps, mixture, 40.0, WARPED, THIRD_LOOKAHEADS)]
 
@@ -408,8 +408,8 @@ def seventh_stages(utterances: list[Utterance], run: Path) -> list[Stage]:
 
 
 def eighth_stages(utterances: list[Utterance], run: Path) -> list[Stage]:
-    """The fourth run a third time, from the mean of the two before; then brisker digits, and much
-    of it far away, noisy and quiet as well."""
+    """The fourth run again, from the mean of the previous two; then faster digits, and much distant,
+    noisy and quiet speech."""
     commands = later_mixture(utterances, run, 5, BRISK).sets
     brisk = [*commands, *prose_sets(utterances, run, 2)]
     quiet = QuietAugmenter(draw_responses(ROOMS, EIGHTH.seed))
@@ -426,7 +426,7 @@ def eighth_stages(utterances: list[Utterance], run: Path) -> list[Stage]:
 
 
 def prose_sets(utterances: list[Utterance], run: Path, runs_times: int) -> list[TrainingSet]:
-    """Prose: whole, in runs of words as often as said, in new orders, and synthetic."""
+    """Prose: whole, in runs of words, in new orders, and synthetic."""
     utterances = [replace(u, text=plain(u.text)) for u in utterances]
     audio = AudioCache(utterances, run / "cache")
     prose = {i for i, u in enumerate(utterances) if u.extra["subset"] != "an4"}
@@ -463,11 +463,11 @@ def prose_sets(utterances: list[Utterance], run: Path, runs_times: int) -> list[
 
 
 def initialize(model: AsrModel) -> None:
-    """Start so that the signal reaches the head.
+    """Initialize so that the signal reaches the head.
 
     The usual small weights and random biases of the subsampling leave a signal a hundred times
-    smaller than its biases; it gets weights that keep the scale of its input. And each layer begins
-    close to the identity, without which training stayed at the frequencies of the words.
+    smaller than its biases; it gets weights that keep the scale of its input. Each
+    layer begins close to the identity; without it training learned only word frequencies.
     """
     subsampling = model.encoder.subsampling
     with torch.no_grad():
@@ -512,9 +512,9 @@ def main(
     minutes: float = math.inf,
     tensorboard: bool = False,
 ) -> None:
-    """Train, or go on training, and write the model folder `run/model` when all runs are done.
+    """Train or resume, and write the model folder `run/model` when all runs are done.
 
-    `dev` is a manifest whose word errors are reported as training goes on.
+    `dev` is a manifest whose word error rates are reported during training.
     """
     run.mkdir(parents=True, exist_ok=True)
     utterances = read_data(data)
@@ -533,7 +533,7 @@ def main(
         kept: Sequence[int],
         start: Callable[[AsrModel], None],
     ) -> Path | None:
-        """The folder of the mean of the kept steps of a run; None if there was no time for it."""
+        """The folder of the mean of the kept steps of a run; None if time ran out."""
         done = run / name / "model"
         if done.is_dir():
             return done
@@ -601,7 +601,7 @@ def main(
     eighth = learn("eighth", EIGHTH, eighth_stages, (EIGHTH.steps,), copying(sixth, seventh))
     if eighth is None:
         return
-    model = mean([eighth, eighth, sixth, seventh])  # half of it is what the eighth began with
+    model = mean([eighth, eighth, sixth, seventh])  # half of it is the start of the eighth
     assert model.joiner is not None
     with torch.no_grad():
         model.joiner.out.bias[-1] -= BLANK_DISCOUNT

@@ -2,14 +2,14 @@
 
     pianissimo train recipes/embedded_en_gpu.py --data DIR --run runs/embedded_en_gpu --device cuda
 
-Not yet run on a GPU: its shapes, its stages and its resuming are tested on a CPU at a small size;
-batches and steps are an estimate for 16 cores that keep the GPU busy. Error rates are unknown.
+This recipe has not been run on a GPU. Shapes, stages and resuming are tested on a CPU at a small
+size; batches and steps are an estimate for 16 cores. Error rates are unknown.
 
-`DIR` holds `manifest.jsonl` (see docs/training.md) and `sentences.txt`, a sentence a line, with
-case and marks as the model shall write them. Synthetic speech is made by the workers that prepare
-batches, another voice each time, and kept nowhere. Short commands come first, where CTC has little
-to align; then sentences, the transducer, and the recordings of people, each drawn several times an
-epoch. The synthesizers of this machine are used; recipes/speak.py says which packages they need.
+`DIR` has `manifest.jsonl` (see docs/training.md) and `sentences.txt` with one sentence per line, in
+the case and with the marks that the model should write. The workers that prepare batches synthesize
+speech, in a new voice each time, without files. The first stage has short commands, which are easy
+to align for CTC; then come sentences, the transducer, and human recordings, each drawn several
+times per epoch. The installed synthesizers are used; recipes/speak.py lists their packages.
 """
 
 import math
@@ -57,10 +57,10 @@ MASKS = SpecAugment(
 
 @dataclass(frozen=True)
 class Setting:
-    """One size of the recipe: the model, the run, and how much of what is heard.
+    """One size of the recipe: the model, the run, and the shares of the data.
 
     Stages end at `commands_until`, `sentences_until` and with the run; in the last one
-    `spoken_share` of the seconds are synthetic and every recording comes `times` an epoch.
+    `spoken_share` of the seconds are synthetic and every recording is drawn `times` per epoch.
     """
 
     vocabulary: int
@@ -113,7 +113,7 @@ GPU = Setting(
 
 
 def read_sentences(path: Path) -> list[str]:
-    """The sentences that can be said in one breath; ManifestError without the file."""
+    """The sentences that are short enough; ManifestError without the file."""
     if not path.is_file():
         raise ManifestError(f"{path} is not there: it holds a sentence a line, to be spoken")
     lines = map(str.strip, path.read_text(encoding="utf-8").splitlines())
@@ -126,7 +126,7 @@ def read_sentences(path: Path) -> list[str]:
 def make_stages(
     setting: Setting, utterances: list[Utterance], sentences: list[str], run: Path
 ) -> list[Stage]:
-    """Commands; then sentences too; then people, with both between."""
+    """Commands; then sentences as well; then human recordings mixed with both."""
     engines = [engine for engine in installed_engines() if engine != HELD_OUT_ENGINE]
     seed = setting.config.seed
     words = " ".join(sentences).lower().split()
@@ -156,7 +156,7 @@ def run_setting(
     minutes: float = math.inf,
     tensorboard: bool = False,
 ) -> None:
-    """Train, or go on training; write `run/model` in half precision when it is done."""
+    """Train or resume; write `run/model` in half precision when training is done."""
     run.mkdir(parents=True, exist_ok=True)
     utterances = [
         u for u in read_manifest(data / "manifest.jsonl") if u.duration <= LONGEST_SECONDS

@@ -1,12 +1,11 @@
-"""Where each word and phone of the training recordings lies, by PocketSphinx's forced alignment.
+"""Forced alignment of words and phones of the training recordings by PocketSphinx.
 
     pip install pocketsphinx
     python recipes/find_words.py --data DIR --run runs/embedded_en
 
-Writes `words.jsonl` into the run's folder: one line a recording, `words` and `phones` as
-[text, start, end] in seconds. Recordings with words that its dictionary lacks, or that do not
-align, are left out. About a quarter of an hour on one core for 6.6 hours; an interrupted run starts
-over.
+Writes `words.jsonl` into the run's folder: one line per recording, `words` and `phones` as
+[text, start, end] in seconds. Recordings with words outside the dictionary, or without an
+alignment, are skipped. 6.6 hours take about 15 minutes on one core; an interrupted run starts over.
 """
 
 import argparse
@@ -26,7 +25,7 @@ FRAMES_PER_SECOND = 100
 
 @dataclass(frozen=True)
 class Alignment:
-    """What is said when: (text, start, end) in seconds, words as in the transcript."""
+    """An alignment: (text, start, end) in seconds, words as in the transcript."""
 
     words: list[tuple[str, float, float]]
     phones: list[tuple[str, float, float]]
@@ -46,7 +45,7 @@ def align(decoder: Decoder, samples: np.ndarray, text: str) -> Alignment | None:
         segments = [s for s in decoder.seg() or () if s.word[0] not in "<[(" and s.word != "(NULL)"]
         if [re.sub(r"\(\d+\)$", "", s.word) for s in segments] != words:
             return None
-        decoder.set_alignment()  # a second pass, for the phones of the words just found
+        decoder.set_alignment()  # a second pass for the phones of these words
         hear(decoder, pcm)
         phones = [
             (phone.name, *seconds(phone.start, phone.start + phone.duration))

@@ -5,11 +5,11 @@
     python recipes/speak.py --data DIR --sentences FILE --run runs/embedded_en
 
 Writes WAV files and `manifest.jsonl` into `spoken` (digits, letters, commands) and `prose` (lines
-of FILE) in the run's folder; an interrupted run goes on. The words that are spelled are those of
-the recorded transcripts. About ten minutes on one core for each.
+of FILE) in the run's folder; an interrupted run can be resumed. The spelled words are those of the
+recorded transcripts. Each takes about ten minutes on one core.
 
-With `--held-out` it writes `held-out` instead, to measure with: other commands and sentences, in
-the voices of RHVoice (`apt-get install rhvoice rhvoice-english`), which nothing is trained on.
+With `--held-out` it writes `held-out` instead, for evaluation: other commands and sentences, in the
+voices of RHVoice (`apt-get install rhvoice rhvoice-english`), which are not used for training.
 """
 
 import argparse
@@ -63,8 +63,7 @@ def main() -> None:
 
 
 def sentences(lines: list[str]) -> list[Prompt]:
-    """Lines that hold nothing but words, so that what is written follows from the sound; in an
-    order of their own."""
+    """The lines of words alone, whose text follows from the sound, in a shuffled order."""
     usable = [
         line
         for line in map(str.strip, lines)
