@@ -408,8 +408,10 @@ def seventh_stages(utterances: list[Utterance], run: Path) -> list[Stage]:
 
 
 def eighth_stages(utterances: list[Utterance], run: Path) -> list[Stage]:
-    """The fourth run again, from the mean of the previous two; then faster digits, and much distant,
-    noisy and quiet speech."""
+    """The fourth run again, from the mean of the previous two; then with faster digits.
+
+    The last part also has much distant, noisy and quiet speech.
+    """
     commands = later_mixture(utterances, run, 5, BRISK).sets
     brisk = [*commands, *prose_sets(utterances, run, 2)]
     quiet = QuietAugmenter(draw_responses(ROOMS, EIGHTH.seed))
