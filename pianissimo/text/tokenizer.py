@@ -7,12 +7,13 @@ begins with it begins a word; a piece such as `<0x41>` stands for one byte of UT
 import codecs
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 from pianissimo.errors import CheckpointError, MissingExtraError, OptionError
 
 if TYPE_CHECKING:
+    import sentencepiece
     import tokenizers
 
 WORD_START = "\u2581"
@@ -234,14 +235,8 @@ class IncrementalDetokenizer:
         return len(self._pending) - len(decoder.getstate()[0])
 
 
-class _Processor(Protocol):
-    """What is used of `sentencepiece.SentencePieceProcessor`, which has no type hints."""
-
-    def EncodeAsIds(self, text: str) -> Sequence[int]: ...
-
-
 class _SentencePieceEncoder:
-    def __init__(self, processor: _Processor) -> None:
+    def __init__(self, processor: "sentencepiece.SentencePieceProcessor") -> None:
         self._processor = processor
 
     def __call__(self, text: str) -> list[int]:
