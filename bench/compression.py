@@ -77,8 +77,8 @@ def load(model: str | Path | None, dtype: str = "float32") -> NativeRecognizer:
 
 
 def errors(recognizer: NativeRecognizer, plan: Plan) -> str:
-    (found,) = evaluate(recognizer, plan.references, latencies_ms=[plan.latency_ms])
-    return percent(found.total.errors)
+    (result,) = evaluate(recognizer, plan.references, latencies_ms=[plan.latency_ms])
+    return percent(result.total.errors)
 
 
 def percent(counts: ErrorCounts) -> str:
@@ -131,8 +131,8 @@ def onnx(plan: Plan) -> list[Row]:
             for reference in plan.references:
                 stream = OnnxStream(place, plan.latency_ms)
                 tokens = stream.push(load_audio(reference.path)) + stream.finish()
-                heard = normalize_for_scoring(stream.text(tokens))
-                counts = counts + word_errors(reference.text, heard)
+                text = normalize_for_scoring(stream.text(tokens))
+                counts = counts + word_errors(reference.text, text)
             size = sum(f.stat().st_size for f in place.glob("*.onnx") if f.name != "ctc.onnx")
             whole = whole or size
             rows.append(
@@ -242,12 +242,12 @@ def main() -> None:
     add("--model", help="what `pianissimo.load` takes; the embedded one by default")
     add("--data", type=Path, default=SPEECH / "manifest.jsonl", help="to count word errors on")
     add("--subset", action="append", default=[], help="only these of its recordings")
-    add("--most", type=int, help="only so many recordings, evenly chosen")
+    add("--most", type=int, help="the most recordings, evenly chosen")
     add("--latency", type=int, default=560, help="latency mode in ms")
     add("--shares", type=shares, default=[0.0, 0.2, 0.4, 0.5, 0.6, 0.8], help="of weights: 0,0.5")
     add("--structured", type=shares, default=[0.25, 0.5], help="of units and heads: 0.25,0.5")
     add("--train", type=Path, help="a manifest to train pruned models on")
-    add("--train-most", type=int, default=600, help="only so many of its recordings")
+    add("--train-most", type=int, default=600, help="the most recordings for training")
     add("--steps", type=int, default=60)
     add("--batch-seconds", type=float, default=20.0)
     add("--lr", type=float, default=1.5e-4, help="peak learning rate of that training")

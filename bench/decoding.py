@@ -50,7 +50,7 @@ class Tally:
 
     errors: ErrorCounts = field(default_factory=ErrorCounts)
     wanted: int = 0
-    found: int = 0
+    recalled: int = 0
     false: int = 0
 
     def take(self, reference: str, text: str, wanted: Sequence[str], others: set[str]) -> None:
@@ -59,11 +59,11 @@ class Tally:
         said = Counter(reference.split())
         written = Counter(text.split())
         self.wanted += sum(said[word] for word in wanted)
-        self.found += sum(min(said[word], written[word]) for word in wanted)
+        self.recalled += sum(min(said[word], written[word]) for word in wanted)
         self.false += sum(count for word, count in written.items() if word in others)
 
 
-def heard(
+def transcribed(
     recognizer: NativeRecognizer, references: Sequence[Reference], boosts: Sequence[list[Phrase]]
 ) -> tuple[list[str], float, float]:
     """The texts in scoring form, the time they took, and the seconds of audio."""
@@ -109,14 +109,14 @@ def bench_boosting(
                 [Phrase(w, weight) for w in (*rare, *others)] if weight else []
                 for (_, rare), others in zip(kept, distractors, strict=True)
             ]
-            texts, seconds, audio = heard(recognizer, kept_references, boosts)
+            texts, seconds, audio = transcribed(recognizer, kept_references, boosts)
             tally = Tally()
             for (r, rare), others, text in zip(kept, distractors, texts, strict=True):
                 tally.take(r.text, text, rare, set(others))
             row(
                 name,
                 weight or "not boosted",
-                100 * tally.found / max(tally.wanted, 1),
+                100 * tally.recalled / max(tally.wanted, 1),
                 100 * tally.false / tally.errors.words,
                 100 * tally.errors.rate,
                 seconds / audio,
@@ -127,7 +127,7 @@ def bench_errors(rows: dict[str, NativeRecognizer], references: Sequence[Referen
     """Word errors and time of some recognizers."""
     head("search", "WER %", "substituted", "deleted", "inserted", "CPU s per s")
     for name, recognizer in rows.items():
-        texts, seconds, audio = heard(recognizer, references, [[] for _ in references])
+        texts, seconds, audio = transcribed(recognizer, references, [[] for _ in references])
         errors = ErrorCounts()
         for reference, text in zip(references, texts, strict=True):
             errors += word_errors(reference.text, text)

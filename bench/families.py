@@ -165,16 +165,16 @@ def their_text(folder: Path, clips: list[Any]) -> Side:
 
     model: Any = pianissimo.load(folder, device="cpu")  # the same network, loaded the same way
     whisper = hasattr(model, "extractor")
-    found = model._decode(clips, False) if whisper else model._decode(clips)
-    counts = [len(decoded.tokens) + 1 for decoded in found]
+    results = model._decode(clips, False) if whisper else model._decode(clips)
+    counts = [len(decoded.tokens) + 1 for decoded in results]
 
     @torch.inference_mode()
     def theirs() -> object:
         for samples, count in zip(clips, counts, strict=True):
             options = {"do_sample": False, "max_new_tokens": count, "min_new_tokens": count}
             if whisper:
-                heard = model.extractor(samples, sampling_rate=SAMPLE_RATE, return_tensors="pt")
-                model.model.generate(heard.input_features, task="transcribe", **options)
+                inputs = model.extractor(samples, sampling_rate=SAMPLE_RATE, return_tensors="pt")
+                model.model.generate(inputs.input_features, task="transcribe", **options)
             else:
                 inputs = model.processor.apply_transcription_request([samples])
                 model.model.generate(**inputs, **options)
@@ -229,13 +229,13 @@ def peaks(name: str, folder: Path, options: argparse.Namespace) -> tuple[float, 
     """Peak memory in MiB of each side alone, on one clip."""
     command = [sys.executable, __file__, name, "--folder", str(folder)]
     command += ["--seconds", str(options.seconds), "--threads", str(options.threads)]
-    found = []
+    peaks = []
     for side in ("0", "1"):
         done = subprocess.run(
             [*command, "--side", side], check=True, capture_output=True, text=True
         )
-        found.append(float(done.stdout.split()[-1]))
-    return tuple(found)
+        peaks.append(float(done.stdout.split()[-1]))
+    return tuple(peaks)
 
 
 def main() -> None:

@@ -130,11 +130,11 @@ class Pace:
         grid = recognizer.live.grid(recognizer.live_lookahead(ms))
         front = StreamInput(SAMPLE_RATE, SAMPLE_RATE, recognizer.front_end)
         millisecond = np.zeros(SAMPLE_RATE // 1000, np.float32)
-        given = heard = 0
-        while heard < grid.needed(0):
-            heard += len(front.push(millisecond))
+        given = passed = 0
+        while passed < grid.needed(0):
+            passed += len(front.push(millisecond))
             given += len(millisecond)
-        return cls(given, grid.chunk_samples, heard)
+        return cls(given, grid.chunk_samples, passed)
 
     @property
     def chunk_seconds(self) -> float:

@@ -18,7 +18,7 @@ CALIBRATION_SECONDS = 20.0
 
 
 @torch.inference_mode()
-def hear(model: AsrModel, lookahead: int) -> Tensor:
+def encode(model: AsrModel, lookahead: int) -> Tensor:
     """Some speech through the encoder: (S, D)."""
     mel = model.features.whole(torch.from_numpy(speech(CALIBRATION_SECONDS)))[None]
     plan = model.encoder.plan(lookahead)
@@ -34,7 +34,7 @@ def teach_to_write(model: AsrModel) -> None:
     """
     assert model.joiner is not None
     joiner, blank = model.joiner, model.config.vocab_size
-    frames = torch.cat([hear(model, r) for r in model.config.encoder.lookaheads])
+    frames = torch.cat([encode(model, r) for r in model.config.encoder.lookaheads])
     projected = frames @ joiner.encoder.weight.T
     joiner.encoder.weight /= projected.std(0)[:, None]
     joiner.encoder.bias.copy_(-projected.mean(0) / projected.std(0))

@@ -105,9 +105,9 @@ class Server:
     def memory_mib(self) -> float:
         """Resident memory, decoders not included (Linux)."""
         status = Path(f"/proc/{self.pid}/status").read_text()
-        found = re.search(r"VmRSS:\s+(\d+)", status)
-        assert found is not None
-        return int(found[1]) / 1024
+        match = re.search(r"VmRSS:\s+(\d+)", status)
+        assert match is not None
+        return int(match[1]) / 1024
 
     def wait_until_empty(self) -> None:
         """Wait until no socket is open and no slot is used; fails after a timeout."""
@@ -276,12 +276,12 @@ class RealtimeSpeaker(Speaker):
         return "/v1/realtime?intent=transcription"
 
     async def open(self) -> None:
-        heard = {
+        audio_input = {
             "format": {"type": "audio/pcm", "rate": RATE},
             "turn_detection": None,
             "transcription": {"delay": self.DELAYS[self.plan.latency_ms]},
         }
-        session = {"type": "transcription", "audio": {"input": heard}}
+        session = {"type": "transcription", "audio": {"input": audio_input}}
         await self.say({"type": "session.update", "session": session})
         for _ in ("session.created", "session.updated"):
             await self.socket.recv()
@@ -428,20 +428,20 @@ async def overload(plan: Plan) -> None:
     ]
     ratio = p99(crowded.final) / p99(alone.final)
     show(f"Twice the streams: p99 of the admitted ones' time to final is {ratio:.2f} times", rows)
-    told = [
+    refused = [
         {
             "socket": name,
-            "attempts": len(found),
-            "codes": ", ".join(map(str, sorted({code for code, _ in found}))),
-            "until refused, ms": quantiles([ms for _, ms in found]),
+            "attempts": len(attempts),
+            "codes": ", ".join(map(str, sorted({code for code, _ in attempts}))),
+            "until refused, ms": quantiles([ms for _, ms in attempts]),
         }
-        for name, found in refusals.items()
+        for name, attempts in refusals.items()
     ]
-    show("Refusals, p50 / p99", told)
+    show("Refusals, p50 / p99", refused)
 
 
 async def knock(
-    server: Server, plan: Plan, dialect: str, until: float, found: list[tuple[int, float]]
+    server: Server, plan: Plan, dialect: str, until: float, attempts: list[tuple[int, float]]
 ) -> None:
     """Connect repeatedly; the close code and the time of each attempt."""
     kind = SPEAKERS[dialect]
@@ -458,7 +458,7 @@ async def knock(
             code = closed.rcvd.code if closed.rcvd else 1006
         except InvalidStatus as refused:
             code = refused.response.status_code
-        found.append((code, (time.monotonic() - began) * 1000))
+        attempts.append((code, (time.monotonic() - began) * 1000))
         await asyncio.sleep(RETRY_SECONDS)
 
 
@@ -585,10 +585,10 @@ def show(title: str, rows: Sequence[Row]) -> None:
 
 async def run(plan: Plan, parts: Sequence[str]) -> None:
     for part in parts:
-        found = await PARTS[part](plan)
+        capacity = await PARTS[part](plan)
         if part == "knee" and plan.admitted is None:
             # Three quarters of the capacity: busy, but not overloaded.
-            plan = replace(plan, admitted=max(1, 3 * found // 4))
+            plan = replace(plan, admitted=max(1, 3 * capacity // 4))
 
 
 def numbers(text: str) -> tuple[int, ...]:

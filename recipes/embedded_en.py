@@ -262,11 +262,11 @@ def read_phones(run: Path) -> dict[int, Labels]:
     for row in _alignments(run):
         if not row["phones"]:
             continue
-        found = np.full(round(row["phones"][-1][2] * LABELS_PER_SECOND), silence, np.int64)
+        phone_ids = np.full(round(row["phones"][-1][2] * LABELS_PER_SECOND), silence, np.int64)
         for phone, start, end in row["phones"]:
             cut = slice(round(start * LABELS_PER_SECOND), round(end * LABELS_PER_SECOND))
-            found[cut] = PHONES.index(phone) if phone in PHONES else silence  # noises
-        labels[row["recording"]] = found
+            phone_ids[cut] = PHONES.index(phone) if phone in PHONES else silence  # noises
+        labels[row["recording"]] = phone_ids
     return labels
 
 
@@ -299,9 +299,9 @@ def first_stages(utterances: list[Utterance], run: Path) -> list[Stage]:
     def runs(longest: int, margin_seconds: float = 0.04) -> list[TrainingClip]:
         return [
             clip
-            for i, found in words.items()
+            for i, aligned in words.items()
             for _ in range(TIMES[subset[i]])
-            for clip in span_clips(i, found, longest, rng, margin_seconds)
+            for clip in span_clips(i, aligned, longest, rng, margin_seconds)
         ]
 
     def commands(clips: list[TrainingClip]) -> list[TrainingClip]:
@@ -343,7 +343,7 @@ def later_mixture(
     rng = random.Random(SECOND.seed)
     whole = [TrainingClip(i, 0.0, u.duration, u.text) for i, u in enumerate(utterances)]
     commands = [clip for clip in whole if subset[clip.recording] == "an4"]
-    tight = [c for i, found in words.items() for c in span_clips(i, found, 1, rng, 0.01)]
+    tight = [c for i, aligned in words.items() for c in span_clips(i, aligned, 1, rng, 0.01)]
     tight = [c for c in tight if c.end - c.start > SHORTEST_SECONDS]
     digits = [c for c in tight if c.text in DIGITS]
     digits += 3 * [c for c in digits if subset[c.recording] != "an4"]
@@ -433,8 +433,8 @@ def prose_sets(utterances: list[Utterance], run: Path, runs_times: int) -> list[
     audio = AudioCache(utterances, run / "cache")
     prose = {i for i, u in enumerate(utterances) if u.extra["subset"] != "an4"}
     words = {
-        i: [(plain(word), start, end) for word, start, end in found if plain(word)]
-        for i, found in read_words(run).items()
+        i: [(plain(word), start, end) for word, start, end in aligned if plain(word)]
+        for i, aligned in read_words(run).items()
         if i in prose
     }
     rng = random.Random(11)
@@ -443,10 +443,10 @@ def prose_sets(utterances: list[Utterance], run: Path, runs_times: int) -> list[
         for i in sorted(prose)
         if utterances[i].duration < LONGEST_PROSE_SECONDS
     ]
-    runs = [clip for i, found in words.items() for clip in span_clips(i, found, 9, rng, 0.03)]
+    runs = [clip for i, aligned in words.items() for clip in span_clips(i, aligned, 9, rng, 0.03)]
     by_speaker: dict[str, list[TrainingClip]] = {}
-    for i, found in words.items():
-        clips = [c for c in span_clips(i, found, 1, rng, 0.02) if c.end - c.start > SHORTEST_WORD]
+    for i, aligned in words.items():
+        clips = [c for c in span_clips(i, aligned, 1, rng, 0.02) if c.end - c.start > SHORTEST_WORD]
         by_speaker.setdefault(utterances[i].extra["speaker"], []).extend(clips)
     spliced = [
         splice
@@ -570,8 +570,8 @@ def main(
         if done is None:
             return
         start = copying(done)
-    heard = run / "hearing" / "model"
-    if not heard.is_dir():
+    pretrained = run / "hearing" / "model"
+    if not pretrained.is_dir():
         model, _ = load_model(done)
         audio = AudioCache(utterances, run / "cache")
         finished = train_frames(
@@ -587,8 +587,8 @@ def main(
         )
         if not finished:
             return
-        save_model(heard, model.cpu(), tokenizer)
-    done = learn("fourth", FOURTH, fourth_stages, (FOURTH.steps,), copying(heard))
+        save_model(pretrained, model.cpu(), tokenizer)
+    done = learn("fourth", FOURTH, fourth_stages, (FOURTH.steps,), copying(pretrained))
     if done is None:
         return
     done = learn("fifth", FIFTH, fifth_stages, (FIFTH.steps,), copying(done))

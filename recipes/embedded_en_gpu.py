@@ -117,10 +117,10 @@ def read_sentences(path: Path) -> list[str]:
     if not path.is_file():
         raise ManifestError(f"{path} is not there: it holds a sentence a line, to be spoken")
     lines = map(str.strip, path.read_text(encoding="utf-8").splitlines())
-    found = [line for line in lines if 2 <= len(line.split()) <= MOST_WORDS]
-    if not found:
+    sentences = [line for line in lines if 2 <= len(line.split()) <= MOST_WORDS]
+    if not sentences:
         raise ManifestError(f"{path} has no sentence of 2 to {MOST_WORDS} words")
-    return found
+    return sentences
 
 
 def make_stages(

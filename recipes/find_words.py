@@ -40,13 +40,13 @@ def align(decoder: Decoder, samples: np.ndarray, text: str) -> Alignment | None:
     pcm = (np.clip(samples, -1, 1) * 32767).astype(np.int16).tobytes()
     try:
         decoder.set_align_text(" ".join(words))
-        hear(decoder, pcm)
+        process(decoder, pcm)
         # Fillers are in angle or square brackets, alternative pronunciations end in "(2)".
         segments = [s for s in decoder.seg() or () if s.word[0] not in "<[(" and s.word != "(NULL)"]
         if [re.sub(r"\(\d+\)$", "", s.word) for s in segments] != words:
             return None
         decoder.set_alignment()  # a second pass for the phones of these words
-        hear(decoder, pcm)
+        process(decoder, pcm)
         phones = [
             (phone.name, *seconds(phone.start, phone.start + phone.duration))
             for word in decoder.get_alignment()
@@ -54,11 +54,11 @@ def align(decoder: Decoder, samples: np.ndarray, text: str) -> Alignment | None:
         ]
     except RuntimeError:
         return None
-    found = zip(originals, segments, strict=True)
-    return Alignment([(w, *seconds(s.start_frame, s.end_frame + 1)) for w, s in found], phones)
+    aligned = zip(originals, segments, strict=True)
+    return Alignment([(w, *seconds(s.start_frame, s.end_frame + 1)) for w, s in aligned], phones)
 
 
-def hear(decoder: Decoder, pcm: bytes) -> None:
+def process(decoder: Decoder, pcm: bytes) -> None:
     decoder.start_utt()
     decoder.process_raw(pcm, full_utt=True)
     decoder.end_utt()
@@ -79,9 +79,9 @@ def main() -> None:
     partial = options.run / "words.partial"
     with partial.open("w", encoding="utf-8") as out:
         for i, utterance in enumerate(utterances):
-            found = align(decoder, audio[i], utterance.text)
-            if found is not None:
-                out.write(json.dumps({"recording": i, **asdict(found)}) + "\n")
+            alignment = align(decoder, audio[i], utterance.text)
+            if alignment is not None:
+                out.write(json.dumps({"recording": i, **asdict(alignment)}) + "\n")
     partial.rename(options.run / "words.jsonl")
 
 
