@@ -85,7 +85,9 @@ class StepGraph:
         x, changed = encoder.subsample(features, rows.slots, memory, first=False)
         encoded, changes = encoder.encode(x, rows, memory, self.chunk)
         encoded = self.decoder.condition(encoded, self.arena.prompts[rows.slots])
-        self.search_state = self.arena.search.rows(rows.slots)
+        search_state = self.arena.search.rows(rows.slots)
+        assert isinstance(search_state, GreedyState)
+        self.search_state = search_state
         self.loop = self.search.begin(encoded, self.lengths, self.search_state)
         self.changes = {**changes, **changed}
         self.turn(FIRST_TURNS)
