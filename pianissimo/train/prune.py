@@ -134,8 +134,8 @@ def head_importance(model: AsrModel, losses: Iterable[Callable[[], Tensor]]) -> 
     H, K = model.config.encoder.heads, model.config.encoder.head_dim
     held: dict[int, Tensor] = {}
 
-    def hold(i: int) -> Callable[[nn.Module, tuple[object, ...]], None]:
-        def hook(module: nn.Module, inputs: tuple[object, ...]) -> None:
+    def hold(i: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             held[i] = inputs[0]
 
         return hook

@@ -193,7 +193,7 @@ def make_arguments(
 
 
 def make_trainer(
-    transformers: ModuleType,
+    transformers: HfObject,
     network: Network,
     arguments: HfObject,
     data: RunBatches,
