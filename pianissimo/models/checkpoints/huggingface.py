@@ -33,7 +33,12 @@ from pianissimo.models.checkpoints.config_json import (
     read_json,
     shown,
 )
-from pianissimo.models.checkpoints.format import ModuleTable, convert, language_prompts, module_table
+from pianissimo.models.checkpoints.format import (
+    ModuleTable,
+    convert,
+    language_prompts,
+    module_table,
+)
 from pianissimo.models.fastconformer import EncoderConfig
 from pianissimo.models.transducer import TransducerConfig
 from pianissimo.text.tokenizer import BLANK, Tokenizer

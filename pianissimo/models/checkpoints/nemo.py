@@ -24,7 +24,14 @@ from pianissimo.models.checkpoints.config_json import (
     parse_yaml,
     shown,
 )
-from pianissimo.models.checkpoints.format import ModuleTable, NEMO_CONFIG_FILE, convert, foreign_weights, language_prompts, module_table
+from pianissimo.models.checkpoints.format import (
+    NEMO_CONFIG_FILE,
+    ModuleTable,
+    convert,
+    foreign_weights,
+    language_prompts,
+    module_table,
+)
 from pianissimo.models.fastconformer import EncoderConfig
 from pianissimo.models.transducer import TransducerConfig
 from pianissimo.text.tokenizer import Tokenizer
