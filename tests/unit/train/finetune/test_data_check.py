@@ -164,7 +164,7 @@ def test_overlap_of_the_sets_is_reported(check: Check, clip: Clip) -> None:
     assert kinds(checked) == [(1, "overlap"), (2, "speaker")]
     assert [line.number for line in checked.lines] == [2, 3]
     assert "line 1 of" in checked.findings[0].message
-    assert "line 2 of training" in checked.findings[1].message
+    assert "line 2 of the training set" in checked.findings[1].message
 
 
 def test_nothing_is_written(check: Check, clip: Clip, tmp_path: Path) -> None:
