@@ -285,21 +285,25 @@ def save_folder(network: Network, original: Path, folder: Path) -> None:
             shutil.copyfile(original / name, folder / name)
 
 
+def errors_in(folder: Path, references: Sequence[Reference], device: str) -> dict[str, float]:
+    """Word error rates of a folder, read as `pianissimo.load` reads it."""
+    network, alphabet = read_wav2vec2(folder)
+    return errors_of(CtcFamilyRecognizer(network.to(device), alphabet), references)
+
+
 @dataclasses.dataclass(frozen=True)
 class FolderErrors:
-    """Word error rates of a folder, read as `pianissimo.load` reads it."""
+    """Word error rates of a folder on the validation set and, if given, on the general set."""
 
     val: Sequence[Reference]
     general: Sequence[Reference] | None
     device: str
 
     def __call__(self, folder: Path) -> dict[str, float]:
-        new = self._errors(folder, self.val)
-        return new if self.general is None else together(new, self._errors(folder, self.general))
-
-    def _errors(self, folder: Path, references: Sequence[Reference]) -> dict[str, float]:
-        network, alphabet = read_wav2vec2(folder)
-        return errors_of(CtcFamilyRecognizer(network.to(self.device), alphabet), references)
+        new = errors_in(folder, self.val, self.device)
+        if self.general is None:
+            return new
+        return together(new, errors_in(folder, self.general, self.device))
 
 
 def once(path: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
