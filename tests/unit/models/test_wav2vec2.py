@@ -188,7 +188,7 @@ def test_symbols_beyond_the_outputs_do_not_fit(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("config.json", {"architectures": ["Wav2Vec2ForPreTraining"]}, "only pre-trained"),
+        ("config.json", {"architectures": ["Wav2Vec2ForPreTraining"]}, "pre-trained model without"),
         ("config.json", {"architectures": ["Wav2Vec2ForXVector"]}, "supported: Wav2Vec2ForCTC"),
         ("config.json", {"hidden_act": "swish"}, "hidden_act is 'swish'"),
         ("config.json", {"add_adapter": True}, "add_adapter is True"),
@@ -207,7 +207,7 @@ def test_symbols_beyond_the_outputs_do_not_fit(folder: Path) -> None:
         ),
         ("tokenizer_config.json", {"pad_token": "[PAD]"}, r"no \[PAD\]"),
         ("tokenizer_config.json", {"pad_token": 7}, "token of the tokenizer is 7"),
-        ("vocab.json", {"E": "5"}, "gives 'E' the id '5'"),
+        ("vocab.json", {"E": "5"}, "'E' has the id '5'"),
         ("vocab.json", {"E": 6}, "share id 6"),
     ],
 )
@@ -258,7 +258,7 @@ def test_missing_and_damaged_files_are_named(folder: Path) -> None:
         path = folder / name
         data = path.read_bytes()
         path.unlink()
-        with pytest.raises(CheckpointError, match="download the model again"):
+        with pytest.raises(CheckpointError, match=r"download the (whole )?model again"):
             read_wav2vec2(folder)
         path.write_bytes(data[: len(data) // 2])
         with pytest.raises(CheckpointError, match=name):

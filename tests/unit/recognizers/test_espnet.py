@@ -369,7 +369,7 @@ def put(*keys: str, value: Any) -> Change:
         (put("encoder_conf", "num_blocks", value=3), "missing: encoder.encoders.2"),
         (put("encoder_conf", "linear_units", value=25), r"shape \(24, 16\), expected \(25, 16\)"),
         (put("decoder_conf", "num_blocks", value=1), "unknown: decoder.decoders.1"),
-        (put("token_list", value=["<blank>", "a", "<sos/eos>"]), "token"),
+        (put("token_list", value=["<blank>", "a", "<sos/eos>"]), "vocabulary"),
         (put("token_list", value="tokens.txt"), "token_list"),
         (put("model_conf", "sym_blank", value="<unk>"), "blank must be the first"),
     ],
