@@ -2,16 +2,17 @@
 # requires-python = ">=3.11"
 # dependencies = ["websockets>=15"]
 # ///
-"""Live words from a server over connections that may break.
+"""Live transcription from a server, across broken connections and restarts of the server.
 
     pianissimo serve
     python examples/stream_client.py yours.wav
     arecord -q -f S16_LE -r 16000 -t raw | python examples/stream_client.py - --url ws://host:7860
 
 Reads a WAV file of 16 bits, or raw samples (16 bit, mono, 16 kHz) from standard input; --fast sends
-a file as fast as the server takes it. docs/server-api.md describes the protocol: sent frames and
-received events are numbered, and after a lost connection each side resumes after the last number
-that the other side has.
+a file as fast as the server accepts it. docs/server-api.md describes the protocol: input is counted
+in frames, output in events, and after a broken connection both sides continue behind the last
+number that the other side has. If the server lost the stream, because it was killed, the client
+opens a new one and sends the audio since the last final text again.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import sys
 import wave
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -29,13 +31,29 @@ from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatu
 
 BLOCK_SECONDS = 0.1
 MOST_UNSENT = 600
-"""Frames kept without a connection: a minute. After that the audio source waits."""
+"""Frames kept without a connection: a minute. Then `send` waits."""
+SAMPLE_BYTES = {"pcm_s16le": 2, "pcm_f32le": 4, "mulaw": 1, "alaw": 1}
+RETRY = ("server_full", "key_limit", "draining", "restarting", "engine_failed", "engine_full")
+"""Error codes of a server that may serve the stream later."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A message with audio or a command, and where it ends in the audio, in seconds."""
+
+    data: bytes | str
+    end: float
+
+
+class Retry(Exception):
+    """The server cannot serve the stream now."""
 
 
 class StreamClient:
-    """One stream; `send`, `finalize` and `finish` work without a connection.
+    """One stream; `send`, `finalize` and `finish` need no connection at that moment.
 
-    `on_event` is called with each event: partials as they come, all others exactly once.
+    `on_event` is called with each event: partials as they come, all others exactly once. Times are
+    seconds since the first sample.
     """
 
     def __init__(
@@ -49,28 +67,37 @@ class StreamClient:
         self.url, self.on_event, self.options = f"{url.rstrip('/')}/v1/stream", on_event, options
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.stream: str | None = None
-        self.frames: deque[bytes | str] = deque()  # sent or not, but not acknowledged
-        self.acknowledged = self.events = self.connections = 0
+        self.frames: deque[Frame] = deque()  # those that a final text does not cover yet
+        self.dropped = 0  # frames of this stream that are no longer in `frames`
+        self.acknowledged = self.events = self.connections = self.restarts = 0
+        self.start = self.end = 0.0  # seconds: where this stream begins, and where the audio ends
         self.changed = asyncio.Event()
         self.room = asyncio.Event()
+        width = SAMPLE_BYTES[options.get("encoding") or "pcm_s16le"] * options.get("channels", 1)
+        self.bytes_per_second = width * options.get("sample_rate", 16_000)
 
     async def send(self, samples: bytes) -> None:
-        """Queue audio; waits while the queue is full."""
-        while len(self.frames) >= MOST_UNSENT:
+        """Queue audio; waits while too much of it could not be sent."""
+        while self.dropped + len(self.frames) - self.acknowledged >= MOST_UNSENT:
             self.room.clear()
             await self.room.wait()
+        self.end += len(samples) / self.bytes_per_second
         self._queue(samples)
 
     def finalize(self) -> None:
-        """Request the final text of all sent audio; the stream continues."""
+        """Request the final text of all audio so far; the stream continues."""
         self._queue(json.dumps({"type": "finalize"}))
 
     def finish(self) -> None:
-        """End the audio; `run` returns when all text has arrived."""
+        """End the audio; `run` returns when all of its text has arrived."""
         self._queue(json.dumps({"type": "finish"}))
 
     async def run(self) -> None:
-        """Connect, and reconnect after a lost connection, until the stream ends."""
+        """Connect, and reconnect whenever the connection breaks, until the stream ends.
+
+        Raises RuntimeError if the server refuses the stream for good, OSError if it cannot be
+        reached the first time.
+        """
         pause = 0.1
         while True:
             try:
@@ -86,19 +113,22 @@ class StreamClient:
                         await asyncio.gather(sending, return_exceptions=True)
             except ConnectionClosed as closed:
                 code = closed.rcvd.code if closed.rcvd else 1006
-                if code in (1000, 1008):  # everything else may be better next time
-                    raise
+                if code in (1000, 1008):  # after other codes the next connection may succeed
+                    raise RuntimeError(f"the server closed the stream ({closed})") from closed
             except InvalidStatus as refused:
-                if refused.response.status_code < 500:
+                if refused.response.status_code not in (429, *range(500, 600)):
                     raise
-            except (OSError, InvalidMessage):  # the second: cut in the middle of the handshake
+            except (OSError, InvalidMessage):  # the second: cut off within the handshake
                 if not self.connections:
                     raise
+            except Retry as error:
+                if not self.connections:
+                    raise RuntimeError(f"the server refused the stream: {error}") from error
             await asyncio.sleep(pause)
             pause = min(2 * pause, 5.0)
 
-    def _queue(self, frame: bytes | str) -> None:
-        self.frames.append(frame)
+    def _queue(self, data: bytes | str) -> None:
+        self.frames.append(Frame(data, self.end))
         self.changed.set()
 
     async def _open(self, socket: ClientConnection) -> None:
@@ -108,27 +138,44 @@ class StreamClient:
             first = {"type": "resume", "stream": self.stream, "events": self.events}
         await socket.send(json.dumps(first))
         ready = json.loads(await socket.recv())
-        if ready["type"] != "ready" and self.stream and ready.get("code") == "server_full":
-            raise OSError("no room to resume at the moment")
         if ready["type"] != "ready":
-            raise RuntimeError(f"the server refused the stream: {ready.get('message', ready)}")
+            if self.stream is not None and ready.get("code") == "no_stream":
+                self._start_again()
+            self._fail(ready)
         self.stream = ready["stream"]
         self.connections += 1
         self._acknowledge(ready["frames"])
 
+    def _start_again(self) -> None:
+        """The server lost the stream: the next one begins where no final text covers the audio."""
+        audio = [frame for frame in self.frames if isinstance(frame.data, bytes)]
+        first = audio[0] if audio else None
+        spoken = len(first.data) / self.bytes_per_second if first is not None else 0.0
+        self.start = first.end - spoken if first is not None else self.end
+        self.stream = None
+        self.dropped = self.acknowledged = self.events = 0
+        self.restarts += 1
+
+    def _fail(self, error: dict[str, Any]) -> None:
+        """Raises Retry if a later connection may succeed, RuntimeError otherwise."""
+        message = error.get("message", str(error))
+        if error.get("code") in (*RETRY, "no_stream"):
+            raise Retry(message)
+        raise RuntimeError(f"the server refused the stream: {message}")
+
     async def _send(self, socket: ClientConnection) -> None:
-        """Send the frames that the server lacks, then the queue."""
+        """Send the frames that the server does not have, then those that are queued."""
         next_frame = self.acknowledged
         while True:
             self.changed.clear()
-            while next_frame < self.acknowledged + len(self.frames):
-                frame = self.frames[next_frame - self.acknowledged]
+            while next_frame < self.dropped + len(self.frames):
+                frame = self.frames[next_frame - self.dropped]
                 next_frame += 1
-                await socket.send(frame)
+                await socket.send(frame.data)
             await self.changed.wait()
 
     async def _receive(self, socket: ClientConnection) -> bool:
-        """Receive events until the stream ends (True) or the connection breaks."""
+        """Read events until the stream ends (True) or the connection does."""
         async for text in socket:
             event = json.loads(text)
             match event["type"]:
@@ -136,12 +183,15 @@ class StreamClient:
                     self._acknowledge(event["frames"])
                     continue
                 case "error":
-                    raise RuntimeError(f"the stream failed: {event['message']}")
+                    self._fail(event)
                 case "partial":
-                    self.on_event(event)
+                    self.on_event(self._shifted(event))
                     continue
             if event["event"] > self.events:
                 self.events = event["event"]
+                event = self._shifted(event)
+                if event["type"] == "final":
+                    self._drop_covered(event)
                 self.on_event(event)
             await socket.send(json.dumps({"type": "ack", "events": self.events}))
             if event["type"] == "end":
@@ -149,14 +199,35 @@ class StreamClient:
         return False
 
     def _acknowledge(self, frames: int) -> None:
-        while self.acknowledged < frames:
-            self.frames.popleft()
-            self.acknowledged += 1
+        self.acknowledged = max(self.acknowledged, frames)
         self.room.set()
+
+    def _drop_covered(self, final: dict[str, Any]) -> None:
+        """Forget the frames that the server has and a final text covers."""
+        answered = final["reason"] != "finalize"
+        while self.frames and self.dropped < self.acknowledged:
+            frame = self.frames[0]
+            command = isinstance(frame.data, str)
+            if (command and answered) or (not command and frame.end > final["end"] + 0.001):
+                return
+            answered = answered or command
+            self.frames.popleft()
+            self.dropped += 1
+
+    def _shifted(self, event: dict[str, Any]) -> dict[str, Any]:
+        """The event with times from the first sample on, not from the start of this stream."""
+        if not self.start:
+            return event
+        moved = {name: event[name] + self.start for name in ("start", "end") if name in event}
+        words = [
+            {**word, "start": word["start"] + self.start, "end": word["end"] + self.start}
+            for word in event.get("words", ())
+        ]
+        return {**event, **moved, **({"words": words} if "words" in event else {})}
 
 
 async def blocks(path: str, paced: bool) -> AsyncIterator[tuple[bytes, int, int]]:
-    """Samples in blocks, their rate and channels; paced in real time."""
+    """Samples in blocks, their rate and channels; in real time if `paced`."""
     if path == "-":
         size = 2 * round(16_000 * BLOCK_SECONDS)
         while data := await asyncio.to_thread(sys.stdin.buffer.read, size):
@@ -164,7 +235,7 @@ async def blocks(path: str, paced: bool) -> AsyncIterator[tuple[bytes, int, int]
         return
     with wave.open(path) as file:
         if file.getsampwidth() != 2:
-            raise SystemExit(f"{path} has not 16 bits per sample")
+            raise SystemExit(f"{path} does not have 16 bits per sample; convert it first")
         rate, channels = file.getframerate(), file.getnchannels()
         while data := file.readframes(round(rate * BLOCK_SECONDS)):
             yield data, rate, channels
@@ -172,7 +243,7 @@ async def blocks(path: str, paced: bool) -> AsyncIterator[tuple[bytes, int, int]
 
 
 def show(event: dict[str, Any]) -> None:
-    """Overwrite one line with partial text, and print final text on lines of its own."""
+    """Show partial text in one line that is overwritten, final text in lines of its own."""
     if event["type"] == "partial" and sys.stderr.isatty():
         print(f"\r\x1b[K{event['text'][-78:]}", end="", file=sys.stderr, flush=True)
     elif event["type"] == "final" and event["text"]:
@@ -185,23 +256,25 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("file", help="a WAV file, or - for raw samples from standard input")
     parser.add_argument("--url", default="ws://127.0.0.1:7860")
-    parser.add_argument("--latency", type=int, help="latency mode in ms")
+    parser.add_argument("--latency", type=int, help="latency mode in milliseconds")
     parser.add_argument("--fast", action="store_true", help="do not wait between blocks")
-    asked = parser.parse_args()
+    given = parser.parse_args()
     client, running = None, None
-    async for data, rate, channels in blocks(asked.file, not asked.fast):
-        if client is None:
+    async for data, rate, channels in blocks(given.file, not given.fast):
+        if client is None or running is None:
             client = StreamClient(
-                asked.url,
+                given.url,
                 show,
                 key=os.environ.get("PIANISSIMO_API_KEY"),
                 sample_rate=rate,
                 channels=channels,
-                latency_ms=asked.latency,
+                latency_ms=given.latency,
             )
             running = asyncio.create_task(client.run())
-        await client.send(data)
-        if running is not None and running.done():
+        sending = asyncio.create_task(client.send(data))
+        await asyncio.wait({sending, running}, return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            sending.cancel()
             break
     if client is not None and running is not None:
         client.finish()

@@ -1,0 +1,114 @@
+"""examples/stream_client.py across restarts of the server: SIGTERM with a state folder, kill -9."""
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cutting import example
+from serving import RATE, pcm, speech
+
+from pianissimo.evaluate.wer import word_errors
+
+MODEL = Path(__file__).parents[3] / "pianissimo" / "assets" / "embedded-en"
+BLOCK = RATE // 10
+SENTENCE = "enter four five two nine"
+SPEECH = np.concatenate([speech(2.5), np.zeros(RATE, np.float32), speech(2.5)])
+STOP_AT = 15
+"""The block before which the server is stopped, in the middle of the first sentence."""
+
+
+class RestartableServer:
+    """`pianissimo serve` on one port, started again and again."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.folder = folder
+        self.running: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "pianissimo", "serve", "-m", f"m={MODEL}", "--verbose"]
+        options = ["--port", str(self.port), "--state-folder", str(self.folder)]
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("PIANISSIMO_")}
+        self.running = subprocess.Popen(
+            [*command, *options, "--drain-seconds", "0.5"],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=clean,
+        )
+        assert self.running.stderr is not None
+        for line in self.running.stderr:
+            if re.search(r"running on http", line):
+                return
+        raise AssertionError("the server did not start")
+
+    def stop(self, how: signal.Signals) -> None:
+        assert self.running is not None and self.running.stderr is not None
+        self.running.send_signal(how)
+        self.running.wait(30)
+        self.running.stderr.close()
+
+
+@pytest.fixture
+def restartable(tmp_path: Path) -> Iterator[RestartableServer]:
+    server = RestartableServer(tmp_path)
+    server.start()
+    yield server
+    if server.running is not None and server.running.poll() is None:
+        server.stop(signal.SIGKILL)
+
+
+async def transcribed(server: RestartableServer, stops: dict[int, signal.Signals]) -> Any:
+    """Say the sentence twice; before the blocks of these numbers the server is restarted."""
+    finals: list[dict[str, Any]] = []
+    client = example().StreamClient(
+        f"ws://127.0.0.1:{server.port}",
+        lambda event: finals.append(event) if event["type"] == "final" else None,
+        sample_rate=RATE,
+    )
+    running = asyncio.create_task(client.run())
+    samples = SPEECH
+    restarting: list[asyncio.Task[None]] = []
+    for number, start in enumerate(range(0, len(samples), BLOCK)):
+        if how := stops.get(number):
+
+            def restart(how: signal.Signals = how) -> None:
+                server.stop(how)
+                server.start()
+
+            restarting.append(asyncio.create_task(asyncio.to_thread(restart)))
+        await client.send(pcm(samples[start : start + BLOCK]))
+        await asyncio.sleep(0.1 if stops else 0.01)
+    await asyncio.gather(*restarting)
+    client.finish()
+    async with asyncio.timeout(60):
+        await running
+    return client, finals
+
+
+def text_of(finals: list[dict[str, Any]]) -> str:
+    return " ".join(final["text"] for final in finals if final["text"])
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_the_client_survives_a_restart(restartable: RestartableServer, how: signal.Signals) -> None:
+    _, whole = asyncio.run(transcribed(restartable, {}))
+    client, finals = asyncio.run(transcribed(restartable, {STOP_AT: how}))
+    assert client.connections >= 2
+    assert client.restarts == (how == signal.SIGKILL)
+    errors = word_errors(f"{SENTENCE} {SENTENCE}", text_of(finals))
+    assert errors.errors <= 2, text_of(finals)
+    assert finals[0]["words"][0]["text"] == "enter", "the words before the restart are lost"
+    words = [word for final in finals for word in final["words"]]
+    assert all(a["start"] <= b["start"] + 0.2 for a, b in pairwise(words))
+    assert words[-1]["end"] == pytest.approx(whole[-1]["words"][-1]["end"], abs=0.5)
