@@ -1,0 +1,35 @@
+"""Floods of valid messages from one client: a polite one gets its answers as before."""
+
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from serving import Server
+
+ATTACK = Path(__file__).parents[3] / "bench" / "attack.py"
+sys.path.insert(0, str(ATTACK.parent))
+import attack  # noqa: E402
+
+SECONDS = 4.0
+FLOODS = [name for name in attack.ATTACKS if name != "audio"]
+
+
+@pytest.mark.parametrize("name", FLOODS)
+def test_a_flood_leaves_a_polite_client_its_answers(words_server: Server, name: str) -> None:
+    """Within two times calm, and 50 ms that the attacker's own process takes of two processors."""
+    attack.polite(words_server.port, 1.0)
+    calm = statistics.median(attack.polite(words_server.port, SECONDS))
+    command = [sys.executable, str(ATTACK), "--attack", name, "--port", str(words_server.port)]
+    hostile = subprocess.Popen([*command, "--seconds", str(2 * SECONDS)])
+    try:
+        time.sleep(1.0)
+        attacked = attack.polite(words_server.port, SECONDS)
+    finally:
+        hostile.kill()
+        hostile.wait()
+    assert len(attacked) >= 5, f"{len(attacked)} answers in {SECONDS:g} s"
+    assert statistics.median(attacked) <= 2 * calm + 0.05
+    words_server.wait_until_empty(60.0)
