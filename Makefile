@@ -47,7 +47,7 @@ clients: $(READY) $(CLIENTS_READY) ## test unmodified third-party clients agains
 
 fuzz: $(READY) ## random requests, messages and recordings; FUZZ_MINUTES=10 of recordings
 	$(BIN)/python -m pip install -q -r tests/fuzz/requirements.txt
-	FUZZ=20 $(BIN)/python -m pytest -q tests/fuzz
+	FUZZ=20 FUZZ_MINUTES=$(FUZZ_MINUTES) $(BIN)/python -m pytest -q tests/fuzz
 	$(BIN)/python tests/fuzz/decoder_target.py runs/fuzz/decoder \
 	    -max_total_time=$$(( 60 * $(FUZZ_MINUTES) )) -timeout=60 -rss_limit_mb=2048
 

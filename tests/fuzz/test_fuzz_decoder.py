@@ -1,4 +1,4 @@
-"""The server's decoders with recordings in every container, whole, cut and damaged."""
+"""The decoders of the server with whole, truncated and damaged recordings of every container."""
 
 import asyncio
 import random
@@ -11,7 +11,7 @@ from fuzzing import TIMES
 
 from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.errors import AudioError, AudioValueError
-from pianissimo.serve.audio_in.decode import Decoders
+from pianissimo.serve.audio_in.decode import Decoders, Upload
 
 SEEDS = dict(seeds())
 STALL_SECONDS = 60.0
@@ -19,7 +19,7 @@ STALL_SECONDS = 60.0
 
 async def seconds(decoders: Decoders, path: Path) -> float:
     samples = 0
-    async with aclosing(decoders.blocks(path, SAMPLE_RATE)) as blocks:
+    async with aclosing(decoders.blocks(Upload(path), SAMPLE_RATE)) as blocks:
         async for block in blocks:
             samples += len(block)
     return samples / SAMPLE_RATE
