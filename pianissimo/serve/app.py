@@ -1,4 +1,4 @@
-"""The application: one service, made when the server starts, and a router for each dialect."""
+"""The ASGI application: one service and a router for each dialect."""
 
 import asyncio
 import logging
@@ -20,15 +20,16 @@ from pianissimo import __version__
 from pianissimo.errors import PianissimoError
 from pianissimo.serve import page
 from pianissimo.serve.access.auth import OriginGuard, key_of, unauthorized
+from pianissimo.serve.access.connections import ConnectionLimit
 from pianissimo.serve.dialects import deepgram, openai_rest, stream
 from pianissimo.serve.dialects.openai_realtime import socket as openai_realtime
 from pianissimo.serve.dialects.resumable import Streams
 from pianissimo.serve.dialects.wyoming import WyomingServer
-from pianissimo.serve.early import EarlyAnswers
 from pianissimo.serve.errors import Refusal, refusal_for
 from pianissimo.serve.openapi import ERRORS
 from pianissimo.serve.service import Service
 from pianissimo.serve.settings import Settings
+from pianissimo.serve.shutdown import EarlyAnswers
 from pianissimo.serve.versions import admin
 from pianissimo.serve.versions.store import read_all
 
@@ -44,10 +45,10 @@ def create_app(
     settings: Settings,
     recognizers: "Recognizer | Mapping[str, Recognizer] | None" = None,
 ) -> FastAPI:
-    """The server as an ASGI application, of one recognizer or of several by their names.
+    """The server as an ASGI application, for one recognizer or for several by name.
 
-    Without any it loads those in the `settings` when the application starts; engines are started
-    then, too, and errors come from there.
+    Without recognizers it loads those in the `settings`. Loading and the start of the engines
+    happen when the application starts; errors are raised there.
     """
 
     @asynccontextmanager
@@ -68,7 +69,7 @@ def create_app(
             await app.state.streams.close()
             await service.close()
 
-    # The pages FastAPI would add fetch their scripts from elsewhere; its description stays.
+    # FastAPI's own pages load scripts from other hosts; only its /openapi.json is served.
     app = FastAPI(
         title="Pianissimo",
         version=__version__,
@@ -94,6 +95,7 @@ def create_app(
         allow_methods=("GET", "POST"),
         allow_headers=("*",),
     )
+    app.add_middleware(ConnectionLimit, most=settings.most_connections)
     app.add_middleware(
         OriginGuard,
         allowed=settings.allow_origins,
@@ -104,23 +106,23 @@ def create_app(
 
 
 async def _health() -> Response:
-    """The process lives."""
+    """The process is alive."""
     return PlainTextResponse("ok\n")
 
 
 async def _ready(request: Request) -> Response:
-    """All engines serve, there is a free seat, and the server does not drain."""
+    """All engines serve, a seat is free, and the server does not drain."""
     service: Service = request.app.state.service
     fault = service.store.fault()
     if service.draining:
         fault = "draining"
-    elif fault is None and service.seats.taken >= service.seats.most:
+    elif fault is None and service.seats.in_use >= service.seats.capacity:
         fault = "full"
     return PlainTextResponse(f"{fault or 'ready'}\n", 503 if fault else 200)
 
 
 async def _metrics(request: Request) -> Response:
-    """Numbers for Prometheus."""
+    """Metrics for Prometheus."""
     service: Service = request.app.state.service
     if not service.keys.admits_admin(key_of(request.headers)):
         raise unauthorized()
@@ -128,7 +130,7 @@ async def _metrics(request: Request) -> Response:
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
-    """Any failure, in the words of the dialect that the path belongs to."""
+    """The error response, in the shape of the dialect of the path."""
     match error:
         case Refusal():
             refusal = error
@@ -141,10 +143,10 @@ async def _refuse(request: Request, error: Exception) -> Response:
         case RequestValidationError():
             refusal = Refusal(422, "; ".join(str(e["msg"]) for e in error.errors()))
         case ClientDisconnect():
-            refusal = Refusal(400, "the connection ended before the request")
+            refusal = Refusal(400, "the connection was closed before the request ended")
         case _:
             log.error("a request failed", exc_info=error)
-            refusal = Refusal(500, "the server failed on this request; its log says why")
+            refusal = Refusal(500, "the request failed inside the server; see its log")
     if request.url.path.startswith(DEEPGRAM_PATH):
         body = refusal.deepgram(str(uuid.uuid4()))
     else:
@@ -153,7 +155,7 @@ async def _refuse(request: Request, error: Exception) -> Response:
 
 
 class CountRequests:
-    """Counts answers by path and status; sockets count themselves."""
+    """Counts responses by path and status; sockets are counted by their dialects."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

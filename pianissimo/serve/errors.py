@@ -1,7 +1,6 @@
-"""What a client is told when a request cannot be served: one shape per dialect."""
+"""Errors of requests, in the shape of each dialect."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from pianissimo.errors import (
     AudioError,
@@ -15,13 +14,14 @@ from pianissimo.errors import (
 
 GOING_AWAY, POLICY, TOO_BIG = 1001, 1008, 1009
 FAILED, RESTARTING, FULL = 1011, 1012, 1013
-"""Close codes of sockets; what is above 1010 tells a client to try again."""
+"""Close codes of sockets; those above 1010 tell a client to retry."""
 RETRY_SECONDS = 1
+STORAGE_RETRY_SECONDS = 30
 
 
 @dataclass
 class Refusal(Exception):
-    """A request that is answered with an error: its HTTP status, and what is wrong."""
+    """An error response: its HTTP status, message and stable code."""
 
     status: int
     message: str
@@ -31,7 +31,7 @@ class Refusal(Exception):
 
     @property
     def kind(self) -> str:
-        """OpenAI's name for the class of errors that the status belongs to."""
+        """OpenAI's name for the class of the status."""
         if self.status >= 500:
             return "server_error"
         return {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(
@@ -51,24 +51,27 @@ class Refusal(Exception):
             return TOO_BIG
         return FAILED if self.status >= 500 else POLICY
 
-    def openai(self) -> dict[str, Any]:
-        """The body that OpenAI's clients expect."""
-        body = {
+    def body(self) -> dict[str, object]:
+        """The error object that OpenAI's clients expect."""
+        return {
             "message": self.message,
             "type": self.kind,
             "param": self.param,
             "code": self.code,
         }
-        return {"error": body}
 
-    def deepgram(self, request_id: str) -> dict[str, Any]:
-        """The body that Deepgram's clients expect."""
+    def openai(self) -> dict[str, object]:
+        """The body of a response to OpenAI's clients."""
+        return {"error": self.body()}
+
+    def deepgram(self, request_id: str) -> dict[str, object]:
+        """The body of a response to Deepgram's clients."""
         code = (self.code or self.kind).upper()
         return {"err_code": code, "err_msg": self.message, "request_id": request_id}
 
 
 def refusal_for(error: PianissimoError) -> Refusal:
-    """How an error of ours is told to a client."""
+    """The response to an error of the package."""
     match error:
         case EngineFullError():
             return busy(str(error))
@@ -85,20 +88,30 @@ def refusal_for(error: PianissimoError) -> Refusal:
 
 
 def busy(message: str) -> Refusal:
-    """All places are taken: come back later."""
+    """The response at a limit of capacity."""
     return Refusal(429, message, "server_full", headers={"retry-after": str(RETRY_SECONDS)})
 
 
 def draining() -> Refusal:
-    """The server ends soon: go elsewhere."""
+    """The response while the server drains."""
     return Refusal(
         503,
-        "this server takes nobody new, it is about to end; try another one",
+        "Server is draining; retry on another instance.",
         "draining",
         headers={"retry-after": str(RETRY_SECONDS)},
     )
 
 
+def storage_full() -> Refusal:
+    """The response to an upload that does not fit on the disk."""
+    return Refusal(
+        507,
+        "the server has no disk space for this upload; try again later",
+        "storage_full",
+        headers={"retry-after": str(STORAGE_RETRY_SECONDS), "connection": "close"},
+    )
+
+
 def restarting() -> Refusal:
-    """The server ends now: a stream goes on where its state is read."""
-    return Refusal(503, "the server ends; resume the stream", "restarting")
+    """The response when the server ends; an instance with the state can resume the stream."""
+    return Refusal(503, "Server is restarting; resume the stream.", "restarting")

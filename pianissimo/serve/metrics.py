@@ -1,4 +1,4 @@
-"""What the server tells Prometheus: counters of its own, and the engines' when it is asked."""
+"""Metrics for Prometheus: the server's own, and those of its engines, read on request."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +19,7 @@ Engines: TypeAlias = dict[str, list[Engine | SegmentedEngine]]
 FINAL_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0)
 QUANTILES = (0.5, 0.99)
 MARGIN_SECONDS = 60.0
-"""An engine that answered nothing for so long has no margin to tell of."""
+"""Window of the real-time margin."""
 TOTALS = {
     "streams_opened": "opened",
     "streams_failed": "failed",
@@ -43,17 +43,17 @@ KEY_TOTALS = {
 
 
 class Metrics:
-    """One server's numbers, in a registry of its own.
+    """The metrics of one server, in their own registry.
 
-    `model` is the name a model is served under, whichever version; `experiment` the one through
-    which a client came to it, "" if none.
+    `model` is the name a model is served under, in any version; `experiment` is the split that
+    assigned the client to it, "" if none.
     """
 
     def __init__(self, store: "Store", accounts: "Sequence[Account]") -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "pianissimo_requests",
-            "Requests answered, and sockets closed, by their outcome",
+            "Requests answered and sockets closed, by outcome",
             ["dialect", "outcome"],
             registry=self.registry,
         )
@@ -62,52 +62,52 @@ class Metrics:
         )
         self.refusals = Counter(
             "pianissimo_refusals",
-            "Sockets and requests refused for want of a seat or a key, or while draining",
+            "Sockets and requests refused: no seat, no valid key, draining, too many connections",
             ["dialect", "reason"],
             registry=self.registry,
         )
         self.sessions = Counter(
             "pianissimo_sessions",
-            "Streams and recordings that were given a model",
+            "Streams and recordings that were assigned a model",
             ["dialect", "model", "experiment"],
             registry=self.registry,
         )
         self.audio = Counter(
             "pianissimo_audio_seconds",
-            "Audio taken in",
+            "Seconds of audio accepted",
             ["dialect", "model", "experiment"],
             registry=self.registry,
         )
         self.time_to_final = Histogram(
             "pianissimo_time_to_final_seconds",
-            "From a client's request for the final text until it is sent",
+            "From a request for the final text until it is sent",
             ["dialect", "model", "experiment"],
             buckets=FINAL_BUCKETS,
             registry=self.registry,
         )
         self.resumed = Counter(
-            "pianissimo_resumed", "Streams taken up again on a new socket", registry=self.registry
+            "pianissimo_resumed", "Streams resumed on a new socket", registry=self.registry
         )
         self.shadow_words = Counter(
             "pianissimo_shadow_words",
-            "Words of a model that its shadow was compared with",
+            "Words of a model that were compared with its shadow",
             ["model", "shadow"],
             registry=self.registry,
         )
         self.shadow_edits = Counter(
             "pianissimo_shadow_edits",
-            "Words by which a shadow differed",
+            "Word edits between a model and its shadow",
             ["model", "shadow"],
             registry=self.registry,
         )
         self.shadow_dropped = Counter(
             "pianissimo_shadow_dropped",
-            "Streams and recordings that a shadow did not hear to the end",
+            "Streams and recordings that a shadow dropped",
             ["shadow", "reason"],
             registry=self.registry,
         )
         self.draining = Gauge(
-            "pianissimo_draining", "1 while no new streams are taken", registry=self.registry
+            "pianissimo_draining", "1 while the server drains", registry=self.registry
         )
         self._engines = _EngineCollector(store)
         self.registry.register(self._engines)
@@ -116,7 +116,7 @@ class Metrics:
     def began(self, dialect: str, lease: "Lease") -> None:
         self.sessions.labels(dialect, lease.model.name, lease.experiment).inc()
 
-    def heard(self, dialect: str, lease: "Lease", seconds: float) -> None:
+    def record_audio(self, dialect: str, lease: "Lease", seconds: float) -> None:
         self.audio.labels(dialect, lease.model.name, lease.experiment).inc(seconds)
 
     def final_after(self, dialect: str, lease: "Lease", seconds: float) -> None:
@@ -124,16 +124,16 @@ class Metrics:
         self.time_to_final.labels(*labels).observe(seconds)
 
     def retired(self, model: "ServedModel") -> None:
-        """A model is gone; what it did still counts."""
+        """A model was unloaded; its counters are kept."""
         self._engines.keep(model)
 
     def text(self) -> bytes:
-        """The page that Prometheus reads."""
+        """The metrics in the text format of Prometheus."""
         return generate_latest(self.registry)
 
 
 class _AccountCollector(Collector):
-    """What each key has used, by the names of the keys."""
+    """Usage by key name."""
 
     def __init__(self, accounts: "Sequence[Account]") -> None:
         self._accounts = accounts
@@ -156,7 +156,7 @@ class _AccountCollector(Collector):
 
 
 class _EngineCollector(Collector):
-    """The engines' own counters, read when somebody asks; versions of one model add up."""
+    """Counters of the engines, read on request; the versions of a model are summed."""
 
     def __init__(self, store: "Store") -> None:
         self._store = store
@@ -171,14 +171,16 @@ class _EngineCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         loaded, retired = tuple(self._store.models.values()), tuple(self._store.retired)
         info = GaugeMetricFamily(
-            "pianissimo_model_version", "Which loading of the model serves", labels=["model"]
+            "pianissimo_model_version",
+            "Version of the model that serves new clients",
+            labels=["model"],
         )
         alive = GaugeMetricFamily(
-            "pianissimo_engine_alive", "1 while the engine works", labels=["model"]
+            "pianissimo_engine_alive", "1 while the engine runs", labels=["model"]
         )
         draining = GaugeMetricFamily(
             "pianissimo_models_draining",
-            "Loadings that were replaced and are still in use",
+            "Replaced versions that are still in use",
             labels=["model"],
         )
         engines: Engines = {name: [] for name in self._gone}
@@ -213,7 +215,7 @@ class _EngineCollector(Collector):
     def _delays(self, engines: Engines) -> Metric:
         family = GaugeMetricFamily(
             "pianissimo_engine_chunk_delay_seconds",
-            "From a complete chunk to its tokens, over the last chunks",
+            "From a complete chunk to its tokens, over recent chunks",
             labels=["model", "latency_ms", "quantile"],
         )
         for name, found in engines.items():
@@ -236,7 +238,7 @@ class _EngineCollector(Collector):
     def _ages(self, engines: Engines) -> Metric:
         family = GaugeMetricFamily(
             "pianissimo_engine_queue_age_seconds",
-            "How long the oldest chunk or segment has waited for its words",
+            "Waiting time of the oldest chunk or segment",
             labels=["model"],
         )
         for name, found in engines.items():
@@ -245,10 +247,10 @@ class _EngineCollector(Collector):
         return family
 
     def _margins(self, engines: Engines) -> Metric:
-        """1 - time waited / time heard: at 0 and below, streams fall behind their speakers."""
+        """1 - waiting time / audio time; at 0 and below, streams fall behind their speakers."""
         family = GaugeMetricFamily(
             "pianissimo_engine_realtime_margin",
-            "The share of their length that chunks or segments did not wait, in the last minute",
+            "1 - waiting time / audio time of the chunks or segments of the last minute",
             labels=["model", "latency_ms"],
         )
         since = time.monotonic() - MARGIN_SECONDS
@@ -260,10 +262,10 @@ class _EngineCollector(Collector):
                     recent = [each for each in engine.stats.answered if each.at >= since]
                 for each in recent:
                     latency = "" if segmented else str(round(each.seconds * 1000))
-                    heard, waited = sums.get(latency, (0.0, 0.0))
-                    sums[latency] = heard + each.seconds, waited + each.waited
-            for latency, (heard, waited) in sorted(sums.items()):
-                family.add_metric([name, latency], 1 - waited / heard)
+                    audio, waited = sums.get(latency, (0.0, 0.0))
+                    sums[latency] = audio + each.seconds, waited + each.waited
+            for latency, (audio, waited) in sorted(sums.items()):
+                family.add_metric([name, latency], 1 - waited / audio)
         return family
 
 

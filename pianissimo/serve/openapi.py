@@ -1,4 +1,4 @@
-"""What /openapi.json says of requests that are read by hand: their bodies, queries and answers.
+"""OpenAPI descriptions of the requests that the dialects parse themselves.
 
 Forms and bodies are streamed and checked by the dialects themselves, so FastAPI knows no types.
 """
@@ -53,7 +53,7 @@ ERROR = _object(
 ERRORS: dict[int | str, dict[str, Any]] = {
     "default": _answer("What was wrong, in OpenAI's shape", {"application/json": ERROR})
 }
-"""For every route: what comes instead of the answer."""
+"""Of every route: the error response."""
 
 # -- OpenAI ----------------------------------------------------------------------------------------
 
@@ -126,7 +126,7 @@ LISTEN_BODY = {
     "parameters": [
         _query("model", TEXT),
         _query("language", TEXT),
-        _query("encoding", _one_of("linear16", "mulaw", "alaw")),
+        _query("encoding", _one_of("linear16", "mulaw", "alaw", "opus")),
         _query("sample_rate", {"type": "integer", "minimum": 1000, "maximum": 384_000}),
         _query("channels", {"type": "integer", "minimum": 1, "maximum": 8}),
         _query("keyterm", _list(TEXT)),

@@ -1,31 +1,29 @@
-"""What all dialects share: the models, and the limits around them."""
+"""The service behind all dialects: models, capacity, usage, recordings and live streams."""
 
 import asyncio
-import math
-import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, suppress
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.decoding.hotwords import Boost
 from pianissimo.engine.engine import Engine
 from pianissimo.engine.segmented import SegmentedEngine
-from pianissimo.errors import BacklogError, EngineFullError
+from pianissimo.errors import EngineFullError
 from pianissimo.serve.access.accounts import Account
 from pianissimo.serve.access.auth import ClientSecrets, KeyRing, key_of, unauthorized
 from pianissimo.serve.access.keys import WYOMING, Limits
-from pianissimo.serve.access.seats import Queue, Seats
-from pianissimo.serve.audio_in.decode import Decoders
+from pianissimo.serve.access.seats import Queue, Seats, UploadPlaces
+from pianissimo.serve.audio_in.decode import Decoders, Upload
 from pianissimo.serve.audio_in.pcm import PcmReader
+from pianissimo.serve.audio_in.recording import Transcriber
 from pianissimo.serve.errors import draining
+from pianissimo.serve.feed import Feed
 from pianissimo.serve.metrics import Metrics
 from pianissimo.serve.settings import Settings
-from pianissimo.serve.versions.shadow import Shadows, ShadowStream
-from pianissimo.serve.versions.store import Choice, Lease, ServedModel, Store
+from pianissimo.serve.versions.shadow import Shadows
+from pianissimo.serve.versions.store import Lease, ModelChoice, OpenOptions, ServedModel, Store
 from pianissimo.streaming.endpoint import EndpointRules
 from pianissimo.transcript import StreamEvent, Transcript
 
@@ -34,15 +32,17 @@ if TYPE_CHECKING:
     from pianissimo.streaming.session import Session
 
 NO_PAUSES = EndpointRules(trailing_silence=1e9, maximum_utterance=30.0)
-"""Text is locked now and then, so that it does not grow without end, but no pause ends anything."""
-PIECE_SECONDS = 1.0
-"""A message with more audio is pushed in pieces: none fills a stream or holds up the others."""
-PATIENCE_SECONDS = 0.02
-"""How soon a stream that was full is asked again."""
+"""No pause ends an utterance; text is finalized every 30 s, so that it does not grow forever."""
+UPLOADS_PER_FILE = 8
+"""Uploads on disk for each recording that is transcribed at once; most are still arriving."""
+LIVE_DECODERS_PER_DECODER = 8
+"""Live streams of containers for each decoder of recordings; each has a process, mostly idle."""
+AUDIO_THREADS = 4
+"""Threads that resample, level and search the audio of live streams for speech."""
 
 
 class Service:
-    """Made when the server starts, closed when it ends; every request is given it."""
+    """Created when the server starts, closed when it ends, and shared by all requests."""
 
     def __init__(
         self, settings: Settings, recognizers: "Recognizer | Mapping[str, Recognizer]"
@@ -54,43 +54,50 @@ class Service:
         self.secrets = ClientSecrets()
         self.wyoming = Account(WYOMING, Limits())
         self.seats, self.files = Seats(settings.max_streams), Queue(settings.max_files)
+        self.uploads = UploadPlaces(UPLOADS_PER_FILE * settings.max_files)
         self.decoders = Decoders(
             settings.decoders, settings.decode_stall_seconds, settings.longest_audio_seconds
         )
         slots = settings.max_streams + settings.max_files + settings.max_shadows
+        self.live_decoders = Seats(
+            LIVE_DECODERS_PER_DECODER * settings.decoders, "live streams of containers"
+        )
+        self.transcriber = Transcriber(self.decoders)
         self.store = Store(settings, recognizers, slots)
         self.metrics = Metrics(self.store, self.accounts)
         self.store.on_retired = self.metrics.retired
-        self.shadows = Shadows(self.metrics, settings.max_shadows)
+        self.shadows = Shadows(self.metrics, self.transcriber, settings.max_shadows)
         self.draining = False
-        self._threads = ThreadPoolExecutor(settings.max_files, "pianissimo-file")
+        self.file_threads = ThreadPoolExecutor(settings.max_files, "pianissimo-file")
+        self._audio_threads = ThreadPoolExecutor(AUDIO_THREADS, "pianissimo-audio")
 
     async def close(self) -> None:
         await self.decoders.close()
         await self.shadows.close()
         await self.store.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self.file_threads, self._audio_threads):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     @property
     def recognizer(self) -> "Recognizer":
-        """The default model's."""
+        """The recognizer of the default model."""
         return self.store.models[self.store.default].recognizer
 
     @property
     def engine(self) -> Engine | SegmentedEngine:
-        """The default model's."""
+        """The engine of the default model."""
         return self.store.models[self.store.default].engine
 
-    # -- who gets what -----------------------------------------------------------------------------
+    # -- admission and capacity --------------------------------------------------------------------
 
     @property
     def accounts(self) -> tuple[Account, ...]:
-        """Everybody who is told apart."""
+        """All accounts that usage is metered on."""
         without_keys = () if self.settings.wyoming_port is None else (self.wyoming,)
         return (*self.keys.accounts, *without_keys)
 
     def admit(self, dialect: str, headers: Mapping[str, str]) -> Account:
-        """Whose request or socket this is; raises Refusal without a valid key."""
+        """The account of a request or socket; raises Refusal without a valid key."""
         account = self.keys.account(key_of(headers))
         if account is None:
             self.metrics.refusals.labels(dialect, "key").inc()
@@ -98,117 +105,105 @@ class Service:
         account.requests += 1
         return account
 
-    def take_seat(self, dialect: str, account: Account) -> None:
-        """A seat for a live stream; each `take_seat` is followed by a `leave_seat`.
+    def acquire_seat(self, dialect: str, account: Account) -> None:
+        """Acquire a seat for a live stream; call `release_seat` once afterwards.
 
-        Raises EngineFullError when there is none, Refusal when this key has all it may have.
+        Raises EngineFullError if all seats are in use, Refusal at the limit of the key.
         """
-        account.take_stream()
+        account.acquire_stream()
         try:
-            self.seats.take()
+            self.seats.acquire()
         except EngineFullError:
-            account.leave_stream()
+            account.release_stream()
             self.metrics.refusals.labels(dialect, "full").inc()
             raise
 
-    def leave_seat(self, account: Account) -> None:
-        self.seats.leave()
-        account.leave_stream()
+    def release_seat(self, account: Account) -> None:
+        self.seats.release()
+        account.release_stream()
 
     def check_open(self, dialect: str) -> None:
-        """Raises Refusal while the server takes nobody new."""
+        """Raises Refusal while the server drains."""
         if self.draining:
             self.metrics.refusals.labels(dialect, "draining").inc()
             raise draining()
 
     def set_draining(self, draining: bool) -> None:
-        """Take no new streams and recordings, or take them again; those there are go on."""
+        """Refuse new streams and recordings, or accept them again; open ones continue."""
         self.draining = draining
         self.metrics.draining.set(draining)
 
     @property
     def idle(self) -> bool:
-        """Whether no stream and no recording is left."""
-        return self.seats.taken == 0 and self.files.taken == 0
+        """Whether no stream is open and no recording is being transcribed."""
+        return self.seats.in_use == 0 and self.files.in_use == 0
 
-    def lease(self, dialect: str, choice: Choice, session: str, account: Account) -> Lease:
-        """The chosen model for a session; see `Store.choose` and `Store.lease`.
+    def lease(self, dialect: str, choice: ModelChoice, session: str, account: Account) -> Lease:
+        """Lease the chosen model; see `Store.choose` and `Store.lease`.
 
-        Raises Refusal when this key has had its audio.
+        Raises Refusal if the audio allowance of the key is used up.
         """
         account.check_audio()
         lease = self.store.lease(choice, session, account)
         self.metrics.began(dialect, lease)
         return lease
 
-    def heard(self, dialect: str, lease: Lease, seconds: float) -> None:
-        """A client's audio was taken in."""
-        self.metrics.heard(dialect, lease, seconds)
+    def record_audio(self, dialect: str, lease: Lease, seconds: float) -> None:
+        """Meter audio that was accepted from a client."""
+        self.metrics.record_audio(dialect, lease, seconds)
         if lease.account is not None:
-            lease.account.heard(seconds)
+            lease.account.record_audio(seconds)
 
     # -- recordings --------------------------------------------------------------------------------
 
-    async def transcribe(self, path: Path, lease: Lease, boost: Boost = ()) -> Transcript:
-        """The transcript of a recording, as the recognizer gives it for a file.
+    async def transcribe(self, upload: Upload, lease: Lease, boost: Boost = ()) -> Transcript:
+        """The transcript of an upload.
 
-        Raises AudioError, EngineFullError when too many wait already, and OptionError for phrases
+        Raises AudioError, EngineFullError if too many recordings wait, and OptionError for phrases
         that the model cannot boost.
         """
         async with self.files.place():
-            return await self._whole(path, lease, boost)
+            return await self._transcribe(upload, lease, boost)
 
     async def events(
-        self, path: Path, lease: Lease, boost: Boost = ()
+        self, upload: Upload, lease: Lease, boost: Boost = ()
     ) -> AsyncGenerator[StreamEvent | float]:
-        """What a recording says while it is being heard, and its length in seconds at the end.
+        """The events of a recording while it is transcribed, then its length in seconds.
 
-        A model that streams hears it as one more live stream, without waiting for the speaker;
-        another one gives a single final. Raises what `transcribe` raises.
+        A streaming model reads it as one more live stream, faster than real time; another model
+        gives a single final. Raises what `transcribe` raises.
         """
         async with self.files.place():
             if not lease.model.latencies_ms:
-                found = await self._whole(path, lease, boost)
+                found = await self._transcribe(upload, lease, boost)
                 yield StreamEvent(
                     "final", found.text, found.words, 0.0, found.duration, reason="finish"
                 )
                 yield found.duration
                 return
-            async with aclosing(self._live(path, lease, boost)) as events:
+            async with aclosing(self._live(upload, lease, boost)) as events:
                 async for event in events:
                     yield event
 
-    async def _whole(self, path: Path, lease: Lease, boost: Boost) -> Transcript:
-        """Decoded by a decoder, which may die; recognized by a thread of ours."""
-        with tempfile.NamedTemporaryFile(prefix="pianissimo-", suffix=".wav") as file:
-            await self._decode(path, file)
-            recognizer, loop = lease.model.recognizer, asyncio.get_running_loop()
-            found = await loop.run_in_executor(
-                self._threads, lambda: recognizer.transcribe(file.name, boost=boost)
-            )
-            self.shadows.recording(lease, Path(file.name), found, boost)
-            return found
-
-    async def _decode(self, path: Path, target: Any) -> None:
-        import soundfile
-
-        with soundfile.SoundFile(target, "w", SAMPLE_RATE, 1, "FLOAT", format="WAV") as wav:
-            async with aclosing(self.decoders.blocks(path, SAMPLE_RATE)) as blocks:
-                async for block in blocks:
-                    await asyncio.to_thread(wav.write, block)
-        target.flush()
+    async def _transcribe(self, upload: Upload, lease: Lease, boost: Boost) -> Transcript:
+        found = await self.transcriber.transcribe(
+            upload, lease.model.recognizer, self.file_threads, boost
+        )
+        self.shadows.recording(lease, upload, found, boost)
+        return found
 
     async def _live(
-        self, path: Path, lease: Lease, boost: Boost
+        self, upload: Upload, lease: Lease, boost: Boost
     ) -> AsyncGenerator[StreamEvent | float]:
-        options = {
+        options: OpenOptions = {
+            "sample_rate": SAMPLE_RATE,
             "latency_ms": lease.model.latencies_ms[-1],
             "boost": boost,
             "endpoint": NO_PAUSES,
             "watchdog": None,
         }
-        async with self.feed(lease, PcmReader("pcm_f32le"), SAMPLE_RATE, **options) as feed:
-            feeding = asyncio.create_task(self._hear(feed, path))
+        async with self.feed(lease, PcmReader("pcm_f32le"), **options) as feed:
+            feeding = asyncio.create_task(self._push_recording(feed, upload))
             try:
                 async for event in feed:
                     yield event
@@ -218,45 +213,48 @@ class Service:
                 with suppress(asyncio.CancelledError, Exception):
                     await feeding
 
-    async def _hear(self, feed: "Feed", path: Path) -> float:
-        """Push a recording into a stream as fast as that takes it; its length in seconds."""
+    async def _push_recording(self, feed: Feed, upload: Upload) -> float:
+        """Push a recording into a stream as fast as it accepts it; its length in seconds."""
         try:
-            async with aclosing(self.decoders.blocks(path, SAMPLE_RATE)) as blocks:
+            async with aclosing(self.decoders.blocks(upload, SAMPLE_RATE)) as blocks:
                 async for block in blocks:
-                    await feed.take(block)
+                    await feed.push_samples(block)
             await feed.finish()
         except BaseException:
             feed.session.close()
             raise
         return feed.seconds
 
+    def cancel_recordings(self) -> None:
+        """The server ends: stop every recording at its next block."""
+        self.transcriber.cancel_all()
+
     # -- live streams ------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def feed(
-        self, lease: Lease, reader: PcmReader, sample_rate: int, **options: Any
-    ) -> AsyncIterator["Feed"]:
-        """A stream of the leased model for a client that has a seat; see `Engine.open`."""
-        feed = await self.open_feed(lease, reader, sample_rate, **options)
+        self, lease: Lease, reader: PcmReader, **options: Unpack[OpenOptions]
+    ) -> AsyncIterator[Feed]:
+        """A stream of the leased model; see `Engine.open`. `sample_rate` is required."""
+        feed = await self.open_feed(lease, reader, **options)
         try:
             yield feed
         finally:
             await feed.release()
 
     async def open_feed(
-        self, lease: Lease, reader: PcmReader, sample_rate: int, **options: Any
-    ) -> "Feed":
-        """As `feed`, for whoever calls `Feed.release` in the end."""
-        options["sample_rate"] = sample_rate
+        self, lease: Lease, reader: PcmReader, **options: Unpack[OpenOptions]
+    ) -> Feed:
+        """As `feed`, for a caller that calls `Feed.release` itself."""
         session = await _opened(lease.model, options)
         resumed = options.pop("state", None) is not None
         shadow = None if resumed else self.shadows.stream(lease, **options)
-        computes = isinstance(lease.model.engine, SegmentedEngine)
-        return Feed(session, reader, sample_rate, shadow, lease.account, computes=computes)
+        rate = options["sample_rate"]
+        return Feed(session, reader, rate, self._audio_threads, shadow, lease.account)
 
 
-async def _opened(model: ServedModel, options: Mapping[str, Any]) -> "Session":
-    """A stream of a model, which makes a trie of its phrases first: not in the loop's thread."""
+async def _opened(model: ServedModel, options: OpenOptions) -> "Session":
+    """Open a stream; the trie of its phrases is built in a thread."""
     if not options.get("boost"):
         return model.open(**options)
     opening = asyncio.create_task(asyncio.to_thread(lambda: model.open(**options)))
@@ -268,119 +266,6 @@ async def _opened(model: ServedModel, options: Mapping[str, Any]) -> "Session":
 
 
 def _close_unused(opening: "asyncio.Task[Session]") -> None:
-    """A stream came when nobody wanted it any more."""
+    """Close a stream whose client went away while it was opened."""
     if not opening.cancelled() and opening.exception() is None:
         opening.result().close()
-
-
-class Feed:
-    """The audio of one client: bytes of a known encoding into a stream of the engine.
-
-    What is pushed, marked and said here is what a shadow gets to know. A session that `computes`
-    finds its pauses in the thread that pushes, which must not be the loop's.
-    """
-
-    def __init__(
-        self,
-        session: "Session",
-        reader: PcmReader,
-        sample_rate: int,
-        shadow: ShadowStream | None = None,
-        account: Account | None = None,
-        *,
-        computes: bool = False,
-    ) -> None:
-        self.session, self.reader, self.sample_rate = session, reader, sample_rate
-        self._shadow, self._account, self._computes = shadow, account, computes
-        self.samples = 0
-
-    @property
-    def seconds(self) -> float:
-        """Audio pushed so far."""
-        return self.samples / self.sample_rate
-
-    async def push(self, data: bytes) -> float:
-        """Push the bytes of one message; the seconds they hold.
-
-        Raises Refusal before it takes any, when the client's key has had its audio.
-        """
-        if self._account is not None:
-            self._account.check_audio()
-        samples = self.reader.push(data)
-        await self.take(samples)
-        return len(samples) / self.sample_rate
-
-    async def take(self, samples: Any) -> None:
-        """Push samples, waiting for room without holding up other clients."""
-        step = max(1, math.ceil(PIECE_SECONDS * self.sample_rate))
-        for start in range(0, len(samples), step):
-            piece = samples[start : start + step]
-            while True:
-                try:
-                    await self._do(partial(self.session.push, piece, wait=False))
-                    break
-                except BacklogError:
-                    await asyncio.sleep(PATIENCE_SECONDS)
-            if self._shadow is not None:
-                self._shadow.push(piece)
-            if len(samples) > step:
-                await asyncio.sleep(0)
-        self.samples += len(samples)
-
-    async def finalize(self) -> None:
-        await self._do(self.session.finalize)
-        if self._shadow is not None:
-            self._shadow.finalize()
-
-    async def finish(self) -> None:
-        await self._do(self.session.finish)
-        if self._shadow is not None:
-            self._shadow.finish()
-
-    async def _do(self, work: Callable[[], None]) -> None:
-        if self._computes:
-            await asyncio.to_thread(work)
-        else:
-            work()
-
-    def said(self, event: StreamEvent) -> None:
-        """An event of the session was read."""
-        if self._shadow is not None:
-            self._shadow.said(event)
-
-    async def __aiter__(self) -> AsyncIterator[StreamEvent]:
-        async for event in self.session:
-            self.said(event)
-            yield event
-
-    async def release(self) -> None:
-        """Leave the stream, and wait until the engine has its slot back."""
-        if self._shadow is not None:
-            self._shadow.close()
-        self.session.close()
-        while self.session.slot is not None:
-            await asyncio.sleep(0.002)
-
-
-class GrowingText:
-    """The text of one item, append-only, from the events of its stream.
-
-    An event whose text falls short of what was sent, because its last word went over to the next
-    utterance, sends nothing: that utterance begins with it. Nor does a partial that may be taken
-    back.
-    """
-
-    def __init__(self) -> None:
-        self.locked, self.sent = "", ""
-
-    def take(self, event: StreamEvent) -> str:
-        """What the event adds, "" if nothing."""
-        if event.type == "endpoint" or (event.type == "partial" and not event.stable):
-            return ""
-        text = f"{self.locked} {event.text}".strip() if event.text else self.locked
-        if event.type == "final":
-            self.locked = text
-        if not text.startswith(self.sent):
-            return ""
-        added, self.sent = text[len(self.sent) :], text
-        return added

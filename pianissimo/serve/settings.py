@@ -1,4 +1,4 @@
-"""Everything a server can be told, checked once at the start."""
+"""All settings of a server, checked once at the start."""
 
 import ipaddress
 import re
@@ -13,31 +13,32 @@ from pianissimo.serve.access.keys import ApiKey
 if TYPE_CHECKING:
     from pianissimo.audio.level import GainMode
 
+CONNECTIONS_PER_SEAT, LEAST_CONNECTIONS = 4, 64
+"""Open sockets for each stream that can be served; most wait for their first message."""
 NAMED = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)", re.S)
 
 
 def parse_source(text: str | None) -> tuple[str | None, str | None]:
-    """The name, if one is given, and the place of `NAME=MODEL` or `MODEL`."""
+    """The name, if any, and the source of `NAME=MODEL` or `MODEL`."""
     found = NAMED.fullmatch(text or "")
     return (found[1], found[2]) if found else (None, text)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What `pianissimo serve` was asked for.
+    """Options of `pianissimo serve`.
 
-    `models` are loaded at the start, the first is the default; without any it is the embedded one.
-    `spare_models`, each with its name as `NAME=MODEL`, may be loaded later. `gain` is that of
-    `pianissimo.load`, for all models. `max_streams` sockets are served at once and `max_files`
-    recordings transcribed; as many again may wait for their turn. A shadow model hears
-    `max_shadows` streams at once. `idle_seconds` is how long a socket may send nothing. A stream of
-    our own protocol whose connection broke can be resumed for `resume_seconds`; it keeps its slot
-    for `linger_seconds` of them, and outlives the process where there is a `state_folder`. When the
-    server is told to end, streams have `drain_seconds` to end by themselves. Plain `api_keys` have
-    no names and no limits of their own. `insecure` allows other machines in without a key. The
-    Wyoming protocol is spoken on a port of its own, if one is named; it knows no keys. With
-    `tls_certificate` and `tls_key`, PEM files, the server speaks TLS, Wyoming excepted. The page
-    shows the report in the folder `quietbench`, which `pianissimo quietbench` wrote.
+    `models` are loaded at the start, the first is the default; the embedded one if there is none.
+    `spare_models`, named as `NAME=MODEL`, can be loaded later. `gain` is that of `pianissimo.load`,
+    for all models. `max_streams` live streams are served and `max_files` recordings transcribed at
+    once; as many recordings more may wait. A shadow processes `max_shadows` streams at once. A
+    socket that sends nothing for `idle_seconds` is closed. A disconnected /v1/stream can be resumed
+    for `resume_seconds`; it keeps its seat for `linger_seconds` of them, and survives a restart if
+    there is a `state_folder`. At SIGTERM, streams have `drain_seconds` to finish. Plain `api_keys`
+    have no names and no limits of their own. `insecure` admits other machines without a key.
+    Wyoming has its own port, if one is set, and no authentication. With `tls_certificate` and
+    `tls_key`, PEM files, the server speaks TLS, except on the Wyoming port. The page shows the
+    report of `pianissimo quietbench` in the folder `quietbench`.
     """
 
     models: tuple[str, ...] = ()
@@ -76,9 +77,9 @@ class Settings:
         if min(*seconds, self.largest_upload_mb) <= 0:
             raise OptionError("the limits of a server must be above 0")
         if not 0 <= self.linger_seconds <= self.resume_seconds:
-            raise OptionError("a stream cannot linger longer than it can be resumed")
+            raise OptionError("linger_seconds must be from 0 to resume_seconds")
         if self.drain_seconds < 0 or self.max_shadows < 1:
-            raise OptionError("a server drains for 0 s or longer, and a shadow hears some streams")
+            raise OptionError("drain_seconds must be at least 0 and max_shadows at least 1")
         for text in self.spare_models:
             if parse_source(text)[0] is None:
                 raise OptionError(f"a spare model needs a name: --spare-model NAME={text}")
@@ -92,8 +93,8 @@ class Settings:
             raise OptionError("two API keys are the same, or have the same name")
         if not (self.loopback or self.api_keys or self.insecure):
             raise OptionError(
-                f"on {self.host} everyone in reach could use this server: set an API key "
-                "(--api-key), listen on 127.0.0.1, or say --insecure"
+                f"a server on {self.host} needs an API key (--api-key); "
+                "or listen on 127.0.0.1, or add --insecure"
             )
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise OptionError("TLS needs both: --tls-certificate and --tls-key")
@@ -101,8 +102,8 @@ class Settings:
             self._check_tls()
         if self.wyoming_port is not None and not (self.loopback or self.insecure):
             raise OptionError(
-                f"the Wyoming protocol knows no keys: on {self.host} everyone in reach could use "
-                "it; listen on 127.0.0.1, or say --insecure"
+                f"the Wyoming protocol has no authentication: on {self.host} it needs --insecure; "
+                "or listen on 127.0.0.1"
             )
 
     def _check_tls(self) -> None:
@@ -118,7 +119,7 @@ class Settings:
 
     @property
     def keys(self) -> tuple[ApiKey, ...]:
-        """All API keys; one that was given without a name is called by its number."""
+        """All API keys; one without a name is named by its number."""
         return tuple(
             key if isinstance(key, ApiKey) else ApiKey(f"key-{number}", key)
             for number, key in enumerate(self.api_keys, start=1)
@@ -126,13 +127,18 @@ class Settings:
 
     @property
     def loopback(self) -> bool:
-        """Whether only this machine can connect."""
+        """Whether the server listens on a loopback address."""
         if self.host == "localhost":
             return True
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+    @property
+    def most_connections(self) -> int:
+        """Sockets that one address or one key may have open, those without a seat included."""
+        return max(LEAST_CONNECTIONS, CONNECTIONS_PER_SEAT * self.max_streams)
 
     @property
     def largest_upload_bytes(self) -> int:

@@ -1,21 +1,25 @@
-"""What each key has used, and whether it may use more."""
+"""Usage and limits of each API key."""
 
 import math
 import time
 from dataclasses import dataclass, field
 
+from pianissimo.serve.access.budget import Budget
 from pianissimo.serve.access.keys import Limits
 from pianissimo.serve.errors import RETRY_SECONDS, Refusal
 
 MINUTE = 60.0
+MESSAGES_PER_SECOND, MESSAGES_BURST = 4000.0, 8000.0
+"""Socket messages of one key: 80 clients that send frames of 20 ms."""
 
 
 @dataclass
 class Account:
-    """The use of one key by the name of that key. Used by the event loop's thread only.
+    """The usage of one key, under the name of that key. Used by the event loop's thread only.
 
-    Audio is taken from an allowance of one minute's worth, which fills up all the time. What a
-    recording takes beyond it is owed: nothing more is taken until it is filled again.
+    Audio is metered against an allowance of one minute's worth, which refills continuously. Audio
+    beyond it is owed: no more is accepted until the debt is repaid. `messages` is the budget of
+    socket messages that all connections of the key share.
     """
 
     name: str
@@ -25,22 +29,23 @@ class Account:
     streams_opened: int = 0
     audio_seconds: float = 0.0
     refused: int = 0
+    messages: Budget = field(default_factory=lambda: Budget(MESSAGES_PER_SECOND, MESSAGES_BURST))
     _owed: float = field(default=0.0, init=False)
     _owed_at: float = field(default=0.0, init=False)
 
-    def take_stream(self) -> None:
-        """Raises Refusal when this key has all its streams; otherwise `leave_stream` follows."""
+    def acquire_stream(self) -> None:
+        """Raises Refusal at the limit of the key; call `release_stream` once afterwards."""
         most = self.limits.streams
         if most is not None and self.streams >= most:
             raise self._refusal(f"all {most} streams of this key are in use", RETRY_SECONDS)
         self.streams += 1
         self.streams_opened += 1
 
-    def leave_stream(self) -> None:
+    def release_stream(self) -> None:
         self.streams -= 1
 
     def check_audio(self) -> None:
-        """Raises Refusal when the allowance of audio is used up."""
+        """Raises Refusal if the audio allowance is used up."""
         allowance = self.limits.audio_seconds_per_minute
         if allowance is None:
             return
@@ -48,18 +53,18 @@ class Account:
         if self._owed >= allowance:
             wait = (self._owed - allowance) / allowance * MINUTE
             raise self._refusal(
-                f"this key may send {allowance:g} s of audio in a minute and has", math.ceil(wait)
+                f"this key has used its {allowance:g} s of audio per minute", math.ceil(wait)
             )
 
-    def heard(self, seconds: float) -> None:
-        """So much audio was taken in."""
+    def record_audio(self, seconds: float) -> None:
+        """Meter audio that was accepted."""
         self.audio_seconds += seconds
         if self.limits.audio_seconds_per_minute is not None:
             self._repay(self.limits.audio_seconds_per_minute)
             self._owed += seconds
 
     def largest_upload_bytes(self, most: int) -> int:
-        """What an upload may hold, on a server that takes `most`."""
+        """The limit of an upload, on a server whose own limit is `most`."""
         own = self.limits.upload_mb
         return most if own is None else min(most, round(own * 1e6))
 

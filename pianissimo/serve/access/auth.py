@@ -1,7 +1,7 @@
 """Who may use the server: API keys, short-lived secrets for browsers, and origins.
 
-Keys are compared by their digests, all of them, in constant time: how long a refusal takes says
-nothing about how close a guess was.
+A key is compared with all known keys, by their digests and in constant time: the time of a refusal
+does not depend on the guess.
 """
 
 import hashlib
@@ -10,7 +10,6 @@ import secrets
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -27,28 +26,28 @@ SECRET_PREFIX = "ek_"
 MOST_SECRETS = 10_000
 SHORTEST_SECRET_SECONDS, LONGEST_SECRET_SECONDS = 10, 7200
 KEY_PROTOCOLS = ("openai-insecure-api-key.", "pianissimo-key.")
-"""What stands before a key among the subprotocols that a browser offers."""
+"""Prefixes of keys among the subprotocols that a browser offers."""
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
 
 
 class KeyRing:
-    """The keys that open the server; without any it is open to whoever can connect."""
+    """The API keys of the server; without any it is open to every client that can connect."""
 
     def __init__(self, keys: Iterable[ApiKey], admin_key: str | None = None) -> None:
-        self._known = [(_digest(key.key), Account(key.name, key.limits)) for key in keys]
+        self._known = [(digest(key.key), Account(key.name, key.limits)) for key in keys]
         self._anyone = Account(ANYONE, Limits())
-        self._admin = None if admin_key is None else _digest(admin_key)
+        self._admin = None if admin_key is None else digest(admin_key)
 
     @property
     def accounts(self) -> tuple[Account, ...]:
-        """Of each key; of an open server the one that all share."""
+        """One per key; on an open server the one that all clients share."""
         return tuple(account for _, account in self._known) or (self._anyone,)
 
     def account(self, key: str | None) -> Account | None:
-        """The account of whoever sends this key, or none; None if he may not use the server."""
+        """The account of this key, or of a client without one; None if it is not admitted."""
         if not self._known:
             return self._anyone
-        given = _digest(key or "")
+        given = digest(key or "")
         matches = [hmac.compare_digest(given, digest) for digest, _ in self._known]
         return self._known[matches.index(True)][1] if any(matches) and key else None
 
@@ -57,18 +56,18 @@ class KeyRing:
         return self._admin is not None
 
     def admits_admin(self, key: str | None) -> bool:
-        """Whether this key may see how the server does; anyone may if there is no admin key."""
+        """Whether this key opens /metrics, which is open to every client without an admin key."""
         if self._admin is None:
             return True
-        return hmac.compare_digest(_digest(key or ""), self._admin) and bool(key)
+        return hmac.compare_digest(digest(key or ""), self._admin) and bool(key)
 
 
 @dataclass(frozen=True)
 class ClientSecret:
-    """What a secret opens, until `expires`, and whose key pays for it."""
+    """A secret's session, its expiry in seconds since 1970, and the account it is metered on."""
 
     expires: float
-    session: dict[str, Any]
+    session: dict[str, object]
     account: Account
 
 
@@ -78,19 +77,21 @@ class ClientSecrets:
     def __init__(self) -> None:
         self._made: dict[bytes, ClientSecret] = {}
 
-    def make(self, session: dict[str, Any], seconds: float, account: Account) -> tuple[str, int]:
-        """A new secret and when it expires, in seconds since 1970; `account` is its maker's."""
+    def make(self, session: dict[str, object], seconds: float, account: Account) -> tuple[str, int]:
+        """Make a secret; returns it and its expiry in seconds since 1970."""
         now = time.time()
         self._made = {k: made for k, made in self._made.items() if made.expires > now}
         if len(self._made) >= MOST_SECRETS:
-            raise Refusal(429, "too many client secrets are waiting to be used", "too_many_secrets")
+            raise Refusal(
+                429, "too many unused client secrets; wait until some expire", "too_many_secrets"
+            )
         secret, expires = SECRET_PREFIX + secrets.token_urlsafe(32), now + seconds
-        self._made[_digest(secret)] = ClientSecret(expires, session, account)
+        self._made[digest(secret)] = ClientSecret(expires, session, account)
         return secret, round(expires)
 
     def find(self, secret: str | None) -> ClientSecret | None:
-        """What a secret that is valid now was made for."""
-        made = self._made.get(_digest(secret or ""))
+        """The secret, if it is known and has not expired."""
+        made = self._made.get(digest(secret or ""))
         return made if made is not None and made.expires > time.time() else None
 
 
@@ -112,12 +113,12 @@ def key_of(headers: Mapping[str, str]) -> str | None:
 def caller_of(
     headers: Mapping[str, str], user: str | None = None, session: str | None = None
 ) -> Caller:
-    """Who asks, for experiments; a request is a session of its own unless it belongs to one."""
+    """The identity of a request in experiments; without `session` it is one of its own."""
     return Caller(session or secrets.token_hex(12), key_of(headers), user)
 
 
 def subprotocol_of(socket: WebSocket) -> str | None:
-    """The subprotocol to accept: the first that is not a key in disguise."""
+    """The subprotocol to accept: the first that carries no key."""
     offered = socket.scope.get("subprotocols", [])
     if offered and offered[0].lower() == "token":
         return str(offered[0])
@@ -135,10 +136,10 @@ def unauthorized() -> Refusal:
 
 
 class OriginGuard:
-    """Turns away web pages of other sites: a browser would send them here with the user's reach.
+    """Refuses requests that web pages of other sites make from the user's browser.
 
-    Programs send no Origin and pass. A server that only this machine reaches and that needs no key
-    also checks the name it was called by, against sites that point their own name at it.
+    Programs send no Origin and pass. A server on a loopback address without keys also checks the
+    Host header, against DNS rebinding.
     """
 
     def __init__(self, app: ASGIApp, allowed: Iterable[str], check_host: bool) -> None:
@@ -153,9 +154,7 @@ class OriginGuard:
             await self.app(scope, receive, send)
             return
         if scope["type"] == "websocket":
-            socket = WebSocket(scope, receive, send)
-            await socket.accept()
-            await socket.close(POLICY, "this origin is not allowed")
+            await WebSocket(scope, receive, send).close(POLICY)  # before accept: status 403
             return
         refusal = Refusal(403, "this origin is not allowed; see --allow-origin", "origin_forbidden")
         await JSONResponse(refusal.openai(), refusal.status)(scope, receive, send)
@@ -177,5 +176,5 @@ def _without_port(host: str) -> str:
     return name if colon and port.isdigit() else host.lower()
 
 
-def _digest(key: str) -> bytes:
+def digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

@@ -1,4 +1,4 @@
-"""API keys with names and limits, as the operator writes them down."""
+"""API keys with names and limits."""
 
 import tomllib
 from dataclasses import dataclass, field, fields
@@ -7,12 +7,12 @@ from pathlib import Path
 from pianissimo.errors import OptionError
 
 ANYONE, WYOMING = "anyone", "wyoming"
-"""Names under which clients without keys are counted."""
+"""Account names of clients without keys."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one key may use; None: no more than the server's own limits."""
+    """Limits of one key; None: the server's own limits apply."""
 
     streams: int | None = None
     audio_seconds_per_minute: float | None = None
@@ -30,7 +30,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class ApiKey:
-    """A key under the name that counters show, which is never the key itself."""
+    """A key and its name, which metrics show in place of the key."""
 
     name: str
     key: str = field(repr=False)
@@ -38,11 +38,13 @@ class ApiKey:
 
     def __post_init__(self) -> None:
         if not self.name.isprintable() or not self.name.strip():
-            raise OptionError(f"{self.name!r} is no name for an API key")
+            raise OptionError(f"{self.name!r} is not a valid name of an API key")
         if not self.key.strip():
             raise OptionError("an API key must not be empty")
         if self.name in (ANYONE, WYOMING):
-            raise OptionError(f"{self.name!r} names clients without keys: choose another name")
+            raise OptionError(
+                f"{self.name!r} is reserved for clients without keys; choose another name"
+            )
 
 
 def read_keys(path: Path) -> tuple[ApiKey, ...]:
@@ -60,7 +62,7 @@ def _key(path: Path, name: str, given: object) -> ApiKey:
         raise OptionError(f'{path}: write [{name}] and below it key = "..."')
     if unknown := given.keys() - set(known):
         raise OptionError(
-            f"{path}: {sorted(unknown)[0]!r} of {name} is unknown; there are {', '.join(known)}"
+            f"{path}: unknown key {sorted(unknown)[0]!r} in {name}; valid keys: {', '.join(known)}"
         )
     limits = {field: value for field, value in given.items() if field != "key"}
     return ApiKey(name, given["key"], Limits(**limits))

@@ -1,19 +1,18 @@
-"""Phrases that clients hope to read, as they name them: in lists, or in OpenAI's prompts."""
+"""Hotwords of a request: lists of phrases, or the terms in a prompt of OpenAI's interface."""
 
 import re
-from typing import Any
 
 from pianissimo.decoding.hotwords import LARGEST_WEIGHT, LONGEST_PHRASE, Phrase
 from pianissimo.serve.errors import Refusal
 
 MOST_TERMS, MOST_TERM_WORDS = 50, 5
-"""A prompt with more of them, or with longer ones, is prose."""
+"""A prompt with more or longer terms is prose."""
 
 
 def terms(prompt: str) -> tuple[Phrase, ...]:
-    """The terms of a prompt that is a list of them, by commas or lines; none of one that is prose.
+    """The terms of a prompt that lists them, separated by commas or lines; none of prose.
 
-    Prompts are made for models that read them as text; of prose ours could only learn to write it.
+    Prompts are written for models that continue text. The words of prose are no hotwords.
     """
     parts = [part.strip(" \t\r.;:\"'") for part in re.split(r"[,\n]", prompt)]
     found = list(dict.fromkeys(part for part in parts if part))
@@ -21,14 +20,16 @@ def terms(prompt: str) -> tuple[Phrase, ...]:
     return () if prose or len(found) > MOST_TERMS else tuple(map(Phrase, found))
 
 
-def read_boost(given: Any) -> tuple[Phrase, ...]:
-    """`["Ada Lovelace", {"text": "Babbage", "weight": 2}]`; raises Refusal for another thing."""
-    if not isinstance(given or [], list):
+def read_boost(given: object) -> tuple[Phrase, ...]:
+    """`["Ada Lovelace", {"text": "Babbage", "weight": 2}]`; raises Refusal for other values."""
+    if not given:
+        return ()
+    if not isinstance(given, list):
         raise _wrong("boost must be a list")
-    return tuple(map(_read_phrase, given or []))
+    return tuple(map(_read_phrase, given))
 
 
-def _read_phrase(given: Any) -> Phrase:
+def _read_phrase(given: object) -> Phrase:
     if isinstance(given, str):
         return Phrase(given)
     if not isinstance(given, dict) or not isinstance(given.get("text"), str):

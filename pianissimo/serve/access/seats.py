@@ -1,41 +1,54 @@
-"""How many may be served at once: whoever comes when all seats are taken is told so at once."""
+"""Client-facing capacity: seats of live streams, places of uploads and of recordings.
+
+A seat belongs to one client connection. It says nothing about the slots inside an engine, which
+hold state on the device.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from pianissimo.errors import EngineFullError
 
 
 class Seats:
-    """Live streams that may be open; one per socket, from its first message to its last."""
+    """Counts the streams that clients have open; refuses more than `capacity`."""
 
-    def __init__(self, most: int) -> None:
-        self.most, self.taken = most, 0
+    def __init__(self, capacity: int, name: str = "streams") -> None:
+        self.capacity, self.name, self.in_use = capacity, name, 0
 
-    def take(self) -> None:
-        """Raises EngineFullError when all are taken; each `take` is followed by a `leave`."""
-        if self.taken >= self.most:
-            raise EngineFullError(f"all {self.most} streams are in use; try again later")
-        self.taken += 1
+    def acquire(self) -> None:
+        """Raises EngineFullError if all seats are in use; call `release` once afterwards."""
+        if self.in_use >= self.capacity:
+            raise EngineFullError(f"all {self.capacity} {self.name} are in use; try again later")
+        self.in_use += 1
 
-    def leave(self) -> None:
-        self.taken -= 1
+    def release(self) -> None:
+        self.in_use -= 1
+
+    @contextmanager
+    def seat(self) -> Iterator[None]:
+        """A seat for as long as the block lasts; raises what `acquire` raises."""
+        self.acquire()
+        try:
+            yield
+        finally:
+            self.release()
 
 
 class Queue:
-    """Recordings that are transcribed at once; as many again wait their turn, no more."""
+    """Limits concurrent transcriptions to `capacity`; as many more may wait for a place."""
 
-    def __init__(self, most: int) -> None:
-        self.most, self.waiting, self.taken = most, 0, 0
-        self._places = asyncio.Semaphore(most)
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.waiting, self.in_use = capacity, 0, 0
+        self._places = asyncio.Semaphore(capacity)
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """Wait for a place; raises EngineFullError when too many wait already."""
-        if self._places.locked() and self.waiting >= self.most:
+        """Wait for a place; raises EngineFullError if `capacity` recordings wait already."""
+        if self._places.locked() and self.waiting >= self.capacity:
             raise EngineFullError(
-                f"{self.most} recordings are being transcribed and {self.waiting} wait; "
+                f"{self.capacity} recordings are being transcribed and {self.waiting} wait; "
                 "try again later"
             )
         self.waiting += 1
@@ -43,9 +56,27 @@ class Queue:
             await self._places.acquire()
         finally:
             self.waiting -= 1
-        self.taken += 1
+        self.in_use += 1
         try:
             yield
         finally:
-            self.taken -= 1
+            self.in_use -= 1
             self._places.release()
+
+
+class UploadPlaces:
+    """Limits the uploads that lie on disk at once, from their first byte to their transcript."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.in_use = capacity, 0
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Raises EngineFullError, before anything is written, if all places are in use."""
+        if self.in_use >= self.capacity:
+            raise EngineFullError(f"{self.capacity} uploads are open; try again later")
+        self.in_use += 1
+        try:
+            yield
+        finally:
+            self.in_use -= 1

@@ -1,7 +1,7 @@
-"""Recordings from strangers are decoded in processes of their own, which may die.
+"""Uploads are decoded in separate processes.
 
-A file that crashes, hangs or bloats its decoder ends that process and its own request, nothing
-else. A decoder that did its work properly takes the next file.
+A file that crashes, hangs or bloats its decoder ends that process and fails its own request only. A
+decoder that finished a file decodes the next one.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncGenerator
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +19,37 @@ import numpy.typing as npt
 
 from pianissimo.errors import AudioDecodeError, AudioError, AudioNotFoundError, AudioValueError
 from pianissimo.serve.audio_in.decode_worker import AUDIO, DONE, HEADER
+from pianissimo.serve.audio_in.pcm import Encoding
 
+WORKER = "pianissimo.serve.audio_in.decode_worker"
 LARGEST_FRAME_BYTES = 1 << 26
 ERRORS: dict[str, type[AudioError]] = {
     error.code: error for error in (AudioDecodeError, AudioNotFoundError, AudioValueError)
 }
 
 
-class Decoders:
-    """A bounded number of decoding processes, started when they are first needed.
+@dataclass(frozen=True)
+class RawFormat:
+    """How the samples of a file without a header are stored."""
 
-    A decoder from which nothing comes for `stall_seconds`, and a recording of more than
-    `longest_seconds`, are stopped.
+    encoding: Encoding
+    sample_rate: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A recording on disk; `raw` if it has no header."""
+
+    path: Path
+    raw: RawFormat | None = None
+
+
+class Decoders:
+    """A bounded number of decoder processes, started on demand.
+
+    A decoder that sends nothing for `stall_seconds` and a recording longer than `longest_seconds`
+    are stopped.
     """
 
     def __init__(self, most: int, stall_seconds: float, longest_seconds: float) -> None:
@@ -38,16 +58,19 @@ class Decoders:
         self._idle: list[Process] = []
         self.killed = 0
 
-    async def blocks(self, path: Path, sample_rate: int) -> AsyncGenerator[npt.NDArray[np.float32]]:
-        """Mono samples (n,) of a file at `sample_rate` Hz; raises AudioError.
+    async def blocks(
+        self, upload: Upload, sample_rate: int
+    ) -> AsyncGenerator[npt.NDArray[np.float32]]:
+        """Mono samples (n,) of an upload at `sample_rate` Hz; raises AudioError.
 
-        Decoding is held up while nobody asks for the next block.
+        The decoder pauses while the next block is not requested.
         """
         async with self._places:
             process = await self._process()
             answered, samples = False, 0
             try:
-                _tell(process, {"path": str(path), "sample_rate": sample_rate})
+                raw = None if upload.raw is None else asdict(upload.raw)
+                _send(process, {"path": str(upload.path), "sample_rate": sample_rate, "raw": raw})
                 while True:
                     kind, payload = await self._frame(process)
                     if kind != AUDIO:
@@ -57,13 +80,13 @@ class Decoders:
                     if samples > self.longest_seconds * sample_rate:
                         raise AudioValueError(
                             f"the recording is longer than the {self.longest_seconds / 60:.0f} "
-                            "minutes this server takes; cut it"
+                            "minutes this server accepts; cut it"
                         )
                     yield np.frombuffer(payload, "<f4").astype(np.float32)
             except (asyncio.IncompleteReadError, TimeoutError, OSError) as error:
-                what = "takes too long" if isinstance(error, TimeoutError) else "ends the decoder"
+                what = "timed out" if isinstance(error, TimeoutError) else "crashed the decoder"
                 raise AudioDecodeError(
-                    f"decoding the recording {what}: it is damaged, or made to do so; "
+                    f"decoding the recording {what}: the file is damaged or malicious; "
                     "convert it to WAV or FLAC first"
                 ) from error
             finally:
@@ -71,46 +94,52 @@ class Decoders:
                     self._idle.append(process)
                 else:
                     self.killed += 1
-                    await _end(process)
+                    await end_process(process)
         if kind != DONE:
-            told = json.loads(payload)
-            raise ERRORS.get(told["code"], AudioError)(told["message"])
+            failure = json.loads(payload)
+            raise ERRORS.get(failure["code"], AudioError)(failure["message"])
 
     async def _process(self) -> Process:
         while self._idle:
             process = self._idle.pop()
             if process.returncode is None:
                 return process
-        return await _start()
+        return await start_process((sys.executable, "-m", WORKER))
 
     async def _frame(self, process: Process) -> tuple[bytes, bytes]:
-        assert process.stdout is not None
         async with asyncio.timeout(self.stall_seconds):
-            kind, size = HEADER.unpack(await process.stdout.readexactly(HEADER.size))
-            if size > LARGEST_FRAME_BYTES:
-                raise OSError("the decoder sends nonsense")
-            return kind, await process.stdout.readexactly(size)
+            return await read_frame(process)
 
     async def close(self) -> None:
-        """End the processes that wait for work."""
+        """End the idle processes."""
         while self._idle:
-            await _end(self._idle.pop())
+            await end_process(self._idle.pop())
 
 
-async def _start() -> Process:
-    # Keys of the server are no business of a process that a file might take over.
+async def read_frame(process: Process) -> tuple[bytes, bytes]:
+    """Kind and payload of the next frame; raises OSError and IncompleteReadError."""
+    if process.stdout is None:
+        raise OSError("the decoder has no output")
+    kind, size = HEADER.unpack(await process.stdout.readexactly(HEADER.size))
+    if size > LARGEST_FRAME_BYTES:
+        raise OSError("the decoder sent an invalid frame")
+    return kind, await process.stdout.readexactly(size)
+
+
+async def start_process(command: tuple[str, ...]) -> Process:
+    """Start a decoder process with pipes and a clean environment."""
+    # A file might take the process over; it must not find the keys of the server.
     clean = {k: v for k, v in os.environ.items() if not k.startswith("PIANISSIMO_")}
     clean |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    command = (sys.executable, "-m", "pianissimo.serve.audio_in.decode_worker")
     return await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, env=clean)
 
 
-def _tell(process: Process, request: dict[str, object]) -> None:
+def _send(process: Process, request: dict[str, object]) -> None:
     assert process.stdin is not None
     process.stdin.write(json.dumps(request).encode() + b"\n")
 
 
-async def _end(process: Process) -> None:
+async def end_process(process: Process) -> None:
     if process.stdin is not None:
         process.stdin.close()
     with suppress(ProcessLookupError):

@@ -1,24 +1,33 @@
-"""A process that decodes recordings for the server and can do nothing else.
+"""The decoder process of the server: limited in memory, and unable to write files.
 
-One request per line of standard input, as JSON: the path, and the rate wanted. The answer on
-standard output is a row of frames: one byte for the kind, four for the length, and the payload.
+One request per line of standard input, as JSON: the path, the sample rate, and the raw format of a
+file without a header. The answer on standard output is a sequence of frames: one byte for the
+kind, four for the length, and the payload.
 """
 
 import json
 import os
 import struct
 import sys
-from typing import BinaryIO
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, BinaryIO
+
+from pianissimo.serve.audio_in.pcm import Encoding, PcmReader
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 MEMORY_BYTES = 2 << 30
 BLOCK_SECONDS = 5.0
-HEADER = struct.Struct("<cI")
-AUDIO, DONE, ERROR = b"a", b"d", b"e"
-"""The kinds of frames: float32 samples; the recording has ended; it cannot be read, and why."""
+RAW_BYTES = 1 << 18
+HEADER, LENGTH = struct.Struct("<cI"), struct.Struct("<I")
+AUDIO, DONE, ERROR, MARK = b"a", b"d", b"e", b"m"
+"""Kinds of frames: float32 samples; the end of the recording; an error; a mark of the input."""
 
 
 def limit_this_process() -> None:
-    """No large memory, no files written, no core dumps; where the system knows such limits."""
+    """Limit memory, and forbid written files and core dumps, where the system supports it."""
     try:
         import resource
     except ImportError:
@@ -36,27 +45,50 @@ def answer(request: dict[str, object], out: BinaryIO) -> None:
     from pianissimo.audio.io import stream_audio
     from pianissimo.errors import PianissimoError
 
-    path, rate = str(request["path"]), int(str(request["sample_rate"]))
+    path, rate, raw = str(request["path"]), int(str(request["sample_rate"])), request.get("raw")
     try:
-        for block in stream_audio(path, sample_rate=rate, block_seconds=BLOCK_SECONDS):
-            _write(out, AUDIO, block.astype("<f4").tobytes())
-        _write(out, DONE, b"")
+        if isinstance(raw, dict):
+            blocks = _raw_blocks(path, rate, **raw)
+        else:
+            blocks = stream_audio(path, sample_rate=rate, block_seconds=BLOCK_SECONDS)
+        for block in blocks:
+            write_frame(out, AUDIO, block.astype("<f4").tobytes())
+        write_frame(out, DONE, b"")
     except PianissimoError as error:
         message = str(error).replace(path, "the recording")
-        _write(out, ERROR, json.dumps({"code": error.code, "message": message}).encode())
+        write_frame(out, ERROR, json.dumps({"code": error.code, "message": message}).encode())
     except MemoryError:
         message = "the recording needs too much memory to decode; convert it to WAV or FLAC first"
-        _write(out, ERROR, json.dumps({"code": "audio_undecodable", "message": message}).encode())
+        write_frame(
+            out, ERROR, json.dumps({"code": "audio_undecodable", "message": message}).encode()
+        )
 
 
-def _write(out: BinaryIO, kind: bytes, payload: bytes) -> None:
+def _raw_blocks(
+    path: str, target_rate: int, encoding: Encoding, sample_rate: int, channels: int
+) -> "Iterator[npt.NDArray[np.float32]]":
+    """The samples (n,) of a file without a header; raises AudioValueError."""
+    from pianissimo.audio.io import from_array
+    from pianissimo.audio.resample import StreamingResampler, check_sample_rate
+
+    reader = PcmReader(encoding, channels)
+    source_rate = check_sample_rate(sample_rate, "sample_rate")
+    resampler = StreamingResampler(source_rate, target_rate)
+    with open(path, "rb") as file:
+        while data := file.read(RAW_BYTES):
+            samples = reader.push(data)
+            yield resampler.push(from_array(samples, source_rate, target_rate=source_rate))
+    yield resampler.finish()
+
+
+def write_frame(out: BinaryIO, kind: bytes, payload: bytes) -> None:
     out.write(HEADER.pack(kind, len(payload)))
     out.write(payload)
     out.flush()
 
 
 def main() -> None:
-    import pianissimo.audio.io  # noqa: F401  before the limits, so that no file pays for it
+    import pianissimo.audio.io  # noqa: F401  before the limits, which count it too
 
     limit_this_process()
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as out:

@@ -12,7 +12,7 @@ ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 
 
 class PcmReader:
-    """Bytes to samples (n,) or (n, channels); a sample cut between two messages is put together."""
+    """Bytes to samples (n,) or (n, channels); a sample split over two messages is rejoined."""
 
     def __init__(self, encoding: Encoding, channels: int = 1) -> None:
         if encoding not in ENCODINGS:
@@ -20,13 +20,20 @@ class PcmReader:
                 f"unknown encoding {encoding!r}; choose one of {', '.join(ENCODINGS)}"
             )
         if not 1 <= channels <= 8:
-            raise AudioValueError(f"{channels} channels are too many or too few; send 1 to 8")
+            raise AudioValueError(f"{channels} channels are not supported; send 1 to 8")
         self.encoding, self.channels = encoding, channels
         self.frame_bytes = {"pcm_s16le": 2, "pcm_f32le": 4}.get(encoding, 1) * channels
         self.rest = b""
 
+    def hold(self, data: bytes, shortest: int) -> bool:
+        """Keep the bytes if all that is kept is shorter than `shortest` samples."""
+        if len(self.rest) + len(data) >= shortest * self.frame_bytes:
+            return False
+        self.rest += data
+        return True
+
     def push(self, data: bytes) -> npt.NDArray[np.int16] | npt.NDArray[np.float32]:
-        """The complete samples so far."""
+        """All complete samples, those held included."""
         data = self.rest + data
         whole = len(data) - len(data) % self.frame_bytes
         self.rest = data[whole:]

@@ -1,7 +1,7 @@
 """Deepgram's /v1/listen: a live socket, and recordings by POST.
 
-Messages as in developers.deepgram.com/reference/speech-to-text. A result that is final says so of a
-stretch of time, which will not change; stretches follow each other from the start of the stream.
+Messages follow developers.deepgram.com/reference/speech-to-text. A final result covers a stretch of
+time and does not change; the stretches follow each other from the start of the stream.
 """
 
 import asyncio
@@ -12,8 +12,9 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from fastapi import APIRouter, Request
 from starlette.datastructures import QueryParams
 from starlette.requests import HTTPConnection
@@ -24,12 +25,16 @@ from pianissimo.decoding.hotwords import LARGEST_WEIGHT, Phrase
 from pianissimo.errors import OptionError, PianissimoError
 from pianissimo.serve.access.accounts import Account
 from pianissimo.serve.access.auth import caller_of
+from pianissimo.serve.audio_in.container import SIGNATURE_BYTES, is_container
+from pianissimo.serve.audio_in.decode import RawFormat, Upload
+from pianissimo.serve.audio_in.live_decode import LiveDecoder, LiveKind, live_decoder
 from pianissimo.serve.audio_in.pcm import Encoding, PcmReader
-from pianissimo.serve.audio_in.upload import body_as_file, raw_as_wav, unless_gone
-from pianissimo.serve.dialects.sockets import Client, client, parse_object, seat, until_first
+from pianissimo.serve.audio_in.upload import body_as_file, unless_gone
+from pianissimo.serve.dialects.sockets import Client, client, parse_message, seat, until_first
 from pianissimo.serve.errors import FAILED, Refusal
+from pianissimo.serve.feed import Feed
 from pianissimo.serve.openapi import LISTEN, LISTEN_BODY
-from pianissimo.serve.service import NO_PAUSES, Feed, Service
+from pianissimo.serve.service import NO_PAUSES, Service
 from pianissimo.serve.versions.store import Lease
 from pianissimo.streaming.endpoint import ENDPOINT, EndpointRules
 from pianissimo.transcript import StreamEvent, Transcript, Word
@@ -41,19 +46,23 @@ SHORTEST_PAUSE_SECONDS = 0.3
 """Shorter values of `endpointing`, which some clients send, would end an utterance at each word."""
 SHORTEST_UTTERANCE_END_SECONDS = 1.0
 LEAST_WEIGHT = 0.1
-"""Of a keyword: Deepgram's intensifiers may be as small as one likes."""
+"""Of a keyword; Deepgram's intensifiers have no lower bound."""
 WATCH_SECONDS = 0.1
 ENCODINGS: dict[str, Encoding] = {"linear16": "pcm_s16le", "mulaw": "mulaw", "alaw": "alaw"}
 G711 = ("mulaw", "alaw")
+OPUS = ("opus", "ogg-opus")
+HEAD_BYTES = 16
+"""Audio that is needed to tell a container from raw samples."""
 
 router = APIRouter()
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The query of a request, as far as it matters to us; unknown keys are ignored."""
+class ListenOptions:
+    """The supported part of a query; unknown keys are ignored, as Deepgram does."""
 
     encoding: Encoding | None
+    opus: bool
     sample_rate: int
     channels: int
     interim: bool
@@ -68,26 +77,26 @@ class Asked:
 async def listen(socket: WebSocket) -> None:
     request_id = str(uuid.uuid4())
     async with client(socket, DIALECT, headers={"dg-request-id": request_id}) as one:
-        asked = read_query(socket.query_params)
-        if asked.encoding is None:
-            raise Refusal(
-                400,
-                f"say how the audio is encoded: encoding={' or '.join(ENCODINGS)}, and sample_rate",
-                "encoding_required",
-            )
+        requested = read_query(socket.query_params)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(seat(one.service, DIALECT, one.account))
+            one.allow_large_messages()
             lease = _lease(one.service, socket, request_id, one.account)
             one.lease = stack.enter_context(lease)
-            reader = PcmReader(asked.encoding, asked.channels)
-            rate, endpoint = asked.sample_rate, asked.endpoint
-            opening = one.service.feed(lease, reader, rate, endpoint=endpoint, boost=asked.boost)
+            reader = PcmReader(requested.encoding or "pcm_f32le", requested.channels)
+            opening = one.service.feed(
+                lease,
+                reader,
+                sample_rate=requested.sample_rate,
+                endpoint=requested.endpoint,
+                boost=requested.boost,
+            )
             feed = await stack.enter_async_context(opening)
-            await _Listener(one, asked, feed, lease, request_id).run()
+            await _LiveSocket(one, requested, feed, lease, request_id, stack).run()
 
 
 def _lease(service: Service, asks: HTTPConnection, request_id: str, account: Account) -> Lease:
-    """The model of a request; a name that only Deepgram knows means the default."""
+    """The model of a request; a name that only Deepgram knows selects the default."""
     query = asks.query_params
     caller = caller_of(asks.headers, query.get("user"), request_id)
     choice = service.store.choose(query.get("model"), caller, lenient=True)
@@ -95,18 +104,26 @@ def _lease(service: Service, asks: HTTPConnection, request_id: str, account: Acc
     return service.lease(DIALECT, choice, request_id, account)
 
 
-class _Listener:
-    """One live socket."""
+class _LiveSocket:
+    """One live socket: raw samples, Opus packets, or a container as browsers record it."""
 
     def __init__(
-        self, one: Client, asked: Asked, feed: Feed, lease: Lease, request_id: str
+        self,
+        one: Client,
+        requested: ListenOptions,
+        feed: Feed,
+        lease: Lease,
+        request_id: str,
+        stack: AsyncExitStack,
     ) -> None:
-        self.one, self.asked, self.feed, self.lease = one, asked, feed, lease
-        self.request_id = request_id
+        self.one, self.requested, self.feed, self.lease = one, requested, feed, lease
+        self.request_id, self._stack = request_id, stack
+        self._head: bytes | None = b""  # audio before its format is known
+        self._decoder: LiveDecoder | None = None
         self.digest = hashlib.sha256()
-        self.locked = 0.0  # up to here all is final
+        self.locked = 0.0  # seconds up to which everything is final
         self.speaking = False
-        self.last_word_end: float | None = None  # of an utterance whose end was not told
+        self.last_word_end: float | None = None  # of an utterance whose end was not sent
         self.shown = ""
 
     async def run(self) -> None:
@@ -116,79 +133,127 @@ class _Listener:
             if refusal.code == "idle":
                 await self.one.close(FAILED, "NET-0001: no audio and no KeepAlive came in time")
                 return
-            await self._complain(refusal.message, refusal.code)
+            await self._send_error(refusal.message, refusal.code)
             raise
         except PianissimoError as error:
-            await self._complain(str(error), error.code)
+            await self._send_error(str(error), error.code)
             raise
 
-    async def _complain(self, message: str, code: str | None) -> None:
-        told = {"type": "Error", "description": message, "message": message}
-        await self.one.send({**told, "variant": (code or "error").upper()})
+    async def _send_error(self, message: str, code: str | None) -> None:
+        variant = (code or "error").upper()
+        error = {"type": "Error", "description": message, "message": message, "variant": variant}
+        await self.one.send(error)
 
     async def _receive(self) -> None:
         idle = min(self.one.service.settings.idle_seconds, IDLE_SECONDS)
         open = True
         while True:
-            # Whoever closed the stream has nothing more to send, however long the rest takes.
+            # A client that closed the stream has nothing more to send while the rest is computed.
             message = await self.one.receive(idle if open else None)
             if not open:
                 continue
             if isinstance(message, bytes) and message:
-                await self._hear(message)
+                await self._push(message)
                 continue
-            match parse_object(message).get("type") if message else "CloseStream":
-                case "Finalize":
-                    self.one.asked_for_final()
+            match (await parse_message(message)).get("type") if message else "CloseStream":
+                case "Finalize" | "Finalise":
+                    await self.one.pace_command()
+                    self.one.final_requested()
+                    await self._flush()
                     await self.feed.finalize()
                 case "CloseStream":
                     open = False
-                    self.one.asked_for_final()
+                    self.one.final_requested()
+                    await self._flush()
+                    if self._decoder is not None:
+                        await self._decoder.finish()
                     await self.feed.finish()
 
-    async def _hear(self, data: bytes) -> None:
+    async def _push(self, data: bytes) -> None:
         self.digest.update(data)
-        seconds = await self.feed.push(data)
-        self.one.service.heard(DIALECT, self.lease, seconds)
+        if self._head is not None:
+            data = self._head + data
+            if len(data) < HEAD_BYTES and not self.requested.opus:
+                self._head = data
+                return
+            await self._choose_format(data)
+        if self._decoder is not None:
+            await self._decoder.write(data)
+        else:
+            self.one.service.record_audio(DIALECT, self.lease, await self.feed.push(data))
+
+    async def _choose_format(self, data: bytes) -> None:
+        """Start a decoder, unless the first audio is raw; raises Refusal for unknown audio."""
+        self._head = None
+        if is_container(data):
+            kind: LiveKind = "container"
+        elif self.requested.opus:
+            kind = "opus"
+        elif self.requested.encoding is None:
+            raise Refusal(
+                400,
+                f"the audio is in no known container: send encoding={' or '.join(ENCODINGS)}, and "
+                "sample_rate, for raw samples",
+                "encoding_required",
+            )
+        else:
+            return
+        self._stack.enter_context(self.one.service.live_decoders.seat())
+        opening = live_decoder(kind, self.feed.sample_rate, self._push_decoded)
+        self._decoder = await self._stack.enter_async_context(opening)
+
+    async def _push_decoded(self, samples: npt.NDArray[np.float32]) -> None:
+        self.one.account.check_audio()
+        seconds = await self.feed.push_samples(samples)
+        self.one.service.record_audio(DIALECT, self.lease, seconds)
+
+    async def _flush(self) -> None:
+        """Push all audio that was received."""
+        if self._head:
+            data, self._head = self._head, None
+            if self.requested.encoding is not None:
+                await self.feed.push(data)
+        if self._decoder is not None:
+            await self._decoder.flush()
 
     async def _watch_pauses(self) -> None:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             await self._end_utterance(self.feed.seconds - self.feed.session.backlog_seconds)
 
-    async def _end_utterance(self, heard: float) -> None:
-        """Tell that there was no word for long, once after each utterance."""
-        end, patience = self.last_word_end, self.asked.utterance_end_seconds
-        if end is not None and patience is not None and heard - end >= patience:
+    async def _end_utterance(self, consumed: float) -> None:
+        """Send UtteranceEnd once after each utterance, when no word followed for long enough."""
+        end, patience = self.last_word_end, self.requested.utterance_end_seconds
+        if end is not None and patience is not None and consumed - end >= patience:
             self.last_word_end = None
             await self.one.send({"type": "UtteranceEnd", "channel": [0, 1], "last_word_end": end})
 
     async def _send(self) -> None:
         async for event in self.feed:
             if event.type != "endpoint":
-                await self._tell(event)
+                await self._send_event(event)
         await self.one.send({"type": "Metadata", **self._metadata()})
 
-    async def _tell(self, event: StreamEvent) -> None:
+    async def _send_event(self, event: StreamEvent) -> None:
         await self._end_utterance(event.start)
         if event.text and not self.speaking:
             self.speaking = True
-            if self.asked.vad_events:
+            if self.requested.vad_events:
                 started = {"channel": [0, 1], "timestamp": event.start}
                 await self.one.send({"type": "SpeechStarted", **started})
         if event.words:
             self.last_word_end = event.words[-1].end
         final = event.type == "final"
-        if final or (self.asked.interim and event.text != self.shown):
+        if final or (self.requested.interim and event.text != self.shown):
             self.shown = "" if final else event.text
             await self.one.send(self._results(event))
         if final:
             self.locked = max(self.locked, event.end)
             self.speaking = event.reason == "length"
             if event.reason in ("finalize", "finish"):
-                self.one.got_final()
+                self.one.final_sent()
 
-    def _results(self, event: StreamEvent) -> dict[str, Any]:
+    def _results(self, event: StreamEvent) -> dict[str, object]:
         end = max(self.locked, event.end)
         return {
             "type": "Results",
@@ -206,43 +271,41 @@ class _Listener:
             },
         }
 
-    def _metadata(self) -> dict[str, Any]:
-        seconds, channels = self.feed.seconds, self.asked.channels
+    def _metadata(self) -> dict[str, object]:
+        seconds, channels = self.feed.seconds, self.requested.channels
         digest = self.digest.hexdigest()
         return _metadata(self.lease, self.request_id, digest, seconds, channels)
 
 
 @router.post("/v1/listen", openapi_extra=LISTEN_BODY, responses=LISTEN)
 async def listen_to_recording(request: Request) -> Response:
-    """A recording in the body: any container, or raw samples if the query says which."""
+    """A recording in the body: any container, or raw samples as described by the query."""
     service: Service = request.app.state.service
     account = service.admit(DIALECT, request.headers)
     service.check_open(DIALECT)
-    asked, request_id = read_query(request.query_params), str(uuid.uuid4())
+    requested, request_id = read_query(request.query_params), str(uuid.uuid4())
     if request.headers.get("content-type", "").startswith("application/json"):
         raise Refusal(
             400,
-            "this server fetches no URLs: send the recording itself as the body",
+            "this server does not fetch URLs: send the recording itself as the body",
             "remote_content_unsupported",
         )
     async with AsyncExitStack() as stack:
         lease = stack.enter_context(_lease(service, request, request_id, account))
         limit = account.largest_upload_bytes(service.settings.largest_upload_bytes)
-        path = await stack.enter_async_context(body_as_file(request, limit))
+        path = await stack.enter_async_context(body_as_file(request, limit, service.uploads))
         digest = await _sha256(path)
-        if asked.encoding is not None and not _is_container(path):
-            raw = raw_as_wav(path, asked.encoding, asked.sample_rate, asked.channels)
-            path = await stack.enter_async_context(raw)
-        found = await unless_gone(request, service.transcribe(path, lease, asked.boost))
-        service.heard(DIALECT, lease, found.duration)
+        upload = Upload(path, await asyncio.to_thread(_raw_format, path, requested))
+        found = await unless_gone(request, service.transcribe(upload, lease, requested.boost))
+        service.record_audio(DIALECT, lease, found.duration)
     about = _metadata(lease, request_id, digest, found.duration, 1)
-    return JSONResponse({"metadata": about, "results": _recording_results(found, asked)})
+    return JSONResponse({"metadata": about, "results": _recording_results(found, requested)})
 
 
-def _recording_results(found: Transcript, asked: Asked) -> dict[str, Any]:
+def _recording_results(found: Transcript, requested: ListenOptions) -> dict[str, object]:
     alternative = _alternative(found.text, found.words)
-    results: dict[str, Any] = {"channels": [{"alternatives": [alternative]}]}
-    if asked.utterances:
+    results: dict[str, object] = {"channels": [{"alternatives": [alternative]}]}
+    if requested.utterances:
         results["utterances"] = [
             {
                 "start": segment.start,
@@ -256,26 +319,27 @@ def _recording_results(found: Transcript, asked: Asked) -> dict[str, Any]:
     return results
 
 
-# -- what was asked --------------------------------------------------------------------------------
+# -- queries ---------------------------------------------------------------------------------------
 
 
-def read_query(query: QueryParams) -> Asked:
-    """Raises Refusal for values that make no sense."""
+def read_query(query: QueryParams) -> ListenOptions:
+    """Raises Refusal for invalid values."""
     encoding = query.get("encoding")
-    if encoding is not None and encoding not in ENCODINGS:
+    if encoding is not None and encoding not in (*ENCODINGS, *OPUS):
         raise Refusal(
             400,
-            f"encoding {encoding!r} is not supported; send {', '.join(ENCODINGS)}",
+            f"encoding {encoding!r} is not supported; send {', '.join((*ENCODINGS, *OPUS))}",
             "unsupported_encoding",
         )
     if _flag(query, "multichannel"):
         raise Refusal(
             400,
-            "multichannel is not supported: open a socket per channel, or have them mixed",
+            "multichannel is not supported: open one socket per channel, or mix the channels",
             "multichannel_unsupported",
         )
-    return Asked(
-        encoding=None if encoding is None else ENCODINGS[encoding],
+    return ListenOptions(
+        encoding=ENCODINGS.get(encoding or ""),
+        opus=encoding in OPUS,
         sample_rate=round(_number(query, "sample_rate", 8000 if encoding in G711 else 16_000)),
         channels=round(_number(query, "channels", 1)),
         interim=_flag(query, "interim_results"),
@@ -288,10 +352,10 @@ def read_query(query: QueryParams) -> Asked:
 
 
 def _endpoint(query: Mapping[str, str]) -> EndpointRules:
-    asked = query.get("endpointing", "").lower()
-    if asked == "false":
+    requested = query.get("endpointing", "").lower()
+    if requested == "false":
         return NO_PAUSES
-    if asked in ("", "true"):
+    if requested in ("", "true"):
         return ENDPOINT
     pause = max(_number(query, "endpointing", 0) / 1000, SHORTEST_PAUSE_SECONDS)
     try:
@@ -311,14 +375,16 @@ def _keyterms(query: QueryParams) -> Iterator[Phrase]:
 
 
 def _keywords(query: QueryParams) -> Iterator[Phrase]:
-    """`keywords=WORD:INTENSIFIER`; one that is not above 0 asks for less of a word, not for it."""
+    """`keywords=WORD:INTENSIFIER`; those that are not above 0 would suppress a word: ignored."""
     for text in query.getlist("keywords"):
         word, colon, number = text.rpartition(":")
         try:
             intensifier = float(number) if colon else 1.0
         except ValueError:
             raise Refusal(
-                400, f"keywords={text}: say WORD:INTENSIFIER, a number", "invalid_value"
+                400,
+                f"keywords={text} is invalid; use WORD:INTENSIFIER with a number",
+                "invalid_value",
             ) from None
         if intensifier > 0:
             weight = min(max(intensifier, LEAST_WEIGHT), LARGEST_WEIGHT)
@@ -336,20 +402,20 @@ def _number(query: Mapping[str, str], name: str, default: float) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < 1e7:
-        raise Refusal(400, f"{name}={text} is not a number that makes sense here", "invalid_value")
+        raise Refusal(400, f"{name}={text} is invalid; use a number from 0 to 1e7", "invalid_value")
     return value
 
 
-# -- what is told ----------------------------------------------------------------------------------
+# -- answers ---------------------------------------------------------------------------------------
 
 
-def _alternative(text: str, words: Sequence[Word]) -> dict[str, Any]:
+def _alternative(text: str, words: Sequence[Word]) -> dict[str, object]:
     known = [word.confidence for word in words if word.confidence is not None]
     confidence = sum(known) / len(known) if known else 0.0
     return {"transcript": text, "confidence": confidence, "words": [_word(w) for w in words]}
 
 
-def _word(word: Word) -> dict[str, Any]:
+def _word(word: Word) -> dict[str, object]:
     return {
         "word": word.text.strip(".,!?;:\"'()").lower() or word.text,
         "start": word.start,
@@ -361,7 +427,7 @@ def _word(word: Word) -> dict[str, Any]:
 
 def _metadata(
     lease: Lease, request_id: str, digest: str, seconds: float, channels: int
-) -> dict[str, Any]:
+) -> dict[str, object]:
     model = _model_uuid(lease)
     return {
         "transaction_key": "deprecated",
@@ -384,10 +450,17 @@ def _model_uuid(lease: Lease) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_URL, lease.model.name))
 
 
-def _is_container(path: Path) -> bool:
-    """Some clients name an encoding though they send a file with a header."""
+def _raw_format(path: Path, requested: ListenOptions) -> RawFormat | None:
+    """How the samples of a body are stored; None for a container.
+
+    Some clients name an encoding though they send a file with a header.
+    """
+    if requested.encoding is None:
+        return None
     with open(path, "rb") as file:
-        return file.read(4) in (b"RIFF", b"OggS", b"fLaC", b"\x1aE\xdf\xa3")
+        if is_container(file.read(SIGNATURE_BYTES)):
+            return None
+    return RawFormat(requested.encoding, requested.sample_rate, requested.channels)
 
 
 async def _sha256(path: Path) -> str:

@@ -1,6 +1,6 @@
-"""OpenAI's audio endpoints: transcriptions in every format, and the list of models.
+"""OpenAI's audio endpoints: transcriptions in all formats, and the list of models.
 
-What its clients send and expect: platform.openai.com/docs/api-reference/audio.
+Requests and responses follow platform.openai.com/docs/api-reference/audio.
 """
 
 import asyncio
@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
-from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.datastructures import FormData
@@ -21,10 +20,12 @@ from pianissimo.errors import PianissimoError
 from pianissimo.serve.access.accounts import Account
 from pianissimo.serve.access.auth import caller_of
 from pianissimo.serve.access.phrases import terms
+from pianissimo.serve.audio_in.decode import Upload
 from pianissimo.serve.audio_in.upload import form_with_file, unless_gone
 from pianissimo.serve.errors import Refusal, refusal_for
+from pianissimo.serve.feed import GrowingText
 from pianissimo.serve.openapi import TRANSCRIPTION, TRANSCRIPTION_FORM
-from pianissimo.serve.service import GrowingText, Service
+from pianissimo.serve.service import Service
 from pianissimo.serve.versions.store import Lease
 from pianissimo.transcript import Segment, StreamEvent, Transcript, Word
 
@@ -37,8 +38,8 @@ router = APIRouter()
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The fields of a transcription request that matter to us; the others are accepted."""
+class TranscriptionOptions:
+    """The supported fields of a transcription request; others are ignored."""
 
     format: str
     granularities: tuple[str, ...]
@@ -63,28 +64,32 @@ async def get_model(request: Request, name: str) -> Response:
 
 @router.post("/v1/audio/transcriptions", openapi_extra=TRANSCRIPTION_FORM, responses=TRANSCRIPTION)
 async def create_transcription(request: Request) -> Response:
-    """A recording as text: json, text, srt, vtt, verbose_json, or events as it is heard."""
+    """Transcribe a recording: json, text, srt, vtt, verbose_json, or a stream of events."""
     service, account = _admitted(request)
     service.check_open(DIALECT)
     async with AsyncExitStack() as stack:
         most = account.largest_upload_bytes(service.settings.largest_upload_bytes)
-        upload = form_with_file(request, most)
+        upload = form_with_file(request, most, service.uploads)
         form, _, path = await stack.enter_async_context(upload)
-        asked = _read(form)
+        requested = _read(form)
         caller = caller_of(request.headers, _text(form, "user"))
         choice = service.store.choose(_text(form, "model"), caller)
         lease = stack.enter_context(service.lease(DIALECT, choice, caller.session, account))
         lease.model.check_language(_text(form, "language"))
         lease.model.check_languages(_list(form, "languages"))
-        boost = await asyncio.to_thread(lease.model.hints, asked.boost)
-        if asked.stream:
-            heard = service.events(path, lease, boost)
-            events = _server_sent(service, heard, asked, lease, stack.pop_all())
-            first = await anext(events)  # what fails before the first word has its own status
+        boost = await asyncio.to_thread(lease.model.hints, requested.boost)
+        if requested.stream:
+            live = service.events(Upload(path), lease, boost)
+            events = _server_sent(service, live, requested, lease, stack.pop_all())
+            try:  # a failure before the first event has a status of its own
+                first = await unless_gone(request, _next(events))
+            except BaseException:
+                await events.aclose()
+                raise
             return StreamingResponse(_from(first, events), media_type="text/event-stream")
-        transcript = await unless_gone(request, service.transcribe(path, lease, boost))
-        service.heard(DIALECT, lease, transcript.duration)
-    return _response(transcript, asked)
+        transcript = await unless_gone(request, service.transcribe(Upload(path), lease, boost))
+        service.record_audio(DIALECT, lease, transcript.duration)
+    return _response(transcript, requested)
 
 
 @router.post(
@@ -94,7 +99,7 @@ async def create_transcription(request: Request) -> Response:
     response_description="Refused",
 )
 async def create_translation(request: Request) -> Response:
-    """Refused: the models served here write what they hear, in its own language."""
+    """Refused: the models transcribe and do not translate."""
     service, _ = _admitted(request)
     raise Refusal(
         400,
@@ -104,7 +109,7 @@ async def create_translation(request: Request) -> Response:
     )
 
 
-# -- what was asked --------------------------------------------------------------------------------
+# -- fields ----------------------------------------------------------------------------------------
 
 
 def _admitted(request: Request) -> tuple[Service, Account]:
@@ -112,7 +117,7 @@ def _admitted(request: Request) -> tuple[Service, Account]:
     return service, service.admit(DIALECT, request.headers)
 
 
-def _read(form: FormData) -> Asked:
+def _read(form: FormData) -> TranscriptionOptions:
     format = _text(form, "response_format") or "json"
     if format not in FORMATS:
         raise Refusal(
@@ -130,7 +135,7 @@ def _read(form: FormData) -> Asked:
                 "invalid_value",
                 "timestamp_granularities",
             )
-    return Asked(
+    return TranscriptionOptions(
         format,
         granularities or ("segment",),
         "logprobs" in _list(form, "include"),
@@ -147,7 +152,7 @@ def _text(form: FormData, name: str) -> str | None:
 
 
 def _list(form: FormData, name: str) -> tuple[str, ...]:
-    """A field that may come several times, with or without brackets."""
+    """A repeatable field, with or without brackets."""
     values = [*form.getlist(f"{name}[]"), *form.getlist(name)]
     return tuple(part.strip() for v in values if isinstance(v, str) for part in v.split(","))
 
@@ -155,8 +160,8 @@ def _list(form: FormData, name: str) -> tuple[str, ...]:
 # -- answers ---------------------------------------------------------------------------------------
 
 
-def _response(transcript: Transcript, asked: Asked) -> Response:
-    match asked.format:
+def _response(transcript: Transcript, requested: TranscriptionOptions) -> Response:
+    match requested.format:
         case "text":
             return PlainTextResponse(transcript.text + "\n")
         case "srt":
@@ -164,15 +169,15 @@ def _response(transcript: Transcript, asked: Asked) -> Response:
         case "vtt":
             return PlainTextResponse(transcript.to_vtt())
         case "verbose_json":
-            return JSONResponse(_verbose(transcript, asked))
-    body: dict[str, Any] = {"text": transcript.text, "usage": usage(transcript.duration)}
-    if asked.logprobs:
+            return JSONResponse(_verbose(transcript, requested))
+    body: dict[str, object] = {"text": transcript.text, "usage": usage(transcript.duration)}
+    if requested.logprobs:
         body["logprobs"] = logprobs(transcript.words)
     return JSONResponse(body)
 
 
-def _verbose(transcript: Transcript, asked: Asked) -> dict[str, Any]:
-    body: dict[str, Any] = {
+def _verbose(transcript: Transcript, requested: TranscriptionOptions) -> dict[str, object]:
+    body: dict[str, object] = {
         "task": "transcribe",
         "language": transcript.language or "",
         "duration": transcript.duration,
@@ -180,19 +185,19 @@ def _verbose(transcript: Transcript, asked: Asked) -> dict[str, Any]:
         "segments": [_segment(i, each) for i, each in enumerate(transcript.segments)],
         "usage": usage(transcript.duration),
     }
-    if "word" in asked.granularities:
+    if "word" in requested.granularities:
         body["words"] = [
             {"word": word.text, "start": word.start, "end": word.end} for word in transcript.words
         ]
-        if "segment" not in asked.granularities:
+        if "segment" not in requested.granularities:
             del body["segments"]
-    if asked.logprobs:
+    if requested.logprobs:
         body["logprobs"] = logprobs(transcript.words)
     return body
 
 
-def _segment(number: int, segment: Segment) -> dict[str, Any]:
-    """Whisper's segment; what only Whisper has carries the value that says nothing."""
+def _segment(number: int, segment: Segment) -> dict[str, object]:
+    """A segment in Whisper's shape; fields that only Whisper has get neutral values."""
     found = [w.confidence for w in segment.words if w.confidence is not None]
     mean = sum(map(_log, found)) / len(found) if found else 0.0
     return {
@@ -209,12 +214,12 @@ def _segment(number: int, segment: Segment) -> dict[str, Any]:
     }
 
 
-def usage(seconds: float) -> dict[str, Any]:
+def usage(seconds: float) -> dict[str, object]:
     return {"type": "duration", "seconds": math.ceil(seconds)}
 
 
-def logprobs(words: Sequence[Word]) -> list[dict[str, Any]]:
-    """One entry per word, which is what has a confidence here: its logarithm."""
+def logprobs(words: Sequence[Word]) -> list[dict[str, object]]:
+    """One entry per word: the logarithm of its confidence."""
     entries = []
     for number, word in enumerate(words):
         text = f" {word.text}" if number else word.text
@@ -229,24 +234,24 @@ def _log(confidence: float) -> float:
 
 async def _server_sent(
     service: Service,
-    heard: AsyncGenerator[StreamEvent | float],
-    asked: Asked,
+    live: AsyncGenerator[StreamEvent | float],
+    requested: TranscriptionOptions,
     lease: Lease,
     stack: AsyncExitStack,
 ) -> AsyncGenerator[str]:
-    """The events of a transcription; an error that comes too late for a status is one of them.
+    """The events of a transcription; an error after the first one is an event, too.
 
-    Raises PianissimoError if it comes before the first event.
+    Raises PianissimoError for an error before the first event.
     """
     text, words, seconds = GrowingText(), list[Word](), 0.0
     async with stack:
         try:
-            async with aclosing(heard) as events:
+            async with aclosing(live) as events:
                 async for event in events:
                     if isinstance(event, float):
                         seconds = event
                         continue
-                    if added := text.take(event):
+                    if added := text.add(event):
                         yield _sse({"type": "transcript.text.delta", "delta": added})
                     if event.type == "final":
                         words += event.words
@@ -255,13 +260,17 @@ async def _server_sent(
                 raise
             yield _sse({"type": "error", **refusal_for(error).openai()})
             return
-    service.heard(DIALECT, lease, seconds)
-    done: dict[str, Any] = {"type": "transcript.text.done", "text": text.sent}
+    service.record_audio(DIALECT, lease, seconds)
+    done: dict[str, object] = {"type": "transcript.text.done", "text": text.sent}
     done["usage"] = usage(seconds)
-    if asked.logprobs:
+    if requested.logprobs:
         done["logprobs"] = logprobs(words)
     yield _sse(done)
     yield "data: [DONE]\n\n"
+
+
+async def _next(events: AsyncGenerator[str]) -> str:
+    return await anext(events)
 
 
 async def _from(first: str, rest: AsyncGenerator[str]) -> AsyncIterator[str]:
@@ -271,10 +280,10 @@ async def _from(first: str, rest: AsyncGenerator[str]) -> AsyncIterator[str]:
             yield event
 
 
-def _sse(event: Mapping[str, Any]) -> str:
+def _sse(event: Mapping[str, object]) -> str:
     return f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
 
 
-def _model_object(name: str, request: Request) -> dict[str, Any]:
+def _model_object(name: str, request: Request) -> dict[str, object]:
     created: float = getattr(request.app.state, "started", time.time())
     return {"id": name, "object": "model", "created": round(created), "owned_by": OWNER}

@@ -1,8 +1,8 @@
-"""Streams that outlive their connection, and with a folder for them the server.
+"""Streams that outlive their connection and, with a state folder, the server.
 
-What a client sends is counted in frames (a message with audio, or a command), what it is told in
-events; both counts begin at 1 and never skip. After a cut the client says which event it saw last
-and learns which frame arrived last, and both sides send the rest again. Nothing is lost or doubled.
+Input is counted in frames (a message with audio, or a command), output in events; both counts begin
+at 1 and have no gaps. To resume, the client states the last event it has and gets the last frame
+that arrived; both sides send the rest again. Nothing is lost or duplicated.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pianissimo.decoding.hotwords import Phrase
 from pianissimo.engine.engine import Engine
@@ -27,29 +27,30 @@ from pianissimo.errors import PianissimoError, StateError
 from pianissimo.serve.access.accounts import Account
 from pianissimo.serve.audio_in.pcm import Encoding, PcmReader
 from pianissimo.serve.errors import Refusal, restarting
-from pianissimo.serve.service import NO_PAUSES, Feed, Service
-from pianissimo.serve.versions.store import Choice, Lease
+from pianissimo.serve.feed import Feed
+from pianissimo.serve.service import NO_PAUSES, Service
+from pianissimo.serve.versions.store import Lease, ModelChoice
 from pianissimo.streaming.endpoint import EndpointRules
 from pianissimo.streaming.session import Session
 from pianissimo.transcript import StreamEvent
 
 DIALECT = "stream"
 Command = Literal["finalize", "finish"]
-MOST_UNSEEN = 1000
-"""Events kept for a client that does not say it saw them; then its stream pauses."""
+MOST_UNACKNOWLEDGED = 1000
+"""Unacknowledged events that are kept; with more the stream pauses."""
 MOST_AWAY_PER_SEAT = 4
-"""Streams without a connection that are kept, for each seat; the oldest go first."""
+"""Disconnected streams that are kept for each seat; the oldest are dropped first."""
 LAST_SECONDS = 5.0
-"""What a stream that is finishing may take when the server ends."""
+"""How long a finishing stream may take when the server ends."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """What a client asked for in its first message, and the model it was given.
+    """The options of a start message, and the chosen model.
 
-    `endpoint` None: no pause ends anything. `session` is its name in experiments.
+    `endpoint` None: no pause ends an utterance. `session` identifies the stream in experiments.
     """
 
     sample_rate: int
@@ -57,72 +58,72 @@ class StreamOptions:
     channels: int
     latency_ms: int | None
     endpoint: EndpointRules | None
-    choice: Choice
+    choice: ModelChoice
     session: str
     boost: tuple[Phrase, ...] = ()
 
 
 class ResumableStream:
-    """One stream, with or without a connection at the moment.
+    """One stream, connected or not.
 
-    It holds a seat and a slot of the engine, unless it was parked: then all of it is in `_state`.
-    From its first connection on it holds a lease: its state belongs to those weights.
+    It holds a seat and a stream of the engine until it is parked; a parked stream is all in
+    `_state`. From its first connection on it holds a lease, since its state depends on the weights.
     """
 
     def __init__(self, service: Service, options: StreamOptions, token: str) -> None:
         self.service, self.options, self.token = service, options, token
         self.frames = 0
-        self.events: deque[tuple[int, dict[str, Any]]] = deque()
+        self.events: deque[tuple[int, dict[str, object]]] = deque()
         self.last_event = 0
-        self.partial: dict[str, Any] | None = None
+        self.partial: dict[str, object] | None = None
         self.ended = False
         self.finishing = False
         self.news = asyncio.Event()
-        self.given_up = asyncio.Event()
-        self.farewell: Refusal | None = None
-        """What a connection that the stream was taken from tells its client."""
+        self.displaced = asyncio.Event()
+        self.closing_reason: Refusal | None = None
+        """Why the current connection is closed."""
         self.reader = PcmReader(options.encoding, options.channels)
         self._room = asyncio.Event()
         self._lock = asyncio.Lock()
         self._attached = asyncio.Lock()
-        self._connected = self._parting = False
+        self._connected = self._suspending = False
         self._lease: Lease | None = None
         self._feed: Feed | None = None
         self._account: Account | None = None
         self._pump: asyncio.Task[None] | None = None
-        self._taking: asyncio.Task[None] | None = None
+        self._accepting: asyncio.Task[None] | None = None
         self._state: bytes | None = None
-        self._asked: deque[float] = deque()
+        self._finals_requested: deque[float] = deque()
         self.failure: PianissimoError | None = None
 
     @property
     def done(self) -> bool:
-        """Whether the client has all there will ever be."""
+        """Whether the client has acknowledged everything."""
         return self.ended and not self.events and self.failure is None
 
     @property
     def gain_db(self) -> float:
-        """The gain before the model at the moment; 0 where nobody listens."""
+        """The current gain in front of the model; 0 for a parked stream."""
         return 0.0 if self._feed is None else self._feed.session.gain_db
 
     # -- the connection ----------------------------------------------------------------------------
 
     @asynccontextmanager
     async def attached(self, account: Account) -> AsyncIterator[None]:
-        """The stream belongs to one connection at a time: a new one ends the one before.
+        """Attach a connection; the previous one is closed.
 
-        It counts for the `account` of the connection that woke it.
+        Usage is metered on the `account` of the connection that activated the stream.
         """
         taken_over = Refusal(409, "another connection resumed this stream", "taken_over")
-        self._give_up(taken_over)
+        self._displace(taken_over)
         async with self._attached:
             self._check_stays()
-            if self.farewell is not taken_over:  # a newer one waits already
+            if self.closing_reason is not taken_over:  # a newer connection waits already
                 raise taken_over
-            self.given_up.clear()
+            self.displaced.clear()
             async with self._lock:
                 if self._feed is None and not self.ended:
-                    await self._wake(self._state, account)
+                    await self._activate(self._state, account)
                 self._check_stays()
                 self._connected = True
             try:
@@ -130,55 +131,66 @@ class ResumableStream:
             finally:
                 self._connected = False
                 self._room.set()
-                # The next connection must not be told a count that is about to change.
-                if self._taking is not None:
-                    await asyncio.gather(self._taking, return_exceptions=True)
+                # The count of frames that the next connection gets must be settled.
+                if self._accepting is not None:
+                    await asyncio.gather(self._accepting, return_exceptions=True)
 
-    def _give_up(self, farewell: Refusal) -> None:
-        self.farewell = farewell
-        self.given_up.set()
+    def _displace(self, closing_reason: Refusal) -> None:
+        self.closing_reason = closing_reason
+        self.displaced.set()
 
     def _check_stays(self) -> None:
-        if self._parting:
+        if self._suspending:
             raise restarting()
 
-    async def take(self, frame: bytes | Command) -> None:
-        """Take the next frame; it is taken whole, even if the caller is cancelled meanwhile."""
-        self._taking = asyncio.create_task(self._take(frame))
-        await asyncio.shield(self._taking)
+    async def accept(self, frame: bytes | Command) -> None:
+        """Accept the next frame; it is accepted whole even if the caller is canceled."""
+        if isinstance(frame, bytes) and self._holds(frame):
+            return
+        self._accepting = asyncio.create_task(self._accept(frame))
+        await asyncio.shield(self._accepting)
 
-    async def _take(self, frame: bytes | Command) -> None:
+    def _holds(self, frame: bytes) -> bool:
+        """Whether a very short frame was kept for the next one, without a task or a lock."""
+        free = not (self._lock.locked() or self._suspending or self.finishing)
+        if not free or self._feed is None or self.failure is not None:
+            return False
+        held = self._feed.hold(frame)
+        self.frames += held
+        return held
+
+    async def _accept(self, frame: bytes | Command) -> None:
         async with self._lock:
             self._check_stays()
             if self.failure is not None:
                 raise self.failure
             if self.finishing or self._feed is None:
-                raise Refusal(400, "the stream was finished; open another one", "stream_state")
+                raise Refusal(400, "the stream has finished; open another one", "stream_state")
             if isinstance(frame, bytes):
                 seconds = await self._feed.push(frame)
                 assert self._lease is not None
-                self.service.heard(DIALECT, self._lease, seconds)
+                self.service.record_audio(DIALECT, self._lease, seconds)
             else:
-                self._asked.append(time.monotonic())
+                self._finals_requested.append(time.monotonic())
                 self.finishing = frame == "finish"
                 await (self._feed.finish() if self.finishing else self._feed.finalize())
             self.frames += 1
 
-    def unseen(self, after: int) -> list[tuple[int, dict[str, Any]]]:
+    def unacknowledged(self, after: int) -> list[tuple[int, dict[str, object]]]:
         """The events with a number above `after`."""
         return [(number, event) for number, event in self.events if number > after]
 
-    def seen(self, number: int) -> None:
-        """The client has all events up to this one: they can be forgotten."""
+    def acknowledge(self, number: int) -> None:
+        """The client has all events up to this number; drop them."""
         while self.events and self.events[0][0] <= number:
             self.events.popleft()
         self._room.set()
 
     # -- the engine --------------------------------------------------------------------------------
 
-    async def _wake(self, state: bytes | None, account: Account) -> None:
-        """Take a seat and a slot; raises EngineFullError, and Refusal at a limit of the key."""
-        self.service.take_seat(DIALECT, account)
+    async def _activate(self, state: bytes | None, account: Account) -> None:
+        """Acquire a seat and open a stream; raises EngineFullError, Refusal at the key's limit."""
+        self.service.acquire_seat(DIALECT, account)
         try:
             if self._lease is None:
                 options = self.options
@@ -187,25 +199,25 @@ class ResumableStream:
             self._feed = await self.service.open_feed(
                 self._lease,
                 self.reader,
-                self.options.sample_rate,
+                sample_rate=self.options.sample_rate,
                 latency_ms=self.options.latency_ms,
                 endpoint=self.options.endpoint or NO_PAUSES,
                 boost=self.options.boost,
                 state=state,
             )
         except BaseException:
-            self.service.leave_seat(account)
+            self.service.release_seat(account)
             raise
         self._state, self._account = None, account
         self._pump = asyncio.create_task(self._collect(self._feed))
 
     async def _collect(self, feed: Feed) -> None:
-        """Keep what the stream says until it ends."""
+        """Keep the events of the stream until it ends."""
         try:
             async for event in feed:
                 self._keep(event)
-                # Only a client that is there can make room; without one the audio is bounded.
-                while len(self.events) >= MOST_UNSEEN and self._connected:
+                # Only a connected client can acknowledge; without one the audio is bounded.
+                while len(self.events) >= MOST_UNACKNOWLEDGED and self._connected:
                     self._room.clear()
                     await self._room.wait()
             self._add({"type": "end"})
@@ -215,37 +227,37 @@ class ResumableStream:
         self.news.set()
         await self._release(feed)
         if self._lease is not None:
-            self._lease.release()  # what is left to be told needs no model
+            self._lease.release()  # the remaining events need no model
 
     def _keep(self, event: StreamEvent) -> None:
         if event.type == "partial":
-            self.partial = _shown(event)
+            self.partial = _message(event)
         elif event.type == "endpoint":
             self._add({"type": "endpoint", "end": event.end})
         else:
-            if event.reason in ("finalize", "finish") and self._asked:
-                spent = time.monotonic() - self._asked.popleft()
+            if event.reason in ("finalize", "finish") and self._finals_requested:
+                spent = time.monotonic() - self._finals_requested.popleft()
                 assert self._lease is not None
                 self.service.metrics.final_after(DIALECT, self._lease, spent)
             self.partial = None
-            self._add({**_shown(event), "reason": event.reason})
+            self._add({**_message(event), "reason": event.reason})
         self.news.set()
 
-    def _add(self, event: dict[str, Any]) -> None:
+    def _add(self, event: dict[str, object]) -> None:
         self.last_event += 1
         self.events.append((self.last_event, {**event, "event": self.last_event}))
 
     async def _release(self, feed: Feed) -> None:
-        """Give slot and seat back."""
+        """Release the stream of the engine and the seat."""
         self._feed = None
         await feed.release()
         assert self._account is not None
-        self.service.leave_seat(self._account)
+        self.service.release_seat(self._account)
 
     async def park(self) -> None:
-        """Give the slot up and keep the stream as bytes; one that is finishing goes on instead."""
+        """Export the stream to bytes and release its seat; a finishing stream continues instead."""
         async with self._lock:
-            # A connection may have come while this waited for the lock.
+            # A connection may have been attached while this waited for the lock.
             if self._feed is None or self.finishing or self._connected:
                 return
             feed = self._feed
@@ -256,36 +268,36 @@ class ResumableStream:
                 assert self._lease is not None
                 engine = self._lease.model.engine
                 self._state, rest = await asyncio.to_thread(_export, feed.session, engine)
-            except Exception as error:  # it failed, which is told as an event, or must stay here
+            except Exception as error:  # it failed, or cannot be exported
                 if not isinstance(error, PianissimoError):
                     log.exception("a stream could not be parked")
                 self._pump = asyncio.create_task(self._collect(feed))
                 return
             for event in rest:
-                feed.said(event)
+                feed.observe(event)
                 self._keep(event)
             await self._release(feed)
 
-    async def part(self) -> bytes | None:
-        """The server ends: the whole stream as bytes. What arrives from now on is not taken, and
-        not counted, so that the client sends it again elsewhere."""
-        self._parting, self._connected = True, False
+    async def suspend(self) -> bytes | None:
+        """The server ends: the stream as bytes. Later frames are neither accepted nor counted, so
+        the client sends them again elsewhere."""
+        self._suspending, self._connected = True, False
         self._room.set()
         await self.park()
         await self.end(LAST_SECONDS)
         return self.save()
 
-    def dismiss(self) -> None:
-        """Send the connection away, if there is one: the stream can be resumed elsewhere."""
-        self._give_up(restarting())
+    def disconnect(self) -> None:
+        """Close the connection, if there is one: the stream can be resumed elsewhere."""
+        self._displace(restarting())
 
     async def end(self, seconds: float) -> None:
-        """Wait, at most so long, for the last text of a stream that is finishing."""
+        """Wait up to `seconds` for the last text of a finishing stream."""
         if self.finishing and self._pump is not None:
             await asyncio.wait({self._pump}, timeout=seconds)
 
-    async def leave(self) -> None:
-        """Forget everything."""
+    async def discard(self) -> None:
+        """Release everything that the stream holds."""
         async with self._lock:
             if self._pump is not None and not self._pump.done():
                 self._pump.cancel()
@@ -294,14 +306,14 @@ class ResumableStream:
                 await self._release(self._feed)
             if self._lease is not None:
                 self._lease.release()
-            self._pump, self._taking = None, None  # they know of us
+            self._pump, self._accepting = None, None  # they refer to this stream
             self._state, self.ended = None, True
             self.events.clear()
 
-    # -- as a file ---------------------------------------------------------------------------------
+    # -- files -------------------------------------------------------------------------------------
 
     def save(self) -> bytes | None:
-        """A parked or ended stream as bytes; None for one that still runs."""
+        """A parked or ended stream as bytes; None for a running one."""
         if self._state is None and not self.ended:
             return None
         document = {
@@ -325,7 +337,7 @@ class ResumableStream:
             options = document["options"]
             rules = options["endpoint"]
             options["endpoint"] = None if rules is None else EndpointRules(**rules)
-            options["choice"] = Choice(**options["choice"])
+            options["choice"] = ModelChoice(**options["choice"])
             options["boost"] = tuple(Phrase(**phrase) for phrase in options.get("boost", ()))
             stream = cls(service, StreamOptions(**options), token)
             stream.frames, stream.last_event = document["frames"], document["last_event"]
@@ -340,7 +352,7 @@ class ResumableStream:
 
 
 class Streams:
-    """All streams of one server, by their tokens."""
+    """All streams of one server, by token."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -350,7 +362,7 @@ class Streams:
         self._folder = service.settings.state_folder
         if self._folder is not None:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _forget_old(self._folder, service.settings.resume_seconds)
+            _delete_expired(self._folder, service.settings.resume_seconds)
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -362,7 +374,7 @@ class Streams:
         return stream
 
     def resume(self, token: str) -> ResumableStream:
-        """The stream of that token; raises Refusal when it is not known any more."""
+        """The stream of that token; raises Refusal if it is unknown or expired."""
         self._check_open()
         if token not in self._streams and self._folder is not None:
             path = self._folder / _file_name(token)
@@ -372,30 +384,32 @@ class Streams:
                 )
                 path.unlink()
         if token not in self._streams:
-            raise Refusal(404, "this stream is not known, or was away for too long", "no_stream")
+            raise Refusal(
+                404, "the stream is unknown or has expired; start another one", "no_stream"
+            )
         return self._streams[token]
 
-    def came(self, stream: ResumableStream) -> None:
-        """A connection wants the stream: it is not to be parked or forgotten."""
+    def connected(self, stream: ResumableStream) -> None:
+        """A connection is being attached: the stream must not be parked or dropped."""
         task = self._away.pop(stream.token, None)
         if task is not None:
             task.cancel()
 
-    def went(self, stream: ResumableStream) -> None:
-        """The connection is gone; the stream waits for the next one, for a while."""
+    def disconnected(self, stream: ResumableStream) -> None:
+        """The connection is gone; the stream waits for the next one until it expires."""
         if stream.token not in self._streams:
             return
         self._away[stream.token] = asyncio.create_task(self._wait(stream))
-        while len(self._away) > MOST_AWAY_PER_SEAT * self.service.seats.most:
+        while len(self._away) > MOST_AWAY_PER_SEAT * self.service.seats.capacity:
             token, task = self._away.popitem(last=False)
             task.cancel()
-            asyncio.create_task(self._streams.pop(token).leave())  # noqa: RUF006  ends by itself
+            asyncio.create_task(self._streams.pop(token).discard())  # noqa: RUF006  ends by itself
 
     async def forget(self, stream: ResumableStream) -> None:
-        """The client has everything, or nobody asked for too long."""
+        """Drop a stream: the client has everything, or the stream has expired."""
         self._streams.pop(stream.token, None)
-        self.came(stream)
-        await stream.leave()
+        self.connected(stream)
+        await stream.discard()
 
     async def _wait(self, stream: ResumableStream) -> None:
         settings = self.service.settings
@@ -410,35 +424,35 @@ class Streams:
             raise restarting()
 
     async def close(self) -> None:
-        """Park all streams, into the folder if there is one, and only then send clients away.
+        """Park all streams, save them if there is a state folder, and then close the connections.
 
-        May be called again, and returns when all of them are gone.
+        Returns when all streams are closed; may be called again.
         """
         if self._closing is None:
-            self._closing = asyncio.create_task(self._part_all())
+            self._closing = asyncio.create_task(self._suspend_all())
         await asyncio.shield(self._closing)
 
-    async def _part_all(self) -> None:
+    async def _suspend_all(self) -> None:
         for task in self._away.values():
             task.cancel()
         async with asyncio.TaskGroup() as group:
             for stream in self._streams.values():
-                group.create_task(self._part(stream))
+                group.create_task(self._suspend(stream))
         self._streams.clear()
 
-    async def _part(self, stream: ResumableStream) -> None:
-        data = await stream.part()
+    async def _suspend(self, stream: ResumableStream) -> None:
+        data = await stream.suspend()
         if self._folder is not None and data is not None:
             try:
                 await asyncio.to_thread(_write, self._folder / _file_name(stream.token), data)
             except OSError:
                 log.exception("a stream could not be saved")
-        stream.dismiss()
-        await stream.leave()
+        stream.disconnect()
+        await stream.discard()
 
 
 def _export(session: Session, engine: Engine | SegmentedEngine) -> tuple[bytes, list[StreamEvent]]:
-    """A stream as bytes, and what it said until just then; it says nothing more afterwards."""
+    """Export and close a stream; returns its state and its unread events."""
     with engine.lock:
         state, rest = session.export(), []
         while (event := session.get_nowait()) is not None:
@@ -447,7 +461,7 @@ def _export(session: Session, engine: Engine | SegmentedEngine) -> tuple[bytes, 
     return state, rest
 
 
-def _shown(event: StreamEvent) -> dict[str, Any]:
+def _message(event: StreamEvent) -> dict[str, object]:
     return {
         "type": event.type,
         "text": event.text,
@@ -462,7 +476,7 @@ def _file_name(token: str) -> str:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """The whole file or none; only its owner may read what people said."""
+    """Write the whole file or none; only its owner may read it."""
     draft = path.with_suffix(f".{secrets.token_hex(8)}.tmp")
     with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(data)
@@ -471,8 +485,8 @@ def _write(path: Path, data: bytes) -> None:
     os.replace(draft, path)
 
 
-def _forget_old(folder: Path, seconds: float) -> None:
-    """Files that nobody came back for."""
+def _delete_expired(folder: Path, seconds: float) -> None:
+    """Delete the files of expired streams."""
     for path in [*folder.glob("*.stream"), *folder.glob("*.tmp")]:
         with suppress(FileNotFoundError):
             if path.stat().st_mtime < time.time() - seconds:

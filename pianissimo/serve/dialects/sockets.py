@@ -1,4 +1,4 @@
-"""What the sockets of all dialects do alike: let a client in, read, write, and say goodbye."""
+"""What the sockets of all dialects share: admission, reading, writing and closing."""
 
 import asyncio
 import json
@@ -7,22 +7,25 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from pianissimo.errors import PianissimoError
 from pianissimo.serve.access.accounts import Account
 from pianissimo.serve.access.auth import subprotocol_of
+from pianissimo.serve.access.budget import Budget
+from pianissimo.serve.dialects.messages import SMALL_TEXT_BYTES, JsonObject, parse_object
 from pianissimo.serve.errors import FAILED, RESTARTING, Refusal, refusal_for
 from pianissimo.serve.service import Service
 from pianissimo.serve.versions.store import Lease
+from pianissimo.serve.websocket import allow_large_messages
 
 LONGEST_REASON_BYTES = 123
 """What a close frame has room for, RFC 6455 section 5.5."""
-
-PARTING_SECONDS = 5.0
+CLOSE_SECONDS = 5.0
 """How long a close frame may wait for a client that does not read."""
+COMMANDS_PER_SECOND, COMMANDS_BURST = 10.0, 20.0
+"""Commands of one socket that make the model compute: finalize, commit, a changed session."""
 
 log = logging.getLogger(__name__)
 
@@ -39,31 +42,43 @@ class Client:
     """One accepted socket of a dialect."""
 
     account: Account
-    """Whose it is, once it is let in."""
+    """The account that the client uses, once its key is checked."""
 
     def __init__(self, socket: WebSocket, service: Service, dialect: str) -> None:
         self.socket, self.service, self.dialect = socket, service, dialect
         self.lease: Lease | None = None
-        """The model that the client is served by, once that is known."""
+        """The model that serves the client, once it is chosen."""
         self._awaited: deque[float] = deque()
+        self._commands = Budget(COMMANDS_PER_SECOND, COMMANDS_BURST)
 
     async def receive(self, idle_seconds: float | None = None) -> str | bytes:
-        """The next message; raises Gone at the end, Refusal when nothing came for too long."""
+        """The next message; raises Gone at the end, Refusal if none came within the idle time.
+
+        Gives the event loop back once per message, and waits if the budget of the key is spent.
+        """
         idle = self.service.settings.idle_seconds if idle_seconds is None else idle_seconds
         try:
             async with asyncio.timeout(idle):
                 message = await self.socket.receive()
         except TimeoutError:
-            raise Refusal(408, f"nothing was sent for {idle:g} s", "idle") from None
+            raise Refusal(408, f"no message came for {idle:g} s", "idle") from None
         if message["type"] == "websocket.disconnect":
             raise Gone(message.get("code") or 1005)
+        await asyncio.sleep(self.account.messages.spend())
         text: str | None = message.get("text")
         data: bytes = message.get("bytes") or b""
         return data if text is None else text
 
-    async def send(self, message: Mapping[str, Any]) -> None:
-        """Send a JSON message; waits while the client does not read, but not for ever. Raises
-        Gone."""
+    def allow_large_messages(self) -> None:
+        """Lift the limit of the first message, for a client that has a seat."""
+        allow_large_messages(self.socket.scope)
+
+    async def pace_command(self) -> None:
+        """Wait until the budget of commands of this socket covers one more."""
+        await asyncio.sleep(self._commands.spend())
+
+    async def send(self, message: Mapping[str, object]) -> None:
+        """Send a JSON message; raises Gone if the client does not read it within the idle time."""
         try:
             async with asyncio.timeout(self.service.settings.idle_seconds):
                 await self.socket.send_text(json.dumps(message))
@@ -71,18 +86,18 @@ class Client:
             raise Gone(1006) from error
 
     async def close(self, code: int, reason: str = "") -> None:
-        """Say goodbye; that nobody hears it is no error."""
+        """Close the socket; a client that is gone already is no error."""
         short = reason.encode()[:LONGEST_REASON_BYTES].decode(errors="ignore")
         with suppress(TimeoutError, WebSocketDisconnect, RuntimeError, OSError):
-            async with asyncio.timeout(PARTING_SECONDS):
+            async with asyncio.timeout(CLOSE_SECONDS):
                 await self.socket.close(code, short)
 
-    def asked_for_final(self) -> None:
-        """The clock of the time to the final text begins to run."""
+    def final_requested(self) -> None:
+        """Start the clock of the time to the final text."""
         self._awaited.append(time.monotonic())
 
-    def got_final(self) -> None:
-        """The final text that was asked for first is there."""
+    def final_sent(self) -> None:
+        """Record the time to the final text that was requested first."""
         if self._awaited and self.lease is not None:
             spent = time.monotonic() - self._awaited.popleft()
             self.service.metrics.final_after(self.dialect, self.lease, spent)
@@ -96,10 +111,10 @@ async def client(
     account: Account | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Client]:
-    """Accept a socket, and close it with the code that fits what happened.
+    """Accept a socket, and close it with the code that fits its outcome.
 
-    Refusals and errors of ours become close codes, what nobody foresaw is logged and becomes 1011.
-    `account` is that of a client whose key was checked already.
+    Refusals and errors of the package become close codes; an unexpected exception is logged and
+    becomes 1011. `account` is that of a client whose key was checked already.
     """
     service: Service = socket.app.state.service
     raw = [(k.encode(), v.encode()) for k, v in (headers or {}).items()]
@@ -123,7 +138,7 @@ async def client(
     except Exception:
         log.exception("a socket of %s failed", dialect)
         outcome = "failed"
-        await one.close(FAILED, "the server failed; its log says why")
+        await one.close(FAILED, "the server failed; see its log")
     finally:
         service.metrics.sockets.labels(dialect).dec()
         service.metrics.requests.labels(dialect, outcome).inc()
@@ -131,17 +146,19 @@ async def client(
 
 @asynccontextmanager
 async def seat(service: Service, dialect: str, account: Account) -> AsyncIterator[None]:
-    """A seat for as long as the block lasts; raises what `Service.take_seat` says, and Refusal
-    while the server takes nobody new."""
+    """A seat for as long as the block lasts.
+
+    Raises what `Service.acquire_seat` does, and Refusal while the server drains.
+    """
     service.check_open(dialect)
-    service.take_seat(dialect, account)
+    service.acquire_seat(dialect, account)
     try:
         yield
     finally:
-        service.leave_seat(account)
+        service.release_seat(account)
 
 
-async def until_first(*jobs: Coroutine[Any, Any, None]) -> None:
+async def until_first(*jobs: Coroutine[object, object, None]) -> None:
     """Run jobs side by side until one of them ends; what it raises is raised."""
     tasks = [asyncio.create_task(job) for job in jobs]
     try:
@@ -155,38 +172,19 @@ async def until_first(*jobs: Coroutine[Any, Any, None]) -> None:
             if task in done:
                 task.result()
     finally:
-        # What is raised knows this frame: without a way back all of the socket is freed at once.
+        # The traceback keeps this frame: without the cycle all of the socket is freed at once.
         del tasks, done, task
 
 
-def _not_json(constant: str) -> None:
-    raise ValueError(f"it has no {constant}")
-
-
-def parse_object(text: str | bytes) -> dict[str, Any]:
-    """A JSON object; raises Refusal for anything else."""
-    try:
-        value = json.loads(text, parse_constant=_not_json)
-        if b"\\ud" in (text.encode() if isinstance(text, str) else text).lower():
-            json.dumps(value, ensure_ascii=False).encode()  # half a character cannot be sent back
-    except (ValueError, RecursionError) as error:
-        raise Refusal(400, f"this message is not JSON: {error}", "invalid_json") from error
-    if not isinstance(value, dict):
-        raise Refusal(400, "a message must be a JSON object", "invalid_json")
-    return value
-
-
-def text_field(given: Mapping[str, Any], name: str) -> str | None:
-    """The text of that name, None if there is none; raises Refusal for what is no text."""
-    value = given.get(name)
-    if value is not None and not isinstance(value, str):
-        raise Refusal(400, f"{name} must be text", "invalid_value", name)
-    return value
-
-
-def whole_field(given: Mapping[str, Any], name: str, default: int, least: int) -> int:
-    """The whole number of that name; raises Refusal for another thing, or a smaller one."""
-    value = given.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise Refusal(400, f"{name} must be a whole number from {least} on", "invalid_value", name)
-    return value
+async def parse_message(text: str | bytes, largest_bytes: int = SMALL_TEXT_BYTES) -> JsonObject:
+    """A message of a client as a JSON object; raises Refusal. Large ones are parsed in a thread."""
+    if len(text) > largest_bytes:
+        raise Refusal(
+            413,
+            f"a JSON message may have at most {largest_bytes >> 10} KiB here, not "
+            f"{len(text) >> 10}; audio goes into binary messages",
+            "message_too_large",
+        )
+    if len(text) <= SMALL_TEXT_BYTES:
+        return parse_object(text)
+    return await asyncio.to_thread(parse_object, text)

@@ -1,11 +1,10 @@
-"""Our own socket /v1/stream: samples in, events out, and nothing lost when a connection breaks.
+"""The socket /v1/stream: samples in, events out, resumable after a broken connection.
 
-The protocol is described in docs/server-api.md; examples/stream_client.py speaks it.
+docs/server-api.md describes the protocol; examples/stream_client.py is a client.
 """
 
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
 
 from fastapi import APIRouter
 from starlette.websockets import WebSocket
@@ -14,23 +13,47 @@ from pianissimo.errors import PianissimoError
 from pianissimo.serve.access.auth import caller_of
 from pianissimo.serve.access.phrases import read_boost
 from pianissimo.serve.audio_in.pcm import ENCODINGS
-from pianissimo.serve.dialects.resumable import Command, ResumableStream, StreamOptions, Streams
-from pianissimo.serve.dialects.sockets import (
-    Client,
-    Gone,
-    client,
-    parse_object,
+from pianissimo.serve.dialects.messages import (
+    JsonObject,
+    check_keys,
     text_field,
-    until_first,
+    unknown_type,
     whole_field,
 )
+from pianissimo.serve.dialects.resumable import ResumableStream, StreamOptions, Streams
+from pianissimo.serve.dialects.sockets import Client, Gone, client, parse_message, until_first
 from pianissimo.serve.errors import Refusal, refusal_for
+from pianissimo.serve.websocket import FIRST_MESSAGE_BYTES
 from pianissimo.streaming.endpoint import ENDPOINT, EndpointRules
 
 DIALECT = "stream"
 ACK_FRAMES = 8
-"""Frames after which the client is told that they arrived."""
+"""Frames after which the client gets an acknowledgment."""
 MOST_SECONDS = 1e9
+KEYS: dict[str, tuple[str, ...]] = {
+    "start": (
+        "type",
+        "model",
+        "language",
+        "sample_rate",
+        "encoding",
+        "channels",
+        "latency_ms",
+        "endpoint",
+        "boost",
+        "user",
+        "events",
+    ),
+    "resume": ("type", "stream", "events"),
+    "finalize": ("type",),
+    "finalise": ("type",),
+    "finish": ("type",),
+    "ack": ("type", "events"),
+    "keepalive": ("type",),
+}
+"""Valid keys of each message type."""
+FIRST_TYPES = ("start", "resume")
+ENDPOINT_KEYS = ("trailing_silence", "minimum_speech", "maximum_utterance")
 
 router = APIRouter()
 
@@ -49,34 +72,40 @@ async def stream(socket: WebSocket) -> None:
 
 
 async def _serve(one: Client, streams: Streams) -> None:
-    first = parse_object(await one.receive())
-    resumed = first.get("type") == "resume"
-    seen, known = whole_field(first, "events", 0, 0), resumed
+    first = await parse_message(await one.receive(), FIRST_MESSAGE_BYTES)
+    if first.get("type") not in FIRST_TYPES:
+        refusal = unknown_type(first.get("type"), FIRST_TYPES)
+        refusal.message = f"the first message must be start or resume: {refusal.message}"
+        raise refusal
+    resumed = first["type"] == "resume"
+    check_keys(first, KEYS["resume" if resumed else "start"], "the first message")
+    last_seen, known = whole_field(first, "events", 0, 0), resumed
     if resumed:
         served = streams.resume(text_field(first, "stream") or "")
     else:
         one.service.check_open(DIALECT)
         served = streams.start(_read_options(one, first))
-    streams.came(served)
-    served.seen(seen)
+    streams.connected(served)
+    served.acknowledge(last_seen)
     try:
         async with served.attached(one.account):
             known = True
-            await _Connection(one, served, seen).run(resumed)
+            one.allow_large_messages()
+            await _StreamConnection(one, served, last_seen).run(resumed)
         await streams.forget(served)
     except BaseException:
         if not known:
-            await streams.forget(served)  # there was no room for it
-        elif not served.given_up.is_set():
-            streams.went(served)
+            await streams.forget(served)  # it got no seat
+        elif not served.displaced.is_set():
+            streams.disconnected(served)
         raise
 
 
-class _Connection:
-    """One of the connections of a stream."""
+class _StreamConnection:
+    """One connection of a stream."""
 
-    def __init__(self, one: Client, served: ResumableStream, seen: int) -> None:
-        self.one, self.served, self.sent = one, served, seen
+    def __init__(self, one: Client, served: ResumableStream, last_seen: int) -> None:
+        self.one, self.served, self.sent = one, served, last_seen
 
     async def run(self, resumed: bool) -> None:
         served, service = self.served, self.one.service
@@ -92,30 +121,32 @@ class _Connection:
                 "resume_seconds": service.settings.resume_seconds,
             }
         )
-        await until_first(self._receive(), self._send(), self._give_way())
+        await until_first(self._receive(), self._send(), self._yield_when_displaced())
 
     async def _receive(self) -> None:
-        """Take frames; after the last one only what the client says about events, until it has
-        all of them."""
+        """Accept frames; after `finish` acknowledgments only, until the client has all events."""
         while not self.served.done:
             message = await self.one.receive()
             if isinstance(message, bytes):
-                await self.served.take(message)
+                await self.served.accept(message)
                 if self.served.frames % ACK_FRAMES == 0:
                     await self._acknowledge()
                 continue
-            given = parse_object(message)
-            match given.get("type"):
-                case "finalize" | "finalise" | "finish" as command:
-                    name: Command = "finish" if command == "finish" else "finalize"
-                    await self.served.take(name)
-                    await self._acknowledge()
-                case "ack":
-                    self.served.seen(whole_field(given, "events", 0, 0))
-                case "keepalive":
-                    pass
-                case kind:
-                    raise Refusal(400, f"messages of the type {kind!r} are unknown", "unknown_type")
+            await self._handle(await parse_message(message))
+
+    async def _handle(self, given: JsonObject) -> None:
+        kind = given.get("type")
+        types = [each for each in KEYS if each not in FIRST_TYPES]
+        if kind not in types:
+            raise unknown_type(kind, types)
+        check_keys(given, KEYS[str(kind)], f"the message {kind}")
+        match kind:
+            case "finalize" | "finalise" | "finish":
+                await self.one.pace_command()
+                await self.served.accept("finish" if kind == "finish" else "finalize")
+                await self._acknowledge()
+            case "ack":
+                self.served.acknowledge(whole_field(given, "events", 0, 0))
 
     async def _acknowledge(self) -> None:
         gain = round(self.served.gain_db, 1)
@@ -123,10 +154,10 @@ class _Connection:
 
     async def _send(self) -> None:
         """Events in order, each once on this connection; between them the newest partial."""
-        shown: Mapping[str, Any] | None = None
+        shown: Mapping[str, object] | None = None
         while True:
             self.served.news.clear()
-            for number, event in self.served.unseen(self.sent):
+            for number, event in self.served.unacknowledged(self.sent):
                 await self.one.send(event)
                 self.sent = number
             if self.served.failure is not None:
@@ -137,19 +168,17 @@ class _Connection:
                 await self.one.send(partial)
             await self.served.news.wait()
 
-    async def _give_way(self) -> None:
-        await self.served.given_up.wait()
-        assert self.served.farewell is not None
-        raise self.served.farewell
+    async def _yield_when_displaced(self) -> None:
+        await self.served.displaced.wait()
+        assert self.served.closing_reason is not None
+        raise self.served.closing_reason
 
 
 # -- the first message -----------------------------------------------------------------------------
 
 
-def _read_options(one: Client, first: Mapping[str, Any]) -> StreamOptions:
-    """Raises Refusal for values that make no sense, and what the service says about others."""
-    if first.get("type") != "start":
-        raise Refusal(400, "the first message must be start or resume", "unknown_type")
+def _read_options(one: Client, first: Mapping[str, object]) -> StreamOptions:
+    """The options of a start message; raises Refusal, and errors of the model store."""
     caller = caller_of(one.socket.headers, text_field(first, "user"))
     choice = one.service.store.choose(text_field(first, "model"), caller)
     model = one.service.store.models[choice.name]
@@ -173,11 +202,12 @@ def _read_options(one: Client, first: Mapping[str, Any]) -> StreamOptions:
     )
 
 
-def _read_rules(given: Any) -> EndpointRules | None:
+def _read_rules(given: object) -> EndpointRules | None:
     if given is None or given is False:
         return None
     if not isinstance(given, dict):
         raise Refusal(400, "endpoint must be an object, or null for none", "invalid_value")
+    check_keys(given, ENDPOINT_KEYS, "endpoint")
     return EndpointRules(
         _seconds(given, "trailing_silence", ENDPOINT.trailing_silence),
         _seconds(given, "minimum_speech", ENDPOINT.minimum_speech),
@@ -185,7 +215,7 @@ def _read_rules(given: Any) -> EndpointRules | None:
     )
 
 
-def _seconds(given: Mapping[str, Any], name: str, default: float) -> float:
+def _seconds(given: Mapping[str, object], name: str, default: float) -> float:
     value = given.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > MOST_SECONDS:
         raise Refusal(400, f"endpoint.{name} must be a number of seconds", "invalid_value")

@@ -1,7 +1,7 @@
-"""Wyoming, the protocol of Home Assistant's voice assistants, on a TCP port of its own.
+"""Wyoming, the protocol of Home Assistant's voice assistants, on a separate TCP port.
 
-An event is a line of JSON and as many bytes of data and of payload after it as the line says; the
-events are described at github.com/OHF-Voice/wyoming. The protocol knows no keys.
+An event is a line of JSON that states the bytes of data and payload behind it; events are described
+at github.com/OHF-Voice/wyoming. The protocol has no authentication.
 """
 
 import asyncio
@@ -12,55 +12,49 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
-from typing import Any
 
 from pianissimo import __version__
 from pianissimo.errors import PianissimoError
 from pianissimo.serve.audio_in.pcm import PcmReader
-from pianissimo.serve.dialects.sockets import (
-    Gone,
-    parse_object,
-    seat,
-    text_field,
-    until_first,
-    whole_field,
-)
+from pianissimo.serve.dialects.messages import parse_object, text_field, whole_field
+from pianissimo.serve.dialects.sockets import Gone, seat, until_first
 from pianissimo.serve.errors import Refusal, busy, refusal_for
-from pianissimo.serve.service import NO_PAUSES, Feed, GrowingText, Service
+from pianissimo.serve.feed import Feed, GrowingText
+from pianissimo.serve.service import NO_PAUSES, Service
 from pianissimo.serve.versions.experiments import Caller
-from pianissimo.serve.versions.store import Choice, Lease
+from pianissimo.serve.versions.store import Lease, ModelChoice
 
 DIALECT = "wyoming"
 PROTOCOL_VERSION = "1.10.2"
 """Of the package `wyoming` whose events these are."""
 LARGEST_JSON_BYTES = 64 << 10
-"""What the line of an event may hold, and its data."""
+"""Limit of the line of an event, and of its data."""
 LARGEST_PAYLOAD_BYTES = 16 << 20
 PIECE_BYTES = 64 << 10
-"""Payloads go to their stream in pieces: no connection keeps more than one in memory."""
+"""Payloads are read in pieces; a connection keeps one in memory."""
 MOST_CONNECTIONS_PER_SEAT = 4
-"""Assistants keep connections open on which nothing is said."""
+"""Assistants keep idle connections open."""
 FIRST_STREAMING_VERSION = (1, 7)
-"""Clients of this version know text that comes in chunks."""
+"""Clients from this version on accept text in chunks."""
 PARTING_SECONDS = 1.0
-"""How long a client that was refused may go on sending before the connection is cut."""
+"""How long the input of a refused client is read before the connection is closed."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Event:
-    """One event of a client, without its payload, of which `payload_bytes` are still to be read."""
+    """One event of a client; `payload_bytes` of payload are still to be read."""
 
     type: str
-    data: Mapping[str, Any]
+    data: Mapping[str, object]
     payload_bytes: int
     version: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class AudioFormat:
-    """How the samples of a chunk are written: hertz, bytes per sample, channels."""
+    """Format of samples: rate in hertz, bytes per sample, channels."""
 
     rate: int
     width: int
@@ -90,7 +84,7 @@ class WyomingServer:
         return port
 
     async def close(self) -> None:
-        """No new connections; those that are open end where they are."""
+        """Accept no new connections and cancel the open ones."""
         if self._listener is not None:
             self._listener.close()
         for task in self._connections:
@@ -102,20 +96,20 @@ class WyomingServer:
         assert task is not None
         self._connections.add(task)
         try:
-            await self._converse(_Connection(self.service, reader, writer))
+            await self._converse(_WyomingConnection(self.service, reader, writer))
         except asyncio.CancelledError:
             pass  # the server ends
         finally:
             self._connections.discard(task)
             writer.close()
 
-    async def _converse(self, one: "_Connection") -> None:
-        """Serve a connection, and count how it ended."""
+    async def _converse(self, one: "_WyomingConnection") -> None:
+        """Serve a connection and count its outcome."""
         metrics, outcome = self.service.metrics, "done"
         metrics.sockets.labels(DIALECT).inc()
         self.service.wyoming.requests += 1
         try:
-            if len(self._connections) > MOST_CONNECTIONS_PER_SEAT * self.service.seats.most:
+            if len(self._connections) > MOST_CONNECTIONS_PER_SEAT * self.service.seats.capacity:
                 metrics.refusals.labels(DIALECT, "full").inc()
                 raise busy("too many connections are open; try again later")
             await one.run()
@@ -125,7 +119,7 @@ class WyomingServer:
             refusal = error if isinstance(error, Refusal) else refusal_for(error)
             outcome = refusal.code or refusal.kind
             with suppress(Gone):
-                await one.part({"text": refusal.message, "code": refusal.code})
+                await one.send_error({"text": refusal.message, "code": refusal.code})
         except asyncio.CancelledError:
             outcome = "restarted"
             raise
@@ -138,16 +132,16 @@ class WyomingServer:
 
 
 class _Turn:
-    """One utterance: audio from `audio-start` to `audio-stop`, and the text that answers it."""
+    """One utterance: audio from `audio-start` to `audio-stop`, and its text."""
 
     def __init__(self, format: AudioFormat, feed: Feed, lease: Lease) -> None:
         self.format, self.feed, self.lease = format, feed, lease
         self.text = GrowingText()
-        self.told = asyncio.Event()
+        self.complete = asyncio.Event()
 
 
-class _Connection:
-    """One client. It may ask for several turns, one after the other."""
+class _WyomingConnection:
+    """One client, with one turn at a time."""
 
     def __init__(
         self, service: Service, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -156,14 +150,14 @@ class _Connection:
         self.streaming = False
         self.turn: _Turn | None = None
         self._caller = Caller(secrets.token_hex(12))
-        self._choice: Choice | None = None
+        self._choice: ModelChoice | None = None
         self._opened: asyncio.Queue[_Turn] = asyncio.Queue()
-        self._slot = AsyncExitStack()
+        self._resources = AsyncExitStack()
 
     async def run(self) -> None:
         """Until the client goes; raises Gone, Refusal and PianissimoError."""
-        async with self._slot:
-            await until_first(self._receive(), self._tell())
+        async with self._resources:
+            await until_first(self._receive(), self._send_text())
 
     # -- from the client ---------------------------------------------------------------------------
 
@@ -179,77 +173,81 @@ class _Connection:
                 case "transcribe":
                     self._choose(event.data)
                 case "audio-start":
-                    await self._leave()
+                    await self._end_turn()
                     await self._start(_format(event.data))
                 case "audio-chunk":
-                    await self._hear(event)
+                    await self._push(event)
                     continue
                 case "audio-stop":
                     await self._stop()
             async for _ in self._payload(event):
                 pass
 
-    def _choose(self, data: Mapping[str, Any]) -> None:
-        """The model of the turns to come; raises ModelNotFoundError and OptionError."""
+    def _choose(self, data: Mapping[str, object]) -> None:
+        """Choose the model of the next turns; raises ModelNotFoundError and OptionError."""
         store = self.service.store
         choice = store.choose(text_field(data, "name"), self._caller)
         store.models[choice.name].check_language(text_field(data, "language"))
         self._choice = choice
 
     async def _start(self, format: AudioFormat) -> _Turn:
-        await self._slot.enter_async_context(seat(self.service, DIALECT, self.service.wyoming))
+        await self._resources.enter_async_context(seat(self.service, DIALECT, self.service.wyoming))
         choice = self._choice or self.service.store.choose(None, self._caller)
         lease = self.service.lease(DIALECT, choice, self._caller.session, self.service.wyoming)
-        self._slot.enter_context(lease)
+        self._resources.enter_context(lease)
         reader = PcmReader("pcm_s16le", format.channels)
-        opening = self.service.feed(lease, reader, format.rate, endpoint=NO_PAUSES)
-        feed = await self._slot.enter_async_context(opening)
+        opening = self.service.feed(lease, reader, sample_rate=format.rate, endpoint=NO_PAUSES)
+        feed = await self._resources.enter_async_context(opening)
         self.turn = _Turn(format, feed, lease)
         self._opened.put_nowait(self.turn)
         return self.turn
 
-    async def _hear(self, event: Event) -> None:
-        """Take a chunk of audio; one that nothing announced begins a turn."""
+    async def _push(self, event: Event) -> None:
+        """Push a chunk of audio; without an `audio-start` it begins a turn."""
         format = _format(event.data)
         turn = self.turn or await self._start(format)
         if format != turn.format:
-            raise Refusal(400, f"the audio of a turn became {format}: start another", "bad_audio")
+            raise Refusal(
+                400,
+                f"the audio format changed to {format} within a turn; send audio-start first",
+                "bad_audio",
+            )
         async for piece in self._payload(event):
             seconds = await turn.feed.push(piece)
-            self.service.heard(DIALECT, turn.lease, seconds)
+            self.service.record_audio(DIALECT, turn.lease, seconds)
 
     async def _stop(self) -> None:
-        """Answer what was said, also when nothing was."""
+        """Send the transcript of the turn, empty if there was none."""
         turn = self.turn
         if turn is None:
             await self._answer("")
             return
-        asked = time.monotonic()
+        requested = time.monotonic()
         await turn.feed.finish()
-        await turn.told.wait()
+        await turn.complete.wait()
         await self._answer(turn.text.sent)
-        self.service.metrics.final_after(DIALECT, turn.lease, time.monotonic() - asked)
-        await self._leave()
+        self.service.metrics.final_after(DIALECT, turn.lease, time.monotonic() - requested)
+        await self._end_turn()
 
-    async def _leave(self) -> None:
-        """Give up stream and seat, if there are any."""
-        await self._slot.aclose()
+    async def _end_turn(self) -> None:
+        """Release stream and seat, if there are any."""
+        await self._resources.aclose()
         self.turn = None
 
     # -- to the client -----------------------------------------------------------------------------
 
-    async def _tell(self) -> None:
-        """The text of each turn while it grows."""
+    async def _send_text(self) -> None:
+        """Send the text of each turn while it grows."""
         while True:
             turn = await self._opened.get()
             async for event in turn.feed:
                 first = not turn.text.sent
-                added = turn.text.take(event)
+                added = turn.text.add(event)
                 if added and self.streaming:
                     if first:
                         await self.send("transcript-start", self._language())
                     await self.send("transcript-chunk", {"text": added})
-            turn.told.set()
+            turn.complete.set()
 
     async def _answer(self, text: str) -> None:
         if self.streaming and not text:
@@ -266,7 +264,7 @@ class _Connection:
     # -- bytes -------------------------------------------------------------------------------------
 
     async def _read(self) -> Event:
-        """The next event; raises Gone at the end, Refusal for what is none or comes too late."""
+        """The next event; raises Gone at the end, Refusal if it is invalid or late."""
         line = await self._within(self._line())
         head = parse_object(line)
         kind, data = head.get("type"), head.get("data") or {}
@@ -293,20 +291,20 @@ class _Connection:
             yield piece
 
     async def _within(self, reading: Awaitable[bytes]) -> bytes:
-        """What is being read, if it comes before the client counts as silent."""
+        """The bytes read; raises Refusal after the idle time, Gone if the connection ends."""
         seconds = self.service.settings.idle_seconds
         try:
             async with asyncio.timeout(seconds):
                 return await reading
         except TimeoutError:
-            raise Refusal(408, f"nothing was sent for {seconds:g} s", "idle") from None
+            raise Refusal(408, f"no message came for {seconds:g} s", "idle") from None
         except (asyncio.IncompleteReadError, OSError) as error:
             raise Gone(1006) from error
 
-    async def send(self, kind: str, data: Mapping[str, Any]) -> None:
+    async def send(self, kind: str, data: Mapping[str, object]) -> None:
         """Send an event; waits while the client does not read, but not for ever. Raises Gone."""
         body = json.dumps(data, ensure_ascii=False).encode() if data else b""
-        head: dict[str, Any] = {"type": kind, "version": PROTOCOL_VERSION}
+        head: dict[str, object] = {"type": kind, "version": PROTOCOL_VERSION}
         if body:
             head["data_length"] = len(body)
         try:
@@ -314,11 +312,11 @@ class _Connection:
             async with asyncio.timeout(self.service.settings.idle_seconds):
                 await self._writer.drain()
         except (TimeoutError, OSError) as error:
-            self._writer.transport.abort()  # closing would wait for the client to read
+            self._writer.transport.abort()  # a close would wait for the client to read
             raise Gone(1006) from error
 
-    async def part(self, error: Mapping[str, Any]) -> None:
-        """Say what was wrong, and read what is still on its way: or else the client may not see it.
+    async def send_error(self, error: Mapping[str, object]) -> None:
+        """Send an error, then read what is still arriving, so that the client sees the error.
 
         Raises Gone.
         """
@@ -330,11 +328,11 @@ class _Connection:
                     pass
 
 
-# -- what events hold ------------------------------------------------------------------------------
+# -- contents of events ----------------------------------------------------------------------------
 
 
-def info(service: Service) -> dict[str, Any]:
-    """What the server can do, as `describe` asks."""
+def info(service: Service) -> dict[str, object]:
+    """The answer to `describe`: models and abilities of the server."""
     store = service.store
     models = [
         {**_artifact(name), "languages": [model.language] if model.language else []}
@@ -345,13 +343,13 @@ def info(service: Service) -> dict[str, Any]:
         "models": models,
         "supports_transcript_streaming": True,
         "requires_external_vad": True,
-        "prefers_auto_gain_enabled": False,  # the model brings a gain of its own
+        "prefers_auto_gain_enabled": False,  # the model has its own gain
         "prefers_noise_reduction_enabled": False,
     }
     return {"asr": [program]}
 
 
-def _artifact(name: str) -> dict[str, Any]:
+def _artifact(name: str) -> dict[str, object]:
     return {
         "name": name,
         "description": f"{name}, live speech recognition",
@@ -361,24 +359,24 @@ def _artifact(name: str) -> dict[str, Any]:
     }
 
 
-def _format(data: Mapping[str, Any]) -> AudioFormat:
-    """Raises Refusal for samples that are not of 16 bits."""
+def _format(data: Mapping[str, object]) -> AudioFormat:
+    """Raises Refusal for samples that do not have 16 bits."""
     rate, channels = whole_field(data, "rate", 16_000, 1), whole_field(data, "channels", 1, 1)
     width = whole_field(data, "width", 2, 1)
     if width != 2:
-        raise Refusal(400, f"samples of {width} bytes are not understood: send 2", "bad_audio")
+        raise Refusal(400, f"samples of {width} bytes are not supported; send 2", "bad_audio")
     return AudioFormat(rate, width, channels)
 
 
-def _length(head: Mapping[str, Any], name: str, most: int) -> int:
+def _length(head: Mapping[str, object], name: str, most: int) -> int:
     length = 0 if head.get(name) is None else whole_field(head, name, 0, 0)
     if length > most:
-        raise Refusal(413, f"{name} is {length}; at most {most} are taken", "event_too_large")
+        raise Refusal(413, f"{name} is {length}; at most {most} is accepted", "event_too_large")
     return length
 
 
-def _version(text: Any) -> tuple[int, ...]:
-    """The version a client says it speaks; () for one that says none."""
+def _version(text: object) -> tuple[int, ...]:
+    """The protocol version of a client; () if it states none."""
     try:
         return tuple(int(part) for part in str(text).split(".")[:2])
     except ValueError:

@@ -1,18 +1,16 @@
-"""A recording heard whole for the page, which learns meanwhile how far it is and may stop it."""
+"""Recordings of the page: transcribed whole, with progress, canceled when the page goes away."""
 
 import asyncio
-import io
-import tempfile
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 
-from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.audio.level import GAIN_MODES
+from pianissimo.serve.audio_in.decode import Upload
+from pianissimo.serve.audio_in.recording import RecordingBlocks
 from pianissimo.serve.errors import Refusal
 from pianissimo.serve.service import Service
 from pianissimo.transcript import Transcript
@@ -20,37 +18,20 @@ from pianissimo.transcript import Transcript
 if TYPE_CHECKING:
     from pianissimo.protocols import Recognizer
 
-NEWS_SECONDS = 0.25
-"""How often the page is told how far its recording is."""
+UPDATE_SECONDS = 0.25
+"""How often the page gets the progress of its recording."""
 
 
-@dataclass
-class Progress:
-    """How far a recording is, in seconds of its audio; `stopped` makes the recognizer end early."""
+@dataclass(frozen=True)
+class RecordingProgress:
+    """Seconds of a recording that were decoded, and that the recognizer has consumed."""
 
-    decoded: float = 0.0
-    heard: float = 0.0
-    stopped: bool = False
-
-
-class WatchedFile(io.FileIO):
-    """A file of float samples that tells how much of it was read, and ends when it is stopped."""
-
-    def __init__(self, name: str, progress: Progress) -> None:
-        super().__init__(name)
-        self.progress = progress
-
-    def read(self, size: int | None = -1) -> bytes:
-        if self.progress.stopped:
-            return b""
-        data = super().read(-1 if size is None else size)
-        seconds = self.tell() / (4 * SAMPLE_RATE)
-        self.progress.heard = max(self.progress.heard, min(seconds, self.progress.decoded))
-        return data
+    decoded: float
+    consumed: float
 
 
 def with_gain(recognizer: "Recognizer", mode: str | None) -> "Recognizer":
-    """The same model behind another gain; raises Refusal where there is none to set."""
+    """The same model with another gain mode; raises Refusal if it has no such mode."""
     if mode is None:
         return recognizer
     for known in GAIN_MODES:
@@ -59,56 +40,34 @@ def with_gain(recognizer: "Recognizer", mode: str | None) -> "Recognizer":
     raise Refusal(400, f"{recognizer.name} has no gain {mode!r}", "invalid_value", "gain")
 
 
-async def transcribe(
-    service: Service, recognizer: "Recognizer", path: Path, progress: Progress
-) -> Transcript:
-    """The transcript of an upload; raises AudioError, and EngineFullError when too many wait."""
-    import soundfile
-
-    async with service.files.place():
-        with tempfile.NamedTemporaryFile(prefix="pianissimo-", suffix=".wav") as copied:
-            with soundfile.SoundFile(copied, "w", SAMPLE_RATE, 1, "FLOAT", format="WAV") as wav:
-                async with aclosing(service.decoders.blocks(path, SAMPLE_RATE)) as blocks:
-                    async for block in blocks:
-                        await asyncio.to_thread(wav.write, block)
-                        progress.decoded += len(block) / SAMPLE_RATE
-            copied.flush()
-            return await asyncio.to_thread(_hear, recognizer, copied.name, progress)
-
-
-def _hear(recognizer: "Recognizer", name: str, progress: Progress) -> Transcript:
-    # The thread closes the file: it may still read when the work around it was cancelled.
-    with WatchedFile(name, progress) as source:
-        return recognizer.transcribe(source)
-
-
-async def news(
+async def progress_of(
     service: Service,
     recognizer: "Recognizer",
-    path: Path,
+    upload: Upload,
     request: Request,
-    upload: AsyncExitStack,
-) -> AsyncGenerator[Progress | Transcript]:
-    """How far a recording is, now and then, and its transcript at the end; raises its errors.
+    stack: AsyncExitStack,
+) -> AsyncGenerator[RecordingProgress | Transcript]:
+    """The progress of a recording, then its transcript; raises the errors of `transcribe`.
 
-    `upload` is closed when the recording is done with. Once the page has gone the work is stopped.
+    `stack` is closed when the recording is done. Once the page has gone the work is canceled.
     """
-    progress = Progress()
+    blocks = RecordingBlocks()
 
     async def work() -> Transcript:
-        async with upload:
-            return await transcribe(service, recognizer, path, progress)
+        async with stack, service.files.place():
+            return await service.transcriber.transcribe(
+                upload, recognizer, service.file_threads, blocks=blocks
+            )
 
-    # A task of its own: what ends this generator must not disturb how the work cleans up.
+    # A task of its own: the end of this generator must not disturb the cleanup of the work.
     job = asyncio.create_task(work())
     try:
         while not job.done():
-            yield progress
-            await asyncio.wait({job}, timeout=NEWS_SECONDS)
+            yield RecordingProgress(blocks.decoded, blocks.consumed)
+            await asyncio.wait({job}, timeout=UPDATE_SECONDS)
             if await request.is_disconnected():
                 return
-        yield progress
+        yield RecordingProgress(blocks.decoded, blocks.consumed)
         yield job.result()
     finally:
-        progress.stopped = True
         job.cancel()

@@ -1,7 +1,7 @@
-"""What the page fetches: its own files, what the server has, and recordings with their progress.
+"""Routes of the page: its files, the models of the server, and recordings with progress.
 
-The files are read once, so no path of a request is ever opened. Nothing the page needs lies on
-another machine, and its headers forbid that it asks one.
+The files are read once; no path of a request is ever opened. The page loads nothing from other
+hosts, and its headers forbid it.
 """
 
 import asyncio
@@ -22,9 +22,10 @@ from pianissimo import __version__
 from pianissimo.errors import PianissimoError
 from pianissimo.serve.access.accounts import Account
 from pianissimo.serve.access.auth import caller_of
+from pianissimo.serve.audio_in.decode import Upload
 from pianissimo.serve.audio_in.upload import form_with_file
 from pianissimo.serve.errors import Refusal, refusal_for
-from pianissimo.serve.page.recordings import Progress, news, with_gain
+from pianissimo.serve.page.recordings import RecordingProgress, progress_of, with_gain
 from pianissimo.serve.service import Service
 from pianissimo.serve.versions.store import Lease
 from pianissimo.transcript import Transcript
@@ -64,7 +65,7 @@ class StaticFile:
 
 @cache
 def static_files() -> Mapping[str, StaticFile]:
-    """Everything in `static`, by name."""
+    """All files in `static`, by name."""
     found = {}
     for path in sorted(STATIC.iterdir()):
         if path.suffix in KINDS:
@@ -88,13 +89,13 @@ async def static_file(request: Request, name: str, suffix: str) -> Response:
 @router.get("/gradio_api")
 @router.get("/gradio_api/")
 async def gradio_api() -> Response:
-    """Where people look for the interfaces of a speech page."""
+    """A common path of the API of a speech page."""
     return RedirectResponse("/#api")
 
 
 @router.get("/page/server")
 async def server(request: Request) -> Response:
-    """What the page offers: the models and their latency modes, and the limits."""
+    """Models with their latency modes, and limits."""
     service, _ = _admitted(request)
     settings = service.settings
     return JSONResponse(
@@ -116,7 +117,7 @@ async def server(request: Request) -> Response:
 
 @router.get("/page/quietbench")
 async def quietbench(request: Request) -> Response:
-    """The summary that `pianissimo quietbench` wrote into the folder named by the operator."""
+    """The summary of `pianissimo quietbench` in the folder that the operator named."""
     folder = _admitted(request)[0].settings.quietbench
     if folder is None:
         raise Refusal(404, "the server was not started with --quietbench FOLDER", "no_report")
@@ -133,35 +134,35 @@ async def quietbench(request: Request) -> Response:
 
 @router.post("/page/recordings")
 async def recordings(request: Request) -> Response:
-    """A form with `file`, `model` and `gain`: lines of JSON with the progress, then the transcript.
+    """Form fields `file`, `model` and `gain`; responds with JSON lines: progress, then transcript.
 
-    It is the transcript of `pianissimo transcribe`, with the reasons of the guards.
+    The transcript is that of `pianissimo transcribe`, with the reasons of the hallucination filter.
     """
     service, account = _admitted(request)
     service.check_open(DIALECT)
     async with AsyncExitStack() as stack:
         most = account.largest_upload_bytes(service.settings.largest_upload_bytes)
-        upload = form_with_file(request, most)
+        upload = form_with_file(request, most, service.uploads)
         form, _, path = await stack.enter_async_context(upload)
         model, gain = form.get("model"), form.get("gain")
         caller = caller_of(request.headers)
         choice = service.store.choose(model if isinstance(model, str) else None, caller)
         lease = stack.enter_context(service.lease(DIALECT, choice, caller.session, account))
         recognizer = with_gain(lease.model.recognizer, gain if isinstance(gain, str) else None)
-        told = news(service, recognizer, path, request, stack.pop_all())
-        return StreamingResponse(_lines(service, lease, told), media_type="application/x-ndjson")
+        updates = progress_of(service, recognizer, Upload(path), request, stack.pop_all())
+        return StreamingResponse(_lines(service, lease, updates), media_type="application/x-ndjson")
 
 
 async def _lines(
-    service: Service, lease: Lease, told: AsyncGenerator[Progress | Transcript]
+    service: Service, lease: Lease, updates: AsyncGenerator[RecordingProgress | Transcript]
 ) -> AsyncIterator[str]:
     try:
-        async with aclosing(told):
-            async for each in told:
-                if isinstance(each, Progress):
-                    line = {"type": "progress", "decoded": each.decoded, "heard": each.heard}
+        async with aclosing(updates):
+            async for each in updates:
+                if isinstance(each, RecordingProgress):
+                    line = {"type": "progress", "decoded": each.decoded, "consumed": each.consumed}
                 else:
-                    service.heard(DIALECT, lease, each.duration)
+                    service.record_audio(DIALECT, lease, each.duration)
                     line = {"type": "transcript", **json.loads(each.to_json())}
                 yield json.dumps(line, ensure_ascii=False) + "\n"
     except PianissimoError as error:

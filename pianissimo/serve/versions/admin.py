@@ -1,11 +1,11 @@
 """The operator's interface under /admin: models, splits, the shadow, draining.
 
-It opens with the admin key only, and is closed where none was set. Requests name models that the
-server was started with; no path is taken from them.
+It requires the admin key and is closed if none was set. Requests name models that the server was
+started with; they never contain a path.
 """
 
 from dataclasses import asdict
-from typing import Any
+from typing import get_args
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
@@ -14,10 +14,10 @@ from pianissimo.errors import ModelError, ModelNotFoundError, OptionError
 from pianissimo.serve.access.accounts import Account
 from pianissimo.serve.access.auth import key_of, unauthorized
 from pianissimo.serve.audio_in.upload import limited
-from pianissimo.serve.dialects.sockets import parse_object
+from pianissimo.serve.dialects.messages import JsonObject, check_keys, parse_object, shown
 from pianissimo.serve.errors import Refusal
 from pianissimo.serve.service import Service
-from pianissimo.serve.versions.experiments import Experiment
+from pianissimo.serve.versions.experiments import By, Experiment
 from pianissimo.serve.versions.store import ServedModel, ShadowRule, Store
 
 LARGEST_BODY_BYTES = 64 << 10
@@ -28,7 +28,7 @@ router = APIRouter(prefix="/admin")
 
 @router.get("/models")
 async def show(request: Request) -> Response:
-    """All there is to know: models, splits, shadow, whether the server drains."""
+    """Models, splits, shadow and drain state."""
     return JSONResponse(_state(_admitted(request)))
 
 
@@ -40,13 +40,13 @@ async def load(request: Request, name: str) -> Response:
 
 @router.post("/models/{name:path}/swap")
 async def swap(request: Request, name: str) -> Response:
-    """Read a loaded model again from its place; the answer comes when the new one serves."""
+    """Reload a model from its source; responds when the new version serves."""
     return await _renewed(request, name, swap=True)
 
 
 @router.post("/models/{name:path}/unload")
 async def unload(request: Request, name: str) -> Response:
-    """Give a model to nobody any more."""
+    """Offer a model to no new client."""
     service = _admitted(request)
     service.store.unload(name)
     return JSONResponse(_state(service))
@@ -54,7 +54,7 @@ async def unload(request: Request, name: str) -> Response:
 
 @router.get("/keys")
 async def show_keys(request: Request) -> Response:
-    """What each key may use, and what it used since the start; keys are shown by name only."""
+    """Limits and usage of each key since the start, by key name."""
     service = _admitted(request)
     return JSONResponse({"keys": [_account(account) for account in service.accounts]})
 
@@ -69,13 +69,13 @@ async def set_split(request: Request, alias: str) -> Response:
         raise Refusal(400, "weights must be an object: a number for each model", "invalid_value")
     if len(alias) > LONGEST_NAME or not alias.isprintable():
         raise Refusal(400, f"a split's name has at most {LONGEST_NAME} letters", "invalid_value")
-    service.store.set_experiment(alias, Experiment(weights, given.get("by", "session")))
+    service.store.set_experiment(alias, Experiment(weights, _by(given)))
     return JSONResponse(_state(service))
 
 
 @router.delete("/splits/{alias}")
 async def remove_split(request: Request, alias: str) -> Response:
-    """End a split: its name is not known any more."""
+    """Remove a split; its name becomes unknown."""
     service = _admitted(request)
     if service.store.experiments.pop(alias, None) is None:
         raise Refusal(404, f"there is no split {alias!r}", "no_split")
@@ -84,13 +84,13 @@ async def remove_split(request: Request, alias: str) -> Response:
 
 @router.put("/shadow")
 async def set_shadow(request: Request) -> Response:
-    """Let a model hear what another one, or any, hears: `{"model": M, "of": N, "share": 0.1}`."""
+    """Shadow another model, or all of them: `{"model": M, "of": N, "share": 0.1}`."""
     service = _admitted(request)
     given = await _body(request, "model", "of", "share")
     model, of, share = given.get("model"), given.get("of"), given.get("share", 1.0)
     if not isinstance(model, str) or not (of is None or isinstance(of, str)):
         raise Refusal(400, "model and of must be names of models", "invalid_value")
-    if not _is_number(share):
+    if isinstance(share, bool) or not isinstance(share, int | float):
         raise Refusal(400, "share must be a number", "invalid_value")
     service.store.set_shadow(ShadowRule(model, of, share))
     return JSONResponse(_state(service))
@@ -98,7 +98,7 @@ async def set_shadow(request: Request) -> Response:
 
 @router.delete("/shadow")
 async def remove_shadow(request: Request) -> Response:
-    """No new streams are heard by a shadow."""
+    """Give new streams no shadow."""
     service = _admitted(request)
     service.store.set_shadow(None)
     return JSONResponse(_state(service))
@@ -106,7 +106,7 @@ async def remove_shadow(request: Request) -> Response:
 
 @router.post("/drain")
 async def drain(request: Request) -> Response:
-    """Take nobody new; streams and recordings there are go on."""
+    """Refuse new streams and recordings; open ones continue."""
     service = _admitted(request)
     service.set_draining(True)
     return JSONResponse(_state(service))
@@ -114,7 +114,7 @@ async def drain(request: Request) -> Response:
 
 @router.delete("/drain")
 async def end_drain(request: Request) -> Response:
-    """Take new streams and recordings again."""
+    """Accept new streams and recordings again."""
     service = _admitted(request)
     service.set_draining(False)
     return JSONResponse(_state(service))
@@ -127,7 +127,7 @@ def _admitted(request: Request) -> Service:
     service: Service = request.app.state.service
     if not service.keys.has_admin:
         raise Refusal(
-            403, "this server was started without --admin-key: /admin is closed", "admin_closed"
+            403, "/admin is closed: start the server with --admin-key to open it", "admin_closed"
         )
     if not service.keys.admits_admin(key_of(request.headers)):
         service.metrics.refusals.labels("admin", "key").inc()
@@ -135,16 +135,24 @@ def _admitted(request: Request) -> Service:
     return service
 
 
-async def _body(request: Request, *fields: str) -> dict[str, Any]:
-    """The JSON object of a request, which has no other fields; raises Refusal."""
+async def _body(request: Request, *fields: str) -> JsonObject:
+    """The JSON object of a request; raises Refusal for another or an unknown field."""
     given = parse_object(await limited(request, LARGEST_BODY_BYTES).body())
-    if unknown := given.keys() - set(fields):
-        known = " and ".join(fields)
-        raise Refusal(400, f"{sorted(unknown)[0]!r} is unknown here: send {known}", "invalid_value")
+    check_keys(given, fields, "the request")
     return given
 
 
-def _is_number(value: Any) -> bool:
+def _by(given: JsonObject) -> By:
+    """What the split goes by; raises Refusal for another value."""
+    value = given.get("by", "session")
+    for by in get_args(By):
+        if value == by:
+            return by
+    names = ", ".join(get_args(By))
+    raise Refusal(400, f"by must be one of {names}, not {shown(value)}", "invalid_value", "by")
+
+
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -159,7 +167,7 @@ async def _renewed(request: Request, name: str, *, swap: bool) -> Response:
     return JSONResponse(_state(service))
 
 
-def _state(service: Service) -> dict[str, Any]:
+def _state(service: Service) -> JsonObject:
     store = service.store
     rule = store.shadow
     return {
@@ -176,12 +184,12 @@ def _state(service: Service) -> dict[str, Any]:
         },
         "shadow": rule and {"model": rule.model, "of": rule.of, "share": rule.share},
         "draining": service.draining,
-        "streams": service.seats.taken,
-        "recordings": service.files.taken,
+        "streams": service.seats.in_use,
+        "recordings": service.files.in_use,
     }
 
 
-def _model(model: ServedModel, store: Store) -> dict[str, Any]:
+def _model(model: ServedModel, store: Store) -> JsonObject:
     return {
         "name": model.name,
         "place": store.place(model.name),
@@ -194,7 +202,7 @@ def _model(model: ServedModel, store: Store) -> dict[str, Any]:
     }
 
 
-def _account(account: Account) -> dict[str, Any]:
+def _account(account: Account) -> JsonObject:
     return {
         "name": account.name,
         "limits": asdict(account.limits),
@@ -206,7 +214,7 @@ def _account(account: Account) -> dict[str, Any]:
     }
 
 
-def _version(model: ServedModel) -> dict[str, Any]:
+def _version(model: ServedModel) -> JsonObject:
     return {
         "version": model.version,
         "loaded_at": round(model.loaded_at),

@@ -1,7 +1,7 @@
-"""Which arm of an experiment somebody belongs to: by a hash, so the same one every time.
+"""Assigns callers to the arms of an experiment by a hash, so that assignments are stable.
 
-Weighted rendezvous hashing (Schindelhauer and Schomaker 2005): when a weight changes, only as many
-change their arm as must, and none between two arms whose weights stayed.
+Weighted rendezvous hashing (Schindelhauer and Schomaker 2005): when a weight changes, only the
+necessary share of callers changes its arm, and none between two arms with unchanged weights.
 """
 
 import hashlib
@@ -14,13 +14,13 @@ from pianissimo.errors import OptionError
 
 By = Literal["session", "key", "user"]
 HASH_BITS = 52
-"""As many as a float holds with a half added: no hash becomes 0 or 1."""
+"""A float holds these plus one half exactly; no hash becomes 0 or 1."""
 MOST_WEIGHT = 1e9
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks: a session of a socket or one request, the API key, and the user it names."""
+    """A caller: the session of a socket or one request, the API key, and the named user."""
 
     session: str
     key: str | None = None
@@ -29,9 +29,9 @@ class Caller:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Models and their weights; `by` says whose model stays the same.
+    """Models and their weights; `by` is the identity that an assignment is stable for.
 
-    A caller without a key or user is told apart by the session.
+    A caller without a key or user is identified by its session.
     """
 
     weights: Mapping[str, float]
@@ -39,16 +39,16 @@ class Experiment:
 
     def __post_init__(self) -> None:
         if self.by not in get_args(By):
-            raise OptionError(f"a split goes by {', '.join(get_args(By))}, not by {self.by!r}")
+            raise OptionError(f"a split is by {', '.join(get_args(By))}, not by {self.by!r}")
         numbers = self.weights.values()
         if not all(0 <= w <= MOST_WEIGHT for w in numbers) or not sum(numbers) > 0:
             raise OptionError(
-                f"the weights of a split must be numbers from 0 to {MOST_WEIGHT:g}, not all of "
-                "them 0"
+                f"the weights of a split must be numbers from 0 to {MOST_WEIGHT:g}, at least one "
+                "above 0"
             )
 
     def arm(self, alias: str, caller: Caller) -> str:
-        """The model of this caller in the experiment of that name."""
+        """The model of this caller in the experiment named `alias`."""
         who = getattr(caller, self.by) or caller.session
 
         def score(model: str) -> float:

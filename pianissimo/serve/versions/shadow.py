@@ -1,26 +1,28 @@
-"""A second model hears what the first one hears, and answers nobody: how far do they differ?
+"""A shadow: a second model transcribes the audio of the first, and their differences are counted.
 
-The shadow does its work when it comes to it. What it cannot do in time, or at all, it leaves and
-counts; nothing here makes the first model or its client wait.
+The shadow answers no client and delays none. Streams and recordings that it cannot process in time
+are dropped and counted.
 """
 
 import asyncio
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar, Unpack
 
 import numpy as np
+import numpy.typing as npt
 
 from pianissimo.decoding.hotwords import Boost
 from pianissimo.errors import BacklogError, EngineFullError
 from pianissimo.evaluate.wer import word_errors
+from pianissimo.serve.audio_in.decode import Upload
+from pianissimo.serve.audio_in.recording import Transcriber
 from pianissimo.serve.metrics import Metrics
-from pianissimo.serve.versions.store import Lease, ServedModel
+from pianissimo.serve.versions.store import Lease, OpenOptions, ServedModel
 from pianissimo.text.normalize import normalize_for_scoring
 from pianissimo.transcript import StreamEvent, Transcript
 
@@ -28,18 +30,20 @@ if TYPE_CHECKING:
     from pianissimo.streaming.session import Session
 
 PATIENCE_SECONDS = 0.05
-"""How soon a shadow's stream that was full is asked again."""
+"""How soon a push into a full shadow stream is tried again."""
 MOST_WAITING_SECONDS = 30.0
-"""Audio of one stream that may wait for its shadow; with more the shadow leaves that stream."""
+"""Backlog of one shadow stream; with more the shadow drops the stream."""
 LAST_SECONDS = 30.0
-"""What a shadow may take for its last text when the stream has ended."""
+"""How long a shadow may take for its last text after the end of the stream."""
 MOST_RECORDINGS = 2
-"""Recordings that wait for a shadow or are in its work; others pass without."""
+"""Recordings that a shadow processes or has queued; others get no shadow."""
 PIECE_WORDS = 100
-"""Words of the first model that are compared at once while a stream goes on."""
+"""Words of the first model that are compared at once while a stream is open."""
 PATIENCE_WORDS = 4 * PIECE_WORDS
-"""Words that one model may be ahead of the other before they are compared as they are."""
+"""Words that one model may be ahead of the other before they are compared anyway."""
 
+Block: TypeAlias = npt.NDArray[np.int16] | npt.NDArray[np.float32]
+Job: TypeAlias = Block | Literal["finalize", "finish"]
 Reason = Literal["full", "slow", "failed"]
 T = TypeVar("T")
 
@@ -63,7 +67,7 @@ def prefix_edits(reference: Sequence[str], hypothesis: Sequence[str]) -> tuple[i
 
 
 class Differences:
-    """Counts the edits between two texts that grow, in bounded memory and time."""
+    """Counts the edits between two growing texts, in bounded memory and time."""
 
     def __init__(self) -> None:
         self.words = self.edits = 0
@@ -77,15 +81,15 @@ class Differences:
         self._second += normalize_for_scoring(text).split()
 
     def settle(self) -> None:
-        """Compare what can be compared while both texts go on."""
+        """Compare what can be compared while both texts grow."""
         while (len(self._first) >= PIECE_WORDS and len(self._second) >= 2 * PIECE_WORDS) or max(
             len(self._first), len(self._second)
         ) >= PATIENCE_WORDS:
             self._compare(PIECE_WORDS, 2 * PIECE_WORDS)
 
     def finish(self, whole: bool) -> None:
-        """Compare the rest; unless both heard the `whole` stream, what the second one said behind
-        the first one's last word counts for nothing."""
+        """Compare the rest. Unless both consumed the `whole` stream, words of the second behind the
+        last word of the first are not counted."""
         if whole:
             self.words += len(self._first)
             self.edits += word_errors(" ".join(self._first), " ".join(self._second)).errors
@@ -105,17 +109,18 @@ class Differences:
 
 
 class Shadows:
-    """All shadow work of a server, and the two threads that do it."""
+    """All shadow work of a server, and its two threads."""
 
-    def __init__(self, metrics: Metrics, most_streams: int) -> None:
+    def __init__(self, metrics: Metrics, transcriber: Transcriber, most_streams: int) -> None:
         self.metrics, self.most_streams = metrics, most_streams
+        self._transcriber = transcriber
         self.streams: set[ShadowStream] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.live = ThreadPoolExecutor(1, "pianissimo-shadow")
         self._files = ThreadPoolExecutor(1, "pianissimo-shadow-file")
         self._recordings = 0
 
-    def stream(self, lease: Lease, **options: Any) -> "ShadowStream | None":
+    def stream(self, lease: Lease, **options: Unpack[OpenOptions]) -> "ShadowStream | None":
         """The shadow of a stream that is opened with these options; None if it gets none."""
         if lease.shadow is None:
             return None
@@ -124,44 +129,43 @@ class Shadows:
             return None
         return ShadowStream(self, lease.model, lease.shadow, options)
 
-    def recording(self, lease: Lease, path: Path, found: Transcript, boost: Boost) -> None:
-        """Have a recording transcribed once more, from a link of its own."""
+    def recording(self, lease: Lease, upload: Upload, found: Transcript, boost: Boost) -> None:
+        """Transcribe a recording once more, from a hard link to its file."""
         if lease.shadow is None:
             return
         if self._recordings >= MOST_RECORDINGS:
             self.dropped(lease.shadow, "full")
             return
-        link = Path(tempfile.gettempdir()) / f"{path.stem}-shadow{path.suffix}"
+        link = upload.path.with_name(f"{upload.path.name}-shadow")
         try:
-            os.link(path, link)
+            os.link(upload.path, link)
         except OSError:
             self.dropped(lease.shadow, "failed")
             return
         self._recordings += 1
-        self.start(self._transcribe(lease.model, Lease(lease.shadow), link, found.text, boost))
+        linked = replace(upload, path=link)
+        self.start(self._transcribe(lease.model, Lease(lease.shadow), linked, found.text, boost))
 
     async def _transcribe(
-        self, first: ServedModel, lease: Lease, path: Path, text: str, boost: Boost
+        self, first: ServedModel, lease: Lease, upload: Upload, text: str, boost: Boost
     ) -> None:
-        def compare() -> tuple[int, int]:
-            hints = lease.model.hints(boost)
-            other = lease.model.recognizer.transcribe(str(path), boost=hints).text
-            counts = word_errors(normalize_for_scoring(text), normalize_for_scoring(other))
-            return counts.words, counts.errors
-
         with lease:
             try:
-                loop = asyncio.get_running_loop()
-                words, edits = await loop.run_in_executor(self._files, compare)
-                self.compared(first, lease.model, words, edits)
+                hints = await asyncio.to_thread(lease.model.hints, boost)
+                recognizer = lease.model.recognizer
+                other = await self._transcriber.transcribe(upload, recognizer, self._files, hints)
+                counts = await asyncio.to_thread(
+                    word_errors, normalize_for_scoring(text), normalize_for_scoring(other.text)
+                )
+                self.compared(first, lease.model, counts.words, counts.errors)
             except Exception:
                 log.exception("the shadow %s failed on a recording", lease.model.name)
                 self.dropped(lease.model, "failed")
             finally:
                 self._recordings -= 1
-                path.unlink(missing_ok=True)
+                upload.path.unlink(missing_ok=True)
 
-    def start(self, work: Coroutine[Any, Any, None]) -> None:
+    def start(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
@@ -182,29 +186,29 @@ class Shadows:
 
 
 class ShadowStream:
-    """The shadow of one stream. No method waits or raises; a task of its own does the work."""
+    """The shadow of one stream. Its methods neither wait nor raise; a task does the work."""
 
     def __init__(
-        self, shadows: Shadows, first: ServedModel, shadow: ServedModel, options: dict[str, Any]
+        self, shadows: Shadows, first: ServedModel, shadow: ServedModel, options: OpenOptions
     ) -> None:
         self._shadows, self._first, self._lease = shadows, first, Lease(shadow)
         self._options, self._rate = options, options["sample_rate"]
-        self._jobs: asyncio.Queue[Any] = asyncio.Queue()
+        self._jobs: asyncio.Queue[Job] = asyncio.Queue()
         self._waiting_seconds = 0.0
-        self._left = False
-        self._heard_all = False
+        self._abandoned = False
+        self._complete = False
         self._closed = asyncio.Event()
         self._differences = Differences()
         shadows.streams.add(self)
         shadows.start(self._run())
 
-    def push(self, samples: Any) -> None:
-        """The first model was given these samples."""
-        if self._left:
+    def push(self, samples: Block) -> None:
+        """The first model got these samples."""
+        if self._abandoned:
             return
         self._waiting_seconds += len(samples) / self._rate
         if self._waiting_seconds > MOST_WAITING_SECONDS:
-            self._leave("slow")
+            self._abandon("slow")
         self._jobs.put_nowait(samples)
 
     def finalize(self) -> None:
@@ -212,24 +216,24 @@ class ShadowStream:
 
     def finish(self) -> None:
         """The audio has ended."""
-        self._heard_all = True
+        self._complete = True
         self._jobs.put_nowait("finish")
 
-    def said(self, event: StreamEvent) -> None:
-        """What the first model said."""
-        if event.type == "final" and not self._left:
+    def observe(self, event: StreamEvent) -> None:
+        """The first model emitted an event."""
+        if event.type == "final" and not self._abandoned:
             self._differences.first(event.text)
             self._settle()
 
     def close(self) -> None:
-        """The stream is over, or its client is gone."""
+        """The stream has ended, or its client is gone."""
         self._closed.set()
-        if not self._heard_all:
+        if not self._complete:
             self._jobs.put_nowait("finish")
 
-    def _leave(self, reason: Reason) -> None:
-        if not self._left:
-            self._left = True
+    def _abandon(self, reason: Reason) -> None:
+        if not self._abandoned:
+            self._abandoned = True
             self._shadows.dropped(self._lease.model, reason)
 
     async def _run(self) -> None:
@@ -242,44 +246,44 @@ class ShadowStream:
             async with asyncio.timeout(LAST_SECONDS):
                 await collecting
             await self._closed.wait()
-            if not self._left:
-                self._differences.finish(self._heard_all)
+            if not self._abandoned:
+                self._differences.finish(self._complete)
         except TimeoutError:
-            self._leave("slow")
+            self._abandon("slow")
         except EngineFullError:
-            self._leave("full")
+            self._abandon("full")
         except Exception:
             log.exception("the shadow %s failed on a stream", self._lease.model.name)
-            self._leave("failed")
+            self._abandon("failed")
         finally:
             if collecting is not None:
                 collecting.cancel()
                 await asyncio.gather(collecting, return_exceptions=True)
             if session is not None:
                 session.close()
-            self._tell()
+            self._record()
             self._lease.release()
             self._shadows.streams.discard(self)
 
     def _open(self) -> "Session":
-        """As the first model's stream, in the shadow's own latency if it has not the same."""
-        model, options = self._lease.model, dict(self._options)
+        """Open a stream as the first model did, in the same latency mode if the shadow has it."""
+        model, options = self._lease.model, self._options.copy()
         if options.get("latency_ms") not in model.latencies_ms:
             options["latency_ms"] = None
         options["boost"] = model.hints(options.get("boost") or ())
         return model.open(**options)
 
     async def _work(self, session: "Session") -> None:
-        """Give the stream what waits for it, until its audio has ended or it is left."""
+        """Push queued audio until the stream ends or is dropped."""
         while True:
             job = await self._jobs.get()
-            while not self._left:
+            while not self._abandoned:
                 try:
                     await self._in_thread(partial(_do, session, job))
                     break
                 except BacklogError:
                     await asyncio.sleep(PATIENCE_SECONDS)
-            if self._left:
+            if self._abandoned:
                 session.close()
                 return
             if not isinstance(job, str):
@@ -298,15 +302,15 @@ class ShadowStream:
 
     def _settle(self) -> None:
         self._differences.settle()
-        self._tell()
+        self._record()
 
-    def _tell(self) -> None:
+    def _record(self) -> None:
         found = self._differences
         self._shadows.compared(self._first, self._lease.model, found.words, found.edits)
         found.words = found.edits = 0
 
 
-def _do(session: "Session", job: Any) -> None:
+def _do(session: "Session", job: Job) -> None:
     if isinstance(job, str):
         session.finish() if job == "finish" else session.finalize()
     else:

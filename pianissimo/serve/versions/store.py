@@ -1,8 +1,8 @@
-"""The models of a server: which are loaded, which one a client gets, and changes while it serves.
+"""The models of a server: loaded versions, the choice for each client, and changes while serving.
 
-A model is served under a name and read from a place; only names and places that the operator gave
-at the start are ever opened. Whoever uses a model holds a lease on one loading of it. A swap reads
-the place again: new leases are on the new weights, the old ones are let go with their last lease.
+A model is served under a name and read from a source; only names and sources that the operator
+configured at the start are opened. Each use of a model holds a lease on one loaded version. A swap
+reads the source again: new leases get the new version, the old one is closed with its last lease.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Required, TypedDict, Unpack
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from pianissimo.serve.access.accounts import Account
 from pianissimo.serve.errors import Refusal
 from pianissimo.serve.settings import Settings, parse_source
 from pianissimo.serve.versions.experiments import Caller, Experiment
+from pianissimo.streaming.endpoint import EndpointRules, WatchdogRules
 
 if TYPE_CHECKING:
     from pianissimo.protocols import Recognizer
@@ -32,19 +33,30 @@ if TYPE_CHECKING:
 ALIASES = re.compile(
     r"pianissimo|whisper-1|gpt-((4o|4o-mini|live)-)?transcribe(-[\w.-]+)?|gpt-realtime.*", re.I
 )
-"""Names that clients of other servers send by default; here they mean the default model."""
+"""Default names of clients of other servers; here they select the default model."""
 DEFAULT_ALIAS = "pianissimo"
-"""An experiment of this name also gets whoever names no model, or one of the aliases."""
+"""An experiment of this name also gets clients that name no model, or one of the aliases."""
 DRAIN_SECONDS = 0.05
-"""How soon a model that was replaced is asked again whether somebody uses it."""
+"""How often a replaced model is checked for remaining leases."""
 TRIAL_SECONDS = 120.0
-"""What a new model may take for a second of silence before it is refused."""
+"""How long a new model may take for a second of silence before it is refused."""
 
 log = logging.getLogger(__name__)
 
 
+class OpenOptions(TypedDict, total=False):
+    """Options of a stream, as `Engine.open` takes them."""
+
+    sample_rate: Required[int]
+    latency_ms: int | None
+    endpoint: EndpointRules | None
+    watchdog: WatchdogRules | None
+    boost: Boost
+    state: bytes | None
+
+
 class ServedModel:
-    """One loading of a model: recognizer, engine, and how many use it."""
+    """One loaded version of a model: recognizer, engine and the count of leases."""
 
     def __init__(self, name: str, version: int, recognizer: "Recognizer", slots: int) -> None:
         self.name, self.version, self.recognizer = name, version, recognizer
@@ -54,7 +66,7 @@ class ServedModel:
 
     @property
     def language(self) -> str | None:
-        """The language of a model that knows only one."""
+        """The language of a model with a single language."""
         return self.recognizer.language
 
     @property
@@ -67,56 +79,53 @@ class ServedModel:
 
     @property
     def latencies_ms(self) -> tuple[int, ...]:
-        """The latency modes of its streams; none if they go from pause to pause."""
+        """The latency modes of its streams; none if it transcribes segments between pauses."""
         capabilities = self.recognizer.capabilities
         return capabilities.latencies_ms if capabilities.batched_streams else ()
 
     def check_language(self, language: str | None) -> None:
-        """Raises OptionError for a language that the model does not know."""
+        """Raises OptionError for a language that the model does not support."""
         self.check_languages([language] if language else [])
 
     def check_languages(self, languages: Sequence[str]) -> None:
-        """Raises OptionError if the model knows none of the languages that may be spoken."""
+        """Raises OptionError if the model supports none of the languages."""
         known = self.language
         if not languages or known is None:
             return
         base = {language.lower().replace("_", "-").split("-")[0] for language in languages}
         if base.isdisjoint({known.lower().split("-")[0], "auto", "multi"}):
             raise OptionError(
-                f"{self.name} knows {known!r} only, not {', '.join(languages)!r}; "
-                "leave the language out, or choose another model"
+                f"{self.name} supports {known!r} only, not {', '.join(languages)!r}; "
+                "omit the language, or choose another model"
             )
 
     def latency(self, latency_ms: int | None) -> int | None:
-        """The latency mode of a stream that asks for this one, or for none; raises OptionError.
+        """The latency mode for a requested one, or for none; raises OptionError.
 
         None for a model without modes.
         """
         if isinstance(self.engine, SegmentedEngine):
             if latency_ms is not None:
                 raise OptionError(
-                    f"{self.name} has no latency modes: it hears what was said between two pauses; "
-                    "leave the latency out, or choose a streaming model"
+                    f"{self.name} has no latency modes: it transcribes segments between pauses; "
+                    "omit the latency, or choose a streaming model"
                 )
             return None
         grid = self.engine.model.grid(self.engine.recognizer.live_lookahead(latency_ms))
         return round(grid.chunk_seconds * 1000)
 
-    def open(self, **options: Any) -> "Session":
-        """A stream of the engine; see `Engine.open`. Many phrases to boost take a while."""
+    def open(self, **options: Unpack[OpenOptions]) -> "Session":
+        """Open a stream of the engine; see `Engine.open`. Slow with many phrases to boost."""
         options["latency_ms"] = self.latency(options.get("latency_ms"))
-        return self.engine.open(**options)
+        return self.engine.open(**options)  # type: ignore[arg-type]
 
     def hints(self, phrases: Boost) -> Boost:
-        """Those of some phrases that the model can be told; a list of hints is no demand.
-
-        Takes a while, as `open` does.
-        """
+        """The phrases that the model can boost; the others are dropped. Slow, as `open` is."""
         if not phrases or self._can_boost(phrases):
             return phrases
         known = [phrase for phrase in phrases if self._can_boost([phrase])]
         left = len(phrases) - len(known)
-        log.debug("%s: %d of %d phrases are left out", self.name, left, len(phrases))
+        log.debug("%s: %d of %d phrases cannot be boosted", self.name, left, len(phrases))
         return known
 
     def _can_boost(self, phrases: Boost) -> bool:
@@ -127,7 +136,7 @@ class ServedModel:
         return True
 
     def try_out(self) -> None:
-        """Hear a second of silence, so that what cannot work never replaces what does."""
+        """Transcribe a second of silence, so that a broken model never replaces a working one."""
         silence = np.zeros(SAMPLE_RATE, np.float32)
         if not self.recognizer.capabilities.batched_streams:  # segments have no silence
             self.recognizer.transcribe(silence, sample_rate=SAMPLE_RATE)
@@ -154,8 +163,8 @@ def _engine(recognizer: "Recognizer", slots: int) -> Engine | SegmentedEngine:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A model that a client gets by its name, and the experiment it came through, "" if none."""
+class ModelChoice:
+    """The name of a chosen model, and the experiment that assigned it, "" if none."""
 
     name: str
     experiment: str = ""
@@ -163,14 +172,14 @@ class Choice:
 
 @dataclass
 class Lease:
-    """The use of one loading of a model; `release` it once, more often does no harm."""
+    """The use of one loaded version of a model; `release` may be called more than once."""
 
     model: ServedModel
     experiment: str = ""
     shadow: ServedModel | None = None
-    """Hears the same, if there is one; it is leased by whoever uses it."""
+    """The shadow for this use, if there is one; its user holds a lease of its own."""
     account: Account | None = None
-    """Of the client; None for work that nobody asked for."""
+    """Of the client; None for the work of a shadow."""
     _held: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
@@ -189,7 +198,7 @@ class Lease:
 
 @dataclass(frozen=True)
 class ShadowRule:
-    """`model` hears what `share` of the sessions of model `of` hear, or of every other model."""
+    """`model` shadows a `share` of the sessions of model `of`, or of all other models."""
 
     model: str
     of: str | None = None
@@ -223,11 +232,11 @@ class Store:
         self._changing: str | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    # -- for clients -------------------------------------------------------------------------------
+    # -- clients -----------------------------------------------------------------------------------
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What a client may ask for, the default first."""
+        """The names that a client may request, the default first."""
         return (*self.models, *self.experiments)
 
     @property
@@ -236,30 +245,30 @@ class Store:
         return tuple(name for name in self._places if name not in self.models)
 
     def place(self, name: str) -> str | None:
-        """Where a model is read from; "" for one that was handed over and cannot be read again."""
+        """The source of a model; "" for one that was passed in and cannot be reloaded."""
         return self._places.get(name, "")
 
     def fault(self) -> str | None:
-        """Why not all models serve; None if they do."""
+        """The reason that not all models serve; None if they do."""
         dead = [name for name, model in self.models.items() if not model.alive]
         return f"the engine of {', '.join(dead)} stopped; swap the model" if dead else None
 
-    def choose(self, name: str | None, caller: Caller, *, lenient: bool = False) -> Choice:
-        """The model for a client that asks for this name, or for none.
+    def choose(self, name: str | None, caller: Caller, *, lenient: bool = False) -> ModelChoice:
+        """The model for a requested name, or for none.
 
-        A name that is neither ours nor a usual one raises ModelNotFoundError, or means none.
+        An unknown name raises ModelNotFoundError; with `lenient` it is ignored.
         """
         if lenient and name and not self._means_something(name):
             name = None
         if name and (model := self._known(name)) is not None:
-            return Choice(model)
+            return ModelChoice(model)
         alias = self._experiment(name)
         if alias is not None:
-            return Choice(self.experiments[alias].arm(alias, caller), alias)
+            return ModelChoice(self.experiments[alias].arm(alias, caller), alias)
         if not name or ALIASES.fullmatch(name):
-            return Choice(self.default)
+            return ModelChoice(self.default)
         raise ModelNotFoundError(
-            f"there is no model {name!r} here; GET /v1/models lists what there is"
+            f"unknown model {name!r}; GET /v1/models lists the models of this server"
         )
 
     def _means_something(self, name: str) -> bool:
@@ -278,11 +287,13 @@ class Store:
         usual = not name or ALIASES.fullmatch(name)
         return DEFAULT_ALIAS if usual and DEFAULT_ALIAS in self.experiments else None
 
-    def lease(self, choice: Choice, session: str = "", account: Account | None = None) -> Lease:
-        """The model as it is now; `session` says whether its shadow hears this one too."""
+    def lease(
+        self, choice: ModelChoice, session: str = "", account: Account | None = None
+    ) -> Lease:
+        """Lease the current version of a model; `session` decides about its shadow."""
         model = self.models.get(choice.name)
         if model is None:
-            raise ModelNotFoundError(f"{choice.name} is not loaded any more; choose another model")
+            raise ModelNotFoundError(f"{choice.name} was unloaded; choose another model")
         return Lease(model, choice.experiment, self._shadow_of(choice.name, session), account)
 
     def _shadow_of(self, name: str, session: str) -> ServedModel | None:
@@ -290,27 +301,27 @@ class Store:
         if rule is None or rule.model == name or rule.of not in (None, name):
             return None
         draw = Experiment({"heard": rule.share, "not": 1 - rule.share}, by="session")
-        heard = draw.arm(f"shadow {rule.model}", Caller(session)) == "heard"
-        return self.models.get(rule.model) if heard else None
+        shadowed = draw.arm(f"shadow {rule.model}", Caller(session)) == "heard"
+        return self.models.get(rule.model) if shadowed else None
 
     # -- changes -----------------------------------------------------------------------------------
 
     async def load(self, name: str) -> ServedModel:
-        """Load a model that the operator listed and that is not loaded."""
+        """Load a configured model that is not loaded."""
         self._listed(name)
         if name in self.models:
-            raise Refusal(409, f"{name} is loaded; swap it to read it again", "model_loaded")
+            raise Refusal(409, f"{name} is loaded; swap it to reload it", "model_loaded")
         return await self._renew(name)
 
     async def swap(self, name: str) -> ServedModel:
-        """Read a loaded model again; old streams go on with the old weights."""
+        """Reload a model; open streams keep the old version."""
         self._listed(name)
         if name not in self.models:
             raise Refusal(409, f"{name} is not loaded; load it", "model_not_loaded")
         return await self._renew(name)
 
     def unload(self, name: str) -> None:
-        """Give a model to nobody any more; it is gone when the last one has left."""
+        """Offer a model to no new client; it is closed with its last lease."""
         self._listed(name)
         if name not in self.models:
             raise Refusal(409, f"{name} is not loaded", "model_not_loaded")
@@ -323,7 +334,7 @@ class Store:
         self._retire(self.models.pop(name))
 
     def set_experiment(self, alias: str, experiment: Experiment) -> None:
-        """Split those who ask for `alias`, now and until it is changed."""
+        """Split the clients that request `alias`, until it is changed."""
         if self._known(alias) is not None:
             raise Refusal(409, f"{alias} is a model; give the split another name", "name_in_use")
         for name in experiment.weights:
@@ -338,7 +349,7 @@ class Store:
         self.shadow = rule
 
     async def close(self) -> None:
-        """End all engines, also those of streams that are not over."""
+        """Close all engines, including those with open streams."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -356,9 +367,7 @@ class Store:
 
     async def _renew(self, name: str) -> ServedModel:
         if name not in self._places:
-            raise Refusal(
-                409, f"{name} was not read from a place that could be read again", "fixed"
-            )
+            raise Refusal(409, f"{name} has no source to reload from", "fixed")
         if self._changing is not None:
             raise Refusal(409, f"{self._changing} is being loaded; try again later", "busy")
         self._changing = name
@@ -381,7 +390,8 @@ class Store:
         except BaseException as error:
             model.close()
             raise ModelError(
-                f"{name} does not work as it is at its place now ({error}); nothing was changed"
+                f"Reloading {name} from {self.place(name)} failed ({error}); "
+                "the running version is unchanged."
             ) from error
         return model
 
@@ -397,7 +407,7 @@ class Store:
         await asyncio.to_thread(model.close)
         self.retired.remove(model)
         self.on_retired(model)
-        log.info("%s: version %d is gone", model.name, model.version)
+        log.info("%s: version %d is closed", model.name, model.version)
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -410,7 +420,7 @@ def read(settings: Settings, place: str | None) -> "Recognizer":
 
 
 def read_all(settings: Settings) -> "dict[str, Recognizer]":
-    """The recognizers that the settings ask for, by the names they are served under.
+    """The recognizers in the settings, by the names they are served under.
 
     Raises what `load` raises, and OptionError for two models of one name.
     """
@@ -420,15 +430,15 @@ def read_all(settings: Settings) -> "dict[str, Recognizer]":
         recognizer = read(settings, place)
         name = name or recognizer.name
         if name in recognizers:
-            raise OptionError(f"two models are called {name}; name them: --model NAME=MODEL")
+            raise OptionError(f"two models have the name {name}; name them: --model NAME=MODEL")
         recognizers[name] = recognizer
     return recognizers
 
 
 def places(settings: Settings, recognizers: Mapping[str, object]) -> dict[str, str | None]:
-    """Where each model that can be loaded is read from, by its name.
+    """The source of each loadable model, by name.
 
-    Recognizers that were handed over without a place in the settings have none.
+    Recognizers that were passed in without a source in the settings have none.
     """
     sources = [parse_source(text) for text in settings.models or (None,)]
     found: dict[str, str | None] = {}
@@ -442,6 +452,8 @@ def places(settings: Settings, recognizers: Mapping[str, object]) -> dict[str, s
         name, place = parse_source(text)
         assert name is not None, "the settings see to that"
         if name in recognizers:
-            raise OptionError(f"two models are called {name}; name them: --spare-model NAME=MODEL")
+            raise OptionError(
+                f"two models have the name {name}; name them: --spare-model NAME=MODEL"
+            )
         found[name] = place
     return found

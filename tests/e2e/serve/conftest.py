@@ -1,4 +1,4 @@
-"""One server for all tests that do not need another one."""
+"""A server shared by all tests that need no special one."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A network that breaks every connection, and a client that does not mind."""
+"""A network that breaks every connection, and a client that survives it."""
 
 import asyncio
 import importlib.util

@@ -24,6 +24,7 @@ from pianissimo.serve.app import create_app
 from pianissimo.serve.dialects.resumable import Streams
 from pianissimo.serve.service import Service
 from pianissimo.serve.settings import Settings
+from pianissimo.serve.websocket import SocketProtocol
 
 RATE = 16_000
 CLIPS = Path(__file__).parents[3] / "examples" / "audio"
@@ -56,7 +57,7 @@ class Server:
         """Until all seats and slots are free again; fails if that does not happen."""
         assert self.service.engine is not None
         end = time.monotonic() + seconds
-        while self.service.seats.taken or self.service.engine.stats.streams:
+        while self.service.seats.in_use or self.service.engine.stats.streams:
             assert time.monotonic() < end, "a seat or a slot was not given back"
             time.sleep(0.01)
 
@@ -68,9 +69,7 @@ def serving(
     """Serve a recognizer until the block ends, or the models in the settings."""
     app = create_app(settings or Settings(), recognizer)
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        app, log_config=None, ws="websockets-sansio", timeout_graceful_shutdown=10
-    )
+    config = uvicorn.Config(app, log_config=None, ws=SocketProtocol, timeout_graceful_shutdown=10)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

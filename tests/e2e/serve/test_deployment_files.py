@@ -1,4 +1,4 @@
-"""What is in docker/: its queries name what the server says, its files and ports are there."""
+"""docker/: its queries name existing metrics, its files and ports exist."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What the page fetches: its files and their headers, what the server has, recordings."""
+"""Routes of the page: its files and their headers, models, recordings."""
 
 import json
 import re
@@ -88,7 +88,7 @@ def test_without_the_key_it_learns_nothing(tiny: NativeRecognizer) -> None:
 # -- recordings ------------------------------------------------------------------------------------
 
 
-def test_a_recording_is_heard_as_the_recognizer_hears_it(
+def test_page_transcript_equals_the_recognizers(
     words_server: Server, embedded: NativeRecognizer
 ) -> None:
     *progress, last = upload(words_server, wav(speech(2.5)))
@@ -97,7 +97,7 @@ def test_a_recording_is_heard_as_the_recognizer_hears_it(
     samples = np.frombuffer(wav(speech(2.5))[44:], "<i2")
     assert found == embedded.transcribe(samples, sample_rate=RATE) and found.text == NUMBER
     assert {each["type"] for each in progress} == {"progress"}
-    heard = [each["heard"] for each in progress]
+    heard = [each["consumed"] for each in progress]
     assert heard == sorted(heard) and heard[-1] == pytest.approx(2.5, abs=0.01)
 
 
@@ -116,7 +116,7 @@ def test_gain_can_be_turned_on_and_off(words_server: Server, embedded: NativeRec
     assert embedded.front_end is not None and embedded.front_end.mode == "auto"
 
 
-def test_what_cannot_be_decoded_or_is_not_known_is_told(server: Server) -> None:
+def test_page_reports_undecodable_and_unknown_input(server: Server) -> None:
     last = upload(server, b"no sound at all" * 100)[-1]
     assert last["type"] == "error" and last["error"]["code"] == "audio_undecodable"
     for fields in ({"model": "nobody"}, {"gain": "loud"}):

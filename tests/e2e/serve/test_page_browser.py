@@ -1,4 +1,4 @@
-"""The page in Chromium: words from a microphone, from files, side by side; nobody is left out."""
+"""The page in Chromium: words from a microphone, from files, side by side; accessibility."""
 
 import json
 import re
@@ -151,7 +151,7 @@ def test_a_model_without_latencies_writes_in_pauses(
         serving({"whole": Whole(embedded), "live": embedded}) as server,
         visiting(browser, server.http) as page,
     ):
-        page.get_by_text("This model writes when you pause.").wait_for()
+        page.get_by_text("This model transcribes when you pause.").wait_for()
         assert not page.get_by_role("group", name="Latency").is_visible()
         page.get_by_role("button", name="Listen").click()
         paragraphs(page, 1)
@@ -161,7 +161,7 @@ def test_a_model_without_latencies_writes_in_pauses(
         page.locator("#live-text .word.playing", has_text="five").wait_for()
         page.get_by_label("Model").and_(page.locator("#live-model")).select_option("live")
         page.get_by_label("160 ms", exact=True).and_(page.locator(":checked")).wait_for()
-        assert not page.get_by_text("This model writes when you pause.").is_visible()
+        assert not page.get_by_text("This model transcribes when you pause.").is_visible()
         page.locator("#live-text .word", has_text="nine").nth(2).wait_for()
         page.get_by_role("button", name="Stop").click()
         page.get_by_role("button", name="Listen").wait_for()
@@ -175,7 +175,7 @@ def test_a_model_without_latencies_writes_in_pauses(
         page.locator("#lane-a").select_option("whole, whole")
         page.locator("#lane-b").select_option("live, whole")
         page.locator("#compare-input").set_input_files(recording(2.5))
-        page.get_by_text("Both heard the same words.").wait_for()
+        page.get_by_text("Both transcripts are equal.").wait_for()
 
 
 # -- files -----------------------------------------------------------------------------------------
@@ -215,11 +215,11 @@ def test_a_file_becomes_words_that_can_be_corrected_and_saved(
     assert re.fullmatch("WEBVTT\n\n" + cue.format(r"\."), files["vtt"])
 
 
-def test_silence_is_told_as_such(browser: Any, words_server: Server) -> None:
+def test_silence_is_reported(browser: Any, words_server: Server) -> None:
     silence = {"name": "still.wav", "mimeType": "audio/wav", "buffer": wav(pause(2.0))}
     with visiting(browser, words_server.http + "/#file") as page:
         page.locator("#file-input").set_input_files(silence)
-        page.get_by_text("No speech found: it holds no sound at all").wait_for()
+        page.get_by_text("No speech found: it contains no sound").wait_for()
         assert words(page, "#file-text") == []
 
 
@@ -230,7 +230,7 @@ def test_a_long_file_shows_how_far_it_is_and_can_be_cancelled(
     long.write_bytes(wav(speech(600.0)))
     with visiting(browser, words_server.http + "/#file") as page:
         page.locator("#file-input").set_input_files(long)
-        page.get_by_text(re.compile(r"is heard: \d+:\d\d of 10:00")).wait_for()
+        page.get_by_text(re.compile(r"transcribing: \d+:\d\d of 10:00")).wait_for()
         assert 0 < page.locator("#file-progress").evaluate("p => p.value") < 1
         page.get_by_role("button", name="Cancel").click()
         page.get_by_text("Cancelled.").wait_for()
@@ -249,7 +249,7 @@ def test_two_ways_of_hearing_stand_side_by_side(browser: Any, words_server: Serv
         names = page.locator("#lane-a option:checked, #lane-b option:checked").all_text_contents()
         assert names == ["embedded-en, live at 80 ms", "embedded-en, live at 1120 ms"]
         page.locator("#compare-input").set_input_files(recording(2.5))
-        page.get_by_text("Both heard the same words.").wait_for()
+        page.get_by_text("Both transcripts are equal.").wait_for()
         assert words(page, "#text-a") == words(page, "#text-b") == NUMBER.split()
         page.locator("#lane-b").select_option("embedded-en, whole")
         page.get_by_role("button", name="Use the microphone").click()
@@ -287,7 +287,7 @@ def test_two_models_stand_side_by_side(
         assert words(page, "#file-text") != NUMBER.split()
 
 
-def test_a_clip_is_made_quiet_and_heard_with_gain_and_without(
+def test_quiet_clip_is_transcribed_with_and_without_gain(
     browser: Any, words_server: Server
 ) -> None:
     with visiting(browser, words_server.http + "/#quiet") as page:
@@ -339,7 +339,7 @@ def test_the_key_is_asked_for_once(browser: Any, embedded: NativeRecognizer) -> 
     ):
         for key in ("wrong", "pp-3f9c"):
             page.get_by_label("API key").fill(key)
-            page.get_by_role("button", name="Use it").click()
+            page.get_by_role("button", name="Use key").click()
             page.wait_for_load_state("networkidle")
         page.get_by_role("button", name="Listen").click()
         page.locator("#live-text .partial p", has_text="enter").wait_for()

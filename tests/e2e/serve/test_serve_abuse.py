@@ -1,4 +1,4 @@
-"""Clients that send nonsense, vanish, or never read: the server goes on and keeps nothing."""
+"""Clients that send invalid data, vanish, or never read: the server keeps nothing of them."""
 
 import base64
 import json
@@ -6,19 +6,20 @@ import select
 import socket as sockets
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import httpx
 import pytest
 from serving import Server, pcm, serving, speech, wav
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from pianissimo.recognizers.fastconformer import NativeRecognizer
-from pianissimo.serve import early
+from pianissimo.serve import shutdown
 from pianissimo.serve.dialects import sockets as deaf
 from pianissimo.serve.settings import Settings
+from pianissimo.serve.websocket import FIRST_MESSAGE_BYTES
 
 PLACES = ["/v1/stream", "/v1/realtime", "/v1/listen?encoding=linear16&sample_rate=16000"]
 STARTS = {
@@ -28,7 +29,7 @@ STARTS = {
 SOUND = base64.b64encode(pcm(speech(0.3))).decode()
 
 
-def test_hundreds_who_vanish_leave_nothing_behind(tiny: NativeRecognizer) -> None:
+def test_hundreds_of_vanished_clients_leave_nothing_behind(tiny: NativeRecognizer) -> None:
     with serving(tiny, Settings(linger_seconds=0.0, resume_seconds=0.1)) as server:
 
         def vanish(number: int) -> None:
@@ -57,7 +58,7 @@ def test_hundreds_who_vanish_leave_nothing_behind(tiny: NativeRecognizer) -> Non
             assert json.loads(socket.recv(timeout=30))["type"] == "ready"
 
 
-def test_who_never_reads_is_held_up_and_the_others_are_not(words_server: Server) -> None:
+def test_unread_events_hold_up_only_their_client(words_server: Server) -> None:
     """An hour of audio from a client that reads nothing waits at the client, not in memory."""
     hour = pcm(speech(60.0))
     sent = 0
@@ -108,8 +109,8 @@ def test_messages_have_a_largest_size(server: Server) -> None:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_who_says_nothing_is_sent_away(tiny: NativeRecognizer, place: str) -> None:
-    """Whether or not he had begun."""
+def test_idle_sockets_are_closed(tiny: NativeRecognizer, place: str) -> None:
+    """Before and after the first message."""
     code = 1011 if "listen" in place else 1001
     with serving(tiny, Settings(idle_seconds=0.5)) as server:
         for first in ([], STARTS.get(place, [])):
@@ -123,8 +124,8 @@ def test_who_says_nothing_is_sent_away(tiny: NativeRecognizer, place: str) -> No
         server.wait_until_empty()
 
 
-def test_no_address_in_a_request_is_asked(server: Server) -> None:
-    """Not where the recording is said to be, not where the answer is said to go."""
+def test_no_url_in_a_request_is_fetched(server: Server) -> None:
+    """Neither as the source of a recording nor as a callback."""
     with sockets.create_server(("127.0.0.1", 0)) as elsewhere:
         elsewhere.settimeout(0.5)
         address = f"http://127.0.0.1:{elsewhere.getsockname()[1]}/a.wav"
@@ -173,7 +174,7 @@ def test_a_body_without_end_is_not_read_for_ever(
     tiny: NativeRecognizer, monkeypatch: pytest.MonkeyPatch, length: str, path: str, status: int
 ) -> None:
     """Its client gets the answer while it sends, and is cut off when it goes on."""
-    monkeypatch.setattr(early, "LINGER_SECONDS", 0.5)
+    monkeypatch.setattr(shutdown, "LINGER_SECONDS", 0.5)
     head = (
         f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n{length}\r\n"
         "content-type: multipart/form-data; boundary=b\r\n\r\n"
@@ -200,7 +201,7 @@ def test_a_body_without_end_is_not_read_for_ever(
     assert answer.endswith(b"}") and answer.count(b"HTTP/1.1") == 1
 
 
-def test_an_early_answer_is_read_by_who_sends_everything_first(tiny: NativeRecognizer) -> None:
+def test_clients_that_send_everything_first_read_an_early_answer(tiny: NativeRecognizer) -> None:
     with serving(tiny, Settings(largest_upload_mb=1)) as server, httpx.Client() as client:
         for place in ("/v1/audio/transcriptions", "/v1/listen"):
             files = {"file": ("a.wav", bytes(20_000_000))}
@@ -210,17 +211,53 @@ def test_an_early_answer_is_read_by_who_sends_everything_first(tiny: NativeRecog
 
 
 def test_a_page_of_another_site_gets_no_socket(server: Server) -> None:
-    def code(**options: Any) -> int | None:
-        with connect(server.ws + "/v1/realtime", **options) as socket:
-            with suppress(ConnectionClosed, TimeoutError):
-                socket.recv(timeout=30)
-                return None
-            return socket.close_code
-
-    assert code(origin="https://evil.example") == 1008
-    assert code(origin=f"http://127.0.0.1:{server.port}") is None
-    assert code(origin="http://[") == 1008
+    """Refused by the status of the handshake: no socket is ever opened."""
+    for origin in ("https://evil.example", "http://["):
+        address = server.ws + "/v1/realtime"
+        with pytest.raises(InvalidStatus) as refused, connect(address, origin=origin):
+            pass
+        assert refused.value.response.status_code == 403
+    with connect(server.ws + "/v1/realtime", origin=f"http://127.0.0.1:{server.port}") as socket:
+        assert json.loads(socket.recv(timeout=30))["type"] == "session.created"
     assert httpx.get(server.http + "/healthz", headers={"origin": "http://["}).status_code == 403
+
+
+def test_a_client_has_a_limit_of_open_sockets(tiny: NativeRecognizer) -> None:
+    settings = Settings(max_streams=1)
+    with serving(tiny, settings) as server:
+        with ExitStack() as opened:
+            for _ in range(settings.most_connections):
+                opened.enter_context(connect(server.ws + "/v1/stream"))
+            with pytest.raises(InvalidStatus) as refused, connect(server.ws + "/v1/stream"):
+                pass
+            assert refused.value.response.status_code == 429
+            assert "retry-after" in refused.value.response.headers
+        with connect(server.ws + "/v1/stream") as socket:
+            socket.send('{"type": "start"}')
+            assert json.loads(socket.recv(timeout=30))["type"] == "ready"
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "unfinished"])
+def test_the_first_message_has_a_small_limit(server: Server, whole: bool) -> None:
+    """100 sockets with unfinished first messages must not take a gigabyte."""
+    with connect(server.ws + "/v1/stream") as socket, suppress(ConnectionClosed):
+        if whole:
+            socket.send('{"type": "start", "user": "' + "x" * FIRST_MESSAGE_BYTES + '"}')
+        else:
+            socket.send(["{", "x" * FIRST_MESSAGE_BYTES])
+        with pytest.raises(ConnectionClosed):
+            socket.recv(timeout=30)
+    assert socket.close_code == 1009
+
+
+def test_large_text_is_refused_where_audio_is_binary(server: Server) -> None:
+    with connect(server.ws + "/v1/stream") as socket:
+        socket.send('{"type": "start"}')
+        assert json.loads(socket.recv(timeout=30))["type"] == "ready"
+        socket.send('{"type": "keepalive", "x": "' + "x" * (1 << 20) + '"}')
+        while (event := json.loads(socket.recv(timeout=30)))["type"] != "error":
+            pass
+        assert event["code"] == "message_too_large"
 
 
 def test_streams_that_were_refused_are_not_kept(tiny: NativeRecognizer) -> None:
@@ -241,17 +278,18 @@ def test_streams_that_were_refused_are_not_kept(tiny: NativeRecognizer) -> None:
             time.sleep(0.01)
 
 
-def test_who_reads_nothing_loses_his_seat(
+def test_clients_that_read_nothing_lose_their_seat(
     tiny: NativeRecognizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Though he goes on to speak: what he is told does not wait for ever."""
-    monkeypatch.setattr(deaf, "PARTING_SECONDS", 0.2)
+    """Although they continue to send."""
+    monkeypatch.setattr(deaf, "CLOSE_SECONDS", 0.2)
     upgrade = (
         "GET /v1/realtime HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: upgrade\r\n"
         "upgrade: websocket\r\nsec-websocket-version: 13\r\n"
         "sec-websocket-key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
     )
-    nonsense = json.dumps({"type": "x" * 1_000_000}).encode()  # comes back in a complaint
+    settings = {"audio": {"input": {"noise_reduction": {"type": "x" * 1_000_000}}}}
+    nonsense = json.dumps({"type": "session.update", "session": settings}).encode()  # is sent back
     masked = b"\x81\xff" + len(nonsense).to_bytes(8, "big") + bytes(4) + nonsense
     with (
         serving(tiny, Settings(idle_seconds=1.0)) as server,
@@ -277,7 +315,7 @@ def test_who_reads_nothing_loses_his_seat(
 
 
 @pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/listen"])
-def test_an_upload_that_breaks_off_is_no_failure_of_the_server(
+def test_interrupted_uploads_are_not_logged_as_failures(
     tiny: NativeRecognizer, caplog: pytest.LogCaptureFixture, path: str
 ) -> None:
     head = (
@@ -295,10 +333,10 @@ def test_an_upload_that_breaks_off_is_no_failure_of_the_server(
 
 
 @pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/listen"])
-def test_a_recording_is_given_up_when_nobody_waits_for_it(
+def test_recordings_are_canceled_when_their_client_leaves(
     tiny: NativeRecognizer, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    """Who runs out of patience and asks again does not find his own place taken."""
+    """A client that retries after a timeout finds its place free."""
     go_on = threading.Event()
     transcribe = tiny.transcribe
 
@@ -314,7 +352,7 @@ def test_a_recording_is_given_up_when_nobody_waits_for_it(
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(server.http + path, **sound, timeout=2.0)  # type: ignore[arg-type]
         end = time.monotonic() + 30
-        while server.service.files.taken:
+        while server.service.files.in_use:
             assert time.monotonic() < end, "the recording is still in work"
             time.sleep(0.05)
         go_on.set()

@@ -140,7 +140,7 @@ def posted(server: Server, query: str) -> str:
 
 
 @pytest.mark.parametrize("heard", [listened, posted])
-def test_deepgrams_keyterms_and_keywords(unsure: Server, heard: Any) -> None:
+def test_deepgram_keyterms_and_keywords_boost(unsure: Server, heard: Any) -> None:
     assert PHRASE not in heard(unsure, "")
     assert PHRASE in heard(unsure, f"&keyterm=Ada&keyterm={PHRASE}")
     assert PHRASE in heard(unsure, f"&keywords=ada:0.01&keywords={PHRASE}")

@@ -1,4 +1,4 @@
-"""Everything at once: connections that break, a model swapped and a split changed meanwhile."""
+"""Broken connections while a model is swapped and a split changes."""
 
 import asyncio
 import shutil

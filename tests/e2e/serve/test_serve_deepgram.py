@@ -169,10 +169,9 @@ def test_an_empty_frame_closes_as_it_used_to(server: Server) -> None:
         assert about["type"] == "Metadata" and socket.close_code == 1000
 
 
-def test_what_makes_no_sense_is_refused_with_a_reason(server: Server) -> None:
+def test_invalid_queries_are_refused_with_a_reason(server: Server) -> None:
     for query, word in (
-        ("encoding=opus", "opus"),
-        ("", "encoding"),
+        ("encoding=speex", "speex"),
         (QUERY + "&multichannel=true", "multichannel"),
         (QUERY + "&language=de", "'de'"),
         ("encoding=linear16&sample_rate=many", "sample_rate"),

@@ -1,7 +1,10 @@
-"""The end of a server: a real process, a real signal, and the streams go on in the next one."""
+"""Draining: a real process, a real signal, and streams that resume in the next process."""
 
 import json
 import signal
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,9 @@ def closed(socket: ClientConnection) -> int | None:
     return socket.close_code
 
 
-def test_streams_end_in_peace_and_go_on_elsewhere(tiny_model_folder: Path, tmp_path: Path) -> None:
+def test_drained_streams_finish_or_resume_elsewhere(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
     state = ("--state-folder", str(tmp_path), "--drain-seconds")
     start = {"type": "start", "endpoint": None}
     with process(tiny_model_folder, *state, "4") as (running, port):
@@ -81,3 +86,36 @@ def test_streams_end_in_peace_and_go_on_elsewhere(tiny_model_folder: Path, tmp_p
             running.send_signal(signal.SIGTERM)
             assert closed(last) == 1012
         assert running.wait(60) == 0
+
+
+@pytest.mark.parametrize("work", ["recording", "frame"])
+def test_sigterm_ends_the_server_in_time_whatever_runs(tiny_model_folder: Path, work: str) -> None:
+    """Within the drain and 5 s, with an hour of audio in the works."""
+    hour = pcm(speech(240.0)) * 15
+    with process(tiny_model_folder, "--drain-seconds", "1") as (running, port):
+        if work == "recording":
+            busy = threading.Thread(
+                target=_post, args=(f"http://127.0.0.1:{port}", hour), daemon=True
+            )
+            busy.start()
+            time.sleep(3.0)
+            running.send_signal(signal.SIGTERM)
+            began = time.monotonic()
+            running.wait(30)
+        else:
+            url = f"ws://127.0.0.1:{port}/v1/stream"
+            with connect(url, ping_interval=None) as socket, suppress(ConnectionClosed):
+                ask(socket, {"type": "start"})
+                socket.send(hour[: 15 << 20])
+                time.sleep(1.0)
+                running.send_signal(signal.SIGTERM)
+                began = time.monotonic()
+                running.wait(30)
+        assert time.monotonic() - began <= 6.0
+        assert running.returncode == 0
+
+
+def _post(url: str, samples: bytes) -> None:
+    query = "encoding=linear16&sample_rate=16000"
+    with suppress(httpx.HTTPError):
+        httpx.post(f"{url}/v1/listen?{query}", content=samples, timeout=60)

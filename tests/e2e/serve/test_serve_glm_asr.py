@@ -1,4 +1,4 @@
-"""GLM-ASR behind the server: files, and a microphone from pause to pause."""
+"""GLM-ASR behind the server: files, and live segments between pauses."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Limits and counters of single keys, through every dialect that knows keys."""
+"""Limits and counters of API keys, through every dialect that has keys."""
 
 import base64
 import json
@@ -151,7 +151,7 @@ def test_a_commit_that_waits_is_answered_when_the_session_ends(keyed: Server) ->
     assert "error" not in kinds
 
 
-def test_a_stream_that_was_refused_audio_goes_on_later(keyed: Server) -> None:
+def test_a_stream_that_was_refused_audio_continues_later(keyed: Server) -> None:
     with socket(keyed, "stream", "k-brief") as one:
         token = json.loads(one.recv(timeout=60))["stream"]
         hear(one, "stream", 3.5)

@@ -1,4 +1,4 @@
-"""What the log tells of people: nothing they say, name or prove themselves with."""
+"""The log contains no speech, names or keys."""
 
 import json
 import signal

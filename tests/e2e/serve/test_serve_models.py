@@ -362,9 +362,7 @@ def test_a_shadow_that_is_the_same_differs_in_nothing(place: Path, tiny_model_fo
         assert found == {"words": words + whole + live, "edits": 0, "dropped": 0}
 
 
-def test_a_shadow_that_differs_is_counted_and_answers_nobody(
-    place: Path, other_model_folder: Path
-) -> None:
+def test_shadow_differences_are_counted_and_not_sent(place: Path, other_model_folder: Path) -> None:
     with two(place, other_model_folder) as server:
         with stream(server, model="a") as one:
             one.send(4.0)
@@ -418,7 +416,7 @@ def test_a_shadow_in_trouble_is_no_trouble(
 # -- readiness and draining ------------------------------------------------------------------------
 
 
-def test_an_engine_that_stopped_is_told(place: Path, other_model_folder: Path) -> None:
+def test_a_stopped_engine_is_reported(place: Path, other_model_folder: Path) -> None:
     with two(place, other_model_folder) as server:
         engine = server.service.store.models["b"].engine
         assert engine is not None
@@ -444,7 +442,7 @@ def test_an_engine_that_stopped_is_told(place: Path, other_model_folder: Path) -
         assert transcribed(server, model="b")
 
 
-def test_draining_lets_in_nobody_new(place: Path, other_model_folder: Path) -> None:
+def test_draining_refuses_new_clients(place: Path, other_model_folder: Path) -> None:
     with two(place, other_model_folder) as server, stream(server) as running:
         running.send(2.0)
         assert done(server, "POST", "drain")["draining"] is True

@@ -1,4 +1,4 @@
-"""OpenAI's realtime dialect over a real socket: sessions, turns, commits, and nothing twice."""
+"""OpenAI's realtime dialect over a real socket: sessions, turns and commits."""
 
 import base64
 import json
@@ -117,7 +117,7 @@ def test_a_session_is_shown_and_changed_in_parts(server: Server) -> None:
         check(talk)
 
 
-def test_what_a_client_did_wrong_is_told_and_changes_nothing(server: Server) -> None:
+def test_invalid_messages_are_reported_and_change_nothing(server: Server) -> None:
     def input(**fields: object) -> dict:
         return {"session": {"audio": {"input": fields}}}
 

@@ -1,4 +1,4 @@
-"""OpenAI's REST endpoints over a real socket: every format, and every way to be refused."""
+"""OpenAI's REST endpoints over a real socket: every format and every refusal."""
 
 import io
 import json
@@ -169,7 +169,7 @@ def refused(answer: httpx.Response, status: int, code: str | None, param: str | 
     return str(error["message"])
 
 
-def test_what_makes_no_sense_is_told_in_openais_shape(server: Server, sound: bytes) -> None:
+def test_invalid_requests_are_reported_in_openais_shape(server: Server, sound: bytes) -> None:
     refused(post(server, sound, model="gpt-9"), 404, "model_not_found", "model")
     refused(post(server, sound, language="de"), 400, "invalid_option", None)
     refused(
@@ -212,7 +212,7 @@ def test_unusable_recordings_are_400_and_name_no_path(server: Server) -> None:
     assert post(server, (CLIPS / "number.flac").read_bytes()).status_code == 200
 
 
-def test_a_file_that_kills_or_hangs_its_decoder_harms_nobody(
+def test_a_file_that_kills_or_hangs_its_decoder_fails_alone(
     tiny: NativeRecognizer, sound: bytes
 ) -> None:
     settings = Settings(decoders=1, decode_stall_seconds=5.0)
@@ -253,7 +253,7 @@ def test_uploads_and_recordings_have_limits(tiny: NativeRecognizer, sound: bytes
         assert post(server, wav(speech(2.0))).status_code == 200
 
 
-def test_too_many_recordings_are_told_to_come_back(tiny: NativeRecognizer) -> None:
+def test_too_many_recordings_are_refused(tiny: NativeRecognizer) -> None:
     long = wav(speech(60.0))
     with serving(tiny, Settings(max_files=1)) as server:
         answers: list[httpx.Response] = []
@@ -335,7 +335,7 @@ def test_metrics_count_what_happened(tiny: NativeRecognizer, sound: bytes) -> No
         assert re.search(delay, page)
 
 
-def test_the_command_serves_until_it_is_told_to_stop(tiny_model_folder: Path, sound: bytes) -> None:
+def test_the_command_serves_until_a_signal(tiny_model_folder: Path, sound: bytes) -> None:
     command = [sys.executable, "-m", "pianissimo", "serve", "-m", str(tiny_model_folder)]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PIANISSIMO_")}
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Our own socket: the words, every way to be refused, and nothing lost however often it breaks."""
+"""/v1/stream: words, refusals, and nothing lost over broken connections."""
 
 import asyncio
 import json
@@ -91,7 +91,7 @@ def test_partials_grow_and_every_event_is_numbered(
     assert kept[-1]["type"] == "end"
 
 
-def test_what_makes_no_sense_is_told_and_closes(server: Server) -> None:
+def test_invalid_messages_are_reported_and_close(server: Server) -> None:
     for first, code in (
         ({"type": "hello"}, "unknown_type"),
         ({"type": "start", "latency_ms": 81}, "invalid_option"),
@@ -220,7 +220,7 @@ def test_the_last_text_of_a_stream_outlives_its_server_too(
             server.wait_until_empty()
 
 
-def test_a_second_connection_takes_the_stream_over(server: Server) -> None:
+def test_a_second_connection_takes_over_the_stream(server: Server) -> None:
     with streaming(server) as first:
         token = receive(first)["stream"]
         first.send(pcm(speech(2.5)))
@@ -236,7 +236,7 @@ def test_a_second_connection_takes_the_stream_over(server: Server) -> None:
         assert rest(third)[0]["code"] == "no_stream"
 
 
-def test_a_stream_nobody_resumes_is_forgotten(tiny: NativeRecognizer) -> None:
+def test_streams_expire_if_they_are_not_resumed(tiny: NativeRecognizer) -> None:
     settings = Settings(linger_seconds=0.2, resume_seconds=0.5)
     with serving(tiny, settings) as server:
         with streaming(server) as socket:
@@ -269,7 +269,7 @@ def test_the_oldest_are_forgotten_when_many_were_cut(tiny: NativeRecognizer) -> 
             server.wait_until_empty()
 
 
-def test_who_acknowledges_nothing_makes_his_stream_pause(
+def test_unacknowledged_events_pause_the_stream(
     tiny: NativeRecognizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resumable, "MOST_UNSEEN", 5)
@@ -337,12 +337,12 @@ def test_a_stream_that_cannot_be_parked_costs_no_other(
     ):
         for socket in (one, other):
             receive(socket)
-        assert server.service.seats.taken == 2
+        assert server.service.seats.in_use == 2
     assert len(broken) == 2
     assert len([*tmp_path.glob("*.stream")]) == 1
 
 
-def test_who_has_everything_is_let_go_also_after_a_cut(server: Server) -> None:
+def test_a_finished_stream_is_released_after_a_broken_connection(server: Server) -> None:
     """Whose acknowledgement of the end was lost says so once more when it resumes."""
     with streaming(server) as socket:
         token = receive(socket)["stream"]

@@ -1,4 +1,4 @@
-"""Models that hear recordings whole, live on every socket: finals in pauses, one answer each."""
+"""Offline models live on every socket: finals in pauses, one answer each."""
 
 import asyncio
 import base64
@@ -183,7 +183,7 @@ def test_wyoming_answers_each_stop_once(whole: Server, written: str) -> None:
     assert len(spoken) == 1 and spoken[0] and nothing == [""]
 
 
-def test_recordings_are_heard_whole_also_as_events(whole: Server) -> None:
+def test_recordings_are_transcribed_whole_also_as_events(whole: Server) -> None:
     files = {"file": ("a.wav", wav(SOUND))}
     url = whole.http + "/v1/audio/transcriptions"
     text = httpx.post(url, files=files, timeout=60).json()["text"]

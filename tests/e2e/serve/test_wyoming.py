@@ -1,4 +1,4 @@
-"""The Wyoming port: its own client, unmodified, and peers that mean no good."""
+"""The Wyoming port: its own client, unmodified, and hostile peers."""
 
 import asyncio
 import json
@@ -76,7 +76,7 @@ async def until(client: AsyncTcpClient, *kinds: str) -> list[Event]:
 # -- the client ------------------------------------------------------------------------------------
 
 
-def test_the_client_is_told_what_there_is(talking: Server) -> None:
+def test_describe_lists_the_models(talking: Server) -> None:
     async def talk() -> tuple[Info, Pong]:
         async with dial(talking) as client:
             await client.write_event(Describe().event())
@@ -166,7 +166,7 @@ def test_what_cannot_be_done_is_said_and_the_connection_ends(
     talking.wait_until_empty()
 
 
-def test_who_comes_too_late_is_told_at_once(strict: Server) -> None:
+def test_clients_above_capacity_are_refused_at_once(strict: Server) -> None:
     async def talk() -> tuple[Event, Event]:
         async with dial(strict) as first, dial(strict) as second:
             await first.write_event(AudioStart(**FORMAT).event())
@@ -250,7 +250,7 @@ def test_nonsense_ends_the_connection_and_nothing_else(strict: Server, sent: byt
     assert strict.outcomes("failed") == before
 
 
-def test_who_never_reads_costs_no_memory(strict: Server) -> None:
+def test_clients_that_never_read_cost_no_memory(strict: Server) -> None:
     """Questions whose answers nobody reads are asked no longer than the buffers last."""
     question = line({"type": "describe"}) * 1000
     with closing(raw(strict)) as socket:
@@ -264,7 +264,7 @@ def test_who_never_reads_costs_no_memory(strict: Server) -> None:
     strict.wait_until_empty()
 
 
-def test_who_reads_nothing_is_cut_off(strict: Server) -> None:
+def test_clients_that_read_nothing_are_cut_off(strict: Server) -> None:
     """A connection that is only closed stays until what waits for the client is read."""
     ping = line({"type": "ping", "data": {"text": "x" * 60_000}})
     with closing(raw(strict)) as socket:

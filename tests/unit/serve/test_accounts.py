@@ -1,4 +1,4 @@
-"""Keys with limits: how they are written down, and what is counted and refused."""
+"""Keys with limits: reading them, metering, and refusals."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def refused(account: Account) -> int:
     """After how many seconds the account may send audio again."""
-    with pytest.raises(Refusal, match="s of audio in a minute") as caught:
+    with pytest.raises(Refusal, match="s of audio per minute") as caught:
         account.check_audio()
     assert caught.value.status == 429
     return int(caught.value.headers["retry-after"])
@@ -44,7 +44,7 @@ def test_keys_are_read_with_their_limits(tmp_path: Path) -> None:
         ("[a", "cannot be read"),
         ("[a]\n", "write"),
         ('a = "secret"\n', "write"),
-        ('[a]\nkey = "secret"\nstream = 1\n', "'stream' of a is unknown"),
+        ('[a]\nkey = "secret"\nstream = 1\n', "unknown key 'stream' in a"),
         ('[a]\nkey = "secret"\nstreams = 0\n', "streams of a key"),
         ('[a]\nkey = "secret"\nstreams = 1.5\n', "streams of a key"),
         ('[a]\nkey = "secret"\nupload_mb = true\n', "upload_mb of a key"),
@@ -67,16 +67,16 @@ def test_a_damaged_file_is_refused_without_showing_keys(
 
 def test_audio_is_allowed_by_the_minute(clock: Clock) -> None:
     account = Account("alice", Limits(audio_seconds_per_minute=30.0))
-    for _ in range(5):  # as fast as the allowance fills up it may go on for ever
+    for _ in range(5):  # at the rate of the allowance there is no end
         account.check_audio()
-        account.heard(29.0)
+        account.record_audio(29.0)
         clock.now += 58.0
     account.check_audio()
-    account.heard(30.0)
+    account.record_audio(30.0)
     assert refused(account) == 1
     clock.now += 2.0
     account.check_audio()
-    account.heard(61.0)  # taken whole, and then waited for
+    account.record_audio(61.0)  # accepted whole, then repaid
     assert refused(account) == 120
     clock.now += 119.0
     assert refused(account) == 1
@@ -88,21 +88,21 @@ def test_audio_is_allowed_by_the_minute(clock: Clock) -> None:
 def test_what_has_no_limit_is_only_counted() -> None:
     account = Account("bob", Limits())
     for _ in range(3):
-        account.take_stream()
-        account.heard(1e6)
+        account.acquire_stream()
+        account.record_audio(1e6)
         account.check_audio()
-    account.leave_stream()
+    account.release_stream()
     assert (account.streams, account.streams_opened, account.audio_seconds) == (2, 3, 3e6)
     assert account.largest_upload_bytes(5_000_000) == 5_000_000
 
 
 def test_streams_and_uploads_have_bounds() -> None:
     account = Account("carol", Limits(streams=1, upload_mb=2))
-    account.take_stream()
+    account.acquire_stream()
     with pytest.raises(Refusal, match="all 1 streams of this key") as caught:
-        account.take_stream()
+        account.acquire_stream()
     assert caught.value.close_code == 1013 and account.streams_opened == 1
-    account.leave_stream()
-    account.take_stream()
+    account.release_stream()
+    account.acquire_stream()
     assert account.largest_upload_bytes(5_000_000) == 2_000_000
     assert account.largest_upload_bytes(1_000_000) == 1_000_000

@@ -1,4 +1,4 @@
-"""Arms of experiments: as many as the weights say, and nobody changes sides without need."""
+"""Arms of experiments: shares follow the weights, and assignments are stable."""
 
 import pytest
 from hypothesis import given
@@ -23,7 +23,7 @@ def test_as_many_as_the_weights_say() -> None:
     assert 0.22 < found.count("b") / len(found) < 0.28
 
 
-def test_only_those_who_must_change_their_arm() -> None:
+def test_only_necessary_callers_change_their_arm() -> None:
     before, after = arms({"a": 2, "b": 1, "c": 1}), arms({"a": 2, "b": 1, "c": 3})
     moved = [(one, other) for one, other in zip(before, after, strict=True) if one != other]
     assert moved and {other for _, other in moved} == {"c"}

@@ -1,4 +1,4 @@
-"""The numbers that are worked out when Prometheus asks for them."""
+"""Metrics that are computed on request."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""Samples from a wire, against libsndfile's tables, in messages of any size."""
+"""Raw samples in messages of any size, against libsndfile's tables."""
 
 import io
 

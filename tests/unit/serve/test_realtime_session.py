@@ -1,4 +1,4 @@
-"""The settings of a realtime session that mean no good, and the order in which clients are told."""
+"""Invalid settings of a realtime session, and the order of events."""
 
 import asyncio
 from typing import Any, cast
@@ -10,7 +10,7 @@ from pianissimo.serve.dialects.openai_realtime.socket import _Conversation
 from pianissimo.serve.dialects.sockets import Client
 from pianissimo.serve.errors import Refusal
 from pianissimo.serve.service import Service
-from pianissimo.serve.versions.store import Choice
+from pianissimo.serve.versions.store import ModelChoice
 
 
 class Models:
@@ -22,8 +22,8 @@ class Models:
     def __init__(self) -> None:
         self.models, self.store = {"m": self}, self
 
-    def choose(self, *asked: object, **options: object) -> Choice:
-        return Choice("m")
+    def choose(self, *asked: object, **options: object) -> ModelChoice:
+        return ModelChoice("m")
 
     def check_language(self, asked: object) -> None: ...
 
@@ -46,7 +46,7 @@ def session() -> SessionSettings:
         {"input_audio_transcription": {"user": ["me"]}},
     ],
 )
-def test_any_json_is_refused_in_peace(given: dict[str, Any]) -> None:
+def test_invalid_json_values_are_refused(given: dict[str, Any]) -> None:
     settings = session()
     before = settings.shown(0)
     with pytest.raises(Refusal) as refused:
@@ -63,7 +63,7 @@ def test_a_session_does_not_remember_users_without_end() -> None:
     settings.update({"input_audio_transcription": {"user": "user 0"}})
 
 
-def test_what_happened_at_once_is_told_at_once() -> None:
+def test_events_of_one_cause_stay_together() -> None:
     """Also where the socket makes each message wait."""
     told: list[str] = []
 

@@ -1,4 +1,4 @@
-"""Whatever a stream says and a client commits: each commit is answered exactly once."""
+"""Each commit of a realtime session is answered exactly once."""
 
 from collections import deque
 from typing import Any
@@ -45,13 +45,13 @@ def test_every_commit_is_answered_once_with_the_text_of_its_deltas(actions: list
     for action in [*actions, *["answer"] * len(actions)]:
         match action:
             case "word":
-                told += turns.take(stream.word())
+                told += turns.accept(stream.word())
             case "length" if " " in stream.text:
                 for event in stream.length():
-                    told += turns.take(event)
+                    told += turns.accept(event)
             case "pause" if stream.text:
                 pauses += not marks
-                told += turns.take(stream.final("endpoint"))
+                told += turns.accept(stream.final("endpoint"))
             case "commit":
                 commits += 1
                 marks.append(action)
@@ -62,7 +62,7 @@ def test_every_commit_is_answered_once_with_the_text_of_its_deltas(actions: list
                 told += turns.clear(float(stream.count))
             case "answer" if marks:
                 marks.popleft()
-                told += turns.take(stream.final("finalize"))
+                told += turns.accept(stream.final("finalize"))
     assert turns.waiting == 0
     committed = of(told, "input_audio_buffer.committed")
     completed = of(told, f"{TRANSCRIPTION}.completed")

@@ -1,4 +1,4 @@
-"""Streams without an engine: several connections that want one, and its end."""
+"""Resumable streams without an engine: competing connections, and the end."""
 
 import asyncio
 import weakref
@@ -10,9 +10,9 @@ from pianissimo.serve.access.accounts import Account
 from pianissimo.serve.dialects.resumable import ResumableStream, StreamOptions
 from pianissimo.serve.errors import Refusal
 from pianissimo.serve.service import Service
-from pianissimo.serve.versions.store import Choice
+from pianissimo.serve.versions.store import ModelChoice
 
-OPTIONS = StreamOptions(16_000, "pcm_s16le", 1, 160, None, Choice("m"), "session")
+OPTIONS = StreamOptions(16_000, "pcm_s16le", 1, 160, None, ModelChoice("m"), "session")
 
 
 def test_the_newest_of_many_connections_gets_the_stream() -> None:
@@ -26,9 +26,9 @@ def test_the_newest_of_many_connections_gets_the_stream() -> None:
         async def connection(name: str) -> None:
             async with stream.attached(cast(Account, None)):
                 served.append(name)
-                await stream.given_up.wait()
-                assert stream.farewell is not None
-                raise stream.farewell
+                await stream.displaced.wait()
+                assert stream.closing_reason is not None
+                raise stream.closing_reason
 
         tasks: dict[str, asyncio.Task[Any]] = {}
         for name in ("old", "newer", "newest"):
@@ -47,7 +47,7 @@ def test_the_newest_of_many_connections_gets_the_stream() -> None:
 
 
 @pytest.mark.usefixtures("no_collection")
-def test_a_stream_that_was_left_is_freed_at_once() -> None:
+def test_a_discarded_stream_is_freed_at_once() -> None:
     async def collects(stream: ResumableStream) -> None:
         await asyncio.sleep(60)
 
@@ -56,7 +56,7 @@ def test_a_stream_that_was_left_is_freed_at_once() -> None:
         stream._pump = asyncio.create_task(collects(stream))
         await asyncio.sleep(0)
         known = weakref.ref(stream)
-        await stream.leave()
+        await stream.discard()
         del stream
         await asyncio.sleep(0)
         assert known() is None

@@ -1,4 +1,4 @@
-"""What `pianissimo serve` can be told, where, and that its documents tell the same."""
+"""Options of `pianissimo serve`: sources, and agreement with the documentation."""
 
 import re
 from pathlib import Path

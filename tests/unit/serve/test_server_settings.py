@@ -1,4 +1,4 @@
-"""Settings that make no sense, keys, and origins."""
+"""Invalid settings, keys, and origins."""
 
 import pytest
 

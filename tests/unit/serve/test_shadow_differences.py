@@ -53,7 +53,7 @@ def test_a_long_talk_is_counted_as_if_at_its_end() -> None:
         assert (same.words, same.edits) == (3000, 0)
 
 
-def test_one_who_says_nothing_or_who_says_it_alone() -> None:
+def test_words_of_only_one_model_count_as_edits() -> None:
     words = ["word"] * 1000
     deaf = grown(words, [], True, 0)
     assert (deaf.words, deaf.edits) == (1000, 1000)

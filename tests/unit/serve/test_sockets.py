@@ -1,4 +1,4 @@
-"""What the sockets of all dialects do alike."""
+"""What the sockets of all dialects share."""
 
 import asyncio
 import weakref

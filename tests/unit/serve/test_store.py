@@ -1,4 +1,4 @@
-"""The models of a server: names, leases, and weights that go when the last stream has left."""
+"""The models of a server: names, leases, and versions that close with their last lease."""
 
 import asyncio
 import gc
@@ -20,7 +20,7 @@ from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.serve.errors import Refusal
 from pianissimo.serve.settings import Settings
 from pianissimo.serve.versions.experiments import Caller, Experiment
-from pianissimo.serve.versions.store import Choice, ServedModel, ShadowRule, Store, read_all
+from pianissimo.serve.versions.store import ModelChoice, ServedModel, ShadowRule, Store, read_all
 from pianissimo.text.tokenizer import Tokenizer
 
 ANYONE = Caller("s")
@@ -83,7 +83,7 @@ def test_names(folder: Path) -> None:
             with pytest.raises(ModelNotFoundError):
                 store.choose(unknown, ANYONE)
         store.set_experiment("half", Experiment({"one": 0, "Two": 1}))
-        assert store.choose("Half", ANYONE) == Choice("Two", "half") and chosen(None) == "one"
+        assert store.choose("Half", ANYONE) == ModelChoice("Two", "half") and chosen(None) == "one"
         store.set_experiment("pianissimo", Experiment({"one": 0, "Two": 1}))
         assert chosen(None) == chosen("whisper-1") == "Two" and chosen("one") == "one"
         assert chosen("nova-3", lenient=True) == "Two"
@@ -111,7 +111,7 @@ def test_old_streams_keep_the_old_weights_which_then_go(folder: Path, tmp_path: 
 
     async def test(store: Store, folder: Path) -> None:
         store.on_retired = gone.append
-        lease = store.lease(Choice("one"))
+        lease = store.lease(ModelChoice("one"))
         before = said(lease.model, sound)
         stream = lease.model.open(sample_rate=16_000, endpoint=None)
         stream.push(sound[:20_000])
@@ -123,7 +123,7 @@ def test_old_streams_keep_the_old_weights_which_then_go(folder: Path, tmp_path: 
         after = await store.swap("one")
         assert after.version == 2 and store.models["one"] is after
         assert said(after, sound) != before != ""
-        with store.lease(Choice("one")) as new:
+        with store.lease(ModelChoice("one")) as new:
             assert new.model is after
 
         lease.release()  # the stream alone holds it
@@ -143,7 +143,7 @@ def test_old_streams_keep_the_old_weights_which_then_go(folder: Path, tmp_path: 
 
 def test_a_lease_alone_keeps_a_model(folder: Path) -> None:
     async def test(store: Store, folder: Path) -> None:
-        lease = store.lease(Choice("one"))
+        lease = store.lease(ModelChoice("one"))
         await store.swap("one")
         await asyncio.sleep(0.3)
         assert store.retired == [lease.model] and lease.model.alive
@@ -212,7 +212,7 @@ def test_a_shadow_hears_its_share(folder: Path) -> None:
         store.set_shadow(ShadowRule("two", "one", 0.25))
 
         def heard(name: str) -> float:
-            leases = [store.lease(Choice(name), f"session {i}") for i in range(400)]
+            leases = [store.lease(ModelChoice(name), f"session {i}") for i in range(400)]
             return sum(lease.shadow is store.models["two"] for lease in leases) / len(leases)
 
         assert 0.15 < heard("one") < 0.35 and heard("two") == heard("three") == 0

@@ -2,22 +2,22 @@
 
 import copy
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from pianissimo.decoding.hotwords import Phrase
 from pianissimo.serve.access.auth import caller_of
 from pianissimo.serve.access.phrases import terms
 from pianissimo.serve.audio_in.pcm import Encoding
+from pianissimo.serve.dialects.messages import LONGEST_SHOWN_NAME, JsonObject, nearest_first
 from pianissimo.serve.errors import Refusal
 from pianissimo.serve.service import NO_PAUSES, Service
-from pianissimo.serve.versions.store import Choice
+from pianissimo.serve.versions.store import ModelChoice
 from pianissimo.streaming.endpoint import ENDPOINT, EndpointRules
 
 RATES = (8000, 16_000, 24_000, 48_000)
 DELAYS = ("minimal", "low", "medium", "high", "xhigh")
-"""How long a session may wait for better text: a latency mode each, the shortest first."""
+"""Trades latency for accuracy: one latency mode each, the shortest first."""
 EAGERNESS_SECONDS = {"low": 1.5, "medium": 0.8, "auto": 0.8, "high": 0.5}
 SHORTEST_PAUSE_SECONDS = 0.2
 LOGPROBS = "item.input_audio_transcription.logprobs"
@@ -27,16 +27,16 @@ SERVER_VAD = {
     "prefix_padding_ms": 300,
     "silence_duration_ms": 500,
 }
-DEFAULTS: dict[str, Any] = {
+DEFAULTS: JsonObject = {
     "format": {"type": "audio/pcm", "rate": 24_000},
     "noise_reduction": None,
     "transcription": None,
     "turn_detection": SERVER_VAD,
 }
 COMMITTED_MODELS = ("gpt-realtime-whisper", "gpt-live-transcribe")
-"""Names under which OpenAI finds no turns: whoever asks for one of them commits by himself."""
+"""Models for which OpenAI detects no turns: their clients commit the buffer themselves."""
 MOST_CHOICES = 16
-"""Pairs of a model's name and a user that a session remembers the model of."""
+"""Choices of a model that one session remembers, by requested name and user."""
 OLD_FORMATS = {
     "pcm16": {"type": "audio/pcm", "rate": 24_000},
     "g711_ulaw": {"type": "audio/pcmu"},
@@ -44,9 +44,37 @@ OLD_FORMATS = {
 }
 
 
+KEYS: dict[str, tuple[str, ...]] = {
+    "session": (
+        "type",
+        "audio",
+        "include",
+        *("input_audio_format", "input_audio_transcription", "input_audio_noise_reduction"),
+        "turn_detection",
+        # Documented, and without meaning for a session that only transcribes.
+        *("id", "object", "expires_at", "client_secret", "model", "instructions", "modalities"),
+        *("output_modalities", "voice", "speed", "tools", "tool_choice", "parallel_tool_calls"),
+        *("temperature", "max_output_tokens", "max_response_output_tokens", "prompt", "reasoning"),
+        *("output_audio_format", "tracing", "truncation"),
+    ),
+    "session.audio": ("input", "output"),
+    "session.audio.input": tuple(DEFAULTS),
+    "session.audio.input.format": ("type", "rate"),
+    "session.audio.input.noise_reduction": ("type",),
+    "session.audio.input.transcription": (
+        *("model", "language", "languages", "prompt", "keywords", "delay", "user"),
+    ),
+    "session.audio.input.turn_detection": (
+        *("type", "threshold", "prefix_padding_ms", "silence_duration_ms", "eagerness"),
+        *("create_response", "interrupt_response", "idle_timeout_ms"),
+    ),
+}
+"""Valid keys of a session and of the objects in it, by their path."""
+
+
 @dataclass(frozen=True)
-class Hearing:
-    """What of a session the engine must know: when it changes, the stream must."""
+class StreamConfig:
+    """The part of a session that the engine depends on; a change of it opens a new stream."""
 
     encoding: Encoding
     sample_rate: int
@@ -54,15 +82,15 @@ class Hearing:
     endpoint: EndpointRules
     finds_turns: bool
     prefix_seconds: float
-    choice: Choice
+    choice: ModelChoice
     boost: tuple[Phrase, ...]
 
 
 class SessionSettings:
     """The session object, as the client sees it.
 
-    `model` is the one in the address of the socket: it counts where the session names none, and
-    means nothing if it is not known here.
+    `model` is the one in the URL of the socket. It applies where the session names none, and is
+    ignored if it is unknown.
     """
 
     def __init__(
@@ -71,22 +99,24 @@ class SessionSettings:
         self._service = service
         self.id = f"sess_{secrets.token_hex(12)}"
         self._headers, self._model = headers, model
-        self._choices: dict[tuple[str | None, str | None], Choice] = {}
-        self.input: dict[str, Any] = copy.deepcopy(DEFAULTS)
+        self._choices: dict[tuple[str | None, str | None], ModelChoice] = {}
+        self.input: JsonObject = copy.deepcopy(DEFAULTS)
         self.include: list[str] = []
         self._chose_turns = False
-        self._choose({})  # now: a session keeps its model, whatever becomes of a split
+        self._choose({})  # now: a session keeps its model when a split changes
 
-    def update(self, given: Any) -> None:
-        """Merge what a client sent, in the present shape or the one before it.
+    def update(self, given: object) -> None:
+        """Merge a session that a client sent, in the present or in the beta shape.
 
-        What is absent stays, null clears. Raises Refusal, or OptionError and ModelNotFoundError
-        for what the model cannot do; nothing has changed then.
+        Absent fields stay, null clears. Raises Refusal for invalid values, OptionError and
+        ModelNotFoundError for unsupported ones; the session is unchanged then.
         """
         if not isinstance(given, dict):
             raise _wrong("session", "must be an object")
         if given.get("type", "transcription") != "transcription":
-            raise _wrong("session.type", "must be 'transcription'; this server only listens")
+            raise _wrong(
+                "session.type", "must be 'transcription'; this server does not generate responses"
+            )
         audio = given.get("audio") or {}
         if not isinstance(audio, dict) or not isinstance(audio.get("input") or {}, dict):
             raise _wrong("session.audio.input", "must be an object")
@@ -110,21 +140,21 @@ class SessionSettings:
             named = _text(transcription, "model") or ""
             if named.startswith(COMMITTED_MODELS) and not chose_turns:
                 merged["turn_detection"] = None
-        self.hearing_of(merged)
+        self.config_for(merged)
         self.input, self.include, self._chose_turns = merged, include, chose_turns
 
     @property
-    def hearing(self) -> Hearing:
-        return self.hearing_of(self.input)
+    def stream_config(self) -> StreamConfig:
+        return self.config_for(self.input)
 
-    def hearing_of(self, input: Mapping[str, Any]) -> Hearing:
-        """Raises Refusal for values that make no sense, OptionError for what the model cannot."""
-        transcription = input["transcription"] or {}
+    def config_for(self, input: Mapping[str, object]) -> StreamConfig:
+        """Raises Refusal for invalid values, OptionError for what the model does not support."""
+        transcription = _object(input["transcription"])
         choice = self._choose(transcription)
         encoding, rate = _format(input["format"])
         endpoint = _endpoint(input["turn_detection"])
-        prefix = (input["turn_detection"] or {}).get("prefix_padding_ms", 0)
-        return Hearing(
+        prefix = _object(input["turn_detection"]).get("prefix_padding_ms", 0)
+        return StreamConfig(
             encoding,
             rate,
             self._latency(choice, _text(transcription, "delay")),
@@ -135,9 +165,9 @@ class SessionSettings:
             _phrases(transcription),
         )
 
-    def _choose(self, transcription: Mapping[str, Any]) -> Choice:
-        """The model of the session: for the same name and user always the same, while it is there,
-        whatever becomes of an experiment's weights."""
+    def _choose(self, transcription: Mapping[str, object]) -> ModelChoice:
+        """The model of the session. The same name and user always get the same model while it is
+        loaded, even if the weights of an experiment change."""
         store = self._service.store
         name, user = _text(transcription, "model"), _text(transcription, "user")
         known = self._choices.get((name, user))
@@ -149,7 +179,7 @@ class SessionSettings:
             self._choices[name, user] = known
         return known
 
-    def _latency(self, choice: Choice, delay: str | None) -> int | None:
+    def _latency(self, choice: ModelChoice, delay: str | None) -> int | None:
         if delay is None:
             return None
         if delay not in DELAYS:
@@ -157,7 +187,7 @@ class SessionSettings:
         modes = self._service.store.models[choice.name].latencies_ms
         return modes[min(DELAYS.index(delay), len(modes) - 1)] if modes else None
 
-    def shown(self, expires_at: int) -> dict[str, Any]:
+    def shown(self, expires_at: int) -> JsonObject:
         return {
             "id": self.id,
             "object": "realtime.transcription_session",
@@ -168,12 +198,24 @@ class SessionSettings:
         }
 
 
-def _old_shape(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The flat fields of the time before the interface was generally available."""
-    changes: dict[str, Any] = {}
+def unknown_session_keys(given: object, path: str = "session") -> Iterator[tuple[str, list[str]]]:
+    """The path of each key of a session that is not valid, and the valid ones, nearest first."""
+    if not isinstance(given, dict) or path not in KEYS:
+        return
+    valid = KEYS[path]
+    for key, value in given.items():
+        if key not in valid:
+            yield f"{path}.{key[:LONGEST_SHOWN_NAME]}", nearest_first(key, valid)
+        else:
+            yield from unknown_session_keys(value, f"{path}.{key}")
+
+
+def _old_shape(given: Mapping[str, object]) -> JsonObject:
+    """The flat fields of the beta interface."""
+    changes: JsonObject = {}
     if "input_audio_format" in given:
         name = given["input_audio_format"]
-        if name not in tuple(OLD_FORMATS):  # it may be anything, also what has no hash
+        if name not in tuple(OLD_FORMATS):  # it may be unhashable
             raise _wrong("input_audio_format", f"must be one of {', '.join(OLD_FORMATS)}")
         changes["format"] = OLD_FORMATS[name]
     for old, new in (
@@ -186,8 +228,9 @@ def _old_shape(given: Mapping[str, Any]) -> dict[str, Any]:
     return changes
 
 
-def _format(format: Any) -> tuple[Encoding, int]:
-    kind = format.get("type") if isinstance(format, dict) else None
+def _format(given: object) -> tuple[Encoding, int]:
+    format = _object(given)
+    kind = format.get("type")
     if kind == "audio/pcmu":
         return "mulaw", 8000
     if kind == "audio/pcma":
@@ -201,10 +244,11 @@ def _format(format: Any) -> tuple[Encoding, int]:
     return "pcm_s16le", rate
 
 
-def _endpoint(turns: Any) -> EndpointRules | None:
-    if turns is None:
+def _endpoint(given: object) -> EndpointRules | None:
+    if given is None:
         return None
-    kind = turns.get("type") if isinstance(turns, dict) else None
+    turns = _object(given)
+    kind = turns.get("type")
     if kind == "semantic_vad":
         eagerness = turns.get("eagerness") or "auto"
         if eagerness not in tuple(EAGERNESS_SECONDS):
@@ -216,28 +260,32 @@ def _endpoint(turns: Any) -> EndpointRules | None:
     return replace(ENDPOINT, trailing_silence=max(pause, SHORTEST_PAUSE_SECONDS))
 
 
-def _number(value: Any, name: str, least: float, most: float) -> float:
+def _object(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: object, name: str, least: float, most: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         raise _wrong(f"turn_detection.{name}", f"must be a number from {least} to {most}")
     return value
 
 
-def _text(given: Mapping[str, Any], name: str) -> str | None:
+def _text(given: Mapping[str, object], name: str) -> str | None:
     value = given.get(name)
     if value is not None and not isinstance(value, str):
         raise _wrong(f"transcription.{name}", "must be text")
     return value
 
 
-def _texts(given: Mapping[str, Any], name: str) -> list[str]:
+def _texts(given: Mapping[str, object], name: str) -> list[str]:
     values = given.get(name) or []
     if not isinstance(values, list) or not all(isinstance(each, str) for each in values):
-        raise _wrong(f"transcription.{name}", "must be a list of texts")
+        raise _wrong(f"transcription.{name}", "must be a list of strings")
     return values
 
 
-def _phrases(transcription: Mapping[str, Any]) -> tuple[Phrase, ...]:
-    """The terms of `prompt` and `keywords`; whoever sends something else has sent none."""
+def _phrases(transcription: Mapping[str, object]) -> tuple[Phrase, ...]:
+    """The terms of `prompt` and `keywords`; values of other types are ignored."""
     prompt, keywords = transcription.get("prompt"), transcription.get("keywords")
     lines = [prompt] if isinstance(prompt, str) else []
     found = [*terms("\n".join(lines))]

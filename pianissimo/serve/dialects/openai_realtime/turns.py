@@ -1,21 +1,20 @@
-"""Which item of a realtime session a piece of text belongs to, and what is said about it.
+"""Assigns the text of a realtime session to its items.
 
-Nothing here waits or sends: events of the stream and commits of the client go in, events for the
-client come out. Each commit, the client's or that of a pause, gets exactly one `completed` or
-`failed`.
+Pure state: events of the stream and commits of the client go in, events for the client come out.
+Each commit, by the client or by a pause, is answered by exactly one `completed` or `failed`.
 """
 
 import math
 import secrets
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
 
+from pianissimo.serve.dialects.messages import JsonObject
 from pianissimo.serve.dialects.openai_rest import logprobs, usage
-from pianissimo.serve.service import GrowingText
+from pianissimo.serve.feed import GrowingText
 from pianissimo.transcript import StreamEvent, Word
 
-Message = dict[str, Any]
+Message = JsonObject
 TRANSCRIPTION = "conversation.item.input_audio_transcription"
 
 
@@ -32,7 +31,7 @@ class Item:
 
 
 class Turns:
-    """The open item, and those that were committed and wait for the rest of their text."""
+    """The open item, and the committed items whose text is not complete."""
 
     def __init__(self) -> None:
         self.finds_turns, self.prefix_seconds, self.logprobs = True, 0.3, False
@@ -41,25 +40,25 @@ class Turns:
 
     @property
     def waiting(self) -> int:
-        """Commits that were not answered yet."""
+        """Commits without an answer yet."""
         return sum(not item.cleared for item in self._waiting)
 
     def commit(self, now: float) -> Iterator[Message]:
-        """The client commits what it sent until `now`; the stream is to be finalized."""
+        """Commit the audio up to `now`; the caller finalizes the stream."""
         item = self._open
         self._waiting.append(item)
         self._open = Item(item.id, now)
         yield from self._committed(item)
 
     def clear(self, now: float) -> Iterator[Message]:
-        """The client wants nothing of what it sent since the last commit; finalize as well."""
+        """Discard the audio since the last commit; the caller finalizes the stream."""
         self._open.cleared = True
         self._waiting.append(self._open)
         self._open = Item(self._open.previous, now)
         yield {"type": "input_audio_buffer.cleared"}
 
-    def take(self, event: StreamEvent) -> Iterator[Message]:
-        """What an event of the stream means for the client."""
+    def accept(self, event: StreamEvent) -> Iterator[Message]:
+        """The events for the client that an event of the stream causes."""
         if event.type == "endpoint":
             return
         committed = bool(self._waiting)
@@ -82,7 +81,7 @@ class Turns:
             self._open = Item(item.id, event.end)
 
     def fail(self, message: str, code: str) -> Iterator[Message]:
-        """The stream broke: every commit that waits is answered."""
+        """The stream failed: answer every open commit."""
         while self._waiting:
             item = self._waiting.popleft()
             if item.cleared:
@@ -105,7 +104,7 @@ class Turns:
                     "audio_start_ms": round(start * 1000),
                     "item_id": item.id,
                 }
-        if added := item.text.take(event):
+        if added := item.text.add(event):
             yield {
                 "type": f"{TRANSCRIPTION}.delta",
                 "item_id": item.id,

@@ -1,4 +1,4 @@
-// The Compare tab: one recording or one microphone, heard by two models or in two ways.
+// The Compare tab: one recording or microphone, transcribed by two models or in two modes.
 
 import { align, plain } from "/page/align.js";
 import { LiveSession } from "/page/live-session.js";
@@ -28,7 +28,7 @@ class Lane {
   /** Hear `recording`, which is complete once `ended` gives its file and the time of its end. */
   async hear(ended, signal) {
     const { model, latency } = this.select.selectedOptions[0].dataset;
-    this.took.textContent = latency ? "listens …" : "waits for the whole …";
+    this.took.textContent = latency ? "listening …" : "waiting for the whole recording …";
     try {
       if (latency) await this.#live(model, Number(latency), ended, signal);
       else await this.#whole(model, ended, signal);
@@ -164,13 +164,13 @@ function markDifferences() {
   const [left, right] = lanes.map(({ view }) => view.words.map((word) => plain(word.text)));
   const pairs = align(left, right);
   if (pairs.length === 0 && left.length * right.length > 0 && left.some((w) => right.includes(w))) {
-    note("The texts are too long to mark where they differ.");
+    note("The texts are too long to mark their differences.");
     return;
   }
   const same = [new Set(pairs.map(([i]) => i)), new Set(pairs.map(([, k]) => k))];
   lanes.forEach(({ view }, i) => view.mark((index) => !same[i].has(index)));
   const alike = left.length === right.length && pairs.length === left.length;
-  note(left.length + right.length === 0 ? "No speech found." : alike ? "Both heard the same words." : "");
+  note(left.length + right.length === 0 ? "No speech found." : alike ? "Both transcripts are equal." : "");
 }
 
 function showListening() {

@@ -1,4 +1,4 @@
-// The File tab: a recording heard whole, with its words beside its sound.
+// The File tab: a recording transcribed whole, with its words beside its audio.
 
 import { LEAD_SECONDS } from "/page/recording.js";
 import { transcribe } from "/page/server.js";
@@ -6,16 +6,16 @@ import { addTools } from "/page/tools.js";
 import { TranscriptView, clock } from "/page/transcript-view.js";
 
 const REASONS = {
-  too_short: "it is too short to hold a word",
-  muted: "it holds no sound at all; was the microphone muted?",
+  too_short: "it is too short to contain a word",
+  muted: "it contains no sound; was the microphone muted?",
   silence: "it is silent",
-  low_evidence: "nothing in it sounds like speech, so what the model guessed is not shown",
+  low_evidence: "nothing in it sounds like speech, so the text of the model is not shown",
 };
 const REMARKS = {
-  too_short: "The recording is very short: a word may be wrong.",
-  repetition: "A loop of the model was cut.",
-  low_evidence: "Little in it sounds like speech: read it with care.",
-  truncated: "The text may be incomplete: the model stopped at its limit.",
+  too_short: "The recording is very short; words may be wrong.",
+  repetition: "A repetition loop of the model was removed.",
+  low_evidence: "Little of it sounds like speech; check the text.",
+  truncated: "The text may be incomplete; the model reached its limit.",
 };
 
 const at = (id) => document.getElementById(`file-${id}`);
@@ -58,7 +58,7 @@ export async function take(file) {
   running = own;
   reset(file);
   if (file.size > 1e6 * server.largest_upload_mb) {
-    fail(`That is more than the ${server.largest_upload_mb} MB this server takes.`);
+    fail(`The file is larger than the ${server.largest_upload_mb} MB this server accepts.`);
     return;
   }
   at("work").hidden = false;
@@ -84,7 +84,7 @@ function reset(file) {
   view.clear();
   note("");
   at("name").textContent = file.name;
-  at("state").textContent = "is sent …";
+  at("state").textContent = "uploading …";
   at("progress").removeAttribute("value");
   at("paper").hidden = true;
   at("tools").hidden = true;
@@ -93,13 +93,13 @@ function reset(file) {
   at("audio").hidden = false;
 }
 
-function showProgress({ decoded, heard }) {
-  if (heard === 0) {
-    at("state").textContent = decoded ? `is read: ${clock(decoded)}` : "waits for its turn …";
+function showProgress({ decoded, consumed }) {
+  if (consumed === 0) {
+    at("state").textContent = decoded ? `decoding: ${clock(decoded)}` : "waiting for a free place …";
     return;
   }
-  at("state").textContent = `is heard: ${clock(heard)} of ${clock(decoded)}`;
-  at("progress").value = heard / decoded;
+  at("state").textContent = `transcribing: ${clock(consumed)} of ${clock(decoded)}`;
+  at("progress").value = consumed / decoded;
 }
 
 function show(transcript) {

@@ -68,7 +68,7 @@ function showModes() {
 function tools(handOver) {
   addTools(at("tools"), view, about, [
     ["Save sound", () => recording && saveFile(recording.wav(), `${about().name}.wav`)],
-    ["Hear it whole", () => recording && handOver(recording.wav())],
+    ["Transcribe the whole", () => recording && handOver(recording.wav())],
     ["Clear", clear],
   ]);
   showTools();
@@ -120,7 +120,7 @@ function begin() {
     final: ({ delay, asked, ...final }) => {
       view.add(final);
       if (delay !== null) at("final").textContent = milliseconds(delay);
-      at("final").title = asked ? "since Stop" : "since the last word, the pause included";
+      at("final").title = asked ? "since Stop" : "since the last word, including the pause";
       if (final.text) announce(final.text);
       showTools();
     },
@@ -128,7 +128,7 @@ function begin() {
       gain = db;
     },
     state: (state, why) => {
-      note(state === "live" ? "" : `${capital(why)}; nothing is lost, trying again …`);
+      note(state === "live" ? "" : `${capital(why)}; no audio is lost, reconnecting …`);
     },
     failed: (message) => {
       note(capital(message), true);

@@ -54,6 +54,6 @@ try {
   startQuiet(server);
 } catch (error) {
   const note = document.getElementById("live-note");
-  note.textContent = `The server does not answer as it should: ${error.message}`;
+  note.textContent = `The server sent an unexpected answer: ${error.message}`;
   note.classList.add("wrong");
 }

@@ -11,7 +11,7 @@ export class Microphone {
   static async open(onBlock, onEnd) {
     if (!navigator.mediaDevices) {
       throw new Error(
-        "browsers give pages the microphone only over https or on localhost: open this page there",
+        "browsers allow the microphone only on https or localhost; open this page there",
       );
     }
     const microphone = new Microphone();
@@ -19,7 +19,7 @@ export class Microphone {
       microphone.#stream = await navigator.mediaDevices.getUserMedia({ audio: RAW });
     } catch (error) {
       const refused = error.name === "NotAllowedError";
-      const hint = "the microphone was not allowed: see the sign beside the address of the page";
+      const hint = "microphone access was denied; allow it in the address bar";
       throw new Error(refused ? hint : "no microphone was found");
     }
     microphone.#stream.getAudioTracks()[0].onended = onEnd;

@@ -20,7 +20,7 @@ let busy = false;
 export function startQuiet(server) {
   const chosen = server.models.find(({ gain }) => gain);
   model = chosen?.name;
-  if (!chosen) note("The models here scale sound by themselves: a gain before them changes nothing.");
+  if (!chosen) note("These models normalize their input; gain has no effect.");
   at("input").onchange = async () => {
     const [file] = at("input").files;
     at("input").value = "";
@@ -95,7 +95,7 @@ async function hearAt(levels) {
   at("found").hidden = false;
   try {
     for (const level of levels) {
-      note(`Hears the clip at ${decibels(level)} …`);
+      note(`Transcribing at ${decibels(level)} …`);
       const samples = softened(level);
       const file = wavFile([samples], samples.length, RATE);
       const off = await transcribe(file, { model, gain: "off" });
@@ -137,14 +137,14 @@ async function showReport(there) {
   const root = at("report");
   if (!there) {
     root.replaceChildren(
-      paragraph("QuietBench counts the errors on quiet speech in five scenarios, with gain and without. Run it, and start the server with its folder:"),
+      paragraph("QuietBench measures word errors on quiet speech in five scenarios, with and without gain. Run it, then start the server with its folder:"),
       preformatted("pianissimo quietbench --output quietbench\npianissimo serve --quietbench quietbench"),
     );
     return;
   }
   try {
     const { systems } = await read(await request("/page/quietbench"));
-    root.replaceChildren(paragraph("Words wrong, with the interval that holds 95 % of repetitions."), table(systems));
+    root.replaceChildren(paragraph("Word error rate with its 95 % confidence interval."), table(systems));
   } catch (error) {
     root.replaceChildren(paragraph(error.message));
   }

@@ -12,7 +12,7 @@ function askForKey() {
     const dialog = document.getElementById("key-dialog");
     const input = document.getElementById("key-input");
     const again = sessionStorage.getItem(KEY) !== null;
-    if (again) document.getElementById("key-text").textContent = "The server does not know this key.";
+    if (again) document.getElementById("key-text").textContent = "The server does not accept this key.";
     input.value = "";
     dialog.oncancel = (event) => event.preventDefault();
     dialog.onclose = () => {
@@ -72,7 +72,7 @@ export async function transcribe(file, { model, gain, signal, progress = () => {
     if (news.type === "transcript") return news;
     progress(news);
   }
-  throw new Error("the connection broke before the end");
+  throw new Error("the connection was lost before the end");
 }
 
 async function* lines(body) {

@@ -135,7 +135,7 @@ export class StreamClient {
       this.#end();
       this.handlers.failed(problem?.message ?? (reason || "the server ended the stream"));
     } else {
-      const why = problem?.code === "server_full" ? "the server is full" : "the connection broke";
+      const why = problem?.code === "server_full" ? "the server is full" : "the connection was lost";
       this.handlers.state("away", why);
       this.#timer = setTimeout(() => this.#connect(), this.#pause);
       this.#pause = Math.min(2 * this.#pause, LONGEST_PAUSE_MS);

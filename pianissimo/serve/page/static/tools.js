@@ -31,7 +31,7 @@ export function addTools(root, view, about, extra = []) {
       await navigator.clipboard.writeText(toText(transcript()));
       say("Copied.");
     } catch {
-      say("The browser does not let pages copy here; save the text instead.");
+      say("The browser does not allow copying here; save the text instead.");
     }
   });
   const saves = Object.entries(KINDS).map(([suffix, [type, write]]) => {

@@ -20,7 +20,7 @@ export class TranscriptView {
     this.paragraphs = []; // { text, words, start, end }; some models give no words
     root.tabIndex = -1;
     root.setAttribute("role", "group");
-    root.setAttribute("aria-label", "Transcript. Arrow keys walk through its words, Enter plays one.");
+    root.setAttribute("aria-label", "Transcript. Arrow keys move between words, Enter plays one.");
     root.addEventListener("click", (event) => this.#clicked(event));
     root.addEventListener("keydown", (event) => this.#pressed(event));
     root.addEventListener("focusout", (event) => this.#left(event));
