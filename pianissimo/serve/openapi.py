@@ -81,7 +81,7 @@ TRANSCRIPTION_FORM = _body(
 )
 TRANSCRIPTION: dict[int | str, dict[str, Any]] = {
     200: _answer(
-        "The text, in the format asked for",
+        "The text, in the requested format",
         {
             "application/json": _object(
                 "text",

@@ -94,7 +94,7 @@ class DrainingServer(uvicorn.Server):
             )
         finally:
             service.cancel_recordings()
-            # States are saved before clients are told to look for them elsewhere.
+            # States are saved before clients reconnect elsewhere.
             try:
                 await streams.close()
             finally:

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from pianissimo.protocols import Recognizer
 
 BLOCKS_AHEAD = 8
-"""Decoded blocks that wait for the recognizer; the decoder pauses when so many do."""
+"""Decoded blocks that wait for the recognizer; the decoder pauses at this number."""
 
 
 class RecordingCanceled(Exception):
-    """Nobody waits for the transcript any more."""
+    """The transcript is no longer needed."""
 
 
 class RecordingBlocks(Iterator[npt.NDArray[np.float32]]):

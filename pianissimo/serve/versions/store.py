@@ -258,7 +258,7 @@ class Store:
 
         An unknown name raises ModelNotFoundError; with `lenient` it is ignored.
         """
-        if lenient and name and not self._means_something(name):
+        if lenient and name and not self._is_known(name):
             name = None
         if name and (model := self._known(name)) is not None:
             return ModelChoice(model)
@@ -271,7 +271,7 @@ class Store:
             f"unknown model {name!r}; GET /v1/models lists the models of this server"
         )
 
-    def _means_something(self, name: str) -> bool:
+    def _is_known(self, name: str) -> bool:
         return self._known(name) is not None or self._experiment(name) is not None
 
     def _known(self, name: str) -> str | None:
