@@ -144,4 +144,7 @@ async def end_process(process: Process) -> None:
         process.stdin.close()
     with suppress(ProcessLookupError):
         process.kill()
+    if process.stdout is not None:  # a paused pipe would keep `wait` from returning
+        while await process.stdout.read(LARGEST_FRAME_BYTES):
+            pass
     await process.wait()

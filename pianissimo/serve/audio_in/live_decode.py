@@ -50,8 +50,8 @@ class LiveDecoder:
 
     async def close(self) -> None:
         self._reading.cancel()
-        await end_process(self._process)
         await asyncio.gather(self._reading, return_exceptions=True)
+        await end_process(self._process)
 
     def _check(self) -> None:
         if self._reading.done():

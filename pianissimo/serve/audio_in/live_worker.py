@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PROBE_BYTES = 4096
 """What libav reads to identify a container: the header and the first packets."""
-OPTIONS = {"probesize": str(PROBE_BYTES), "analyzeduration": "0", "fflags": "nobuffer"}
+OPTIONS = {"probesize": str(PROBE_BYTES), "analyzeduration": "0"}
 LARGEST_CHANNELS = 8
 
 

@@ -137,9 +137,9 @@ def test_a_page_that_goes_away_ends_its_recording(narrow: Server) -> None:
     began = time.monotonic()
     with httpx.stream("POST", narrow.http + "/page/recordings", files=files) as response:
         for line in response.iter_lines():
-            if json.loads(line)["heard"] > 0:
+            if json.loads(line)["consumed"] > 0:
                 break
     spent = time.monotonic() - began
     assert upload(narrow, wav(speech(2.5)))[-1]["text"] == NUMBER  # in the only place there is
     assert narrow.service.files.waiting == 0
-    assert json.loads(line)["heard"] < 600, f"it was heard to its end within {spent:.0f} s"
+    assert json.loads(line)["consumed"] < 600, f"it was transcribed to its end within {spent:.0f} s"
