@@ -14,7 +14,7 @@ import soundfile
 from browsing import browsing, need_browser, visiting
 from serving import RATE, Server, pcm, serving, speech, wav
 
-from pianissimo.recognizers.base import OfflineRecognizer
+from pianissimo.recognizers.base import BaseRecognizer
 from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.serve.settings import Settings
 from pianissimo.transcript import Segment, Transcript
@@ -128,7 +128,7 @@ def test_a_cut_connection_is_taken_up_again(browser: Any, words_server: Server) 
         assert page.evaluate("sockets.length") >= 3
 
 
-class Whole(OfflineRecognizer):
+class Whole(BaseRecognizer):
     """The embedded model as one that hears recordings whole and gives no times of words."""
 
     name, model, language = "whole", None, "en"

@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from pianissimo.models.asr import load_model, save_model
-from pianissimo.recognizers.base import OfflineRecognizer
+from pianissimo.recognizers.base import BaseRecognizer
 from pianissimo.serve.access.phrases import terms
 from pianissimo.serve.settings import Settings
 from pianissimo.serve.versions.store import ShadowRule
@@ -29,12 +29,14 @@ SOUND = speech(2.5)
 LISTEN = f"/v1/listen?encoding=linear16&sample_rate={RATE}"
 
 
-class Deaf(OfflineRecognizer):
+class Deaf(BaseRecognizer):
     """A model that can boost no phrases, and always hears the same."""
 
     name, model = "deaf", None
 
-    def _recognize(self, recordings: Sequence[Iterable[Any]], words: bool) -> Iterator[Transcript]:
+    def _recognize(
+        self, recordings: Sequence[Iterable[Any]], words: bool, latency_ms: int | None = None
+    ) -> Iterator[Transcript]:
         for blocks in recordings:
             seconds = sum(map(len, blocks)) / RATE
             yield Transcript("what", (), (Word("what", 0.5, 1.0, 0.9),), "en", seconds, self.name)

@@ -12,7 +12,7 @@ from serving import RATE, Server, as_heard, pcm, serving, speech, wav
 from websockets.sync.client import ClientConnection, connect
 
 import pianissimo
-from pianissimo.recognizers.base import OfflineRecognizer
+from pianissimo.recognizers.base import BaseRecognizer
 from pianissimo.serve.settings import Settings
 
 pytest.importorskip("transformers", reason="needs the extra families")
@@ -34,10 +34,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(folder: Path) -> OfflineRecognizer:
+def alone(folder: Path) -> BaseRecognizer:
     """The same model, not served."""
     found = pianissimo.load(folder, device="cpu")
-    assert isinstance(found, OfflineRecognizer)
+    assert isinstance(found, BaseRecognizer)
     return found
 
 
@@ -55,7 +55,7 @@ def until(socket: ClientConnection, kind: str) -> dict[str, Any]:
             return message
 
 
-def test_a_file_gets_the_text_of_the_recognizer(server: Server, alone: OfflineRecognizer) -> None:
+def test_a_file_gets_the_text_of_the_recognizer(server: Server, alone: BaseRecognizer) -> None:
     answer = httpx.post(
         f"{server.http}/v1/audio/transcriptions",
         files={"file": ("a.wav", wav(SOUND))},
@@ -66,7 +66,7 @@ def test_a_file_gets_the_text_of_the_recognizer(server: Server, alone: OfflineRe
     assert answer.json()["text"] == alone.transcribe(wav(SOUND)).text != ""
 
 
-def test_a_microphone_gets_a_final_in_the_pause(server: Server, alone: OfflineRecognizer) -> None:
+def test_a_microphone_gets_a_final_in_the_pause(server: Server, alone: BaseRecognizer) -> None:
     with alone.stream() as stream:
         events = [*stream.push(as_heard(SOUND)), *stream.finish()]
     [expected] = [event.text for event in events if event.text]

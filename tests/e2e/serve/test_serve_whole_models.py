@@ -18,7 +18,7 @@ from websockets.sync.client import ClientConnection, connect
 
 import pianissimo
 from pianissimo.engine.segmented import SegmentedEngine
-from pianissimo.recognizers.base import OfflineRecognizer
+from pianissimo.recognizers.base import BaseRecognizer
 from pianissimo.serve.settings import Settings
 from pianissimo.transcript import StreamEvent, Transcript, Word
 
@@ -192,7 +192,7 @@ def test_recordings_are_transcribed_whole_also_as_events(whole: Server) -> None:
     assert done["type"] == "transcript.text.done" and done["text"] == text != ""
 
 
-class Drafting(OfflineRecognizer):
+class Drafting(BaseRecognizer):
     """A model that streams on its own terms: its final is not what its partials said."""
 
     name, model, latencies_ms = "drafting", None, (600,)
