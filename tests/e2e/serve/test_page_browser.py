@@ -136,7 +136,9 @@ class Whole(BaseRecognizer):
     def __init__(self, recognizer: NativeRecognizer) -> None:
         self.recognizer = recognizer
 
-    def _recognize(self, recordings: Any, words: bool) -> Iterator[Transcript]:
+    def _recognize(
+        self, recordings: Any, words: bool, latency_ms: int | None = None
+    ) -> Iterator[Transcript]:
         for blocks in recordings:
             samples = np.concatenate([*blocks])
             found = self.recognizer.transcribe(samples, sample_rate=RATE)
