@@ -272,7 +272,7 @@ def test_the_oldest_are_forgotten_when_many_were_cut(tiny: NativeRecognizer) -> 
 def test_unacknowledged_events_pause_the_stream(
     tiny: NativeRecognizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resumable, "MOST_UNSEEN", 5)
+    monkeypatch.setattr(resumable, "MOST_UNACKNOWLEDGED", 5)
     with serving(tiny) as server, streaming(server) as socket:
         receive(socket)
         for _ in range(12):
