@@ -59,20 +59,24 @@ class Feed:
         """Audio pushed so far, in seconds."""
         return self.samples / self.sample_rate
 
+    def seconds_of(self, data: bytes) -> float:
+        """Length of the audio of a message."""
+        return len(data) / self.reader.frame_bytes / self.sample_rate
+
     def hold(self, data: bytes) -> bool:
         """Keep audio that is too short to be pushed; False if it is long enough."""
         return self.reader.hold(data, self._shortest)
 
     async def push(self, data: bytes) -> float:
-        """Push the audio of one message; returns the seconds that were pushed.
+        """Push the audio of one message; returns its seconds, those that are held included.
 
         Raises Refusal, before anything is pushed, if the audio allowance of the key is used up.
         """
         if self._account is not None:
             self._account.check_audio()
-        if self.hold(data):
-            return 0.0
-        return await self.push_samples(self.reader.push(data))
+        if not self.hold(data):
+            await self.push_samples(self.reader.push(data))
+        return self.seconds_of(data)
 
     async def push_samples(self, samples: npt.NDArray[np.int16] | npt.NDArray[np.float32]) -> float:
         """Push samples (n,) or (n, channels), waiting for room; returns their seconds."""

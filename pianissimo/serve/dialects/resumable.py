@@ -153,11 +153,13 @@ class ResumableStream:
     def _holds(self, frame: bytes) -> bool:
         """Whether a very short frame was kept for the next one, without a task or a lock."""
         free = not (self._lock.locked() or self._suspending or self.finishing)
-        if not free or self._feed is None or self.failure is not None:
+        if not free or self._feed is None or self._lease is None or self.failure is not None:
             return False
-        held = self._feed.hold(frame)
-        self.frames += held
-        return held
+        if not self._feed.hold(frame):
+            return False
+        self.service.record_audio(DIALECT, self._lease, self._feed.seconds_of(frame))
+        self.frames += 1
+        return True
 
     async def _accept(self, frame: bytes | Command) -> None:
         async with self._lock:

@@ -170,7 +170,7 @@ def test_the_first_message_is_limited_until_it_is_lifted() -> None:
         app = Application()
         protocol, transport = await connected(app)
         protocol.data_received(large)
-        await until(lambda: transport.closed)
+        await until(lambda: transport.closed and app.received)
         assert app.received[-1]["code"] == 1009
 
         app = Application()

@@ -201,7 +201,7 @@ class _Conversation:
             data = _decoded(audio)
         feed = await self._open()
         seconds = await feed.push(data)
-        self.uncommitted_seconds += len(data) / feed.reader.frame_bytes / feed.sample_rate
+        self.uncommitted_seconds += seconds
         assert self.one.lease is not None
         self.one.service.record_audio(DIALECT, self.one.lease, seconds)
 
