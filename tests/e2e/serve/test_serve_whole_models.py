@@ -197,7 +197,9 @@ class Drafting(BaseRecognizer):
 
     name, model, latencies_ms = "drafting", None, (600,)
 
-    def _recognize(self, recordings: Any, words: bool) -> Iterator[Transcript]:
+    def _recognize(
+        self, recordings: Any, words: bool, latency_ms: int | None = None
+    ) -> Iterator[Transcript]:
         for blocks in recordings:
             seconds = sum(map(len, blocks)) / RATE
             word = Word("right", 0.5, 1.0, 0.9)
