@@ -34,6 +34,8 @@ BATCH_BYTES = 1 << 16
 STREAM, REALTIME = "/v1/stream", "/v1/realtime"
 LISTEN = "/v1/listen?encoding=linear16&sample_rate=16000"
 CLIP = Path(__file__).parents[1] / "examples" / "audio" / "number.flac"
+FINALIZE = "finalise"
+"""The spelling that servers before 0.2.0 know as well."""
 START = {"type": "start", "endpoint": None}
 APPEND = {"type": "input_audio_buffer.append", "audio": base64.b64encode(bytes(3200)).decode()}
 
@@ -68,7 +70,7 @@ ATTACKS: dict[str, tuple[str, Callable[[], list[bytes]], Callable[[], bytes]]] =
     "stream finalize": (
         STREAM,
         lambda: [text(START), audio(0.5)],
-        lambda: text({"type": "finalize"}),
+        lambda: text({"type": FINALIZE}),
     ),
     "Finalize": (LISTEN, lambda: [audio(0.5)], lambda: text({"type": "Finalize"})),
     "commit": (
@@ -129,10 +131,10 @@ def polite(port: int, seconds: float) -> list[float]:
         while (left := end - time.monotonic()) > 0:
             live.send(samples)
             began = time.monotonic()
-            live.send(json.dumps({"type": "finalize"}))
+            live.send(json.dumps({"type": FINALIZE}))
             while True:
                 event = json.loads(live.recv(timeout=max(0.01, left)))
-                if event["type"] == "final" and event["reason"] == "finalize":
+                if event["type"] == "final" and event["reason"].startswith("finali"):
                     break
             times.append(time.monotonic() - began)
             events = event["event"]
