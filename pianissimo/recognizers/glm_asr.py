@@ -24,6 +24,7 @@ from pianissimo.recognizers.base import BaseRecognizer, default_detector
 from pianissimo.recognizers.family import Family, LoadOptions, Untyped
 from pianissimo.recognizers.long_form import Decoded, PieceDecoder, transcript
 from pianissimo.recognizers.transformers_models import (
+    cache_name,
     load_network,
     load_part,
     open_transformers,
@@ -105,7 +106,8 @@ class GlmAsrRecognizer(BaseRecognizer):
             use_cache=True,
             logits_to_keep=1,
         )
-        cache, length = out.past_key_values, mask.sum(-1, keepdim=True)
+        name = cache_name(self.model)
+        cache, length = out[name], mask.sum(-1, keepdim=True)
 
         def advance(tokens: Tensor) -> Tensor:
             nonlocal mask, length
@@ -114,8 +116,8 @@ class GlmAsrRecognizer(BaseRecognizer):
                 input_ids=tokens,
                 attention_mask=mask,
                 position_ids=length,
-                past_key_values=cache,
                 use_cache=True,
+                **{name: cache},
             )
             length = length + 1
             logits: Tensor = step.logits[:, -1]

@@ -1,5 +1,6 @@
 """Opening folders with the Transformers package: no network, no code from checkpoints, no gaps."""
 
+import inspect
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,12 @@ def open_transformers() -> Untyped:
     except ImportError as error:
         raise MissingExtraError(_INSTALL) from error
     return transformers
+
+
+def cache_name(network: torch.nn.Module) -> str:
+    """The decoder's cache, as argument and result of `forward`: Transformers 5.24 renamed it."""
+    accepted = inspect.signature(network.forward).parameters
+    return "cache" if "cache" in accepted else "past_key_values"
 
 
 @contextmanager

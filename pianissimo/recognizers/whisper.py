@@ -35,6 +35,7 @@ from pianissimo.recognizers.long_form import (
     transcript,
 )
 from pianissimo.recognizers.transformers_models import (
+    cache_name,
     load_network,
     load_part,
     open_transformers,
@@ -202,7 +203,8 @@ class WhisperRecognizer(BaseRecognizer):
     ) -> tuple[list[Written], list[float]]:
         """What is written for each row, and how likely it is that nobody speaks in it."""
         out = self.model(encoder_outputs=(encoded,), decoder_input_ids=prompts, use_cache=True)
-        cache = out.past_key_values
+        name = cache_name(self.model)
+        cache = out[name]
         # The start token's own prediction says whether anybody speaks.
         no_speech = out.logits[:, 0].float().softmax(-1)[:, self._no_timestamps - 1]
 
@@ -210,8 +212,8 @@ class WhisperRecognizer(BaseRecognizer):
             step = self.model(
                 encoder_outputs=(encoded,),
                 decoder_input_ids=tokens,
-                past_key_values=cache,
                 use_cache=True,
+                **{name: cache},
             )
             return self._allowed(step.logits[:, -1])
 
