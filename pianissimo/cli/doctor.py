@@ -1,4 +1,4 @@
-"""`pianissimo doctor`: does everything work here, and if not, what to do."""
+"""`pianissimo doctor`: check the installation and say how to fix problems."""
 
 import io
 import json
@@ -12,82 +12,91 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from pianissimo.cli.command import command
 from pianissimo.cli.options import DeviceOption, JsonOption, ModelOption
 from pianissimo.cli.output import SOME_FAILED, emit
 from pianissimo.errors import PianissimoError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+    from pianissimo.audio.io import Samples
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_TORCH = (2, 6)
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What one check found; `fix` says what to do, and is empty when all is well."""
+class CheckResult:
+    """Result of one check; `fix` says what to do and is empty if all is well."""
 
     check: str
-    found: str
+    state: str
     fix: str = ""
 
 
-def doctor(
-    model: ModelOption = None, device: DeviceOption = "auto", as_json: JsonOption = False
-) -> None:
-    """Check this installation: Python, PyTorch, the device, audio, the model and its folder.
+@dataclass(frozen=True)
+class DoctorOptions:
+    """What is checked."""
 
-    The exit code is 3 if there is a problem.
+    model: ModelOption = None
+    device: DeviceOption = "auto"
+    json: JsonOption = False
+
+
+@command
+def doctor(options: DoctorOptions) -> None:
+    """Check the installation.
+
+    The checks cover Python, PyTorch, device, audio, model and models folder. The exit code is 3 if
+    there is a problem.
     """
-    checks: list[tuple[str, Callable[[], Finding]]] = [
+    checks: list[tuple[str, Callable[[], CheckResult]]] = [
         ("python", check_python),
         ("torch", check_torch),
-        ("device", lambda: check_device(device)),
+        ("device", lambda: check_device(options.device)),
         ("audio", check_audio),
-        ("model", lambda: check_model(model, device)),
+        ("model", lambda: check_model(options.model, options.device)),
         ("models folder", check_models_folder),
     ]
-    findings = []
+    results = []
     for name, check in checks:
         try:
-            finding = check()
+            result = check()
         except PianissimoError as error:
-            finding = Finding(name, "cannot be used", str(error))
+            result = CheckResult(name, "unusable", str(error))
         except Exception as error:  # a broken dependency may raise anything
             trouble = f"{type(error).__name__}: {error}"
-            finding = Finding(name, trouble, "install the package again in a fresh environment")
-        findings.append(finding)
-        if not as_json:
-            verdict = "problem" if finding.fix else "ok"
-            emit(f"{verdict:8} {finding.check + ':':15} {finding.found}\n")
-            if finding.fix:
-                emit(f"{'':8} {'fix:':15} {finding.fix}\n")
-    healthy = not any(finding.fix for finding in findings)
-    if as_json:
-        rows = [asdict(finding) | {"ok": not finding.fix} for finding in findings]
+            result = CheckResult(name, trouble, "reinstall the package in a fresh environment")
+        results.append(result)
+        if not options.json:
+            verdict = "problem" if result.fix else "ok"
+            emit(f"{verdict:8} {result.check + ':':15} {result.state}\n")
+            if result.fix:
+                emit(f"{'':8} {'fix:':15} {result.fix}\n")
+    healthy = not any(result.fix for result in results)
+    if options.json:
+        rows = [asdict(result) | {"ok": not result.fix} for result in results]
         emit(json.dumps({"ok": healthy, "checks": rows}, indent=2, ensure_ascii=False) + "\n")
     if not healthy:
         raise typer.Exit(SOME_FAILED)
 
 
-def check_python() -> Finding:
+def check_python() -> CheckResult:
     found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     wanted = ".".join(map(str, OLDEST_PYTHON))
     fix = "" if sys.version_info >= OLDEST_PYTHON else f"install Python {wanted} or newer"
-    return Finding("python", found, fix)
+    return CheckResult("python", found, fix)
 
 
-def check_torch() -> Finding:
+def check_torch() -> CheckResult:
     import torch
 
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     wanted = ".".join(map(str, OLDEST_TORCH))
     fix = "" if version >= OLDEST_TORCH else f"pip install 'torch>={wanted},<3'"
-    return Finding("torch", f"{torch.__version__}, {torch.get_num_threads()} threads", fix)
+    return CheckResult("torch", f"{torch.__version__}, {torch.get_num_threads()} threads", fix)
 
 
-def check_device(device: str) -> Finding:
+def check_device(device: str) -> CheckResult:
     import torch
 
     from pianissimo.zoo.load import choose_device
@@ -96,11 +105,11 @@ def check_device(device: str) -> Finding:
     found = str(chosen)
     if chosen.type == "cuda":
         found += f", {torch.cuda.get_device_name(chosen)}"
-    return Finding("device", found)
+    return CheckResult("device", found)
 
 
-def check_audio() -> Finding:
-    """A tone through both decoders: WAV by libsndfile, FLAC by libav."""
+def check_audio() -> CheckResult:
+    """Decode a tone with both decoders: WAV with libsndfile, FLAC with libav."""
     import soundfile
 
     from pianissimo.audio.io import SAMPLE_RATE, load_audio
@@ -113,10 +122,10 @@ def check_audio() -> Finding:
     found = f"WAV and FLAC decode (soundfile {soundfile.__version__}, av {_version('av')})"
     right = all(abs(size - SAMPLE_RATE) <= 1 for size in sizes)
     fix = "" if right else f"decoded {sizes} samples instead of {SAMPLE_RATE}: reinstall av, soxr"
-    return Finding("audio", found, fix)
+    return CheckResult("audio", found, fix)
 
 
-def check_model(model: str | None, device: str) -> Finding:
+def check_model(model: str | None, device: str) -> CheckResult:
     from pianissimo.audio.io import SAMPLE_RATE
     from pianissimo.zoo.load import load
 
@@ -126,29 +135,29 @@ def check_model(model: str | None, device: str) -> Finding:
     began = time.monotonic()
     transcript = recognizer.transcribe(_tone(3.0, SAMPLE_RATE), sample_rate=SAMPLE_RATE)
     spent = time.monotonic() - began
-    return Finding(
+    return CheckResult(
         "model",
-        f"{recognizer.name} loads in {loaded:.1f} s, "
-        f"{transcript.duration:.0f} s of audio take it {spent:.1f} s",
+        f"{recognizer.name} loads in {loaded:.1f} s and "
+        f"transcribes {transcript.duration:.0f} s of audio in {spent:.1f} s",
     )
 
 
-def check_models_folder() -> Finding:
+def check_models_folder() -> CheckResult:
     from pianissimo.zoo.folder import MODELS_FOLDER, models_folder
 
     folder = models_folder()
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     writable = nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
-    state = "" if folder.exists() else " (made when the first model is pulled)"
-    fix = "" if writable else f"set {MODELS_FOLDER} to a folder that you may write to"
-    return Finding("models folder", f"{folder}{state}", fix)
+    state = "" if folder.exists() else " (created by the first pull)"
+    fix = "" if writable else f"set {MODELS_FOLDER} to a writable folder"
+    return CheckResult("models folder", f"{folder}{state}", fix)
 
 
-def _tone(seconds: float, rate: int) -> "npt.NDArray[np.float32]":
+def _tone(seconds: float, rate: int) -> "Samples":
+    """A sine of 440 Hz, samples (seconds * rate,) in float32."""
     import numpy as np
 
-    phase = 2 * np.pi * 440.0 * np.arange(round(seconds * rate)) / rate
-    return (0.1 * np.sin(phase)).astype(np.float32)
+    return (0.1 * np.sin(2 * np.pi * 440.0 * np.arange(round(seconds * rate)) / rate)).astype("f4")
 
 
 def _version(package: str) -> str:

@@ -3,115 +3,82 @@
 import json
 import math
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pianissimo.cli.command import command
 from pianissimo.cli.options import (
-    BeamOption,
-    BoostFileOption,
-    BoostOption,
-    DeviceOption,
-    DtypeOption,
-    GainOption,
-    HeadOption,
     JsonOption,
-    LanguageOption,
-    LmOption,
-    LmWeightOption,
-    ModelOption,
+    LatenciesOption,
+    ModelOptions,
     QuietOption,
-    WordBonusOption,
-    decoding_of,
-    phrases_of,
+    SearchOptions,
+    SubsetOption,
 )
 from pianissimo.cli.output import SOME_FAILED, complain, emit
-from pianissimo.cli.progress import Progress
+from pianissimo.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
     from pianissimo.evaluate.run import Pass, Score
 
 
-def evaluate(
-    manifest: Annotated[
-        Path, typer.Argument(metavar="MANIFEST", help="JSON lines with audio_filepath and text.")
-    ],
-    model: ModelOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    head: HeadOption = None,
-    language: LanguageOption = None,
-    gain: GainOption = None,
-    boost: BoostOption = None,
-    boost_file: BoostFileOption = None,
-    beam: BeamOption = None,
-    lm: LmOption = None,
-    lm_weight: LmWeightOption = None,
-    word_bonus: WordBonusOption = None,
-    latency: Annotated[
-        list[int] | None,
-        typer.Option(
-            envvar="PIANISSIMO_LATENCY",
-            metavar="MS",
-            help="A latency mode; may be repeated [default: all the model has].",
-        ),
-    ] = None,
-    subset: Annotated[
-        list[str] | None,
-        typer.Option(
-            envvar="PIANISSIMO_SUBSET",
-            metavar="NAME",
-            help="Only recordings of this `subset`; may be repeated.",
-        ),
-    ] = None,
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What is scored, and how results are printed."""
+
+    latency: LatenciesOption = None
+    subset: SubsetOption = None
     batch_seconds: Annotated[
         float,
         typer.Option(
-            envvar="PIANISSIMO_BATCH_SECONDS",
-            metavar="X",
-            min=1.0,
-            help="Most seconds of audio transcribed at once.",
+            metavar="X", min=1.0, help="Seconds of audio per batch; lower it to save memory."
         ),
-    ] = 600.0,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Count word errors of a model over a manifest, and how fast it is.
+    ] = 600.0
+    json: JsonOption = False
+    quiet: QuietOption = False
 
-    Texts are compared in lower case without punctuation; `text_norm` goes before `text`.
-    Recordings that cannot be read are named, left out of all numbers, and make the exit code 3.
+
+@command
+def evaluate(
+    manifest: Annotated[
+        Path,
+        typer.Argument(metavar="MANIFEST", help="JSON lines with `audio_filepath` and `text`."),
+    ],
+    model: ModelOptions,
+    search: SearchOptions,
+    options: EvaluateOptions,
+) -> None:
+    """Measure WER and speed on a manifest.
+
+    Texts are compared in lower case without punctuation; `text_norm` is preferred to `text`.
+    Recordings that cannot be read are reported, excluded from all figures, and make the exit code
+    3.
     """
     from pianissimo.evaluate.run import evaluate as run
     from pianissimo.evaluate.run import read_references
 
-    references = read_references(manifest, subset or [])
-    from pianissimo.zoo.load import load
-
-    recognizer = load(
-        model,
-        device=device,
-        dtype=dtype,
-        head=head,
-        language=language,
-        gain=gain,
-        decoding=decoding_of(beam, lm, lm_weight, word_bonus),
-    )
-    if phrases := phrases_of(boost, boost_file):
-        recognizer = recognizer.boosted(phrases)
-    modes: list[int | None] = [*dict.fromkeys(latency or recognizer.latencies_ms)] or [None]
+    references = read_references(manifest, options.subset or [])
+    recognizer = model.load(search.decoding)
+    if hotwords := search.hotwords:
+        recognizer = recognizer.boosted(hotwords)
+    modes: list[int | None] = [*dict.fromkeys(options.latency or recognizer.latencies_ms)]
+    modes = modes or [None]
     count = len(references) * len(modes)
-    with Progress("evaluating", count, shown=not quiet and sys.stderr.isatty()) as progress:
+    shown = not options.quiet and sys.stderr.isatty()
+    with ProgressBar("evaluating", count, shown=shown) as progress:
         passes = run(
             recognizer,
             references,
             latencies_ms=modes,
-            batch_seconds=batch_seconds,
+            batch_seconds=options.batch_seconds,
             advance=progress.advance,
         )
     for fault in dict.fromkeys(fault for one in passes for fault in one.faults):
         complain(fault)
-    if as_json:
+    if options.json:
         emit(json.dumps(_as_json(recognizer.name, passes), indent=2) + "\n")
     else:
         _print_table(recognizer.name, passes)
@@ -142,7 +109,7 @@ def _score(score: "Score") -> dict[str, Any]:
         "recordings": score.recordings,
         "failed": score.failed,
         "audio_seconds": score.audio_seconds,
-        # JSON has no infinity: errors against no words at all have no rate.
+        # JSON has no infinity: without reference words there is no rate.
         "wer": errors.rate if math.isfinite(errors.rate) else None,
         "words": errors.words,
         "substitutions": errors.substitutions,
@@ -152,7 +119,7 @@ def _score(score: "Score") -> dict[str, Any]:
 
 
 def _percent(score: "Score") -> str:
-    """The error rate; against no words at all there is none."""
+    """The error rate in percent; "-" without reference words."""
     return f"{100 * score.errors.rate:.2f}" if score.errors.words else "-"
 
 

@@ -1,250 +1,235 @@
-"""`pianissimo finetune`: adapt a model to recordings of one's own."""
+"""`pianissimo finetune`: adapt a model to your recordings."""
 
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pianissimo.cli.options import DeviceOption, ModelOption
+from pianissimo.cli.command import command
+from pianissimo.cli.options import (
+    DeviceOption,
+    MinutesOption,
+    ModelOption,
+    TensorboardOption,
+    minutes_limit,
+)
 from pianissimo.cli.output import SOME_FAILED, emit, say
 from pianissimo.errors import OptionError
 
+if TYPE_CHECKING:
+    from pianissimo.train.finetune.plan import FinetuneOptions
 
-def finetune(
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Training and validation data, and the folder of the new model."""
+
     manifest: Annotated[
         Path,
         typer.Option(
-            envvar="PIANISSIMO_MANIFEST",
-            help="Training data: JSON lines with audio_filepath, duration and text.",
+            metavar="FILE",
+            help="Training manifest: JSON lines with audio_filepath, duration and text.",
         ),
-    ],
+    ]
     val: Annotated[
-        Path, typer.Option(envvar="PIANISSIMO_VAL", help="Validation data, of other speakers.")
-    ],
+        Path, typer.Option(metavar="FILE", help="Validation manifest, with other speakers.")
+    ]
     out: Annotated[
         Path | None,
         typer.Option(
-            envvar="PIANISSIMO_OUT",
-            help="Folder of the new model; an interrupted run in it is continued.",
+            metavar="DIR", help="Folder of the new model; an interrupted run in it is resumed."
         ),
-    ] = None,
-    model: ModelOption = None,
+    ] = None
+    model: ModelOption = None
     check_only: Annotated[
-        bool, typer.Option("--check-only", help="Only look at the data; exit code 3 for faults.")
-    ] = False,
-    skip_faulty: Annotated[
         bool,
         typer.Option(
-            "--skip-faulty", envvar="PIANISSIMO_SKIP_FAULTY", help="Leave faulty lines out."
+            "--check-only",
+            allow_from_autoenv=False,
+            help="Check the data and exit; exit code 3 if lines are faulty.",
         ),
-    ] = False,
-    find_lr: Annotated[
-        bool,
-        typer.Option("--find-lr", help="Only try learning rates: a curve and a suggestion."),
-    ] = False,
-    full: Annotated[
-        bool,
-        typer.Option("--full", help="Train all weights [default up to 100 M parameters]."),
-    ] = False,
-    freeze: Annotated[
-        Literal["encoder"] | None,
-        typer.Option(envvar="PIANISSIMO_FREEZE", help="Train the heads only."),
-    ] = None,
-    lora: Annotated[
-        int | None,
-        typer.Option(
-            envvar="PIANISSIMO_LORA",
-            metavar="RANK",
-            min=1,
-            help="Train the heads and a low-rank change of the encoder, merged when saved "
-            "[default above 100 M parameters, with rank 16].",
-        ),
-    ] = None,
-    lr: Annotated[
-        float | None,
-        typer.Option(envvar="PIANISSIMO_LR", help="Peak learning rate [default: by the model]."),
-    ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            envvar="PIANISSIMO_STEPS", min=1, help="Most steps [default: by the amount of data]."
-        ),
-    ] = None,
-    batch_seconds: Annotated[
-        float | None,
-        typer.Option(
-            envvar="PIANISSIMO_BATCH_SECONDS", min=1.0, help="Audio in a batch: less needs less."
-        ),
-    ] = None,
-    accumulate: Annotated[
-        int, typer.Option(envvar="PIANISSIMO_ACCUMULATE", min=1, help="Batches in a step.")
-    ] = 1,
-    precision: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
-        typer.Option(envvar="PIANISSIMO_PRECISION", help="Of products; weights are float32."),
-    ] = "auto",
-    recompute: Annotated[
-        bool,
-        typer.Option(
-            "--recompute",
-            envvar="PIANISSIMO_RECOMPUTE",
-            help="Compute each layer twice instead of keeping what it computed.",
-        ),
-    ] = False,
-    validate_every: Annotated[
-        int | None,
-        typer.Option(
-            envvar="PIANISSIMO_VALIDATE_EVERY",
-            min=1,
-            help="Steps between validations [default: a twelfth].",
-        ),
-    ] = None,
-    patience: Annotated[
-        int,
-        typer.Option(
-            envvar="PIANISSIMO_PATIENCE",
-            min=1,
-            help="Stop after as many validations in which no latency mode improved.",
-        ),
-    ] = 4,
-    augment: Annotated[
-        bool, typer.Option(envvar="PIANISSIMO_AUGMENT", help="Vary speed, level, noise and room.")
-    ] = True,
-    quiet_speech: Annotated[
-        bool,
-        typer.Option(
-            envvar="PIANISSIMO_QUIET_SPEECH",
-            help="Make recordings far, noisy and 10 to 40 dB quieter, as QuietBench does.",
-        ),
-    ] = False,
+    ] = False
+    skip_faulty: Annotated[bool, typer.Option("--skip-faulty", help="Skip faulty lines.")] = False
     replay: Annotated[
         Path | None,
         typer.Option(
-            envvar="PIANISSIMO_REPLAY", help="Older data to train on as well, against forgetting."
+            metavar="FILE", help="Manifest of older data to train on as well, against forgetting."
         ),
-    ] = None,
+    ] = None
     replay_share: Annotated[
-        float,
-        typer.Option(envvar="PIANISSIMO_REPLAY_SHARE", help="Its share of the seconds."),
-    ] = 0.5,
+        float, typer.Option(metavar="X", help="Share of --replay in the training audio.")
+    ] = 0.5
     regression: Annotated[
         Path | None,
         typer.Option(
-            envvar="PIANISSIMO_REGRESSION",
-            help="General data whose word errors count as much as those of --val.",
+            metavar="FILE",
+            help="Manifest of general data, validated with the same weight as --val.",
         ),
-    ] = None,
-    l2sp: Annotated[
-        float | None,
-        typer.Option(
-            envvar="PIANISSIMO_L2SP",
-            min=0.0,
-            help="Strength of a pull to the original weights [default: 0.1; 0 with --lora, "
-            "--replay or --ewc].",
-        ),
-    ] = None,
-    ewc: Annotated[
-        float,
-        typer.Option(
-            envvar="PIANISSIMO_EWC",
-            min=0.0,
-            help="The same, but weights count as far as --replay depends on them.",
-        ),
-    ] = 0.0,
-    blend: Annotated[
-        float | None,
-        typer.Option(
-            envvar="PIANISSIMO_BLEND",
-            help="How far from the original weights to the best ones those lie that are saved: "
-            "0.8 forgets less [default: as little as keeps 90 % of the gain].",
-        ),
-    ] = None,
-    minutes: Annotated[
-        float | None,
-        typer.Option(
-            envvar="PIANISSIMO_MINUTES",
-            help="Stop after that time, with a checkpoint [default: never].",
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(envvar="PIANISSIMO_SEED")] = 1,
-    workers: Annotated[
-        int, typer.Option(envvar="PIANISSIMO_WORKERS", min=0, help="Processes that make batches.")
-    ] = 1,
-    tensorboard: Annotated[
-        bool,
-        typer.Option(envvar="PIANISSIMO_TENSORBOARD", help="Also write TensorBoard files."),
-    ] = False,
-    device: DeviceOption = "auto",
-) -> None:
-    """Fine-tune a model, keep the weights with the fewest errors, and say what it brought.
+    ] = None
 
-    Data is checked first, line by line. The same command again goes on where it was interrupted.
-    Word errors are those of live streams in every latency mode. With several GPUs: torchrun
-    --nproc-per-node N -m pianissimo finetune ...
+    def __post_init__(self) -> None:
+        if self.out is None and not self.check_only:
+            raise OptionError("--out is missing: the folder of the new model")
+        if self.out is not None and self.out.exists() and not self.out.is_dir():
+            raise OptionError(f"--out {self.out} is not a folder")
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """Which weights are trained, and how."""
+
+    full: Annotated[
+        bool, typer.Option("--full", help="Train all weights [default up to 100 M parameters].")
+    ] = False
+    freeze: Annotated[
+        Literal["encoder"] | None, typer.Option(help="Freeze the encoder, train the heads.")
+    ] = None
+    lora: Annotated[
+        int | None,
+        typer.Option(
+            metavar="RANK",
+            min=1,
+            help="Train the heads and a LoRA of the encoder, merged when saved "
+            "[default above 100 M parameters: rank 16].",
+        ),
+    ] = None
+    lr: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Peak learning rate [default: by model size]."),
+    ] = None
+    steps: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Most training steps [default: by data size]."),
+    ] = None
+    validate_every: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Steps between validations [default: 1/12 of --steps]."
+        ),
+    ] = None
+    patience: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Stop after N validations without improvement in any latency mode.",
+        ),
+    ] = 4
+    augment: Annotated[bool, typer.Option(help="Augment speed, level, noise and room.")] = True
+    quiet_speech: Annotated[
+        bool,
+        typer.Option(help="Also train and validate on distant, noisy, 10 to 40 dB quieter speech."),
+    ] = False
+
+    def __post_init__(self) -> None:
+        if sum((self.full, self.freeze is not None, self.lora is not None)) > 1:
+            raise OptionError("choose one of --full, --freeze and --lora")
+        if self.lr is not None and not 0 < self.lr < math.inf:
+            raise OptionError(f"--lr must be above 0, but is {self.lr:g}")
+
+    @property
+    def method(self) -> Literal["full", "heads", "lora"] | None:
+        """The requested method; None for the default of the model's size."""
+        if self.full:
+            return "full"
+        if self.freeze:
+            return "heads"
+        return "lora" if self.lora else None
+
+
+@dataclass(frozen=True)
+class ResourceOptions:
+    """Memory, time and device."""
+
+    batch_seconds: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X", min=1.0, help="Seconds of audio per batch; lower it to save memory."
+        ),
+    ] = None
+    accumulate: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Batches per step (gradient accumulation).")
+    ] = 1
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option(help="Compute dtype (weights stay float32)."),
+    ] = "auto"
+    recompute: Annotated[
+        bool,
+        typer.Option(
+            "--recompute", help="Save memory by computing layers twice (gradient checkpointing)."
+        ),
+    ] = False
+    minutes: MinutesOption = None
+    seed: Annotated[int, typer.Option(metavar="N", help="Random seed.")] = 1
+    workers: Annotated[int, typer.Option(metavar="N", min=0, help="Data loading processes.")] = 1
+    tensorboard: TensorboardOption = False
+    device: DeviceOption = "auto"
+
+
+@command
+def finetune(data: DataOptions, method: MethodOptions, resources: ResourceOptions) -> None:
+    """Fine-tune a model and report WER before and after.
+
+    Every line of the data is checked first. The weights with the fewest errors on --val are kept;
+    errors are those of live streams in every latency mode. Run the same command again to resume.
+    Several GPUs: torchrun --nproc-per-node N -m pianissimo finetune ... Further settings, such as
+    EWC, L2-SP, weight blending and a learning rate search, are in Python: see docs/training.md.
     """
-    if sum((full, freeze is not None, lora is not None)) > 1:
-        raise OptionError("choose one of --full, --freeze and --lora")
-    if minutes is not None and not minutes > 0:
-        raise OptionError(f"--minutes must be above 0, but is {minutes:g}")
-    if lr is not None and not 0 < lr < math.inf:
-        raise OptionError(f"--lr must be above 0, but is {lr:g}")
-    if out is None and not check_only:
-        raise OptionError("--out is missing: the folder of the new model")
-    if out is not None and out.exists() and not out.is_dir():
-        raise OptionError(f"--out {out} is not a folder")
+    minutes = minutes_limit(resources.minutes)
     from pianissimo.train.finetune import run
-    from pianissimo.train.finetune.material import RUN
-    from pianissimo.train.finetune.plan import FinetuneOptions
     from pianissimo.zoo.load import choose_device
 
-    options = FinetuneOptions(
-        manifest=manifest,
-        val=val,
-        out=out or Path(os.devnull),
-        model=model,
-        method="full" if full else "heads" if freeze else "lora" if lora else None,
-        rank=lora,
-        lr=lr,
-        steps=steps,
-        batch_seconds=batch_seconds,
-        accumulate=accumulate,
-        precision=precision,
-        recompute=recompute,
-        validate_every=validate_every,
-        patience=patience,
-        augment=augment,
-        quiet_speech=quiet_speech,
-        replay=replay,
-        replay_share=replay_share,
-        regression=regression,
-        l2sp=l2sp,
-        ewc=ewc,
-        blend=blend,
-        skip_faulty=skip_faulty,
-        seed=seed,
-        workers=workers,
-    )
-    if check_only:
+    options = _options(data, method, resources)
+    if data.check_only:
         report, sound = run.check_data(options)
         emit(report + "\n")
         if not sound:
             raise typer.Exit(SOME_FAILED)
         return
-    chosen = str(choose_device(device))
-    if find_lr:
-        curve = run.find_learning_rate(options, device=chosen, say=say)
-        path = options.out / RUN / run.RATE_CURVE
-        emit(f"suggested: --lr {curve.suggestion:.1e} (the curve is in {path})\n")
-        return
     result = run.finetune(
         options,
-        device=chosen,
-        minutes=math.inf if minutes is None else minutes,
-        tensorboard=tensorboard,
+        device=str(choose_device(resources.device)),
+        minutes=minutes,
+        tensorboard=resources.tensorboard,
         say=say,
     )
     if result is not None:
+        from pianissimo.train.finetune.material import RUN
+
         emit(result.render() + "\n")
-        say(f"the model is in {out}; what happened in {options.out / RUN}")
+        say(f"model: {data.out}; log and report: {options.out / RUN}")
+
+
+def _options(
+    data: DataOptions, method: MethodOptions, resources: ResourceOptions
+) -> "FinetuneOptions":
+    from pianissimo.train.finetune.plan import FinetuneOptions
+
+    return FinetuneOptions(
+        manifest=data.manifest,
+        val=data.val,
+        out=data.out or Path(os.devnull),
+        model=data.model,
+        method=method.method,
+        rank=method.lora,
+        lr=method.lr,
+        steps=method.steps,
+        batch_seconds=resources.batch_seconds,
+        accumulate=resources.accumulate,
+        precision=resources.precision,
+        recompute=resources.recompute,
+        validate_every=method.validate_every,
+        patience=method.patience,
+        augment=method.augment,
+        quiet_speech=method.quiet_speech,
+        replay=data.replay,
+        replay_share=data.replay_share,
+        regression=data.regression,
+        skip_faulty=data.skip_faulty,
+        seed=resources.seed,
+        workers=resources.workers,
+    )

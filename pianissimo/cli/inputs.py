@@ -1,4 +1,4 @@
-"""From what was typed to a list of recordings, each with the place of its output."""
+"""From command-line arguments to a list of recordings, each with its output path."""
 
 import os
 from collections import Counter
@@ -18,20 +18,20 @@ STANDARD_INPUT = "-"
 
 @dataclass(frozen=True)
 class Input:
-    """One recording: its name as typed or found, and its output's path without a suffix."""
+    """One recording: its name as given or listed, and its output path without a suffix."""
 
     name: str
     output: Path
 
     @property
     def label(self) -> str:
-        """What messages call it."""
+        """The name in messages."""
         return "standard input" if self.name == STANDARD_INPUT else self.name
 
 
 @dataclass(frozen=True)
-class Fault:
-    """An argument that gives no recordings, and why."""
+class InputFault:
+    """An argument without recordings, and the reason."""
 
     name: str
     error: AudioNotFoundError
@@ -39,7 +39,7 @@ class Fault:
 
 def collect(
     sources: Sequence[str], *, recursive: bool = False, output: Path | None = None
-) -> tuple[list[Input], list[Fault]]:
+) -> tuple[list[Input], list[InputFault]]:
     """All recordings in the order given, directories in the order of their names.
 
     Below `output` the files of a directory keep their place. Two recordings whose outputs would
@@ -47,11 +47,11 @@ def collect(
     standard input is named twice.
     """
     found: list[tuple[str, Path]] = []
-    faults: list[Fault] = []
+    faults: list[InputFault] = []
     for source in sources:
         if source == STANDARD_INPUT:
             if (source, Path("stdin")) in found:
-                raise OptionError("standard input can be read once: give - only once")
+                raise OptionError("standard input can be read once: pass - only once")
             found.append((source, Path("stdin")))
         elif os.path.isdir(source):
             before = len(faults)
@@ -61,14 +61,14 @@ def collect(
                     f"{source} has no audio files in it"
                     + ("" if recursive else "; --recursive looks in its folders too")
                 )
-                faults.append(Fault(source, reason))
+                faults.append(InputFault(source, reason))
             found += [(str(path), path.relative_to(source)) for path in inside]
         else:
             found.append((source, Path(Path(source).name)))
     return _with_outputs(found, output), faults
 
 
-def _audio_files(folder: Path, recursive: bool, faults: list[Fault]) -> Iterator[Path]:
+def _audio_files(folder: Path, recursive: bool, faults: list[InputFault]) -> Iterator[Path]:
     """Files that look like audio, hidden ones left out; folders that cannot be listed are faults.
 
     Pipes and devices are left out too: opening one may take for ever.
@@ -77,7 +77,7 @@ def _audio_files(folder: Path, recursive: bool, faults: list[Fault]) -> Iterator
         paths = sorted(folder.iterdir())
     except OSError as error:
         reason = AudioNotFoundError(f"{folder} cannot be listed: {error.strerror}")
-        faults.append(Fault(str(folder), reason))
+        faults.append(InputFault(str(folder), reason))
         return
     for path in paths:
         if path.name.startswith("."):

@@ -1,8 +1,8 @@
-"""One of the processes of `transcribe --jobs`: it has the model and recognizes batch after batch.
+"""A worker process of `transcribe --jobs`: loads the model and recognizes batch after batch.
 
-Requests come in on standard input and answers go out on standard output, both pickled: the two ends
-are the same program. The request `Setup` comes first and is answered by `READY`; then each list of
-names by its outcomes and `DONE`. An exception as an answer ends the whole job.
+Requests arrive on standard input and answers leave on standard output, both pickled: both ends are
+the same program. The first request is a `Setup`, answered by `READY`; each further request is a
+list of names, answered by its outcomes and `DONE`. An exception as an answer ends the whole job.
 """
 
 import os
@@ -17,7 +17,7 @@ from pianissimo.errors import PianissimoError
 
 
 def work(requests: "queue.SimpleQueue[Any]", out: BinaryIO) -> None:
-    """Answer requests until this process is ended."""
+    """Answer requests until the process ends."""
 
     def answer(value: object) -> None:
         pickle.dump(value, out)
@@ -26,14 +26,12 @@ def work(requests: "queue.SimpleQueue[Any]", out: BinaryIO) -> None:
     try:
         import torch
 
-        from pianissimo.zoo.load import load
-
         setup: Setup = requests.get()
         torch.set_num_threads(max(1, torch.get_num_threads() // setup.processes))
-        recognizer = load(**setup.load)
+        recognizer = setup.load()
         answer(READY)
         while True:
-            for outcome in recognized(recognizer, requests.get(), setup.recognize):
+            for outcome in recognized(recognizer, requests.get(), setup):
                 answer(outcome)
             answer(DONE)
     except PianissimoError as error:
@@ -41,7 +39,7 @@ def work(requests: "queue.SimpleQueue[Any]", out: BinaryIO) -> None:
 
 
 def _read(source: BinaryIO, requests: "queue.SimpleQueue[Any]") -> None:
-    """Pass requests on; when the other end is gone, so is this process, in the midst of work."""
+    """Queue requests; exit at once, even during work, if the other end is gone."""
     while True:
         try:
             requests.put(pickle.load(source))
@@ -53,7 +51,7 @@ def main() -> None:
     requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(sys.stdin.buffer, requests), daemon=True).start()
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as out:
-        # A library that prints must not write into the answers.
+        # Output of libraries must not mix with the answers.
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         work(requests, out)
 

@@ -1,8 +1,7 @@
-"""`transcribe --jobs`: several processes with a model each, which take batch after batch.
+"""`transcribe --jobs`: several processes, each with the model, that share batches of recordings.
 
-A process that dies, of a hostile file or for want of memory, costs the recording it died of: the
-others of its batch are tried one by one in a new process. When this program ends, however it ends,
-its processes end with it.
+If a worker crashes, only its current recording fails; the rest of the batch is retried one by one
+in a new process. Workers end when this program ends, even if it is killed.
 """
 
 import os
@@ -16,42 +15,56 @@ import traceback
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from pianissimo.cli.options import ModelOptions
 from pianissimo.errors import PianissimoError
-from pianissimo.protocols import Outcome
+from pianissimo.protocols import Outcome, Recognizer
 
 if TYPE_CHECKING:
-    from pianissimo.protocols import Recognizer
+    from pianissimo.decoding.hotwords import Phrase
+    from pianissimo.decoding.search import Decoding
 
 BATCH_SECONDS = 600.0
-"""Most audio of a batch, and so of what a killed process had not finished."""
+"""Most audio per batch, and so the most that a killed process leaves unfinished."""
 BATCHES_PER_PROCESS = 4
-"""At least so many where there is enough to do, so that no process is left with nothing."""
-DYING_SECONDS = 5.0
-"""How long a process may take to end after its last answer."""
+"""Fewest batches per process, if there is enough audio, so that no process runs out of work."""
+EXIT_SECONDS = 5.0
+"""Time for a process to exit after its last answer."""
 READY, DONE = "ready", "done"
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What `pianissimo.load` and `outcomes` are called with, and how many processes share cores."""
+    """What a worker needs to know: the model, and how to recognize with it."""
 
-    load: dict[str, Any]
-    recognize: dict[str, Any]
-    processes: int
+    model: ModelOptions
+    decoding: "Decoding | None" = None
+    latency_ms: int | None = None
+    word_timestamps: bool = True
+    hotwords: "Sequence[Phrase]" = ()
+    processes: int = 1
+    """How many processes share the cores."""
+
+    def load(self) -> Recognizer:
+        """The recognizer; raises what `pianissimo.load` raises."""
+        return self.model.load(self.decoding)
 
 
-def recognized(
-    recognizer: "Recognizer", names: Sequence[str], options: dict[str, Any]
-) -> Iterator[Outcome]:
-    """The recognizer's outcomes; a fault of ours costs no other recording than its own.
+def recognized(recognizer: Recognizer, names: Sequence[str], setup: Setup) -> Iterator[Outcome]:
+    """The recognizer's outcomes; an internal error fails only the recording that caused it.
 
-    Raises PianissimoError for what is wrong with the options, which no recording is to blame for.
+    Raises PianissimoError for unusable options, which are no fault of a recording.
     """
     missing = set(range(len(names)))
     try:
-        for outcome in recognizer.outcomes(names, **options):
+        outcomes = recognizer.outcomes(
+            names,
+            latency_ms=setup.latency_ms,
+            word_timestamps=setup.word_timestamps,
+            boost=setup.hotwords,
+        )
+        for outcome in outcomes:
             missing.discard(outcome.index)
             yield outcome
     except PianissimoError:
@@ -61,37 +74,37 @@ def recognized(
             traceback.print_exc()
         if len(names) == 1:
             what = f"unexpected {type(error).__name__}: {error}"
-            advice = "PIANISSIMO_DEBUG=1 shows where; please report it"
+            advice = "set PIANISSIMO_DEBUG=1 for a traceback; please report it"
             yield Outcome(0, error=PianissimoError(f"{what} ({advice})"))
             return
         for index in sorted(missing):
-            for outcome in recognized(recognizer, [names[index]], options):
+            for outcome in recognized(recognizer, [names[index]], setup):
                 yield replace(outcome, index=index)
 
 
 def batch_seconds(total: float, processes: int) -> float:
-    """How much audio a batch gets at most when so many processes share the total."""
+    """Most audio per batch, in seconds, if `processes` share `total` seconds."""
     return min(BATCH_SECONDS, total / (processes * BATCHES_PER_PROCESS))
 
 
 def shared_out(
     names: Sequence[str], batches: Sequence[list[int]], setup: Setup
 ) -> Generator[Outcome, None, None]:
-    """The outcomes of all batches of indices into `names`, as `setup.processes` find them.
+    """The outcomes of all batches of indices into `names`, in the order they are done.
 
-    Raises the error of a process that could not begin. Closing the generator ends them all.
+    Raises the error of a worker that could not start. Closing the generator ends all workers.
     """
     todo: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
     for batch in batches:
         todo.put(batch)
-    found: queue.SimpleQueue[Outcome | Exception | None] = queue.SimpleQueue()
-    hands = [_Hand(names, todo, found, setup) for _ in range(setup.processes)]
-    for hand in hands:
-        hand.start()
-    working = len(hands)
+    done: queue.SimpleQueue[Outcome | Exception | None] = queue.SimpleQueue()
+    workers = [_Worker(names, todo, done, setup) for _ in range(setup.processes)]
+    for worker in workers:
+        worker.start()
+    working = len(workers)
     try:
         while working:
-            match found.get():
+            match done.get():
                 case None:
                     working -= 1
                 case Outcome() as outcome:
@@ -99,28 +112,28 @@ def shared_out(
                 case error:
                     raise error
     finally:
-        for hand in hands:
-            hand.end()
-        for hand in hands:
-            hand.join()
+        for worker in workers:
+            worker.end()
+        for worker in workers:
+            worker.join()
 
 
 class _Ended(Exception):
-    """Nobody waits for results any more."""
+    """The results are no longer wanted."""
 
 
-class _Hand(threading.Thread):
-    """Feeds one process, and starts another where it dies. The last thing it finds is None."""
+class _Worker(threading.Thread):
+    """Feeds one process and replaces it if it dies; puts None into `done` when it ends."""
 
     def __init__(
         self,
         names: Sequence[str],
         todo: "queue.SimpleQueue[list[int]]",
-        found: "queue.SimpleQueue[Outcome | Exception | None]",
+        done: "queue.SimpleQueue[Outcome | Exception | None]",
         setup: Setup,
     ) -> None:
         super().__init__(daemon=True)
-        self.names, self.todo, self.found, self.setup = names, todo, found, setup
+        self.names, self.todo, self.done, self.setup = names, todo, done, setup
         self._process: subprocess.Popen[bytes] | None = None
         self._ended = False
         self._lock = threading.Lock()
@@ -132,14 +145,14 @@ class _Hand(threading.Thread):
         except (queue.Empty, _Ended):
             pass
         except Exception as error:
-            self.found.put(error)
+            self.done.put(error)
         self.end()
         if self._process is not None:
-            self._bury(self._process)
-        self.found.put(None)
+            self._reap(self._process)
+        self.done.put(None)
 
     def end(self) -> None:
-        """Kill the process, from any thread; no other is started."""
+        """Kill the process, from any thread, and start no other."""
         with self._lock:
             self._ended = True
             if self._process is not None:
@@ -147,22 +160,22 @@ class _Hand(threading.Thread):
 
     def _batch(self, batch: list[int]) -> None:
         left = dict(enumerate(batch))
-        self._begin()
+        self._start_process()
         try:
             self._ask([self.names[i] for i in batch])
             while isinstance(outcome := self._answer(), Outcome):
-                self.found.put(replace(outcome, index=left.pop(outcome.index)))
+                self.done.put(replace(outcome, index=left.pop(outcome.index)))
         except (EOFError, OSError, pickle.UnpicklingError):
-            died = self._last_words()
+            died = self._exit_reason()
             if len(batch) == 1:
                 reason = PianissimoError(f"the process that transcribed it {died}")
-                self.found.put(Outcome(batch[0], error=reason))
+                self.done.put(Outcome(batch[0], error=reason))
             else:
                 for index in left.values():
                     self._batch([index])
 
-    def _begin(self) -> None:
-        """Start a process unless there is one; raises PianissimoError if it cannot begin."""
+    def _start_process(self) -> None:
+        """Start a process unless there is one; raises PianissimoError if it cannot start."""
         with self._lock:
             if self._ended:
                 raise _Ended
@@ -170,7 +183,7 @@ class _Hand(threading.Thread):
                 return
             command = [sys.executable, "-m", "pianissimo.cli.job_worker"]
             pipe = subprocess.PIPE
-            # In a session of its own, so that Ctrl-C reaches this program alone.
+            # Its own session, so that Ctrl-C reaches only this program.
             self._process = subprocess.Popen(
                 command, stdin=pipe, stdout=pipe, start_new_session=True
             )
@@ -180,8 +193,8 @@ class _Hand(threading.Thread):
                 raise EOFError
         except (EOFError, OSError, pickle.UnpicklingError) as error:
             raise PianissimoError(
-                f"a process of --jobs {self._last_words()} before it had the model; "
-                "fewer of them need less memory"
+                f"a process of --jobs {self._exit_reason()} before the model was loaded; "
+                "fewer processes need less memory"
             ) from error
 
     def _ask(self, request: object) -> None:
@@ -190,34 +203,34 @@ class _Hand(threading.Thread):
         self._process.stdin.flush()
 
     def _answer(self) -> Outcome | str:
-        """The next answer; raises the PianissimoError that is one, EOFError if none comes."""
+        """The next answer; raises it if it is a PianissimoError, and EOFError if there is none."""
         assert self._process is not None and self._process.stdout is not None
-        answer: Any = pickle.load(self._process.stdout)
+        answer: object = pickle.load(self._process.stdout)
         if isinstance(answer, PianissimoError):
             raise answer
-        assert answer in (READY, DONE) or isinstance(answer, Outcome)
+        assert isinstance(answer, (Outcome, str))
         return answer
 
-    def _last_words(self) -> str:
-        """What became of the process, which is no more; raises _Ended if it was told to go."""
+    def _exit_reason(self) -> str:
+        """How the process ended; raises _Ended if `end` ended it."""
         if self._ended:
             raise _Ended
         with self._lock:
             process, self._process = self._process, None
         assert process is not None
         with suppress(subprocess.TimeoutExpired):
-            process.wait(DYING_SECONDS)
-        code = self._bury(process)
+            process.wait(EXIT_SECONDS)
+        code = self._reap(process)
         if code >= 0:
             return f"ended with code {code}"
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        return f"was killed ({name}), perhaps for want of memory"
+        return f"was killed ({name}), perhaps because memory ran out"
 
     @staticmethod
-    def _bury(process: "subprocess.Popen[bytes]") -> int:
+    def _reap(process: "subprocess.Popen[bytes]") -> int:
         process.kill()
         for pipe in (process.stdin, process.stdout):
             assert pipe is not None
-            with suppress(OSError):  # what could not be written before it died
+            with suppress(OSError):  # data that was not written before it ended
                 pipe.close()
         return process.wait()

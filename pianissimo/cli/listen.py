@@ -1,22 +1,20 @@
-"""`pianissimo listen`: a microphone, or raw samples on standard input, to words as they come."""
+"""`pianissimo listen`: a microphone, or raw samples on standard input, to text as it is spoken."""
 
 import queue
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from pianissimo.cli.live import BLOCK_SECONDS, Heard, LiveOptions, hear, open_stream, shown
+from pianissimo.cli.command import command
+from pianissimo.cli.live import BLOCK_SECONDS, Display, Utterances, open_stream, push_all, shown
 from pianissimo.cli.options import (
-    DeviceOption,
-    DtypeOption,
-    GainOption,
-    HeadOption,
     JsonOption,
-    LanguageOption,
-    ModelOption,
+    LatencyOption,
+    ModelOptions,
     PartialsOption,
     QuietOption,
 )
@@ -31,79 +29,79 @@ if TYPE_CHECKING:
 STANDARD_INPUT = "-"
 MICROPHONE_RATE = 16_000
 CONTAINERS = (b"RIFF", b"fLaC", b"OggS", b"ID3")
-"""How files begin that are taken for raw samples by mistake."""
+"""First bytes of audio files, which are not raw samples."""
 BLOCKS_WAITING = 500
-"""Blocks that a microphone may be ahead of the recognizer before sound is lost: 40 seconds."""
+"""Blocks that may wait for the recognizer before audio is lost: 40 seconds."""
 
 
+@dataclass(frozen=True)
+class ListenOptions:
+    """The stream, its audio and its output."""
+
+    latency: LatencyOption = None
+    partials: PartialsOption = None
+    sample_rate: Annotated[
+        int, typer.Option(metavar="HZ", min=1000, max=384_000, help="Sample rate of the input.")
+    ] = MICROPHONE_RATE
+    list_microphones: Annotated[
+        bool,
+        typer.Option("--list", allow_from_autoenv=False, help="List the microphones and exit."),
+    ] = False
+    json: JsonOption = False
+    quiet: QuietOption = False
+
+
+@command
 def listen(
+    model: ModelOptions,
+    options: ListenOptions,
     source: Annotated[
         str | None,
         typer.Argument(
             metavar="MICROPHONE|-",
-            help="Name or number of a microphone [default: the system's], or - for raw 16-bit "
-            "little-endian mono samples on standard input.",
+            help="Name or number of a microphone [default: system default], or - for raw 16-bit "
+            "little-endian mono samples on stdin.",
         ),
     ] = None,
-    model: ModelOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    head: HeadOption = None,
-    language: LanguageOption = None,
-    partials: PartialsOption = None,
-    gain: GainOption = None,
-    latency: Annotated[
-        int | None,
-        typer.Option(envvar="PIANISSIMO_LATENCY", metavar="MS", help="80, 160, 560 or 1120."),
-    ] = None,
-    sample_rate: Annotated[
-        int,
-        typer.Option(
-            envvar="PIANISSIMO_SAMPLE_RATE",
-            metavar="HZ",
-            min=1000,
-            max=384_000,
-            help="Rate of the samples.",
-        ),
-    ] = MICROPHONE_RATE,
-    list_microphones: Annotated[
-        bool, typer.Option("--list", help="List the microphones and exit.")
-    ] = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
-    """Show words while someone speaks; Ctrl-C ends it and prints the text to stdout.
+    """Transcribe a microphone live. Press Ctrl-C to stop and print the text to stdout.
 
-    Each utterance is printed as soon as its speaker pauses. --json writes one line per event.
+    A result is final when the speaker pauses. --json prints one line per event.
     """
-    if list_microphones:
+    if options.list_microphones:
         for number, name in _microphones():
             emit(f"{number}: {name}\n")
         return
-    from pianissimo.zoo.load import load
-
     if source == STANDARD_INPUT and (sys.stdin is None or sys.stdin.isatty()):
         state = "closed" if sys.stdin is None else "a terminal"
         raise AudioNotFoundError(
             f"standard input is {state}: pipe raw samples into it, for example from arecord"
         )
-    recognizer = load(model, device=device, dtype=dtype, head=head, language=language, gain=gain)
-    drafts = None if partials is None else load(partials, device=device, gain=gain)
-    options = LiveOptions(latency, drafts, as_json=as_json, quiet=quiet)
-    stream = open_stream(recognizer, options, sample_rate)
-    heard = Heard()
+    recognizer = model.load()
+    partials = None
+    if options.partials is not None:
+        partials = ModelOptions(options.partials, model.device, gain=model.gain).load()
+    stream = open_stream(
+        recognizer,
+        latency_ms=options.latency,
+        partials=partials,
+        sample_rate=options.sample_rate,
+    )
+    said = Utterances()
+    display = Display(options.json, options.quiet)
+    rate = options.sample_rate
     try:
-        with _blocks(source, sample_rate) as blocks, shown(source or "microphone", options) as show:
-            if not (quiet or as_json):
-                say("listening; Ctrl-C ends it")
-            hear(stream, blocks, sample_rate, show, heard)
+        with _blocks(source, rate) as blocks, shown(source or "microphone", display) as show:
+            if not (options.quiet or options.json):
+                say("listening; press Ctrl-C to stop")
+            push_all(stream, blocks, rate, show, said)
     except KeyboardInterrupt:
         if source == STANDARD_INPUT:
             raise
-        # For a microphone it is the way to stop.
+        # With a microphone, Ctrl-C is how to stop.
     finally:
-        if not as_json:
-            emit("".join(f"{event.text}\n" for event in heard.finals))
+        if not options.json:
+            emit("".join(f"{event.text}\n" for event in said.finals))
 
 
 @contextmanager
@@ -116,22 +114,22 @@ def _blocks(source: str | None, sample_rate: int) -> Iterator[Iterator["Samples"
 
 
 def _standard_input(sample_rate: int) -> Iterator["Samples"]:
-    """Raw samples as they come; half a sample at the end is dropped.
+    """Raw samples as they arrive; half a sample at the end is dropped.
 
-    Raises AudioDecodeError for a file with a header, which would be heard as noise at any rate.
+    Raises AudioDecodeError for an audio file, whose bytes would be noise.
     """
     import numpy as np
 
     size = 2 * round(BLOCK_SECONDS * sample_rate)
     rest = b""
     first = True
-    # `read1` returns what a pipe has now, where `read` would wait for a full block.
+    # `read1` returns what the pipe holds; `read` would wait for a full block.
     stdin = cast("BufferedReader", sys.stdin.buffer)
     while data := stdin.read1(size):
         data = rest + data
         if first and data.startswith(CONTAINERS):
             raise AudioDecodeError(
-                "standard input is an audio file, where raw samples are expected: "
+                "standard input is an audio file, but raw samples are expected: "
                 "`pianissimo transcribe --stream -` reads files, ffmpeg's `-f s16le` writes samples"
             )
         first = False
@@ -145,13 +143,13 @@ def _microphone(source: str | None, sample_rate: int) -> Iterator[Iterator["Samp
     sounddevice = _sounddevice()
     waiting: queue.Queue[Samples] = queue.Queue(BLOCKS_WAITING)
 
-    def take(samples: Any, frames: int, time: Any, status: Any) -> None:
+    def callback(samples: Any, frames: int, time: Any, status: Any) -> None:
         if status:
-            say(f"the microphone says: {status}")
+            say(f"microphone: {status}")
         try:
             waiting.put_nowait(samples[:, 0].copy())
         except queue.Full:
-            say("the recognizer is too slow for this machine: sound was lost; try --dtype int8")
+            say("audio was lost: this machine is too slow for the model; try --dtype int8")
 
     try:
         stream = sounddevice.InputStream(
@@ -160,12 +158,12 @@ def _microphone(source: str | None, sample_rate: int) -> Iterator[Iterator["Samp
             blocksize=round(BLOCK_SECONDS * sample_rate),
             channels=1,
             dtype="float32",
-            callback=take,
+            callback=callback,
         )
     except (sounddevice.PortAudioError, ValueError) as error:
         raise AudioNotFoundError(
             f"{'the default microphone' if source is None else repr(source)} cannot be opened "
-            f"({error}); `pianissimo listen --list` shows what there is"
+            f"({error}); `pianissimo listen --list` lists the microphones"
         ) from error
 
     def blocks() -> Iterator["Samples"]:
@@ -177,12 +175,12 @@ def _microphone(source: str | None, sample_rate: int) -> Iterator[Iterator["Samp
 
 
 def _microphones() -> list[tuple[int, str]]:
-    """Number and name of every device that records; AudioNotFoundError if there is none."""
+    """Number and name of every input device; AudioNotFoundError if there is none."""
     devices = _sounddevice().query_devices()
     found = [(i, d["name"]) for i, d in enumerate(devices) if d["max_input_channels"] > 0]
     if not found:
         raise AudioNotFoundError(
-            "there is no microphone here; plug one in, or pipe samples into `pianissimo listen -`"
+            "no microphone was found; plug one in, or pipe samples into `pianissimo listen -`"
         )
     return found
 
@@ -192,9 +190,9 @@ def _sounddevice() -> Any:
         import sounddevice
     except ImportError as error:
         raise MissingExtraError(
-            "a microphone needs the sounddevice package: pip install 'pianissimo[mic]'"
+            "microphones need the sounddevice package: pip install 'pianissimo[mic]'"
         ) from error
-    except OSError as error:  # the package is there, its library is not
+    except OSError as error:  # the package is installed, its library is not
         raise MissingExtraError(
             f"{error}: install PortAudio (on Debian: apt install libportaudio2)"
         ) from error

@@ -1,4 +1,4 @@
-"""A recording through a live stream, its words shown as they arrive."""
+"""A recording or microphone through a live stream, with partial results shown as they arrive."""
 
 import json
 import sys
@@ -7,9 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from pianissimo.cli.inputs import Input
 from pianissimo.cli.output import emit, say
 from pianissimo.transcript import Segment, StreamEvent, Transcript
 
@@ -19,96 +18,87 @@ if TYPE_CHECKING:
     from pianissimo.protocols import Recognizer, Stream
 
 BLOCK_SECONDS = 0.08
-"""Audio that is pushed at once: one frame of the encoder, as a microphone would deliver it."""
+"""Audio per push: one encoder frame, as a microphone would deliver it."""
 LINES_SHOWN = 4
 
 
 class Show(Protocol):
-    """Shows one event; `at` is the audio heard until then, in seconds."""
+    """Shows one event; `at` is the audio consumed until then, in seconds."""
 
     def __call__(self, event: StreamEvent, at: float) -> None: ...
 
 
 @dataclass(frozen=True)
-class LiveOptions:
-    """How to stream and what to show.
+class Display:
+    """How events are shown: as JSON lines, not at all, or for people."""
 
-    `latency_ms` None is the recognizer's own choice; with `realtime` a block is pushed when its
-    last sample would have been spoken. `partials` is the model for words before a pause, where the
-    recognizer itself gives none.
-    """
-
-    latency_ms: int | None = None
-    partials: "Recognizer | None" = None
-    word_timestamps: bool = True
-    realtime: bool = False
-    as_json: bool = False
+    json: bool = False
     quiet: bool = False
-    boost: "Sequence[Phrase]" = ()
-
-
-def open_stream(
-    recognizer: "Recognizer", options: LiveOptions, sample_rate: int | None = None
-) -> "Stream":
-    """A live stream with these options; OptionError if the recognizer does not have them."""
-    given: dict[str, Any] = {"latency_ms": options.latency_ms, "partials": options.partials}
-    if options.boost:
-        given["boost"] = options.boost
-    if sample_rate is not None:
-        given["sample_rate"] = sample_rate
-    return recognizer.stream(**{name: value for name, value in given.items() if value is not None})
-
-
-def transcribe_live(
-    recognizer: "Recognizer", input: Input, options: LiveOptions, heard: "Heard"
-) -> None:
-    """Feed a recording block by block to a stream; show every event, and keep it in `heard`.
-
-    On an interrupt, what was said so far is shown as final before KeyboardInterrupt goes on.
-    """
-    from pianissimo.audio.io import SAMPLE_RATE, stream_audio
-
-    blocks: Iterable[Samples] = stream_audio(input.name, block_seconds=BLOCK_SECONDS)
-    if options.realtime:
-        blocks = _paced(blocks, SAMPLE_RATE)
-    stream = open_stream(recognizer, options)
-    with shown(input.name, options) as show:
-        hear(stream, blocks, SAMPLE_RATE, show, heard)
 
 
 @dataclass
-class Heard:
-    """The utterances of a stream so far, and the audio they came from."""
+class Utterances:
+    """The final results of a stream so far, and the seconds of audio they came from."""
 
     finals: list[StreamEvent] = field(default_factory=list)
     seconds: float = 0.0
 
 
-def hear(
-    stream: "Stream", blocks: Iterable["Samples"], sample_rate: int, show: Show, heard: Heard
-) -> None:
-    """Push blocks until they end; show every event and collect the finals that say something.
+def open_stream(
+    recognizer: "Recognizer",
+    *,
+    latency_ms: int | None = None,
+    partials: "Recognizer | None" = None,
+    hotwords: "Sequence[Phrase]" = (),
+    sample_rate: int = 16_000,
+) -> "Stream":
+    """A live stream; OptionError if the recognizer does not have what is requested."""
+    return recognizer.stream(
+        latency_ms=latency_ms, partials=partials, boost=hotwords or None, sample_rate=sample_rate
+    )
 
-    On an interrupt the stream is finished and shown before KeyboardInterrupt goes on.
+
+def transcribe_live(
+    stream: "Stream", name: str, said: Utterances, display: Display, *, realtime: bool = False
+) -> None:
+    """Push a recording block by block; show every event and collect final results in `said`.
+
+    With `realtime` a block is pushed when its last sample would have been spoken.
+    """
+    from pianissimo.audio.io import SAMPLE_RATE, stream_audio
+
+    blocks: Iterable[Samples] = stream_audio(name, block_seconds=BLOCK_SECONDS)
+    if realtime:
+        blocks = _paced(blocks, SAMPLE_RATE)
+    with shown(name, display) as show:
+        push_all(stream, blocks, SAMPLE_RATE, show, said)
+
+
+def push_all(
+    stream: "Stream", blocks: Iterable["Samples"], sample_rate: int, show: Show, said: Utterances
+) -> None:
+    """Push blocks until they end; show every event and collect the finals that have text.
+
+    On an interrupt the stream is finished and shown before KeyboardInterrupt is raised again.
     """
     samples = 0
 
-    def take(events: list[StreamEvent]) -> None:
-        heard.finals += [event for event in events if event.type == "final" and event.text]
+    def accept(events: list[StreamEvent]) -> None:
+        said.finals += [event for event in events if event.type == "final" and event.text]
         for event in events:
-            show(event, heard.seconds)
+            show(event, said.seconds)
 
     try:
         for block in blocks:
             samples += len(block)
-            heard.seconds = samples / sample_rate
-            take(stream.push(block))
+            said.seconds = samples / sample_rate
+            accept(stream.push(block))
     except KeyboardInterrupt:
-        # The interrupt may have hit the middle of a step: what can still be had, or nothing.
+        # The interrupt may have stopped a step halfway; finish then fails, or gives the rest.
         with suppress(Exception):
-            take(stream.finish())
+            accept(stream.finish())
         raise
-    take(stream.finish())
+    accept(stream.finish())
 
 
 def _paced(blocks: Iterable["Samples"], sample_rate: int) -> Iterator["Samples"]:
@@ -120,34 +110,34 @@ def _paced(blocks: Iterable["Samples"], sample_rate: int) -> Iterator["Samples"]
         yield block
 
 
-def transcript_of(heard: Heard, recognizer: "Recognizer", *, with_words: bool) -> Transcript:
-    """The transcript that the utterances of a stream make together."""
+def transcript_of(said: Utterances, recognizer: "Recognizer", word_timestamps: bool) -> Transcript:
+    """The utterances of a stream as one transcript."""
     from pianissimo.text.words import joined, segments_from_words
 
     segments: list[Segment] = []
-    for timed, group in groupby(heard.finals, lambda event: bool(event.words)):
+    for timed, group in groupby(said.finals, lambda event: bool(event.words)):
         if timed:
             segments += segments_from_words(word for event in group for word in event.words)
         else:
             segments += (Segment(event.text, event.start, event.end) for event in group)
-    if not with_words:
+    if not word_timestamps:
         segments = [replace(segment, words=()) for segment in segments]
     return Transcript(
-        text=joined(event.text for event in heard.finals),
+        text=joined(event.text for event in said.finals),
         segments=tuple(segments),
         words=tuple(word for segment in segments for word in segment.words),
         language=recognizer.language,
-        duration=heard.seconds,
+        duration=said.seconds,
         model=recognizer.name,
     )
 
 
 @contextmanager
-def shown(name: str, options: LiveOptions) -> Iterator[Show]:
-    """How events are shown: as JSON lines, on a terminal's last lines, or line by line."""
-    if options.as_json:
+def shown(name: str, display: Display) -> Iterator[Show]:
+    """How to show events: as JSON lines, on a terminal's last lines, or line by line."""
+    if display.json:
         yield lambda event, at: emit(_json_line(name, event, at))
-    elif options.quiet:
+    elif display.quiet:
         yield lambda event, at: None
     elif sys.stderr.isatty():
         with _live_line() as show:
@@ -168,14 +158,14 @@ def _plain_line(event: StreamEvent, at: float) -> None:
 
 @contextmanager
 def _live_line() -> Iterator[Show]:
-    """The newest words at the bottom of a terminal, partial text dim, final text bold."""
+    """The latest words on the last lines of a terminal: final text bold, partial text dim."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
     console = Console(stderr=True)
-    said: list[str] = []
-    # It is wiped where the text is about to follow on the same screen, and stays otherwise.
+    finals: list[str] = []
+    # Cleared at the end if the text follows on the same screen; kept otherwise.
     live = Live(
         console=console,
         transient=sys.stdout.isatty(),
@@ -185,11 +175,11 @@ def _live_line() -> Iterator[Show]:
 
     def show(event: StreamEvent, at: float) -> None:
         if event.type == "final":
-            said.append(event.text)
-        final = " ".join(said)
+            finals.append(event.text)
+        final = " ".join(finals)
         partial = event.text if event.type == "partial" else ""
         text = Text.assemble((final, "bold"), " " if final and partial else "", (partial, "dim"))
-        # What does not fit on a screen would be cut at the end, where the news are.
+        # Text beyond the screen would be cut at its end, where the latest words are.
         most = LINES_SHOWN * console.width
         live.update(text[-most:] if len(text) > most else text, refresh=True)
 

@@ -1,12 +1,14 @@
-"""`pianissimo models` and `pianissimo pull`: what there is, what is here, and fetching it."""
+"""`pianissimo models` and `pianissimo pull`: list, show, recommend and download models."""
 
-import json
 import os
 import sys
+from dataclasses import dataclass
+from json import dumps
 from typing import Annotated, Any, Literal
 
 import typer
 
+from pianissimo.cli.command import ENVIRONMENT, command
 from pianissimo.cli.options import JsonOption, QuietOption
 from pianissimo.cli.output import emit
 from pianissimo.errors import ModelNotFoundError
@@ -15,48 +17,55 @@ from pianissimo.zoo.catalog import CATALOG, EMBEDDED, CatalogEntry, find
 app = typer.Typer(rich_markup_mode=None)
 
 NameArgument = Annotated[
-    str, typer.Argument(metavar="NAME", help="Full or short name, as in `models list`.")
+    str, typer.Argument(metavar="NAME", help="Full or short name, as listed by `models list`.")
 ]
 
 
 @app.callback(invoke_without_command=True)
+@command
 def _models(context: typer.Context) -> None:
-    """The models that have a name; without a further word, their list."""
+    """List, show, recommend or verify known models. Without a subcommand: list them."""
     if context.invoked_subcommand is None:
-        list_models()
+        _print_list(as_json=False)
 
 
-@app.command("list")
-def list_models(as_json: JsonOption = False) -> None:
-    """List the models by name, and whether they are on this machine."""
+@app.command("list", context_settings=ENVIRONMENT)
+@command
+def list_models(json: JsonOption = False) -> None:
+    """List the known models, and which of them are downloaded."""
+    _print_list(as_json=json)
+
+
+def _print_list(*, as_json: bool) -> None:
     if as_json:
-        emit(json.dumps([_facts(entry) for entry in CATALOG], indent=2) + "\n")
+        emit(dumps([_facts(entry) for entry in CATALOG], indent=2) + "\n")
         return
-    rows = [("NAME", "HERE", "DOWNLOAD", "LIVE", "WHAT IT IS")]
+    rows = [("NAME", "LOCAL", "DOWNLOAD", "STREAMING", "DESCRIPTION")]
     for entry in CATALOG:
         size = "embedded" if entry.repository is None else f"{entry.megabytes:.0f} MB"
-        here = "yes" if _place(entry) else "no"
-        live = "yes" if entry.streams else "pauses"
+        local = "yes" if _path(entry) else "no"
+        streaming = "yes" if entry.streams else "pauses"
         extra = f"; needs the extra {entry.extra}" if entry.extra else ""
-        rows.append((entry.short_name, here, size, live, entry.summary + extra))
+        rows.append((entry.short_name, local, size, streaming, entry.summary + extra))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row[:4], widths, strict=True)]
         emit("  ".join([*cells, row[4]]) + "\n")
 
 
-@app.command("show")
-def show(name: NameArgument, as_json: JsonOption = False) -> None:
-    """Show what is known about one model, and where it is."""
+@app.command("show", context_settings=ENVIRONMENT)
+@command
+def show(name: NameArgument, json: JsonOption = False) -> None:
+    """Show the details and the location of a model."""
     entry = find(name)
     facts = _facts(entry)
-    if as_json:
-        emit(json.dumps(facts, indent=2) + "\n")
+    if json:
+        emit(dumps(facts, indent=2) + "\n")
         return
     facts["languages"] = ", ".join(entry.languages)
     facts["streams"] = "yes" if entry.streams else "no"
-    facts["path"] = facts["path"] or f"not on this machine: pianissimo pull {entry.short_name}"
-    facts["repository"] = entry.repository or "none: it is part of the package"
+    facts["path"] = facts["path"] or f"not downloaded: run pianissimo pull {entry.short_name}"
+    facts["repository"] = entry.repository or "none: part of the package"
     facts["extra"] = entry.extra or "none"
     for field in facts.pop("unverified"):
         facts[field] = f"{facts[field]} (unverified)"
@@ -65,76 +74,93 @@ def show(name: NameArgument, as_json: JsonOption = False) -> None:
         emit(f"{key.replace('_', ' ') + ':':{width}} {value}\n")
 
 
-@app.command("recommend")
-def recommend_model(
+@dataclass(frozen=True)
+class RecommendOptions:
+    """What the model is needed for."""
+
     language: Annotated[
-        str, typer.Option("--lang", "--language", metavar="CODE", help="What is spoken.")
-    ] = "en",
-    live: Annotated[bool, typer.Option("--live", help="Words are wanted as they come.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Speech is soft or far away.")] = False,
+        str, typer.Option("--lang", "--language", metavar="CODE", help="Spoken language.")
+    ] = "en"
+    live: Annotated[bool, typer.Option("--live", help="For live streams.")] = False
+    quiet: Annotated[bool, typer.Option("--quiet", help="For quiet or distant speech.")] = False
     device: Annotated[
-        Literal["cpu", "cuda"], typer.Option(metavar="DEVICE", help="cpu or cuda.")
-    ] = "cpu",
+        Literal["cpu", "cuda"], typer.Option(metavar="DEVICE", help="Device: cpu or cuda.")
+    ] = "cpu"
     max_rtf: Annotated[
         float | None,
         typer.Option(
             metavar="X",
             min=0.0,
-            help="Seconds of work per second of speech, at most [default: 1 with --live].",
+            help="Highest real-time factor: compute time per second of speech "
+            "[default: 1 with --live].",
         ),
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Name the model that suits and why, and what to run; --json adds why the others do not."""
+    ] = None
+    json: JsonOption = False
+
+
+@app.command("recommend")
+@command
+def recommend_model(options: RecommendOptions) -> None:
+    """Recommend a model, with the reason and the command to run.
+
+    --json also lists why the other models were not chosen.
+    """
     from pianissimo.zoo.recommend import Wish, recommend
 
-    choice = recommend(Wish(language, live, quiet, device, max_rtf))
-    if as_json:
+    wish = Wish(options.language, options.live, options.quiet, options.device, options.max_rtf)
+    choice = recommend(wish)
+    if options.json:
         facts = {"why": choice.why, "how": choice.how, "passed_over": dict(choice.passed_over)}
-        emit(json.dumps({**_facts(choice.entry), **facts}, ensure_ascii=False, indent=2) + "\n")
+        emit(dumps({**_facts(choice.entry), **facts}, ensure_ascii=False, indent=2) + "\n")
         return
     emit(f"{choice.entry.short_name} {choice.why}\n{choice.how}\n")
 
 
 @app.command("verify")
+@command
 def verify(name: NameArgument) -> None:
-    """Check the files of a pulled model against the hashes in its lock file."""
+    """Check the files of a downloaded model against the hashes in its lock file."""
     from pianissimo.zoo.download import LOCK_FILE
     from pianissimo.zoo.download import verify as check
 
     lock = check(find(name).name)
     if lock is None:
         raise ModelNotFoundError(
-            f"{name} has no {LOCK_FILE}: it was not pulled by `pianissimo pull`"
+            f"{name} has no {LOCK_FILE}: it was not downloaded by `pianissimo pull`"
         )
-    emit(f"{len(lock.sha256)} files are as they were pulled, revision {lock.revision}\n")
+    emit(f"{len(lock.sha256)} files match their hashes, revision {lock.revision}\n")
 
 
-def pull(
-    name: NameArgument,
+@dataclass(frozen=True)
+class PullOptions:
+    """What is downloaded."""
+
     revision: Annotated[
         str | None,
         typer.Option(
             metavar="REVISION",
-            help="A branch, tag or commit; by default the one that was pulled before.",
+            allow_from_autoenv=False,
+            help="Branch, tag or commit [default: the revision of the last pull].",
         ),
-    ] = None,
-    offline: Annotated[
-        bool,
-        typer.Option(envvar="PIANISSIMO_OFFLINE", help="Fetch nothing, check what is here."),
-    ] = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Fetch a model, but for files that are here already, and print where it is.
+    ] = None
+    offline: Annotated[bool, typer.Option(help="Download nothing, only verify local files.")] = (
+        False
+    )
+    quiet: QuietOption = False
 
-    Its lock file keeps the hash of each file; a later pull refuses files that have another one.
-    HF_ENDPOINT names a mirror, HF_TOKEN your token, PIANISSIMO_MODELS the folder to keep it in.
+
+@command
+def pull(name: NameArgument, options: PullOptions) -> None:
+    """Download a model and print its path. Files that exist are kept.
+
+    A lock file records the hash of each file; later pulls refuse files with other hashes.
+    HF_ENDPOINT sets a mirror, HF_TOKEN your token, PIANISSIMO_MODELS the models folder.
     """
-    if quiet or not sys.stderr.isatty():
+    if options.quiet or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from pianissimo.zoo.download import pull as fetch
 
-    emit(f"{fetch(name, revision=revision, offline=offline)}\n")
+    emit(f"{fetch(name, revision=options.revision, offline=options.offline)}\n")
 
 
 def _facts(entry: CatalogEntry) -> dict[str, Any]:
@@ -149,12 +175,12 @@ def _facts(entry: CatalogEntry) -> dict[str, Any]:
         "unverified": list(entry.unverified),
         "repository": entry.repository,
         "extra": entry.extra,
-        "path": _place(entry),
+        "path": _path(entry),
     }
 
 
-def _place(entry: CatalogEntry) -> str | None:
-    """Where the model is on this machine; None if it is not."""
+def _path(entry: CatalogEntry) -> str | None:
+    """Path of the model on this machine; None if it is not downloaded."""
     from pianissimo.zoo.folder import locate
 
     try:

@@ -1,5 +1,6 @@
-"""Options that several commands share; each can also be set by an environment variable."""
+"""Options that several commands share."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,160 +11,179 @@ from pianissimo.errors import OptionError
 if TYPE_CHECKING:
     from pianissimo.decoding.hotwords import Phrase
     from pianissimo.decoding.search import Decoding
+    from pianissimo.protocols import Recognizer
 
 Head = Literal["transducer", "ctc"]
 Gain = Literal["auto", "on", "off"]
+Task = Literal["transcribe", "translate"]
 
 ModelOption = Annotated[
     str | None,
     typer.Option(
         "--model",
         "-m",
-        envvar="PIANISSIMO_MODEL",
         metavar="MODEL",
-        help="A name from `models list`, a model folder or a .nemo file [default: embedded-en].",
+        help="Model name (see `pianissimo models list`), model folder or .nemo file "
+        "[default: embedded-en].",
     ),
 ]
 DeviceOption = Annotated[
-    str,
-    typer.Option(envvar="PIANISSIMO_DEVICE", metavar="DEVICE", help="auto, cpu, cuda or cuda:N."),
+    str, typer.Option(metavar="DEVICE", help="Compute device: auto, cpu, cuda or cuda:N.")
 ]
 DtypeOption = Annotated[
     str,
     typer.Option(
-        envvar="PIANISSIMO_DTYPE",
-        metavar="DTYPE",
-        help="auto, float32, bfloat16, float16 or int8.",
+        metavar="DTYPE", help="Compute dtype: auto, float32, bfloat16, float16 or int8 (CPU)."
     ),
-]
-HeadOption = Annotated[
-    Head | None,
-    typer.Option(envvar="PIANISSIMO_HEAD", help="Decoder of a model that has both."),
-]
-LanguageOption = Annotated[
-    str | None,
-    typer.Option(
-        envvar="PIANISSIMO_LANGUAGE",
-        metavar="CODE",
-        help="What is spoken, for models of several languages.",
-    ),
-]
-TaskOption = Annotated[
-    Literal["transcribe", "translate"] | None,
-    typer.Option(envvar="PIANISSIMO_TASK", help="translate: English whatever is spoken (Whisper)."),
 ]
 GainOption = Annotated[
     Gain | None,
     typer.Option(
-        envvar="PIANISSIMO_GAIN",
-        help="Bring quiet speech to level first; auto: only where it is needed "
-        "[default: what suits the model].",
+        help="Amplify quiet speech before recognition; auto amplifies only where needed "
+        "[default: per model]."
     ),
 ]
 PartialsOption = Annotated[
     str | None,
     typer.Option(
-        "--partials",
-        envvar="PIANISSIMO_PARTIALS",
         metavar="MODEL",
-        help="Live, with a model that hears what was said between two pauses: another one that "
-        "shows words before the pause.",
+        help="Second model that shows partial results between pauses, for models that do not "
+        "stream.",
     ),
 ]
-BoostOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--boost",
-        envvar="PIANISSIMO_BOOST",
-        metavar="PHRASE",
-        help="A word or phrase to rather hear; may be repeated.",
-    ),
-]
-BoostFileOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--boost-file",
-        envvar="PIANISSIMO_BOOST_FILE",
-        metavar="FILE",
-        help="Phrases to rather hear, one a line; a tab and a number weigh one (0 to 5).",
-    ),
-]
-BeamOption = Annotated[
+LatencyOption = Annotated[
     int | None,
     typer.Option(
-        "--beam",
-        envvar="PIANISSIMO_BEAM",
-        metavar="N",
-        help="Search with N hypotheses side by side [default: 1; with --lm 8; ESPnet2: 20].",
+        metavar="MS",
+        help="Latency mode: 80, 160, 560 or 1120, as supported by the model "
+        "[default: longest; 160 for live streams].",
     ),
 ]
-LmOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--lm",
-        envvar="PIANISSIMO_LM",
-        metavar="FILE",
-        help="A language model of words or of the model's tokens (ESPnet2: of tokens): ARPA, "
-        "plain or .gz.",
-    ),
+LatenciesOption = Annotated[
+    list[int] | None,
+    typer.Option(metavar="MS", help="Latency mode; repeatable [default: all of the model]."),
 ]
-LmWeightOption = Annotated[
+SubsetOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Use only manifest lines of this `subset`; repeatable."),
+]
+MinutesOption = Annotated[
     float | None,
-    typer.Option(
-        "--lm-weight",
-        envvar="PIANISSIMO_LM_WEIGHT",
-        metavar="X",
-        help="How much the language model counts [default: 0.5 of words, 0.3 of tokens; ESPnet2: "
-        "0.9].",
-    ),
+    typer.Option(metavar="N", help="Save a checkpoint and stop after N minutes [default: never]."),
 ]
-WordBonusOption = Annotated[
-    float | None,
-    typer.Option(
-        "--word-bonus",
-        envvar="PIANISSIMO_WORD_BONUS",
-        metavar="X",
-        help="Added for each word of a language model of words, in nats [default: 1.5; ESPnet2 "
-        "has none].",
-    ),
-]
-JsonOption = Annotated[
-    bool, typer.Option("--json", envvar="PIANISSIMO_JSON", help="Results as JSON, for programs.")
-]
-QuietOption = Annotated[
-    bool,
-    typer.Option("--quiet", "-q", envvar="PIANISSIMO_QUIET", help="No progress, only errors."),
-]
-VerboseOption = Annotated[
-    bool,
-    typer.Option("--verbose", "-v", envvar="PIANISSIMO_VERBOSE", help="Say what is being done."),
-]
+TensorboardOption = Annotated[bool, typer.Option(help="Also write TensorBoard event files.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print results as JSON.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Print details.")]
 
 
-def decoding_of(
-    beam: int | None, lm: Path | None, lm_weight: float | None, word_bonus: float | None
-) -> "Decoding | None":
-    """The search that was asked for; None for the recognizer's own."""
-    if beam is None and lm is None and lm_weight is None and word_bonus is None:
-        return None
-    from pianissimo.decoding.search import Decoding
+@dataclass(frozen=True)
+class ModelOptions:
+    """The model to load, and how it computes."""
 
-    return Decoding(beam, lm, lm_weight, word_bonus)
+    model: ModelOption = None
+    device: DeviceOption = "auto"
+    dtype: DtypeOption = "auto"
+    head: Annotated[
+        Head | None, typer.Option(help="Decoder to use, for models that have both.")
+    ] = None
+    language: Annotated[
+        str | None,
+        typer.Option(metavar="CODE", help="Spoken language, for multilingual models."),
+    ] = None
+    task: Annotated[
+        Task | None, typer.Option(help="translate: write English (Whisper models).")
+    ] = None
+    gain: GainOption = None
+
+    def load(self, decoding: "Decoding | None" = None) -> "Recognizer":
+        """The recognizer; raises what `pianissimo.load` raises."""
+        from pianissimo.zoo.load import load
+
+        return load(
+            self.model,
+            device=self.device,
+            dtype=self.dtype,
+            head=self.head,
+            language=self.language,
+            task=self.task,
+            gain=self.gain,
+            decoding=decoding,
+        )
 
 
-def phrases_of(boost: list[str] | None, file: Path | None) -> "list[Phrase]":
-    """The phrases that were asked for; OptionError for a file that cannot be read."""
-    if not boost and file is None:
-        return []
+@dataclass(frozen=True)
+class SearchOptions:
+    """How the decoder searches: hotwords, beam and language model."""
+
+    hotword: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--hotword",
+            envvar=["PIANISSIMO_HOTWORD", "PIANISSIMO_BOOST"],
+            metavar="PHRASE",
+            help="Hotword to favor; repeatable.",
+        ),
+    ] = None
+    hotword_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--hotword-file",
+            envvar=["PIANISSIMO_HOTWORD_FILE", "PIANISSIMO_BOOST_FILE"],
+            metavar="FILE",
+            help="Hotwords, one per line, each with an optional weight (0 to 5) after a tab.",
+        ),
+    ] = None
+    beam: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Beam width [default: 1, greedy; 8 with --lm; 20 for ESPnet2]."
+        ),
+    ] = None
+    lm: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="N-gram language model of words or tokens: ARPA, plain or .gz."
+        ),
+    ] = None
+    lm_weight: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Language model weight [default: 0.5 for words, 0.3 for tokens; 0.9 for ESPnet2].",
+        ),
+    ] = None
+
+    @property
+    def decoding(self) -> "Decoding | None":
+        """The requested search; None for the model's own."""
+        if self.beam is None and self.lm is None and self.lm_weight is None:
+            return None
+        from pianissimo.decoding.search import Decoding
+
+        return Decoding(self.beam, self.lm, self.lm_weight)
+
+    @property
+    def hotwords(self) -> "list[Phrase]":
+        """The requested hotwords; OptionError for a file that cannot be read."""
+        if not self.hotword and self.hotword_file is None:
+            return []
+        from pianissimo.decoding.hotwords import Phrase
+
+        phrases = [Phrase(text) for text in self.hotword or []]
+        return phrases if self.hotword_file is None else phrases + read_hotwords(self.hotword_file)
+
+
+def read_hotwords(path: Path) -> "list[Phrase]":
+    """Hotwords of a file, one per line; OptionError if it cannot be read or a weight is wrong."""
     from pianissimo.decoding.hotwords import Phrase
 
-    phrases = [Phrase(text) for text in boost or []]
     try:
-        # Windows' editors put a mark before the first letter.
-        lines = [] if file is None else file.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows editors write a BOM
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise OptionError(f"--boost-file {file} cannot be read: {reason}") from error
+        raise OptionError(f"--hotword-file {path} cannot be read: {reason}") from error
+    phrases = []
     for number, line in enumerate(lines, start=1):
         text, _, weight = line.partition("\t")
         try:
@@ -171,7 +191,14 @@ def phrases_of(boost: list[str] | None, file: Path | None) -> "list[Phrase]":
                 phrases.append(Phrase(text.strip(), float(weight) if weight.strip() else 1.0))
         except ValueError as error:
             raise OptionError(
-                f"{file}, line {number}: {weight.strip()!r} is no number; a phrase may be followed "
-                "by a tab and its weight"
+                f"{path}, line {number}: {weight.strip()!r} is not a number; expected a hotword, "
+                "or a hotword, a tab and its weight"
             ) from error
     return phrases
+
+
+def minutes_limit(minutes: float | None) -> float:
+    """The requested minutes, infinite if none are; OptionError unless they are above 0."""
+    if minutes is not None and not minutes > 0:
+        raise OptionError(f"--minutes must be above 0, but is {minutes:g}")
+    return float("inf") if minutes is None else minutes

@@ -1,4 +1,4 @@
-"""Where the commands write: results to stdout, complaints and progress to stderr; exit codes."""
+"""Output of the commands: results to stdout, errors and progress to stderr; exit codes."""
 
 import os
 import sys
@@ -21,16 +21,16 @@ SOME_FAILED = 3
 NO_MODEL = 4
 INTERRUPTED = 130
 READER_GONE = 141
-"""What a shell reports for a program that SIGPIPE ended."""
+"""The code that a shell reports for a program ended by SIGPIPE."""
 
 
 def emit(text: str) -> None:
-    """Write a result to stdout at once; if its reader went away (`| head`), end quietly."""
+    """Write a result to stdout at once; if the reader closed it (`| head`), exit quietly."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        # What is still buffered must not fail once more when the interpreter exits.
+        # The rest of the buffer must not fail again when the interpreter exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(READER_GONE) from None
     except OSError as error:
@@ -40,7 +40,7 @@ def emit(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Write a line for people to stderr; that nobody reads or keeps it is no error."""
+    """Write a line to stderr; a closed or full stderr is not an error."""
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:
@@ -48,18 +48,18 @@ def say(text: str) -> None:
 
 
 def complain(message: str) -> None:
-    """Write an error to stderr, with the program's name before it."""
+    """Write an error to stderr, prefixed with the name of the program."""
     say(f"pianissimo: {message}")
 
 
 def about_file(name: str, error: BaseException) -> str:
-    """One line that says which file failed and why."""
+    """One line: the file that failed, and why."""
     message = " ".join(str(error).split("\n")) or type(error).__name__
     return message if message.startswith((name, repr(name))) else f"{name}: {message}"
 
 
 def exit_code(error: PianissimoError) -> int:
-    """The exit code of a command that this error ended."""
+    """The exit code of a command that ended with this error."""
     match error:
         case ModelError() | MissingExtraError():
             return NO_MODEL

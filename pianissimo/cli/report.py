@@ -1,4 +1,4 @@
-"""Where transcripts and failures of `transcribe` go, and how far it has come."""
+"""Where transcripts and failures of `transcribe` go, and its progress bar."""
 
 import json
 import sys
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from pianissimo.transcript import Transcript
 
 FAILURES_FILE = "failed.jsonl"
-"""In the output folder: a line for each recording that failed."""
-FAILURES_TOLD = 20
-"""More of them are not repeated at the end of a run; the file has them all."""
+"""In the output directory: one line per failed recording."""
+FAILURES_SHOWN = 20
+"""Failures repeated at the end of a run; the file lists all."""
 
 
 @dataclass
 class Report:
-    """Transcripts to stdout in the order given, or to files at once; failures to stderr.
+    """Writes transcripts to stdout in the given order, or to files at once; failures to stderr.
 
-    With `folder` the transcripts go to files there. With `as_json` failures are JSON lines too,
-    and with `records` each transcript is one.
+    With `folder` transcripts are written to files there. With `as_json` failures are also JSON
+    lines on stdout, and with `records` each transcript is one.
     """
 
     inputs: list[Input]
@@ -45,11 +45,11 @@ class Report:
     _written: int = 0
 
     def paths(self, input: Input) -> list[Path]:
-        """The files that this recording's transcript is written to."""
+        """The files for the transcript of this recording."""
         return [input.output.with_name(f"{input.output.name}.{f}") for f in self.formats]
 
-    def take(self, index: int, outcome: Outcome) -> None:
-        """Write the transcript, or keep it until those before it are there; or tell the error."""
+    def accept(self, index: int, outcome: Outcome) -> None:
+        """Write the transcript, or hold it until earlier ones are written; or report the error."""
         input, transcript = self.inputs[index], outcome.transcript
         if transcript is None:
             assert outcome.error is not None
@@ -69,16 +69,16 @@ class Report:
             self._due += 1
 
     def keep(self, index: int, transcript: "Transcript | None") -> None:
-        """Have a transcript, or what there is of one, printed at its turn or by `flush`."""
+        """Hold a transcript, complete or partial, until its turn or `flush`."""
         to_print = self.folder is None and not self.as_json
         self._waiting[index] = transcript if to_print else None
 
     def skip(self, indices: set[int]) -> None:
-        """Expect nothing of these recordings."""
+        """Expect no transcripts of these recordings."""
         self._waiting.update(dict.fromkeys(indices))
 
     def fail(self, name: str, error: BaseException) -> None:
-        """Keep a failure for the end, and tell it now."""
+        """Report a failure, and record it for the end."""
         self.failures.append((name, error))
         with self._bar_hidden():
             complain(about_file(name, error))
@@ -86,15 +86,15 @@ class Report:
                 emit(_failure_line(name, error))
 
     def flush(self) -> None:
-        """Print what is still waiting for a recording before it."""
+        """Print the transcripts that still wait for earlier ones."""
         for index in sorted(self._waiting):
             self._print(index, self._waiting[index])
         self._waiting.clear()
 
     def close(self, count: int) -> None:
-        """Say how many of `count` recordings failed; with files, which, and keep the list there.
+        """Report how many of `count` recordings failed; with files also which, and write the list.
 
-        The list of an earlier run is replaced, or removed if nothing failed in this one.
+        The list of an earlier run is replaced, or removed if nothing failed.
         """
         if self.headers and self.failures:
             complain(f"{len(self.failures)} of {count} files failed")
@@ -105,10 +105,10 @@ class Report:
             path.unlink(missing_ok=True)
             return
         if self.headers:
-            for name, error in self.failures[:FAILURES_TOLD]:
+            for name, error in self.failures[:FAILURES_SHOWN]:
                 complain(f"  {about_file(name, error)}")
-            if len(self.failures) > FAILURES_TOLD:
-                complain(f"  ... all of them are in {path}")
+            if len(self.failures) > FAILURES_SHOWN:
+                complain(f"  ... all are listed in {path}")
         lines = "".join(_failure_line(name, error) for name, error in self.failures)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ class Report:
 
     @contextmanager
     def _bar_hidden(self) -> Iterator[None]:
-        """Lines are never written into the progress bar."""
+        """Hide the progress bar while lines are written."""
         if self.bar is not None:
             self.bar.stop()
         try:
@@ -155,10 +155,10 @@ def _failure_line(name: str, error: BaseException) -> str:
 
 
 class AudioBar:
-    """A bar over the audio of a batch job: files, hours, speed and what is left.
+    """A progress bar of a batch job: files, hours of audio, speed and time left.
 
-    `seconds` are those of each recording by its index. One of unknown length counts as nothing;
-    where none is known the bar only shows that work goes on.
+    `seconds` maps the index of each recording to its length. Unknown lengths count as 0; if all
+    are unknown, the bar only shows activity.
     """
 
     def __init__(self, seconds: Mapping[int, float | None]) -> None:
@@ -167,7 +167,7 @@ class AudioBar:
 
         self._seconds, self._files = {i: s or 0.0 for i, s in seconds.items()}, 0
         self._total = sum(self._seconds.values())
-        # stdout stays as it is: redirected through the bar's console it would end up in stderr.
+        # No redirection of stdout: it would end up in stderr, the console of the bar.
         self._bar = Progress(
             SpinnerColumn(),
             BarColumn(),
@@ -177,7 +177,7 @@ class AudioBar:
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        self._task = self._bar.add_task(self._told(0.0, 0.0), total=self._total or None)
+        self._task = self._bar.add_task(self._text(0.0, 0.0), total=self._total or None)
 
     def start(self) -> None:
         self._bar.start()
@@ -186,14 +186,14 @@ class AudioBar:
         self._bar.stop()
 
     def advance(self, index: int) -> None:
-        """This recording is done, or failed."""
+        """Count a recording that is done or failed."""
         self._files += 1
         task = self._bar.tasks[self._task]
         done = task.completed + self._seconds.get(index, 0.0)
-        told = self._told(done, task.elapsed or 0.0)
-        self._bar.update(self._task, completed=done, description=told)
+        text = self._text(done, task.elapsed or 0.0)
+        self._bar.update(self._task, completed=done, description=text)
 
-    def _told(self, done: float, elapsed: float) -> str:
+    def _text(self, done: float, elapsed: float) -> str:
         parts = [f"{self._files}/{len(self._seconds)} files"]
         if self._total:
             parts.append(f"{clock(done)} of {clock(self._total)} of audio")
@@ -204,7 +204,7 @@ class AudioBar:
 
 
 def clock(seconds: float) -> str:
-    """Hours, minutes and seconds: 1:02:03."""
+    """Format seconds as hours, minutes and seconds: 1:02:03."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
@@ -213,7 +213,7 @@ def clock(seconds: float) -> str:
 def audio_bar(
     report: Report, seconds: Mapping[int, float | None], *, shown: bool
 ) -> Iterator[None]:
-    """A bar for `report` over these recordings, where there is anybody to see it."""
+    """A progress bar for `report` if stderr is a terminal."""
     if not (shown and sys.stderr.isatty()):
         yield
         return

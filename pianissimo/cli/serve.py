@@ -1,4 +1,4 @@
-"""`pianissimo serve`: the model behind the protocols that clients already speak."""
+"""`pianissimo serve`: models behind the protocols of OpenAI, Deepgram and Wyoming."""
 
 import json
 import logging
@@ -6,12 +6,14 @@ import signal
 import sys
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pianissimo.cli.command import command
 from pianissimo.cli.options import DeviceOption, DtypeOption, GainOption, VerboseOption
 from pianissimo.cli.output import INTERRUPTED, UNEXPECTED, say
 from pianissimo.errors import MissingExtraError, OptionError
@@ -25,220 +27,230 @@ GRACE_SECONDS = 20
 
 
 def _read_settings(context: typer.Context, path: Path | None) -> Path | None:
-    """Values of a file where neither the command line nor the environment has them."""
+    """Read defaults from a TOML file; the command line and the environment take precedence."""
     if path is None:
         return None
     try:
         given = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise OptionError(f"the settings in {path} cannot be read: {error}") from error
+        raise OptionError(f"the settings file {path} cannot be read: {error}") from error
     found = {name.replace("-", "_"): value for name, value in given.items()}
     known = {param.name for param in context.command.params} - {"settings", "help"}
     for name, value in found.items():
         if name not in known or isinstance(value, dict):
             raise OptionError(
-                f"{name!r} in {path} is no option of `pianissimo serve`: write them as "
+                f"{name!r} in {path} is not an option of `pianissimo serve`; write options as "
                 "max-streams = 64, without tables"
             )
     context.default_map = found
     return path
 
 
-def serve(
+@dataclass(frozen=True)
+class ServedModels:
+    """The models to serve, and how they compute."""
+
     settings: Annotated[
         Path | None,
         typer.Option(
-            envvar="PIANISSIMO_SETTINGS",
             is_eager=True,
             callback=_read_settings,
-            help="TOML: any of these options, where they are not given otherwise.",
+            metavar="FILE",
+            help="TOML file with any of these options; the command line and the environment take "
+            "precedence.",
         ),
-    ] = None,
+    ] = None
     model: Annotated[
         list[str] | None,
         typer.Option(
             "--model",
             "-m",
-            envvar="PIANISSIMO_MODEL",
             metavar="[NAME=]MODEL",
-            help="A name from `models list`, a model folder or a .nemo file; may be repeated, the "
-            "first is the default [default: embedded-en].",
+            help="Model name (see `pianissimo models list`), model folder or .nemo file; "
+            "repeatable, the first is the default [default: embedded-en].",
         ),
-    ] = None,
+    ] = None
     spare_model: Annotated[
         list[str] | None,
-        typer.Option(
-            envvar="PIANISSIMO_SPARE_MODEL",
-            metavar="NAME=MODEL",
-            help="A model that can be loaded later by /admin; may be repeated.",
-        ),
-    ] = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
-    gain: GainOption = None,
-    host: Annotated[
-        str, typer.Option(envvar="PIANISSIMO_HOST", help="The address to listen on.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(envvar="PIANISSIMO_PORT", help="The port, 0: any.")] = 7860,
-    wyoming_port: Annotated[
-        int | None,
-        typer.Option(
-            envvar="PIANISSIMO_WYOMING_PORT",
-            help="Speak Wyoming, for Home Assistant, on this port too; off by default.",
-        ),
-    ] = None,
-    max_streams: Annotated[
-        int, typer.Option(envvar="PIANISSIMO_MAX_STREAMS", help="Sockets served at once.")
-    ] = 64,
-    max_files: Annotated[
-        int, typer.Option(envvar="PIANISSIMO_MAX_FILES", help="Recordings transcribed at once.")
-    ] = 2,
-    max_shadows: Annotated[
-        int,
-        typer.Option(envvar="PIANISSIMO_MAX_SHADOWS", help="Streams that a shadow hears at once."),
-    ] = 8,
-    largest_upload_mb: Annotated[
-        float, typer.Option(envvar="PIANISSIMO_LARGEST_UPLOAD_MB", help="Largest upload in MB.")
-    ] = 512.0,
-    longest_audio_seconds: Annotated[
-        float,
-        typer.Option(envvar="PIANISSIMO_LONGEST_AUDIO_SECONDS", help="Longest recording."),
-    ] = 4 * 3600.0,
-    decoders: Annotated[
-        int, typer.Option(envvar="PIANISSIMO_DECODERS", help="Processes that decode recordings.")
-    ] = 2,
-    idle_seconds: Annotated[
-        float,
-        typer.Option(envvar="PIANISSIMO_IDLE_SECONDS", help="When a silent socket is closed."),
-    ] = 300.0,
-    resume_seconds: Annotated[
-        float,
-        typer.Option(
-            envvar="PIANISSIMO_RESUME_SECONDS", help="How long a cut /v1/stream can be resumed."
-        ),
-    ] = 120.0,
-    state_folder: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="PIANISSIMO_STATE_FOLDER",
-            help="Where cut streams survive a restart; they hold what people said.",
-        ),
-    ] = None,
-    drain_seconds: Annotated[
-        float,
-        typer.Option(
-            envvar="PIANISSIMO_DRAIN_SECONDS", help="How long streams may go on after SIGTERM."
-        ),
-    ] = 10.0,
+        typer.Option(metavar="NAME=MODEL", help="Model that /admin can load later; repeatable."),
+    ] = None
+    device: DeviceOption = "auto"
+    dtype: DtypeOption = "float32"
+    gain: GainOption = None
     offline: Annotated[
         bool,
         typer.Option(
-            envvar="PIANISSIMO_OFFLINE",
-            help="Use no network, and check pulled models against their lock files.",
+            help="Do not use the network; verify downloaded models against their lock files."
         ),
-    ] = False,
-    api_key: Annotated[
-        list[str] | None,
+    ] = False
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """Addresses, TLS and web origins."""
+
+    host: Annotated[str, typer.Option(metavar="HOST", help="Address to bind.")] = "127.0.0.1"
+    port: Annotated[int, typer.Option(metavar="PORT", help="Port; 0 picks a free one.")] = 7860
+    wyoming_port: Annotated[
+        int | None,
         typer.Option(
-            envvar="PIANISSIMO_API_KEY",
-            metavar="KEY",
-            help="A key that clients must send; may be repeated. Better in the environment.",
+            metavar="PORT", help="Port of the Wyoming protocol (Home Assistant) [default: off]."
         ),
-    ] = None,
-    key_file: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="PIANISSIMO_KEY_FILE",
-            help="TOML: keys with names and limits, see docs/operations.md.",
-        ),
-    ] = None,
-    admin_key: Annotated[
-        str | None,
-        typer.Option(
-            envvar="PIANISSIMO_ADMIN_KEY", metavar="KEY", help="The key for /metrics and /admin."
-        ),
-    ] = None,
+    ] = None
     allow_origin: Annotated[
         list[str] | None,
-        typer.Option(
-            envvar="PIANISSIMO_ALLOW_ORIGIN",
-            metavar="ORIGIN",
-            help="A web site whose pages may connect; may be repeated, * for all.",
-        ),
-    ] = None,
+        typer.Option(metavar="ORIGIN", help="Web origin that may connect; repeatable, * for all."),
+    ] = None
     tls_certificate: Annotated[
-        Path | None,
-        typer.Option(envvar="PIANISSIMO_TLS_CERTIFICATE", help="PEM file: speak TLS with it."),
-    ] = None,
+        Path | None, typer.Option(metavar="FILE", help="TLS certificate (PEM).")
+    ] = None
     tls_key: Annotated[
-        Path | None,
-        typer.Option(envvar="PIANISSIMO_TLS_KEY", help="PEM file: the certificate's key."),
-    ] = None,
-    insecure: Annotated[
-        bool,
-        typer.Option(envvar="PIANISSIMO_INSECURE", help="Let other machines in without a key."),
-    ] = False,
+        Path | None, typer.Option(metavar="FILE", help="Key of the TLS certificate (PEM).")
+    ] = None
     strict_commits: Annotated[
         bool,
         typer.Option(
-            envvar="PIANISSIMO_STRICT_COMMITS",
-            help="Answer the commit of an empty realtime buffer with an error, as OpenAI does.",
+            help="Answer commits of an empty realtime buffer with an error, as OpenAI does."
         ),
-    ] = False,
+    ] = False
     quietbench: Annotated[
         Path | None,
-        typer.Option(
-            envvar="PIANISSIMO_QUIETBENCH",
-            help="The folder of a QuietBench run, for the page to show.",
-        ),
-    ] = None,
-    log_json: Annotated[
-        bool,
-        typer.Option(envvar="PIANISSIMO_LOG_JSON", help="Log objects of JSON, one per line."),
-    ] = False,
-    verbose: VerboseOption = False,
-) -> None:
-    """Serve the model: OpenAI's audio endpoints, live sockets, and numbers for Prometheus.
+        typer.Option(metavar="DIR", help="Output folder of `quietbench` to show on the page."),
+    ] = None
 
-    SIGTERM and Ctrl-C end it: nobody new is taken, streams have some seconds to end, then their
-    sockets are closed with code 1012 and their state is saved; a second signal ends it at once.
+
+@dataclass(frozen=True)
+class LimitOptions:
+    """What the server accepts at once, and for how long."""
+
+    max_streams: Annotated[int, typer.Option(metavar="N", help="Most concurrent streams.")] = 64
+    max_files: Annotated[
+        int, typer.Option(metavar="N", help="Most concurrent file transcriptions.")
+    ] = 2
+    max_shadows: Annotated[
+        int, typer.Option(metavar="N", help="Most concurrent streams of a shadow model.")
+    ] = 8
+    largest_upload_mb: Annotated[
+        float, typer.Option(metavar="MB", help="Largest upload in MB.")
+    ] = 512.0
+    longest_audio_seconds: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Longest recording in seconds.")
+    ] = 4 * 3600.0
+    decoders: Annotated[int, typer.Option(metavar="N", help="Audio decoder processes.")] = 2
+    idle_seconds: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Close sockets after this idle time.")
+    ] = 300.0
+    resume_seconds: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", help="How long an interrupted /v1/stream can be resumed."),
+    ] = 120.0
+    state_folder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep interrupted streams across restarts in DIR; the files contain transcripts.",
+        ),
+    ] = None
+    drain_seconds: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", help="Time for streams to finish after SIGTERM."),
+    ] = 10.0
+
+
+@dataclass(frozen=True)
+class AccessOptions:
+    """Who may use the server."""
+
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY",
+            help="API key for clients; repeatable. Prefer PIANISSIMO_API_KEY.",
+        ),
+    ] = None
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="TOML file of named keys with limits; see docs/operations.md.",
+        ),
+    ] = None
+    admin_key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Key for /metrics and /admin.")
+    ] = None
+    insecure: Annotated[bool, typer.Option(help="Accept other machines without an API key.")] = (
+        False
+    )
+
+
+@dataclass(frozen=True)
+class LogOptions:
+    """What is logged, and how."""
+
+    log_json: Annotated[bool, typer.Option(help="Log one JSON object per line.")] = False
+    verbose: VerboseOption = False
+
+
+@command
+def serve(
+    models: ServedModels,
+    network: NetworkOptions,
+    limits: LimitOptions,
+    access: AccessOptions,
+    log: LogOptions,
+) -> None:
+    """Start the transcription server.
+
+    It speaks the APIs of OpenAI and Deepgram, WebSockets and Wyoming, and has a web page, metrics
+    and model management.
+
+    SIGTERM or Ctrl-C drains the server: new clients are refused, streams get --drain-seconds to
+    finish, then sockets are closed with code 1012 and their state is saved. A second signal stops
+    it at once.
     """
+    settings = _settings(models, network, limits, access)
+    raise typer.Exit(_run(settings, log, models.offline))
+
+
+def _settings(
+    models: ServedModels, network: NetworkOptions, limits: LimitOptions, access: AccessOptions
+) -> "Settings":
     from pianissimo.serve.access.keys import read_keys
     from pianissimo.serve.settings import Settings
 
-    asked = Settings(
-        models=tuple(model or ()),
-        spare_models=tuple(spare_model or ()),
-        device=device,
-        dtype=dtype,
-        gain=gain,
-        host=host,
-        port=port,
-        wyoming_port=wyoming_port,
-        max_streams=max_streams,
-        max_files=max_files,
-        max_shadows=max_shadows,
-        largest_upload_mb=largest_upload_mb,
-        longest_audio_seconds=longest_audio_seconds,
-        decoders=decoders,
-        idle_seconds=idle_seconds,
-        resume_seconds=resume_seconds,
-        linger_seconds=min(Settings.linger_seconds, resume_seconds),
-        state_folder=state_folder,
-        drain_seconds=drain_seconds,
-        api_keys=(*(api_key or ()), *(read_keys(key_file) if key_file else ())),
-        admin_key=admin_key,
-        allow_origins=tuple(allow_origin or ()),
-        tls_certificate=tls_certificate,
-        tls_key=tls_key,
-        insecure=insecure,
-        strict_commits=strict_commits,
-        quietbench=quietbench,
+    file_keys = read_keys(access.key_file) if access.key_file else ()
+    return Settings(
+        models=tuple(models.model or ()),
+        spare_models=tuple(models.spare_model or ()),
+        device=models.device,
+        dtype=models.dtype,
+        gain=models.gain,
+        host=network.host,
+        port=network.port,
+        wyoming_port=network.wyoming_port,
+        max_streams=limits.max_streams,
+        max_files=limits.max_files,
+        max_shadows=limits.max_shadows,
+        largest_upload_mb=limits.largest_upload_mb,
+        longest_audio_seconds=limits.longest_audio_seconds,
+        decoders=limits.decoders,
+        idle_seconds=limits.idle_seconds,
+        resume_seconds=limits.resume_seconds,
+        linger_seconds=min(Settings.linger_seconds, limits.resume_seconds),
+        state_folder=limits.state_folder,
+        drain_seconds=limits.drain_seconds,
+        api_keys=(*(access.api_key or ()), *file_keys),
+        admin_key=access.admin_key,
+        allow_origins=tuple(network.allow_origin or ()),
+        tls_certificate=network.tls_certificate,
+        tls_key=network.tls_key,
+        insecure=access.insecure,
+        strict_commits=network.strict_commits,
+        quietbench=network.quietbench,
     )
-    raise typer.Exit(_run(asked, verbose, log_json, offline))
 
 
-def _run(settings: "Settings", verbose: bool, log_json: bool, offline: bool) -> int:
+def _run(settings: "Settings", log: LogOptions, offline: bool) -> int:
     try:
         import uvicorn
 
@@ -253,7 +265,7 @@ def _run(settings: "Settings", verbose: bool, log_json: bool, offline: bool) -> 
     if offline:
         _go_offline(settings)
     recognizers = read_all(settings)
-    _begin_log(verbose, log_json)
+    _start_log(log)
     app = create_app(settings, recognizers)
     server = DrainingServer(
         uvicorn.Config(
@@ -261,7 +273,7 @@ def _run(settings: "Settings", verbose: bool, log_json: bool, offline: bool) -> 
             host=settings.host,
             port=settings.port,
             log_config=None,
-            access_log=verbose,
+            access_log=log.verbose,
             ws="websockets-sansio",
             ws_max_size=LARGEST_MESSAGE_BYTES,
             timeout_graceful_shutdown=GRACE_SECONDS,
@@ -272,7 +284,7 @@ def _run(settings: "Settings", verbose: bool, log_json: bool, offline: bool) -> 
         app,
     )
     say(_summary(settings, recognizers))
-    # uvicorn ends in peace at SIGTERM, and raises it once more when all is done.
+    # uvicorn shuts down on SIGTERM and raises the signal again when it is done.
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     try:
         server.run()
@@ -282,7 +294,7 @@ def _run(settings: "Settings", verbose: bool, log_json: bool, offline: bool) -> 
 
 
 class _JsonLines(logging.Formatter):
-    """One object per record: time, level, logger, message, and the trace of an exception."""
+    """One JSON object per record: time, level, logger, message and traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -296,13 +308,13 @@ class _JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def _begin_log(verbose: bool, as_json: bool) -> None:
+def _start_log(log: LogOptions) -> None:
     logging.basicConfig(
         stream=sys.stderr,
-        level=logging.INFO if verbose else logging.WARNING,
+        level=logging.INFO if log.verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    if as_json:
+    if log.log_json:
         for handler in logging.getLogger().handlers:
             handler.setFormatter(_JsonLines())
     for name in ("uvicorn.access", "uvicorn.error"):
@@ -310,14 +322,14 @@ def _begin_log(verbose: bool, as_json: bool) -> None:
 
 
 def _without_queries(record: logging.LogRecord) -> bool:
-    """Queries may name what will be said: a line per request ends before them."""
+    """Cut queries from request lines: they can hold hotwords."""
     if isinstance(record.args, tuple):
         record.args = tuple(a.partition("?")[0] if isinstance(a, str) else a for a in record.args)
     return True
 
 
 def _go_offline(settings: "Settings") -> None:
-    """No network for libraries that would use it; models that were pulled are as they were then."""
+    """Keep libraries off the network, and verify downloaded models."""
     from pianissimo.serve.settings import parse_source
     from pianissimo.zoo.download import stay_offline, verify
 
@@ -327,7 +339,7 @@ def _go_offline(settings: "Settings") -> None:
 
 
 def _summary(settings: "Settings", recognizers: "Mapping[str, Recognizer]") -> str:
-    """What is served where and to whom, without any key."""
+    """One line: what is served, where and to whom, without keys."""
     modes = {mode for recognizer in recognizers.values() for mode in recognizer.latencies_ms}
     shown = ", ".join(map(str, sorted(modes)))
     live = f"{settings.max_streams} streams" + (f" at {shown} ms" if modes else "")

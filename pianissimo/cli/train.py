@@ -1,23 +1,29 @@
 """`pianissimo train`: run a recipe, a Python file that trains one model."""
 
 import importlib.util
-import math
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Protocol
 
 import typer
 
-from pianissimo.cli.options import DeviceOption
+from pianissimo.cli.command import command
+from pianissimo.cli.options import (
+    DeviceOption,
+    MinutesOption,
+    TensorboardOption,
+    minutes_limit,
+)
 from pianissimo.errors import OptionError
 
 
 class RecipeMain(Protocol):
     """The contract of a recipe: a function `main` that trains from `data` into `run`.
 
-    It goes on from the checkpoint in `run` if there is one, and stops with a checkpoint after
-    `minutes`, which is infinite by default. `dev` is a manifest to report word errors on,
-    `device` "cpu", "cuda" or "cuda:N".
+    It resumes from the checkpoint in `run` if there is one, and saves a checkpoint and stops after
+    `minutes`, which is infinite by default. `dev` is a validation manifest, `device` "cpu", "cuda"
+    or "cuda:N".
     """
 
     def __call__(
@@ -32,67 +38,61 @@ class RecipeMain(Protocol):
     ) -> None: ...
 
 
+@dataclass(frozen=True)
+class TrainOptions:
+    """Where a recipe reads and writes, and for how long."""
+
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder with the training manifest.")]
+    run: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder of the run; a run that exists is resumed.")
+    ]
+    minutes: MinutesOption = None
+    dev: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Validation manifest, for word error rates.")
+    ] = None
+    tensorboard: TensorboardOption = False
+    device: DeviceOption = "auto"
+
+
+@command
 def train(
     recipe: Annotated[
-        Path, typer.Argument(metavar="RECIPE.py", help="Such as recipes/embedded_en.py.")
-    ],
-    data: Annotated[
-        Path, typer.Option(envvar="PIANISSIMO_DATA", help="Folder with the training manifest.")
-    ],
-    run: Annotated[
         Path,
-        typer.Option(envvar="PIANISSIMO_RUN", help="Folder of the run; continued if it exists."),
+        typer.Argument(metavar="RECIPE.py", help="Recipe file, such as recipes/embedded_en.py."),
     ],
-    minutes: Annotated[
-        float | None,
-        typer.Option(
-            envvar="PIANISSIMO_MINUTES",
-            help="Stop after that time, with a checkpoint [default: never].",
-        ),
-    ] = None,
-    dev: Annotated[
-        Path | None,
-        typer.Option(envvar="PIANISSIMO_DEV", help="Manifest whose word errors to report."),
-    ] = None,
-    tensorboard: Annotated[
-        bool,
-        typer.Option(envvar="PIANISSIMO_TENSORBOARD", help="Also write TensorBoard files."),
-    ] = False,
-    device: DeviceOption = "auto",
+    options: TrainOptions,
 ) -> None:
-    """Train a model by a recipe. The same command again goes on where it stopped.
+    """Train a model with a recipe. Run the same command again to resume.
 
-    A recipe is Python code and may do anything: run only those you trust.
+    A recipe is Python code that can do anything: run only recipes you trust.
     """
-    if minutes is not None and not minutes > 0:
-        raise OptionError(f"--minutes must be above 0, but is {minutes:g}")
-    if not data.is_dir():
-        raise OptionError(f"--data {data} is not a folder; it holds the training manifest")
-    if run.exists() and not run.is_dir():
-        raise OptionError(f"--run {run} is not a folder")
+    minutes = minutes_limit(options.minutes)
+    if not options.data.is_dir():
+        raise OptionError(f"--data {options.data} is not a folder with a training manifest")
+    if options.run.exists() and not options.run.is_dir():
+        raise OptionError(f"--run {options.run} is not a folder")
+    if options.dev is not None and not options.dev.is_file():
+        raise OptionError(f"--dev {options.dev} is not a validation manifest: no such file")
     from pianissimo.zoo.load import choose_device
 
-    if dev is not None and not dev.is_file():
-        raise OptionError(f"--dev {dev} is not a file; it is a manifest to report word errors on")
-    chosen = str(choose_device(device))
-    main = load_recipe(recipe)
-    main(
-        data,
-        run,
-        dev=dev,
-        device=chosen,
-        minutes=math.inf if minutes is None else minutes,
-        tensorboard=tensorboard,
+    device = str(choose_device(options.device))
+    load_recipe(recipe)(
+        options.data,
+        options.run,
+        dev=options.dev,
+        device=device,
+        minutes=minutes,
+        tensorboard=options.tensorboard,
     )
 
 
 def load_recipe(path: Path) -> RecipeMain:
     """The `main` of a recipe file; OptionError if there is no such file or function.
 
-    A recipe may import files beside it, as a script may.
+    A recipe can import files in its folder, as a script can.
     """
     if not path.is_file() or path.suffix != ".py":
-        raise OptionError(f"{path} is not a recipe: expected a Python file with a function main")
+        raise OptionError(f"{path} is not a recipe: expected a Python file with a function `main`")
     beside = str(path.resolve().parent)
     if beside not in sys.path:
         sys.path.append(beside)
@@ -100,7 +100,7 @@ def load_recipe(path: Path) -> RecipeMain:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickled workers look their module up
+    sys.modules[name] = module  # dataclasses and pickled workers import their module
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
@@ -108,6 +108,7 @@ def load_recipe(path: Path) -> RecipeMain:
     main: RecipeMain | None = getattr(module, "main", None)
     if not callable(main):
         raise OptionError(
-            f"{path} has no main(data, run, *, dev, device, minutes, tensorboard): not a recipe"
+            f"{path} is not a recipe: expected a function "
+            "main(data, run, *, dev, device, minutes, tensorboard)"
         )
     return main

@@ -157,7 +157,7 @@ def test_formats_are_written_to_files_named_after_the_input(
     assert Transcript.from_json((folder / "good.json").read_text()).duration == 1.0
 
 
-def test_whispers_spellings_are_understood(cli: Cli, good: Path, tmp_path: Path) -> None:
+def test_whisper_spellings_are_accepted(cli: Cli, good: Path, tmp_path: Path) -> None:
     options = ["--output_format", "json", "--output_dir", str(tmp_path / "o")]
     for spelling in (["--word_timestamps", "False"], ["--word_timestamps=False"]):
         assert cli("transcribe", good, *options, *spelling).code == 0
@@ -344,7 +344,8 @@ def test_standard_input(cli: Cli, good: Path, monkeypatch: pytest.MonkeyPatch) -
         ["--json", "--format", "srt"],
         ["--output", "/dev/null/out"],
         ["-", "-"],
-        ["--boost-file", "none.txt"],
+        ["--hotword-file", "none.txt"],
+        ["--word-bonus", "1.0"],
     ],
 )
 def test_nonsense_is_a_usage_error_of_one_line(cli: Cli, good: Path, options: list[str]) -> None:
@@ -352,18 +353,18 @@ def test_nonsense_is_a_usage_error_of_one_line(cli: Cli, good: Path, options: li
     assert (result.code, result.out, len(result.errors)) == (2, "", 1)
 
 
-def test_what_is_named_twice_is_said_so(cli: Cli, good: Path, tmp_path: Path) -> None:
+def test_an_input_named_twice_is_refused(cli: Cli, good: Path, tmp_path: Path) -> None:
     result = cli("transcribe", good, good, "--output", tmp_path / "out")
     assert result.code == 2 and f"{good} is named twice" in result.err
     result = cli("transcribe", "-", good, "-")
     assert result.code == 2 and "standard input can be read once" in result.err
 
 
-def test_phrases_may_begin_with_the_mark_of_windows_editors(cli: Cli, good: Path) -> None:
+def test_hotword_files_may_have_a_bom(cli: Cli, good: Path) -> None:
     plain, marked = good.with_name("plain.txt"), good.with_name("marked.txt")
     plain.write_text("sea shells\n", encoding="utf-8")
     marked.write_text("sea shells\n", encoding="utf-8-sig")
-    found = [cli("transcribe", good, "--boost-file", file) for file in (plain, marked)]
+    found = [cli("transcribe", good, "--hotword-file", file) for file in (plain, marked)]
     assert [result.code for result in found] == [0, 0]
     assert found[0].out == found[1].out
 

@@ -18,6 +18,8 @@ from pianissimo.audio.features import FeatureConfig
 from pianissimo.cli import main
 from pianissimo.models.asr import AsrConfig, AsrModel, read_tokenizer, save_model
 from pianissimo.models.fastconformer import EncoderConfig
+from pianissimo.train.finetune.plan import FinetuneOptions
+from pianissimo.train.finetune.run import find_learning_rate
 
 PAGE = Path(__file__).parents[2] / "docs" / "training.md"
 FENCE = re.compile(r"^```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -73,7 +75,8 @@ def test_the_page_on_fine_tuning_is_true(
     The second example goes on from the model of the first, to words at another pitch.
     """
     # Nothing of a beginner is worth being pulled back to.
-    settings = {"MODEL": beginner, "STEPS": 240, "LR": 0.01, "BATCH_SECONDS": 20, "L2SP": 0}
+    monkeypatch.setattr("pianissimo.train.finetune.plan.L2SP", 0.0)
+    settings = {"MODEL": beginner, "STEPS": 240, "LR": 0.01, "BATCH_SECONDS": 20}
     for name, value in (settings | {"VALIDATE_EVERY": 120, "AUGMENT": 0}).items():
         monkeypatch.setenv(f"PIANISSIMO_{name}", str(value))
     write_clips(tmp_path, "train", list(sentences(40, 1)), 1)
@@ -101,7 +104,6 @@ def test_the_page_on_fine_tuning_is_true(
     move_audio(tmp_path / "general_val.jsonl", '"val/', '"old/')
     write_clips(tmp_path, "train", list(sentences(24, 3)), 3, pitch=1.5)
     write_clips(tmp_path, "val", list(sentences(8, 4)), 4, pitch=1.5)
-    monkeypatch.delenv("PIANISSIMO_L2SP")
     settings = {"MODEL": tmp_path / "general-model", "STEPS": 240, "VALIDATE_EVERY": 40}
     for name, value in settings.items():
         monkeypatch.setenv(f"PIANISSIMO_{name}", str(value))
@@ -155,7 +157,7 @@ def test_bad_data_is_reported_line_by_line_and_nothing_is_left(
         ["--out", "new", "--full", "--lora", "2"],
         ["--out", "new", "--freeze", "decoder"],
         ["--out", "new", "--lr", "0"],
-        ["--out", "new", "--l2sp", "1", "--ewc", "1"],
+        ["--out", "new", "--ewc", "1"],
         ["--out", "train.jsonl"],
         [],
     ],
@@ -166,14 +168,30 @@ def test_options_that_make_no_sense_are_refused_at_once(wrong: list[str], tmp_pa
     assert not (tmp_path / "new").exists()
 
 
-def test_a_rate_is_suggested(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_clips(tmp_path, "train", list(sentences(4)))
-    write_clips(tmp_path, "val", ["yes"], 5)
+def test_settings_that_moved_to_python_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = ["finetune", "--manifest", "train.jsonl", "--val", "val.jsonl", "--out", "new"]
-    assert main([*given, "--find-lr", "--batch-seconds", "4", "--no-augment"]) == 0
-    found = re.fullmatch(r"suggested: --lr (\S+) .*", capsys.readouterr().out.strip())
-    assert found
-    assert 0 < float(found[1]) < 1
+    assert main([*given, "--find-lr"]) == 2
+    assert "find_learning_rate(FinetuneOptions(...))" in capsys.readouterr().err
+    monkeypatch.setenv("PIANISSIMO_BLEND", "0.8")
+    assert main(given) == 2
+    assert "PIANISSIMO_BLEND is no longer read" in capsys.readouterr().err
+
+
+def test_a_rate_is_suggested(tiny_model_folder: Path, tmp_path: Path) -> None:
+    train = write_clips(tmp_path, "train", list(sentences(4)))
+    val = write_clips(tmp_path, "val", ["yes"], 5)
+    options = FinetuneOptions(
+        train,
+        val,
+        tmp_path / "new",
+        model=str(tiny_model_folder),
+        batch_seconds=4,
+        augment=False,
+        workers=0,
+    )
+    assert 0 < find_learning_rate(options).suggestion < 1
     assert (tmp_path / "new" / "finetune" / "find-lr.csv").is_file()
 
 

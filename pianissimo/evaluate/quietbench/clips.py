@@ -49,7 +49,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Clip:
+class BenchClip:
     """One recording of the benchmark: a file of 16 bits at 16 kHz, or of float for the sweep."""
 
     id: str
@@ -160,7 +160,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Suite:
     """What is to be built: scenarios and sweep over `sources`, and clips without speech."""
 
     sources: tuple[Source, ...]
@@ -200,8 +200,8 @@ class Plan:
 
 
 def make_clips(
-    plan: Plan, folder: Path, advance: Callable[[], None] | None = None
-) -> tuple[list[Clip], list[str]]:
+    plan: Suite, folder: Path, advance: Callable[[], None] | None = None
+) -> tuple[list[BenchClip], list[str]]:
     """Build what is missing under `folder`; the clips, and why others could not be built.
 
     The sweep comes in two forms: float as computed, and 16 bits. Raises MissingExtraError without
@@ -211,7 +211,7 @@ def make_clips(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OptionError(f"the folder {folder} cannot be made: {error.strerror}") from error
-    clips: list[Clip] = []
+    clips: list[BenchClip] = []
     faults: list[str] = []
     for job in plan.jobs():
         path = folder / f"{job.id.replace('/', '--')}.wav"
@@ -235,9 +235,9 @@ def _build(
     return build(load_audio(source.path), scenario, seed, quantized=quantized)
 
 
-def _clip(job: Job, path: Path, record: dict[str, Any]) -> Clip:
+def _clip(job: Job, path: Path, record: dict[str, Any]) -> BenchClip:
     source = job.source
-    return Clip(
+    return BenchClip(
         id=job.id,
         group=job.group,
         path=path,
@@ -280,7 +280,7 @@ def _keep(built: Built, path: Path, seed: int) -> dict[str, Any]:
     return record
 
 
-def write_manifest(clips: Sequence[Clip], path: Path) -> None:
+def write_manifest(clips: Sequence[BenchClip], path: Path) -> None:
     """One JSON object a line: identity, source, seed, levels, SHA-256 of every clip."""
     lines = []
     for clip in clips:

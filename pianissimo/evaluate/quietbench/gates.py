@@ -13,7 +13,7 @@ from pathlib import Path
 from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.level import Samples
 from pianissimo.audio.vad import PRESETS, SpeechModel, VadOptions, segments
-from pianissimo.evaluate.quietbench.clips import Clip
+from pianissimo.evaluate.quietbench.clips import BenchClip
 
 FILE = "gates.json"
 _NORMAL = PRESETS["normal"]
@@ -50,7 +50,7 @@ class Kept:
 
 
 def known_or_measured(
-    clips: Sequence[Clip],
+    clips: Sequence[BenchClip],
     model: SpeechModel,
     folder: Path,
     advance: Callable[[], None] | None = None,
@@ -72,11 +72,11 @@ def known_or_measured(
 
 
 def measure_gates(
-    clips: Sequence[Clip], model: SpeechModel, advance: Callable[[], None] | None = None
+    clips: Sequence[BenchClip], model: SpeechModel, advance: Callable[[], None] | None = None
 ) -> list[Kept]:
     """All gates over all clips with speech in 16 bits, group by group."""
     front_end = FrontEnd("on")
-    groups: dict[str, list[Clip]] = {}
+    groups: dict[str, list[BenchClip]] = {}
     for clip in clips:
         if clip.text and not clip.group.endswith(" float"):
             groups.setdefault(clip.group, []).append(clip)

@@ -24,7 +24,7 @@ from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.audio.level import GainMode, Samples, measure_levels
 from pianissimo.audio.vad import segments
 from pianissimo.errors import PianissimoError
-from pianissimo.evaluate.quietbench.clips import Clip
+from pianissimo.evaluate.quietbench.clips import BenchClip
 from pianissimo.evaluate.quietbench.scoring import count_errors, metric
 from pianissimo.protocols import Recognizer
 from pianissimo.transcript import Transcript
@@ -139,7 +139,7 @@ def read_results(folder: Path) -> list[Result]:
 
 def run(
     recognizers: Iterable[Recognizer],
-    clips: Sequence[Clip],
+    clips: Sequence[BenchClip],
     folder: Path,
     *,
     gains: Sequence[GainMode] = ("off", "on"),
@@ -178,7 +178,7 @@ def _end_last_line(path: Path) -> None:
             file.write("\n")
 
 
-def _one(leveled: Leveled, weights: str, gain: GainMode, clip: Clip) -> Result:
+def _one(leveled: Leveled, weights: str, gain: GainMode, clip: BenchClip) -> Result:
     samples = clip.samples()
     text, error = "", None
     reasons: tuple[str, ...] = ()
@@ -219,7 +219,7 @@ def _one(leveled: Leveled, weights: str, gain: GainMode, clip: Clip) -> Result:
     )
 
 
-def measure_speed(recognizer: Recognizer, clips: Sequence[Clip], gain: GainMode) -> Speed:
+def measure_speed(recognizer: Recognizer, clips: Sequence[BenchClip], gain: GainMode) -> Speed:
     """Latency over a few clips of the control scenario: three warm-ups, then five times each."""
     chosen = [clip for clip in clips if clip.group == "control"][:_LATENCY_CLIPS]
     recordings = [clip.samples() for clip in chosen]

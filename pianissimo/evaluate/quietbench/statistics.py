@@ -91,7 +91,7 @@ def resampled_by(observations: Sequence[Observation]) -> str:
 
 
 def _groups(observations: Sequence[Observation]) -> Mapping[str, int]:
-    """Clip to the number of its cluster."""
+    """BenchClip to the number of its cluster."""
     by_speaker = resampled_by(observations) == "speakers"
     keys = {one.clip: one.speaker if by_speaker else one.clip for one in observations}
     numbers = {key: i for i, key in enumerate(sorted(set(keys.values())))}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import make_model, make_talker, noise, tensor
 
-from pianissimo.cli.options import decoding_of, phrases_of
+from pianissimo.cli.options import SearchOptions
 from pianissimo.decoding.beam import BeamSearch
 from pianissimo.decoding.beam_state import BeamOptions
 from pianissimo.decoding.ctc import CtcGreedySearch
@@ -289,16 +289,17 @@ def test_words_are_looked_up_in_the_case_and_without_the_marks_that_are_known(
 
 
 def test_the_command_line_asks_for_the_same(tmp_path: Path) -> None:
-    assert decoding_of(None, None, None, None) is None
-    assert decoding_of(4, None, None, None) == Decoding(beam=4)
-    assert decoding_of(None, Path("a.arpa"), 0.2, 1.0) == Decoding(None, Path("a.arpa"), 0.2, 1.0)
+    assert SearchOptions().decoding is None
+    assert SearchOptions(beam=4).decoding == Decoding(beam=4)
+    lm = Path("a.arpa")
+    assert SearchOptions(lm=lm, lm_weight=0.2).decoding == Decoding(None, lm, 0.2)
     file = tmp_path / "phrases.txt"
     file.write_text("Ada Lovelace\n\nBabbage\t2.5\n", encoding="utf-8")
     expected = [Phrase("Byron"), Phrase("Ada Lovelace"), Phrase("Babbage", 2.5)]
-    assert phrases_of(["Byron"], file) == expected
-    assert phrases_of(None, None) == []
+    assert SearchOptions(["Byron"], file).hotwords == expected
+    assert SearchOptions().hotwords == []
     file.write_text("Babbage\tmuch\n", encoding="utf-8")
-    with pytest.raises(OptionError, match="line 1: 'much' is no number"):
-        phrases_of(None, file)
+    with pytest.raises(OptionError, match="line 1: 'much' is not a number"):
+        _ = SearchOptions(hotword_file=file).hotwords
     with pytest.raises(OptionError, match="cannot be read"):
-        phrases_of(None, tmp_path)
+        _ = SearchOptions(hotword_file=tmp_path).hotwords

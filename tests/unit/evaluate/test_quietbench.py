@@ -13,8 +13,8 @@ from pianissimo.audio.level import active_speech_level, measure_levels, rms_leve
 from pianissimo.errors import AudioValueError, ManifestError, OptionError, PianissimoError
 from pianissimo.evaluate.quietbench import report, statistics, tables
 from pianissimo.evaluate.quietbench.clips import (
-    Plan,
     Source,
+    Suite,
     bundled_sources,
     choose,
     make_clips,
@@ -296,8 +296,8 @@ class Listener:
 
 
 @pytest.fixture(scope="module")
-def plan() -> Plan:
-    return Plan(tuple(bundled_sources(EXAMPLES)), non_speech=4, sweep=2)
+def plan() -> Suite:
+    return Suite(tuple(bundled_sources(EXAMPLES)), non_speech=4, sweep=2)
 
 
 @pytest.fixture(scope="module")
