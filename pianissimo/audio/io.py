@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO, Protocol, TypeAlias, cast
 
 import numpy as np
@@ -30,7 +30,25 @@ from pianissimo.errors import (
 
 SAMPLE_RATE = 16_000
 
-AudioSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
+
+@dataclass(frozen=True)
+class Excerpt:
+    """A part of a recording: `duration` seconds from `start`, None to its end."""
+
+    source: "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO"
+    start: float = 0.0
+    duration: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < math.inf:
+            raise OptionError(f"an excerpt starts at 0 s or later, not at {self.start} s")
+        if self.duration is not None and not 0 < self.duration < math.inf:
+            raise OptionError(f"an excerpt lasts more than 0 s, not {self.duration} s")
+
+
+AudioSource: TypeAlias = (
+    Excerpt | str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
+)
 Samples: TypeAlias = npt.NDArray[np.float32]
 Recording: TypeAlias = AudioSource | npt.ArrayLike | Iterable[Samples]
 """What a recognizer transcribes: a source, an array with its rate, or blocks of `Samples`."""
@@ -82,10 +100,10 @@ class AudioInfo:
 def load_audio(source: AudioSource, *, sample_rate: int = SAMPLE_RATE) -> Samples:
     """Return the whole recording as mono float32 samples (n,) at `sample_rate` Hz.
 
-    `source` is a path, the bytes of a file, a binary file object, or "-" for standard input. A file
-    object is read from its current position and put back there; a pipe is consumed. Channels are
-    averaged, integers scaled to [-1, 1). A recording cut off or damaged in the middle gives what
-    decodes; the stream is joined without gaps.
+    `source` is a path, the bytes of a file, a binary file object, "-" for standard input, or an
+    `Excerpt` of one of these. A file object is read from its current position and put back there; a
+    pipe is consumed. Channels are averaged, integers scaled to [-1, 1). A recording cut off or
+    damaged in the middle gives what decodes; the stream is joined without gaps.
 
     Raises AudioNotFoundError (nothing there, not readable, empty, or a URL: these are not fetched),
     AudioDecodeError (not audio, no audio track, or not one sample decodes), AudioValueError (NaN or
@@ -93,7 +111,10 @@ def load_audio(source: AudioSource, *, sample_rate: int = SAMPLE_RATE) -> Sample
     """
     rate = check_sample_rate(sample_rate, "sample_rate")
     with _opened(source) as reader:
-        return np.concatenate(list(_decoded(reader, rate)))
+        blocks = _decoded(reader, rate)
+        if isinstance(source, Excerpt):
+            blocks = _within(source, blocks, rate, reader.label)
+        return np.concatenate(list(blocks))
 
 
 def stream_audio(
@@ -163,13 +184,25 @@ def describe(source: AudioSource) -> AudioInfo:
         for decoder in _decoders(reader):
             with closing(decoder):
                 check_sample_rate(decoder.info.sample_rate, reader.label)
-                return decoder.info
+                return _described(decoder.info, source)
     raise AssertionError("unreachable: _decoders raises when it has none")
+
+
+def _described(info: AudioInfo, source: AudioSource) -> AudioInfo:
+    if not isinstance(source, Excerpt) or info.duration_seconds is None:
+        return info
+    seconds = max(0.0, info.duration_seconds - source.start)
+    if source.duration is not None:
+        seconds = min(seconds, source.duration)
+    return replace(info, duration_seconds=seconds)
 
 
 def _stream(source: AudioSource, rate: int, block_samples: int) -> Iterator[Samples]:
     with _opened(source) as reader:
-        yield from _reblocked(_decoded(reader, rate), block_samples)
+        blocks = _decoded(reader, rate)
+        if isinstance(source, Excerpt):
+            blocks = _within(source, blocks, rate, reader.label)
+        yield from _reblocked(blocks, block_samples)
 
 
 def _checked(blocks: Iterator[Samples]) -> Iterator[Samples]:
@@ -186,6 +219,26 @@ def _checked(blocks: Iterator[Samples]) -> Iterator[Samples]:
         _check_finite(block, received / SAMPLE_RATE, SAMPLE_RATE, "the given audio")
         received += len(block)
         yield block
+
+
+def _within(
+    excerpt: Excerpt, blocks: Iterator[Samples], rate: int, label: str
+) -> Iterator[Samples]:
+    """The blocks of an excerpt, decoded no further than its end."""
+    first, position = round(excerpt.start * rate), 0
+    last = None if excerpt.duration is None else first + round(excerpt.duration * rate)
+    for block in blocks:
+        part = block[max(0, first - position) : None if last is None else max(0, last - position)]
+        position += len(block)
+        if len(part):
+            yield part
+        if last is not None and position >= last:
+            return
+    if position <= first:
+        raise AudioNotFoundError(
+            f"{label} ends at {position / rate:.2f} s, before the requested start at "
+            f"{excerpt.start:g} s"
+        )
 
 
 def _reblocked(blocks: Iterable[Samples], size: int) -> Iterator[Samples]:
@@ -442,6 +495,8 @@ class _Reader:
 
 @contextmanager
 def _opened(source: AudioSource) -> Iterator[_Reader]:
+    if isinstance(source, Excerpt):
+        source = source.source
     with ExitStack() as stack:
         file: BinaryIO
         if isinstance(source, bytes | bytearray | memoryview):

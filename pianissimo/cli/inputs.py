@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pianissimo.errors import AudioNotFoundError, OptionError
+from pianissimo.errors import AudioError, AudioNotFoundError, OptionError
 
 AUDIO_SUFFIXES = frozenset(
     ".3gp .aac .aif .aifc .aiff .amr .au .avi .caf .flac .m4a .m4b .m4v .mka .mkv .mov .mp2 .mp3 "
     ".mp4 .mpeg .mpg .oga .ogg .opus .snd .ts .w64 .wav .webm .wma .wmv .wv".split()
 )
-"""What is taken from a directory. A file named on the command line may be called anything."""
+"""Files in a directory that are inputs without a look inside; of others the decoder decides."""
+NAMES_SHOWN = 5
 STANDARD_INPUT = "-"
 
 
@@ -39,8 +40,10 @@ class InputFault:
 
 def collect(
     sources: Sequence[str], *, recursive: bool = False, output: Path | None = None
-) -> tuple[list[Input], list[InputFault]]:
-    """All recordings in the order given, directories in the order of their names.
+) -> tuple[list[Input], list[InputFault], list[Path]]:
+    """All recordings in the given order, directories sorted by name; also what is skipped.
+
+    Files in a directory that no decoder reads, pipes and devices are skipped.
 
     Below `output` the files of a directory keep their place. Two recordings whose outputs would
     have one name ("a.wav", "a.mp3") keep their suffixes; OptionError if that does not help, or if
@@ -48,6 +51,7 @@ def collect(
     """
     found: list[tuple[str, Path]] = []
     faults: list[InputFault] = []
+    skipped: list[Path] = []
     for source in sources:
         if source == STANDARD_INPUT:
             if (source, Path("stdin")) in found:
@@ -55,23 +59,25 @@ def collect(
             found.append((source, Path("stdin")))
         elif os.path.isdir(source):
             before = len(faults)
-            inside = list(_audio_files(Path(source), recursive, faults))
+            inside = list(_audio_files(Path(source), recursive, faults, skipped))
             if not inside and len(faults) == before:
                 reason = AudioNotFoundError(
                     f"{source} has no audio files in it"
-                    + ("" if recursive else "; --recursive looks in its folders too")
+                    + ("" if recursive else "; --recursive searches subdirectories")
                 )
                 faults.append(InputFault(source, reason))
             found += [(str(path), path.relative_to(source)) for path in inside]
         else:
             found.append((source, Path(Path(source).name)))
-    return _with_outputs(found, output), faults
+    return _with_outputs(found, output), faults, skipped
 
 
-def _audio_files(folder: Path, recursive: bool, faults: list[InputFault]) -> Iterator[Path]:
-    """Files that look like audio, hidden ones left out; folders that cannot be listed are faults.
+def _audio_files(
+    folder: Path, recursive: bool, faults: list[InputFault], skipped: list[Path]
+) -> Iterator[Path]:
+    """The recordings of a folder without hidden files; a folder that cannot be listed is a fault.
 
-    Pipes and devices are left out too: opening one may take for ever.
+    Pipes and devices are skipped: opening one may block forever.
     """
     try:
         paths = sorted(folder.iterdir())
@@ -83,10 +89,36 @@ def _audio_files(folder: Path, recursive: bool, faults: list[InputFault]) -> Ite
         if path.name.startswith("."):
             continue
         if path.is_dir():
-            if recursive and not path.is_symlink():  # a link may lead back up
-                yield from _audio_files(path, recursive, faults)
-        elif path.suffix.lower() in AUDIO_SUFFIXES and path.is_file():
+            if recursive and not path.is_symlink():  # a link may point to a parent
+                yield from _audio_files(path, recursive, faults, skipped)
+        elif path.is_file() and (path.suffix.lower() in AUDIO_SUFFIXES or _decodes(path)):
             yield path
+        else:
+            skipped.append(path)
+
+
+def _decodes(path: Path) -> bool:
+    """Whether a decoder finds audio in a file."""
+    from pianissimo.audio.io import stream_audio
+
+    try:
+        return next(iter(stream_audio(path, block_seconds=0.1)), None) is not None
+    except AudioError:
+        return False
+
+
+def read_once(name: str) -> bool:
+    """Whether reading an input consumes it: standard input, pipes and devices."""
+    return name == STANDARD_INPUT or (
+        os.path.exists(name) and not (os.path.isfile(name) or os.path.isdir(name))
+    )
+
+
+def about_skipped(paths: Sequence[Path]) -> str:
+    """One line that names files of directories that are no inputs."""
+    shown = ", ".join(map(str, paths[:NAMES_SHOWN]))
+    more = f" and {len(paths) - NAMES_SHOWN} more" if len(paths) > NAMES_SHOWN else ""
+    return f"skipped {len(paths)} files without audio: {shown}{more}"
 
 
 def _with_outputs(found: list[tuple[str, Path]], folder: Path | None) -> list[Input]:

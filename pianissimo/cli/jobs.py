@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from pianissimo.cli.excerpts import WHOLE, ExcerptOptions
 from pianissimo.cli.options import ModelOptions
 from pianissimo.errors import PianissimoError
 from pianissimo.protocols import Outcome, Recognizer
@@ -43,6 +44,7 @@ class Setup:
     latency_ms: int | None = None
     word_timestamps: bool = True
     hotwords: "Sequence[Phrase]" = ()
+    excerpt: ExcerptOptions = WHOLE
     processes: int = 1
     """How many processes share the cores."""
 
@@ -59,13 +61,15 @@ def recognized(recognizer: Recognizer, names: Sequence[str], setup: Setup) -> It
     missing = set(range(len(names)))
     try:
         outcomes = recognizer.outcomes(
-            names,
+            [setup.excerpt.source(name) for name in names],
             latency_ms=setup.latency_ms,
             word_timestamps=setup.word_timestamps,
             boost=setup.hotwords,
         )
         for outcome in outcomes:
             missing.discard(outcome.index)
+            if outcome.transcript is not None:
+                outcome = replace(outcome, transcript=setup.excerpt.place(outcome.transcript))
             yield outcome
     except PianissimoError:
         raise

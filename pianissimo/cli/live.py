@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
+from pianissimo.cli.excerpts import WHOLE, ExcerptOptions
 from pianissimo.cli.output import emit, say
 from pianissimo.transcript import Segment, StreamEvent, Transcript
 
@@ -59,7 +60,13 @@ def open_stream(
 
 
 def transcribe_live(
-    stream: "Stream", name: str, said: Utterances, display: Display, *, realtime: bool = False
+    stream: "Stream",
+    name: str,
+    said: Utterances,
+    display: Display,
+    excerpt: ExcerptOptions = WHOLE,
+    *,
+    realtime: bool = False,
 ) -> None:
     """Push a recording block by block; show every event and collect final results in `said`.
 
@@ -67,15 +74,20 @@ def transcribe_live(
     """
     from pianissimo.audio.io import SAMPLE_RATE, stream_audio
 
-    blocks: Iterable[Samples] = stream_audio(name, block_seconds=BLOCK_SECONDS)
+    blocks: Iterable[Samples] = stream_audio(excerpt.source(name), block_seconds=BLOCK_SECONDS)
     if realtime:
         blocks = _paced(blocks, SAMPLE_RATE)
     with shown(name, display) as show:
-        push_all(stream, blocks, SAMPLE_RATE, show, said)
+        push_all(stream, blocks, SAMPLE_RATE, show, said, excerpt)
 
 
 def push_all(
-    stream: "Stream", blocks: Iterable["Samples"], sample_rate: int, show: Show, said: Utterances
+    stream: "Stream",
+    blocks: Iterable["Samples"],
+    sample_rate: int,
+    show: Show,
+    said: Utterances,
+    excerpt: ExcerptOptions = WHOLE,
 ) -> None:
     """Push blocks until they end; show every event and collect the finals that have text.
 
@@ -84,6 +96,7 @@ def push_all(
     samples = 0
 
     def accept(events: list[StreamEvent]) -> None:
+        events = [excerpt.place_event(event) for event in events]
         said.finals += [event for event in events if event.type == "final" and event.text]
         for event in events:
             show(event, said.seconds)

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from pianissimo.cli.command import command
-from pianissimo.cli.inputs import STANDARD_INPUT, collect
+from pianissimo.cli.excerpts import ExcerptOptions
+from pianissimo.cli.inputs import about_skipped, collect, read_once
 from pianissimo.cli.jobs import BATCH_SECONDS, Setup, batch_seconds, recognized, shared_out
 from pianissimo.cli.live import Display, Utterances, open_stream, transcribe_live, transcript_of
 from pianissimo.cli.options import (
@@ -124,6 +125,7 @@ def transcribe(
     model: ModelOptions,
     search: SearchOptions,
     stream: StreamOptions,
+    excerpt: ExcerptOptions,
     folders: FolderOptions,
     output: OutputOptions,
 ) -> None:
@@ -137,9 +139,11 @@ def transcribe(
     formats = output.formats
     if folders.skip_existing and output.output is None:
         raise OptionError("--skip-existing needs --output, the directory to search for results")
-    if folders.jobs > 1 and (stream.stream or STANDARD_INPUT in sources):
-        raise OptionError("--jobs cannot be combined with --stream or standard input")
-    inputs, faults = collect(sources, recursive=folders.recursive, output=output.output)
+    if folders.jobs > 1 and (stream.stream or any(map(read_once, sources))):
+        raise OptionError("--jobs cannot be combined with --stream, standard input or pipes")
+    inputs, faults, skipped = collect(sources, recursive=folders.recursive, output=output.output)
+    if skipped and not output.quiet:
+        complain(about_skipped(skipped))
     if output.output is None and not output.json and formats != ["txt"] and len(inputs) > 1:
         raise OptionError(
             f"{formats[0]} of several files cannot share stdout: add --output DIR, or use --json"
@@ -156,7 +160,14 @@ def transcribe(
     for fault in faults:
         report.fail(fault.name, fault.error)
     todo = _remaining(report, folders, verbose=output.verbose)
-    setup = Setup(model, search.decoding, stream.latency, output.word_timestamps, search.hotwords)
+    setup = Setup(
+        model,
+        search.decoding,
+        stream.latency,
+        output.word_timestamps,
+        search.hotwords,
+        excerpt,
+    )
     try:
         if todo:
             _run(todo, report, setup, stream, folders.jobs, output)
@@ -242,7 +253,7 @@ def _stream_all(
         )
         try:
             with opened as stream:
-                transcribe_live(stream, name, said, display, realtime=realtime)
+                transcribe_live(stream, name, said, display, setup.excerpt, realtime=realtime)
             outcome = Outcome(index, transcript_of(said, recognizer, setup.word_timestamps))
         except PianissimoError as error:
             outcome = Outcome(index, error=error)
@@ -260,7 +271,7 @@ def _recognize(
     from pianissimo.recognizers.batches import grouped
 
     names = {i: report.inputs[i].name for i in todo}
-    seconds = _lengths(names, report)
+    seconds = _lengths(names, setup, report)
     with audio_bar(report, seconds, shown=bar):
         for batch in grouped(seconds, BATCH_SECONDS):
             for outcome in recognized(recognizer, [names[i] for i in batch], setup):
@@ -272,7 +283,7 @@ def _share_out(setup: Setup, todo: list[int], report: Report, *, bar: bool, verb
     from pianissimo.recognizers.batches import grouped
 
     names = {i: report.inputs[i].name for i in todo}
-    seconds = _lengths(names, report)
+    seconds = _lengths(names, setup, report)
     known = [s for s in seconds.values() if s is not None]
     most = batch_seconds(sum(known), setup.processes) if known else BATCH_SECONDS
     batches = list(grouped(seconds, most))[::-1]
@@ -285,12 +296,13 @@ def _share_out(setup: Setup, todo: list[int], report: Report, *, bar: bool, verb
             report.accept(outcome.index, outcome)
 
 
-def _lengths(names: Mapping[int, str], report: Report) -> dict[int, float | None]:
+def _lengths(names: Mapping[int, str], setup: Setup, report: Report) -> dict[int, float | None]:
     """The seconds of each recording by its index, without those that cannot be read."""
     from pianissimo.recognizers.batches import lengths
 
     seconds: dict[int, float | None] = {}
-    for index, length in zip(names, lengths(names.values()), strict=True):
+    sources = [setup.excerpt.source(name) for name in names.values()]
+    for index, length in zip(names, lengths(sources), strict=True):
         if isinstance(length, PianissimoError):
             report.accept(index, Outcome(index, error=length))
         else:

@@ -1,12 +1,13 @@
-"""A recognizer over a test set: word errors per subset and latency mode, and the time it takes."""
+"""Word error rates of a recognizer over a test set, per subset and latency mode, and its speed."""
 
-import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pianissimo.audio.io import AudioSource
+from pianissimo.audio.manifest import manifest_rows, recording_part, seconds_in
 from pianissimo.errors import ManifestError, OptionError
 from pianissimo.evaluate.wer import ErrorCounts, word_errors
 from pianissimo.text.normalize import normalize_for_scoring
@@ -15,24 +16,35 @@ if TYPE_CHECKING:
     from pianissimo.protocols import Recognizer
 
 ALL = "all"
-"""The name under which a manifest without subsets, and the sum over subsets, is reported."""
+"""Subset name of lines without one, and of the sum over subsets."""
 FAULTS_SHOWN = 20
+"""Faulty lines named in an error."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """One recording of a test set: where it is, what is said in it, in scoring form, its subset."""
+    """One utterance of a test set: its audio, its text in scoring form, and its subset.
+
+    `offset` and `duration` in seconds select a part of the file; None is its end.
+    """
 
     path: Path
     text: str
     subset: str
+    offset: float = 0.0
+    duration: float | None = None
+
+    @property
+    def audio(self) -> AudioSource:
+        """The file, or the selected part of it."""
+        return recording_part(self.path, self.offset, self.duration)
 
 
 @dataclass
 class Score:
-    """What a recognizer made of one subset at one latency mode.
+    """Errors and audio of one subset in one latency mode.
 
-    `failed` counts recordings that could not be read; their words are in no other number.
+    `failed` counts recordings that could not be read; they are excluded from the other figures.
     """
 
     subset: str
@@ -45,14 +57,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Pass:
-    """One latency mode over all recordings: its scores, the sum of them, and the wall time."""
+    """One latency mode over all recordings: scores per subset, their sum, and the wall time."""
 
     latency_ms: int | None
     scores: tuple[Score, ...]
     total: Score
     seconds: float
     faults: tuple[str, ...]
-    """What was wrong with the recordings that failed, one line each."""
+    """The errors of failed recordings, one line each."""
 
     @property
     def times_realtime(self) -> float:
@@ -61,24 +73,18 @@ class Pass:
 
 
 def read_references(manifest: Path, subsets: Sequence[str] = ()) -> list[Reference]:
-    """The recordings of a manifest, or those of the named subsets.
+    """The utterances of a manifest, or those of the named subsets.
 
-    A manifest is NeMo's: a JSON object a line with `audio_filepath` (relative to the manifest) and
-    `text`, or `text_norm` which is preferred; `subset` is optional. Raises ManifestError listing
-    faulty lines, and OptionError for a subset it does not have.
+    A line has `audio_filepath` and `text`, or `text_norm` which is preferred; `offset`, `duration`
+    and `subset` are optional. Raises ManifestError listing faulty lines, and OptionError for an
+    unknown subset.
     """
-    try:
-        # Windows' editors put a mark before the first letter.
-        lines = manifest.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ManifestError(f"manifest {manifest} cannot be read: {reason}") from error
     references, faults = [], []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, row in manifest_rows(manifest):
         try:
-            references.append(_reference(json.loads(line), manifest.parent))
+            if isinstance(row, str):
+                raise ValueError(row)
+            references.append(_reference(row, manifest.parent))
         except ValueError as error:
             faults.append(f"line {number}: {error}")
     if faults or not references:
@@ -92,16 +98,15 @@ def read_references(manifest: Path, subsets: Sequence[str] = ()) -> list[Referen
     return [r for r in references if not subsets or r.subset in subsets]
 
 
-def _reference(row: Any, folder: Path) -> Reference:
-    if not isinstance(row, dict):
-        raise ValueError("not a JSON object")
+def _reference(row: dict[str, Any], folder: Path) -> Reference:
     path, text, subset = row.get("audio_filepath"), row.get("text_norm"), row.get("subset", ALL)
     text = row.get("text") if text is None else text
     if not isinstance(path, str) or not isinstance(text, str) or not isinstance(subset, str):
-        raise ValueError("'audio_filepath', 'text' or 'subset' is missing or not a text")
-    if row.get("offset"):
-        raise ValueError("'offset' is set, but recordings are scored whole: cut them first")
-    return Reference(folder / path, normalize_for_scoring(text), subset)
+        raise ValueError("'audio_filepath', 'text' or 'subset' is missing or not a string")
+    offset, duration = seconds_in(row, "offset") or 0.0, seconds_in(row, "duration")
+    if duration == 0:
+        raise ValueError("'duration' must be above 0 s")
+    return Reference(folder / path, normalize_for_scoring(text), subset, offset, duration)
 
 
 def evaluate(
@@ -115,7 +120,7 @@ def evaluate(
     """Transcribe all recordings once per latency mode and count the errors.
 
     Both texts are compared in scoring form. `advance` is called after every recording. Raises
-    OptionError for a latency the model does not have, before anything is transcribed.
+    OptionError for an unknown latency mode before anything is transcribed.
     """
     latencies = list(latencies_ms)
     for latency in latencies:
@@ -136,7 +141,7 @@ def _one_pass(
     total, faults = Score(ALL, latency_ms), []
     began = time.monotonic()
     outcomes = recognizer.outcomes(
-        [reference.path for reference in references],
+        [reference.audio for reference in references],
         batch_seconds=batch_seconds,
         latency_ms=latency_ms,
         word_timestamps=False,

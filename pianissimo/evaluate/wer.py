@@ -39,12 +39,12 @@ class ErrorCounts:
 
 
 def word_errors(reference: str, hypothesis: str) -> ErrorCounts:
-    """Errors between words set apart by white space; normalize both texts first if wanted."""
+    """Errors between words separated by white space; normalize both texts first if needed."""
     return _count(reference.split(), hypothesis.split())
 
 
 def character_errors(reference: str, hypothesis: str) -> ErrorCounts:
-    """Errors between characters, where any white space counts as one space."""
+    """Errors between characters; any white space counts as one space."""
     return _count(list(" ".join(reference.split())), list(" ".join(hypothesis.split())))
 
 

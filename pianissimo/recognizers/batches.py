@@ -3,21 +3,28 @@
 import os
 from collections.abc import Iterable, Iterator, Mapping
 
-from pianissimo.audio.io import AudioSource, describe
+from pianissimo.audio.io import AudioSource, Excerpt, describe
 from pianissimo.errors import PianissimoError
 
 
 def lengths(sources: Iterable[AudioSource]) -> Iterator[float | PianissimoError | None]:
     """The seconds of each recording, None where nothing states them, or why it cannot be read."""
     for source in sources:
-        # Standard input and file objects are read once, so they are not asked beforehand.
-        if not isinstance(source, (str, os.PathLike)) or source == "-":
+        if _read_once(source):
             yield None
             continue
         try:
             yield describe(source).duration_seconds
         except PianissimoError as error:
             yield error
+
+
+def _read_once(source: AudioSource) -> bool:
+    """Whether reading a source consumes it: file objects, standard input and pipes."""
+    source = source.source if isinstance(source, Excerpt) else source
+    if not isinstance(source, (str, os.PathLike)) or source == "-":
+        return True
+    return os.path.exists(source) and not (os.path.isfile(source) or os.path.isdir(source))
 
 
 def grouped(seconds: Mapping[int, float | None], batch_seconds: float) -> Iterator[list[int]]:

@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 
 from pianissimo.audio.features import MelFeatures
 from pianissimo.audio.io import SAMPLE_RATE, load_audio
+from pianissimo.audio.manifest import manifest_rows, seconds_in
 from pianissimo.errors import AudioError, ManifestError, OptionError
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train.augment import SpecAugment
@@ -60,16 +61,14 @@ def read_manifest(path: Path) -> list[Utterance]:
 
 def manifest_lines(path: Path) -> Iterator[tuple[int, "Utterance | str"]]:
     """The number of each line that is not empty, with its utterance or its fault."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"manifest {path} cannot be read: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                yield number, replace(_utterance(json.loads(line), path.parent), line=number)
-            except (ValueError, TypeError, OverflowError, RecursionError) as error:
-                yield number, str(error)
+    for number, row in manifest_rows(path):
+        if isinstance(row, str):
+            yield number, row
+            continue
+        try:
+            yield number, replace(_utterance(row, path.parent), line=number)
+        except (ValueError, TypeError, OverflowError) as error:
+            yield number, str(error)
 
 
 def write_manifest(path: Path, utterances: Iterable[Utterance]) -> None:
@@ -90,21 +89,18 @@ def write_manifest(path: Path, utterances: Iterable[Utterance]) -> None:
     partial.replace(path)
 
 
-def _utterance(row: object, folder: Path) -> Utterance:
-    if not isinstance(row, dict):
-        raise ValueError("not a JSON object")
-    for key, kind in (("audio_filepath", str), ("duration", (int, float)), ("text", str)):
-        if not isinstance(row.get(key), kind) or isinstance(row.get(key), bool):
-            raise ValueError(f"{key!r} is missing or of the wrong type")
-    audio = folder / row["audio_filepath"]
+def _utterance(row: Mapping[str, object], folder: Path) -> Utterance:
+    name, text, duration = row.get("audio_filepath"), row.get("text"), seconds_in(row, "duration")
+    if not isinstance(name, str) or not isinstance(text, str) or not duration:
+        wrong = {"audio_filepath": not isinstance(name, str), "text": not isinstance(text, str)}
+        key = next((key for key, is_wrong in wrong.items() if is_wrong), "duration")
+        raise ValueError(f"{key!r} is missing or of the wrong type")
+    audio = folder / name
     if not audio.is_file():
         raise ValueError(f"no file {audio}")
-    offset = row.get("offset", 0.0)
-    if not 0 < row["duration"] < float("inf") or not 0 <= offset < float("inf"):
-        raise ValueError(f"duration {row['duration']} or offset {offset} is out of range")
     known = ("audio_filepath", "duration", "text", "offset")
     extra = {k: v for k, v in row.items() if k not in known}
-    return Utterance(audio, float(row["duration"]), row["text"], float(offset), extra)
+    return Utterance(audio, duration, text, seconds_in(row, "offset") or 0.0, extra)
 
 
 class AudioCache:

@@ -1,7 +1,7 @@
-"""The clips of a benchmark: chosen from clean speech, built once, kept as files with their record.
+"""The clips of a benchmark: built from clean speech, kept as files with their record.
 
-A clip that is there already, by recipe and checksum, is not built again, so a run that was killed
-goes on where it stopped. Audio is made on the spot and never shipped.
+Clips that exist, by recipe and checksum, are not built again, so an interrupted run resumes. Audio
+is built locally and never shipped.
 """
 
 import json
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pianissimo.audio.io import SAMPLE_RATE, load_audio
+from pianissimo.audio.manifest import manifest_rows, recording_part, seconds_in
 from pianissimo.errors import AudioError, ManifestError, OptionError
 from pianissimo.evaluate.quietbench.scenarios import (
     NON_SPEECH,
@@ -38,7 +39,7 @@ _BABBLE_VOICES = 16
 
 @dataclass(frozen=True)
 class Source:
-    """A recording of clean speech, and what is said in it."""
+    """Clean speech and its text; `offset` and `duration` in seconds select a part of the file."""
 
     id: str
     path: Path
@@ -46,6 +47,12 @@ class Source:
     speaker: str
     language: str
     subset: str = ""
+    offset: float = 0.0
+    duration: float | None = None
+
+    def samples(self) -> npt.NDArray[np.float32]:
+        """The samples (n,) at 16 kHz."""
+        return load_audio(recording_part(self.path, self.offset, self.duration))
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class BenchClip:
     record: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def samples(self) -> npt.NDArray[np.float32]:
-        """The samples (n,) as a recognizer gets them."""
+        """The samples (n,) that a recognizer gets."""
         return load_audio(self.path)
 
 
@@ -74,23 +81,26 @@ def read_sources(manifest: Path, subsets: Sequence[str] = ()) -> list[Source]:
     Raises ManifestError for a manifest that cannot be read or has none, OptionError for a subset
     that it does not have.
     """
-    try:
-        rows = [json.loads(line) for line in manifest.read_text("utf-8").splitlines() if line]
-        everything = [_source(row, manifest.parent) for row in rows]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ManifestError(
-            f"manifest {manifest} is not usable ({type(error).__name__}: {error}); expected JSON "
-            "lines with audio_filepath and text"
-        ) from error
-    known = sorted({source.subset for source, _ in everything})
+    everything = []
+    for number, row in manifest_rows(manifest):
+        try:
+            if isinstance(row, str):
+                raise ValueError(row)
+            everything.append(_source(row, manifest.parent))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ManifestError(
+                f"manifest {manifest} is not usable, line {number} ({type(error).__name__}: "
+                f"{error}); expected JSON lines with audio_filepath and text"
+            ) from error
+    known = sorted({source.subset for source in everything})
     for subset in subsets:
         if subset not in known:
             raise OptionError(f"{manifest} has no subset {subset!r}, only {', '.join(known)}")
     chosen = [
         source
-        for source, seconds in everything
+        for source in everything
         if (not subsets or source.subset in subsets)
-        and (seconds is None or MIN_SECONDS <= seconds <= MAX_SECONDS)
+        and (source.duration is None or MIN_SECONDS <= source.duration <= MAX_SECONDS)
         and not any(character.isdigit() for character in source.text)
         and source.text.strip()
     ]
@@ -102,29 +112,30 @@ def read_sources(manifest: Path, subsets: Sequence[str] = ()) -> list[Source]:
     return chosen
 
 
-def _source(row: dict[str, Any], folder: Path) -> tuple[Source, float | None]:
+def _source(row: dict[str, Any], folder: Path) -> Source:
     name = str(row["audio_filepath"])
     text = row.get("text_norm")
-    source = Source(
-        id=Path(name).stem,
+    offset = seconds_in(row, "offset") or 0.0
+    return Source(
+        id=f"{Path(name).stem}-{offset:g}" if offset else Path(name).stem,
         path=folder / name,
         text=str(row["text"] if text is None else text),
         speaker=str(row.get("speaker", name)),
         language=str(row.get("lang", row.get("language", "en"))),
         subset=str(row.get("subset", "")),
+        offset=offset,
+        duration=seconds_in(row, "duration"),
     )
-    seconds = row.get("duration")
-    return source, None if seconds is None else float(seconds)
 
 
 def bundled_sources(folder: Path) -> list[Source]:
-    """The example clips of the repository, synthetic voices: enough to see the machinery run."""
+    """The example clips of the repository, with synthetic voices: enough for a trial run."""
     try:
         texts = json.loads((folder / "clips.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise OptionError(
             f"there is no manifest and no example clips in {folder} ({error}); "
-            "name a manifest of clean speech with --manifest"
+            "name a manifest of clean speech with --speech"
         ) from error
     return [
         Source(Path(name).stem, folder / name, text, Path(name).stem, "en", "examples")
@@ -133,7 +144,7 @@ def bundled_sources(folder: Path) -> list[Source]:
 
 
 def choose(sources: Sequence[Source], count: int, seed: int) -> list[Source]:
-    """`count` sources, all speakers in turn, drawn by `seed`; all of them if there are fewer."""
+    """Draw `count` sources by `seed`, one speaker after the other; all if there are fewer."""
     rng = random.Random(seed)
     by_speaker: dict[str, list[Source]] = {}
     for source in sorted(sources, key=lambda source: source.id):
@@ -151,7 +162,7 @@ def choose(sources: Sequence[Source], count: int, seed: int) -> list[Source]:
 
 @dataclass(frozen=True)
 class Job:
-    """A clip to be built: what it is called, where it belongs, what is said in it, and how."""
+    """A clip to build: its id, its group, its source of speech, and how to build it."""
 
     id: str
     group: str
@@ -161,13 +172,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Suite:
-    """What is to be built: scenarios and sweep over `sources`, and clips without speech."""
+    """The clips to build: scenarios and level sweep over `sources`, and clips without speech."""
 
     sources: tuple[Source, ...]
     seed: int = 1
     non_speech: int = 16
     sweep: int = 6
-    """How many of the sources go through the sweep of levels."""
+    """Number of sources in the level sweep."""
     scenarios: tuple[Scenario, ...] = SCENARIOS
 
     def jobs(self) -> Iterator["Job"]:
@@ -194,23 +205,21 @@ class Suite:
         return build_non_speech(kind, self._voices(), seed_of(self.seed, name))
 
     def _voices(self) -> list[npt.NDArray[np.float64]]:
-        return [
-            load_audio(source.path).astype(np.float64) for source in self.sources[:_BABBLE_VOICES]
-        ]
+        return [source.samples().astype(np.float64) for source in self.sources[:_BABBLE_VOICES]]
 
 
 def make_clips(
     plan: Suite, folder: Path, advance: Callable[[], None] | None = None
 ) -> tuple[list[BenchClip], list[str]]:
-    """Build what is missing under `folder`; the clips, and why others could not be built.
+    """Build missing clips in `folder`; return all clips, and the errors of those that failed.
 
-    The sweep comes in two forms: float as computed, and 16 bits. Raises MissingExtraError without
-    pyroomacoustics, OptionError when the folder cannot be written.
+    The level sweep has two forms: float and 16 bits. Raises MissingExtraError without
+    pyroomacoustics, OptionError if the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OptionError(f"the folder {folder} cannot be made: {error.strerror}") from error
+        raise OptionError(f"the folder {folder} cannot be created: {error.strerror}") from error
     clips: list[BenchClip] = []
     faults: list[str] = []
     for job in plan.jobs():
@@ -232,7 +241,7 @@ def make_clips(
 def _build(
     source: Source, scenario: Scenario, seed: tuple[int, ...], *, quantized: bool = True
 ) -> Built:
-    return build(load_audio(source.path), scenario, seed, quantized=quantized)
+    return build(source.samples(), scenario, seed, quantized=quantized)
 
 
 def _clip(job: Job, path: Path, record: dict[str, Any]) -> BenchClip:
@@ -251,7 +260,7 @@ def _clip(job: Job, path: Path, record: dict[str, Any]) -> BenchClip:
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:
-    """What was written beside the audio, if both are whole and of this recipe."""
+    """The record of a clip if it and the audio are complete and of this recipe version."""
     try:
         record: dict[str, Any] = json.loads(path.with_suffix(".json").read_text("utf-8"))
         whole = record["recipe"] == RECIPE_VERSION and path.stat().st_size == record["bytes"]
@@ -261,7 +270,7 @@ def _read_record(path: Path) -> dict[str, Any] | None:
 
 
 def _keep(built: Built, path: Path, seed: int) -> dict[str, Any]:
-    """Write audio and record; the record comes last, so it stands for both."""
+    """Write the audio, then the record, which marks both as complete."""
     import soundfile
 
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -281,7 +290,7 @@ def _keep(built: Built, path: Path, seed: int) -> dict[str, Any]:
 
 
 def write_manifest(clips: Sequence[BenchClip], path: Path) -> None:
-    """One JSON object a line: identity, source, seed, levels, SHA-256 of every clip."""
+    """Write one JSON line per clip: id, source, seed, levels and SHA-256."""
     lines = []
     for clip in clips:
         row = asdict(clip)

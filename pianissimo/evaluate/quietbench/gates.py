@@ -1,7 +1,7 @@
-"""How much speech a detector would throw away before any recognizer hears it.
+"""How much speech a voice detector in front of a recognizer would discard.
 
-The same clips through gates of several kinds: a usual one (0.5 on the samples as they come), one
-with a lower threshold, that one after the gain, and that with the second chance by energy.
+The clips go through several gates: a common one (threshold 0.5, before the gain), one with a lower
+threshold, that one after the gain, and that one with the additional energy criterion.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ _NORMAL = PRESETS["normal"]
 
 @dataclass(frozen=True)
 class Gate:
-    """A detector in front of a recognizer; `leveled` if it hears what left the gain."""
+    """A detector in front of a recognizer; `leveled` if it runs after the gain."""
 
     name: str
     options: VadOptions
@@ -38,15 +38,15 @@ GATES = (
 
 @dataclass(frozen=True)
 class Kept:
-    """What one gate leaves of one group of clips."""
+    """What one gate keeps of one group of clips."""
 
     gate: str
     group: str
     clips: int
     share: float
-    """Of the time, margins included."""
+    """Share of the time that is kept, margins included."""
     lost: int
-    """Clips of which nothing is left."""
+    """Clips of which nothing is kept."""
 
 
 def known_or_measured(
@@ -55,7 +55,7 @@ def known_or_measured(
     folder: Path,
     advance: Callable[[], None] | None = None,
 ) -> list[Kept]:
-    """What `measure_gates` returns, from `folder` if it was measured on the same clips before."""
+    """The results of `measure_gates`, read from `folder` if it holds those of the same clips."""
     sums = "".join(clip.id + clip.sha256 for clip in clips)
     key = hashlib.sha256(f"{GATES}{sums}".encode()).hexdigest()
     path = folder / FILE
@@ -64,7 +64,7 @@ def known_or_measured(
         if stored["clips"] == key:
             return [Kept(**row) for row in stored["kept"]]
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # nothing there, or not ours: measure
+        pass  # no file, or of another version: measure
     kept = measure_gates(clips, model, advance)
     rows = [asdict(one) for one in kept]
     path.write_text(json.dumps({"clips": key, "kept": rows}, indent=1) + "\n", "utf-8")
@@ -74,7 +74,7 @@ def known_or_measured(
 def measure_gates(
     clips: Sequence[BenchClip], model: SpeechModel, advance: Callable[[], None] | None = None
 ) -> list[Kept]:
-    """All gates over all clips with speech in 16 bits, group by group."""
+    """Run all gates over all 16-bit clips with speech, group by group."""
     front_end = FrontEnd("on")
     groups: dict[str, list[BenchClip]] = {}
     for clip in clips:
@@ -82,16 +82,16 @@ def measure_gates(
             groups.setdefault(clip.group, []).append(clip)
     kept = []
     for group, members in groups.items():
-        found: list[list[float]] = [[] for _ in GATES]
+        spans: list[list[float]] = [[] for _ in GATES]
         for clip in members:
             raw = clip.samples()
             loud = front_end.whole(raw).samples
-            for gate, seconds in zip(GATES, found, strict=True):
+            for gate, seconds in zip(GATES, spans, strict=True):
                 seconds.append(_speech_seconds(loud if gate.leveled else raw, gate, model))
             if advance is not None:
                 advance()
         total = sum(clip.seconds for clip in members)
-        for gate, seconds in zip(GATES, found, strict=True):
+        for gate, seconds in zip(GATES, spans, strict=True):
             lost = sum(not s for s in seconds)
             kept.append(Kept(gate.name, group, len(members), sum(seconds) / total, lost))
     return kept

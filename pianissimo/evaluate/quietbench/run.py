@@ -1,8 +1,8 @@
-"""Recognizers over the clips of QuietBench, with and without gain; nothing is computed twice.
+"""Run recognizers over the clips of QuietBench, with and without gain; results are reused.
 
-Every result is a line in `results.jsonl` as soon as it is known, and carries what it depends on:
-the recognizer with a fingerprint of its weights, the gain, the clip with its checksum. A run that
-was killed reads them and goes on; other weights or clips make other lines.
+Each result is written to `results.jsonl` at once, with what it depends on: the recognizer and a
+fingerprint of its weights, the gain, the clip and its checksum. An interrupted run reads them and
+resumes; other weights or clips have other lines.
 """
 
 import hashlib
@@ -35,11 +35,11 @@ _WARM_UPS, _REPEATS, _LATENCY_CLIPS = 3, 5, 6
 
 @dataclass(frozen=True)
 class Result:
-    """What one recognizer made of one clip with one gain mode."""
+    """Errors of one recognizer on one clip in one gain mode."""
 
     recognizer: str
     weights: str
-    """A fingerprint of the parameters, so that a retrained model is another one."""
+    """Fingerprint of the parameters: a retrained model has another one."""
     gain: GainMode
     clip: str
     group: str
@@ -60,7 +60,7 @@ class Result:
     speech_db: float = 0.0
     noise_db: float = 0.0
     error: str | None = None
-    """Why the recognizer failed on this clip; it then counts as having said nothing."""
+    """The recognizer's error on this clip, which then counts as an empty text."""
 
     @property
     def errors(self) -> int:
@@ -74,7 +74,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Speed:
-    """Milliseconds from audio in memory to text, model ready, one clip at a time."""
+    """Milliseconds from audio in memory to text, one clip at a time, after warm-up."""
 
     recognizer: str
     gain: GainMode
@@ -123,7 +123,7 @@ class Leveled:
 
 
 def read_results(folder: Path) -> list[Result]:
-    """The results of a run; a last line that was being written when it was killed is left out."""
+    """The results of a run, without a last line that is incomplete."""
     path = folder / RESULTS
     if not path.exists():
         return []
@@ -146,10 +146,10 @@ def run(
     weights: Mapping[str, str] = MappingProxyType({}),
     advance: Callable[[], None] | None = None,
 ) -> list[Result]:
-    """All recognizers over all clips with every gain mode; the results of this run's keys.
+    """Run all recognizers over all clips in every gain mode and return the results.
 
-    What `folder` has already is taken from there. `weights` has the fingerprints of recognizers by
-    name, for those that show no parameters. `advance` is called after every result.
+    Results that `folder` holds are reused. `weights` maps recognizer names to fingerprints, for
+    recognizers without visible parameters. `advance` is called after every result.
     """
     known = {result.key: result for result in read_results(folder)}
     results = []
@@ -172,7 +172,7 @@ def run(
 
 
 def _end_last_line(path: Path) -> None:
-    """What a killed run was writing must not swallow the next line."""
+    """End an incomplete last line, so that the next result has its own."""
     if path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
         with open(path, "a", encoding="utf-8") as file:
             file.write("\n")
@@ -220,7 +220,7 @@ def _one(leveled: Leveled, weights: str, gain: GainMode, clip: BenchClip) -> Res
 
 
 def measure_speed(recognizer: Recognizer, clips: Sequence[BenchClip], gain: GainMode) -> Speed:
-    """Latency over a few clips of the control scenario: three warm-ups, then five times each."""
+    """Latency over a few control clips: three warm-ups, then each clip five times."""
     chosen = [clip for clip in clips if clip.group == "control"][:_LATENCY_CLIPS]
     recordings = [clip.samples() for clip in chosen]
     leveled = Leveled(recognizer, gain)
@@ -267,7 +267,7 @@ def _wait_for_device(recognizer: Recognizer) -> None:
 def environment(
     recognizers: Sequence[Recognizer], weights: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """Device, precision, threads and versions: without them a number says nothing."""
+    """Device, dtype, threads and versions, which every figure depends on."""
     import torch
 
     return {

@@ -32,7 +32,6 @@ FAULTS = {
     "crowded": "more text than the model can write in the duration",
     "conflict": "the same audio with another transcript",
     "overlap": "audio of the training set in the validation set",
-    "offset": "part of a recording; whole recordings are needed",
 }
 ODDITIES = {
     "rate": "recorded below 16 kHz, so high frequencies are missing",
@@ -142,13 +141,12 @@ def check_manifest(
     capacity: Capacity,
     *,
     bounds: Bounds | None = None,
-    whole: bool = False,
 ) -> Checked:
     """Check every line of a manifest and decode its audio.
 
-    `whole` requires whole recordings, as validation does. Raises ManifestError for a missing file.
+    Raises ManifestError for a missing file.
     """
-    check = _LineCheck(writer, capacity, bounds or Bounds(), whole)
+    check = _LineCheck(writer, capacity, bounds or Bounds())
     lines: list[Line] = []
     findings: list[LineFinding] = []
     first: dict[bytes, Line] = {}
@@ -227,8 +225,8 @@ class Spelling:
 class _LineCheck:
     """The check of single lines; caches the last recording, of which several lines may be parts."""
 
-    def __init__(self, writer: Writer, capacity: Capacity, bounds: Bounds, whole: bool) -> None:
-        self.writer, self.capacity, self.bounds, self.whole = writer, capacity, bounds, whole
+    def __init__(self, writer: Writer, capacity: Capacity, bounds: Bounds) -> None:
+        self.writer, self.capacity, self.bounds = writer, capacity, bounds
         self.spelling = Spelling(writer)
         self._last: tuple[Path, Samples, list[tuple[str, str]]] | None = None
 
@@ -274,8 +272,6 @@ class _LineCheck:
             yield "length", f"{u.duration:.2f} s, expected {shortest:g} to {longest:g} s"
         if not len(samples) or float(np.abs(samples).max()) < SILENT_PEAK:
             yield "silent", f"{u.path} is silent from {u.offset:g} s on for {u.duration:g} s"
-        if self.whole and u.offset:
-            yield "offset", f"the offset is {u.offset:g} s; cut the recording first"
 
     def _recording(self, path: Path) -> tuple[Samples, list[tuple[str, str]]]:
         if self._last is None or self._last[0] != path:

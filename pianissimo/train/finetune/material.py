@@ -80,15 +80,15 @@ def check_material(
 ) -> Material:
     """Check every line of every manifest; ManifestError only for a missing file."""
 
-    def check(path: Path, whole: bool) -> Checked:
-        return check_manifest(path, writer, capacity, bounds=bounds, whole=whole)
+    def check(path: Path) -> Checked:
+        return check_manifest(path, writer, capacity, bounds=bounds)
 
-    train, val = check(options.manifest, False), check(options.val, True)
+    train, val = check(options.manifest), check(options.val)
     return Material(
         train,
         check_overlap(train, val),
-        None if options.replay is None else check(options.replay, False),
-        None if options.regression is None else check(options.regression, True),
+        None if options.replay is None else check(options.replay),
+        None if options.regression is None else check(options.regression),
     )
 
 
@@ -205,6 +205,8 @@ def references(manifest: Path) -> list[Reference]:
             u.path,
             normalize_for_scoring(str(u.extra.get("text_norm") or u.text)),
             str(u.extra.get("subset", ALL)),
+            u.offset,
+            u.duration,
         )
         for u in read_manifest(manifest)
     ]
