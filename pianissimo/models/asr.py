@@ -163,10 +163,9 @@ class AsrConfig:
         """The prompt of a language, None for the only language of a model without prompts;
         OptionError naming the languages that the model has."""
         if self.prompts is None or not self.prompts.languages:
-            if language != self.language:
-                raise OptionError(
-                    f"{self.name} has no choice of languages: remove language {language!r}"
-                )
+            if language.lower() != AUTO and not _speaks(self.language, language):
+                only = "an unknown language" if self.language is None else f"only {self.language!r}"
+                raise OptionError(f"{self.name} does not support {language!r}; it speaks {only}")
             return None
         chosen = self.prompts.of(language)
         if chosen is None:
@@ -192,6 +191,13 @@ class AsrConfig:
             language=None if chosen.language == AUTO else chosen.language,
             prompts=dataclasses.replace(self.prompts, default=chosen.prompt),
         )
+
+
+def _speaks(own: str | None, requested: str) -> bool:
+    """Whether a model of one language covers the requested one: "en" covers "en-US"."""
+    return own is not None and (
+        own.lower().split("-")[0] == requested.lower().replace("_", "-").split("-")[0]
+    )
 
 
 class PromptProjector(nn.Module):
