@@ -1,37 +1,37 @@
-"""The exception tree: every error a user can meet, one sentence each.
+"""The exception tree: every error that the package raises on purpose.
 
     PianissimoError
-    ├── OptionError              an option or combination of options makes no sense
+    ├── OptionError              an option or a combination of options is invalid
     ├── AudioError               the audio cannot be used
-    │   ├── AudioNotFoundError       there is nothing to read at that place
-    │   ├── AudioDecodeError         the bytes are not audio that we can decode
-    │   └── AudioValueError          the samples decode, but are not usable numbers
+    │   ├── AudioNotFoundError       there is no audio at that path
+    │   ├── AudioDecodeError         the bytes are not audio that can be decoded
+    │   └── AudioValueError          the samples decode, but their values are unusable
     ├── ModelError               the model cannot be used
-    │   ├── ModelNotFoundError       no such name, folder or file, or no network to fetch it
-    │   └── CheckpointError          the checkpoint is damaged, hostile or of an unknown kind
+    │   ├── ModelNotFoundError       no such name, folder or file, or no network to download it
+    │   └── CheckpointError          the checkpoint is damaged, hostile or of an unknown format
     ├── MissingExtraError        an optional dependency is not installed
-    ├── StreamError              a live stream was used in an illegal order
-    │   ├── BacklogError             more audio was pushed than the stream may keep waiting
-    │   └── StateError               a saved stream cannot be taken up again
+    ├── StreamError              a method of a live stream was called in the wrong order
+    │   ├── BacklogError             the buffer of a live stream is full
+    │   └── StateError               a saved stream cannot be resumed
     ├── EngineError              the streaming engine cannot serve
-    │   └── EngineFullError          all its streams are in use
-    └── ManifestError            a training manifest has unusable lines
+    │   └── EngineFullError          all its slots are in use
+    └── ManifestError            a manifest has unusable lines
 
-A message says what happened, what was expected, and what to do about it. `code` is a stable
-identifier for machines (JSON output, wire protocols); messages may be reworded, codes may not.
+A message says what happened, what was expected, and what to do. `code` is a stable identifier for
+programs (JSON output, wire protocols); messages may change, codes do not.
 """
 
 from typing import ClassVar
 
 
 class PianissimoError(Exception):
-    """Base of everything this package raises on purpose."""
+    """Base class of all errors that the package raises on purpose."""
 
     code: ClassVar[str] = "error"
 
 
 class OptionError(PianissimoError, ValueError):
-    """An option, or a combination of options, makes no sense."""
+    """An option, or a combination of options, is invalid."""
 
     code = "invalid_option"
 
@@ -43,19 +43,19 @@ class AudioError(PianissimoError):
 
 
 class AudioNotFoundError(AudioError):
-    """There is nothing to read: no such file, a directory, no permission, empty standard input."""
+    """No audio to read: no such file, a directory, no permission, empty standard input."""
 
     code = "audio_not_found"
 
 
 class AudioDecodeError(AudioError):
-    """The bytes are not audio that we can decode: not a media file, no audio track, cut short."""
+    """The bytes cannot be decoded: not a media file, no audio track, cut off."""
 
     code = "audio_undecodable"
 
 
 class AudioValueError(AudioError, ValueError):
-    """The samples decode but are not usable numbers: NaN, infinity, unknown layout or rate."""
+    """The samples decode, but are unusable: NaN, infinity, unknown layout or rate."""
 
     code = "audio_invalid_values"
 
@@ -67,13 +67,13 @@ class ModelError(PianissimoError):
 
 
 class ModelNotFoundError(ModelError):
-    """No model of that name, folder or file, or no network to fetch it."""
+    """No such model name, folder or file, or no network to download it."""
 
     code = "model_not_found"
 
 
 class CheckpointError(ModelError):
-    """The checkpoint is damaged, hostile, incomplete or of an unknown kind."""
+    """The checkpoint is damaged, hostile, incomplete or of an unknown format."""
 
     code = "checkpoint_invalid"
 
@@ -85,36 +85,36 @@ class MissingExtraError(PianissimoError, ImportError):
 
 
 class StreamError(PianissimoError, RuntimeError):
-    """A live stream was used in an illegal order, for example pushed after finish."""
+    """A method of a live stream was called in the wrong order, for example push after finish."""
 
     code = "stream_state"
 
 
 class BacklogError(StreamError):
-    """More audio was pushed than the stream may keep waiting: push slower, or wait."""
+    """The buffer of a live stream is full: push slower, or wait."""
 
     code = "backlog_full"
 
 
 class StateError(StreamError, ValueError):
-    """A saved stream cannot be taken up again: damaged, or of another model or version."""
+    """A saved stream cannot be resumed: damaged, or of another model or version."""
 
     code = "state_invalid"
 
 
 class EngineError(PianissimoError, RuntimeError):
-    """The streaming engine cannot serve: it was closed, or its worker failed."""
+    """The streaming engine cannot serve: it is closed, or its worker failed."""
 
     code = "engine_failed"
 
 
 class EngineFullError(EngineError):
-    """All streams of the engine are in use."""
+    """All slots of the engine are in use."""
 
     code = "engine_full"
 
 
 class ManifestError(PianissimoError, ValueError):
-    """A training manifest has unusable lines; the message lists them by line number."""
+    """A manifest has unusable lines; the message lists them by number."""
 
     code = "manifest_invalid"

@@ -14,6 +14,16 @@ if TYPE_CHECKING:
     from pianissimo.audio.io import AudioSource
 
 
+def seconds_of(option: str, text: str) -> float:
+    """ "1:02.5" -> 62.5; OptionError unless it is seconds, MM:SS or HH:MM:SS."""
+    if not re.fullmatch(r"(\d+:){0,2}\d+(\.\d*)?", text):
+        raise OptionError(f"{option} must be seconds or [HH:]MM:SS, but is {text!r}")
+    seconds = 0.0
+    for part in text.split(":"):
+        seconds = 60 * seconds + float(part)
+    return seconds
+
+
 @dataclass(frozen=True)
 class ExcerptOptions:
     """Which part of each recording is transcribed."""
@@ -78,13 +88,3 @@ class ExcerptOptions:
 
 
 WHOLE = ExcerptOptions()
-
-
-def seconds_of(option: str, text: str) -> float:
-    """ "1:02.5" -> 62.5; OptionError unless it is seconds, MM:SS or HH:MM:SS."""
-    if not re.fullmatch(r"(\d+:){0,2}\d+(\.\d*)?", text):
-        raise OptionError(f"{option} must be seconds or [HH:]MM:SS, but is {text!r}")
-    seconds = 0.0
-    for part in text.split(":"):
-        seconds = 60 * seconds + float(part)
-    return seconds

@@ -1,4 +1,4 @@
-"""What a benchmark leaves behind: a summary, tables, curves, and one page of HTML for people."""
+"""Reports of a benchmark: a summary, tables, curves and an HTML page."""
 
 import base64
 import csv
@@ -26,7 +26,7 @@ from pianissimo.evaluate.quietbench.tables import (
 
 SUMMARY, TABLE, SWEEP, PAGE = "summary.json", "table.md", "sweep.csv", "report.html"
 BEGIN, END = "<!-- quietbench: begin -->", "<!-- quietbench: end -->"
-"""Between these two lines a page holds the numbers of the last run, see `update_page`."""
+"""Markers around the tables in a Markdown page; see `update_page`."""
 
 
 def write(
@@ -36,7 +36,7 @@ def write(
     environment: Mapping[str, Any],
     kept: Sequence[Kept] = (),
 ) -> None:
-    """Write summary, tables, sweep and the page with its plots into `folder`.
+    """Write summary, tables, sweep and HTML page with plots to `folder`.
 
     Raises MissingExtraError without matplotlib.
     """
@@ -84,7 +84,7 @@ def _summary(
 
 
 def update_page(page: Path, table: str) -> None:
-    """Put the tables between the two marks of a Markdown page; OptionError if they are missing."""
+    """Insert the tables between the markers of a Markdown page; OptionError if it has none."""
     text = page.read_text("utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)

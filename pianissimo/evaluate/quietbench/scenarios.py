@@ -1,4 +1,4 @@
-"""The scenarios of QuietBench: clean speech in, recordings of known level and SNR out.
+"""The scenarios of QuietBench: from clean speech to recordings of known level and SNR.
 
     clean ──> room ──> active speech level ──> + noise at its own level ──> line ──> 16 bits
 
@@ -31,19 +31,18 @@ from pianissimo.errors import AudioValueError
 Float64 = npt.NDArray[np.float64]
 
 RECIPE_VERSION = 2
-"""Part of every clip's identity: another version builds and runs everything anew."""
+"""Part of every clip's identity: a new version rebuilds and reruns everything."""
 TOLERANCE_DB = 0.5
 MARGIN_SECONDS = 0.3
-"""Room before and after the speech, in which only the noise is heard."""
+"""Seconds of noise alone before and after the speech."""
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """One way in which speech is hard to hear.
+    """One kind of difficult recording.
 
-    `level_db` is the active speech level in the recording, `snr_db` what it is above the noise;
-    `noise_db` a level of noise that does not follow the speech. `rooms` are drawn from; `codecs`
-    take turns.
+    `level_db` is the active speech level of the recording, `snr_db` its distance from the noise,
+    `noise_db` a fixed level of noise. Rooms are drawn from `rooms`; `codecs` alternate.
     """
 
     name: str
@@ -74,7 +73,7 @@ SCENARIOS = (
     Scenario("phone", "old telephone", -36.0, noise="hvac", snr_db=20.0, codecs=("ALAW", "GSM610")),
 )
 LOW_VOLUME = ("soft", "far3m", "whisper", "music", "phone")
-"""The five scenarios; `control` is what they are compared with."""
+"""The five scenarios, and `control`, which they are compared with."""
 SWEEP_LEVELS_DB = (-20.0, -26.0, -32.0, -38.0, -45.0, -50.0, -55.0, -60.0)
 NON_SPEECH_SECONDS = 10.0
 NON_SPEECH = (
@@ -92,9 +91,9 @@ NON_SPEECH_LEVELS_DB = {"hvac": -50.0, "keys": -45.0, "music": -40.0, "babble": 
 
 @dataclass(frozen=True)
 class Built:
-    """A clip as it would be recorded, and what was measured on the way.
+    """A simulated recording, and measurements made while it was built.
 
-    Samples are int16; or float32, for the sweep that shows what 16 bits cost.
+    Samples are int16, or float32 in the sweep that shows the cost of 16 bits.
     """
 
     samples: npt.NDArray[np.int16] | npt.NDArray[np.float32]
@@ -112,10 +111,10 @@ def build(
     *,
     quantized: bool = True,
 ) -> Built:
-    """Put clean speech (n,) at 16 kHz into a scenario; the same seed gives the same bits.
+    """Simulate a scenario with clean speech (n,) at 16 kHz; the same seed gives the same bits.
 
-    Raises AudioValueError when no speech level can be measured, and MissingExtraError when the
-    scenario has a room and pyroomacoustics is not installed.
+    Raises AudioValueError if no speech level can be measured, and MissingExtraError if the scenario
+    has a room and pyroomacoustics is not installed.
     """
     rng = np.random.default_rng(seed)
     margin = np.zeros(round(MARGIN_SECONDS * SAMPLE_RATE))
@@ -156,10 +155,10 @@ def build(
 
 def at_active_level(speech: Float64, level_db: float) -> Float64:
     """Speech scaled so that its active speech level is `level_db`; AudioValueError for silence."""
-    for _ in range(2):  # the level is measured on a grid: the second step removes what is left
+    for _ in range(2):  # the level is measured on a grid: the second step removes the rest
         level, activity = active_speech_level(speech.astype(np.float32))
         if activity == 0:
-            raise AudioValueError("there is no speech whose level could be set, only silence")
+            raise AudioValueError("the clip has no speech whose level could be set, only silence")
         speech = speech * amplitude(level_db - level)
     return speech
 
@@ -179,7 +178,7 @@ def _noise(scenario: Scenario, room: Room | None, n: int, rng: np.random.Generat
 
 
 def build_non_speech(kind: str, voices: list[Float64], seed: Sequence[int]) -> Built:
-    """Ten seconds without a word to write down: silence, noise, keys, music, distant babble."""
+    """Ten seconds without words: silence, noise, keys, music or distant babble."""
     rng = np.random.default_rng(seed)
     n = round(NON_SPEECH_SECONDS * SAMPLE_RATE)
     if kind == "digital silence":

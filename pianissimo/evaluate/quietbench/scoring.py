@@ -1,8 +1,8 @@
-"""Errors in the unit that suits the language: words, characters, or a mixture of both.
+"""Errors in the unit of the language: words, characters, or both.
 
-English counts words (WER), Chinese and Cantonese characters (CER), text with both scripts Han
-characters and Latin words (MER). Both sides are brought to the same form first; a number in digits
-is read as the English cardinal where words are counted.
+English is scored by words (WER), Chinese and Cantonese by characters (CER), text in both scripts by
+Han characters and Latin words (MER). Both texts are normalized first; digits become English
+cardinals where words are counted.
 """
 
 import re
@@ -24,7 +24,7 @@ _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 
 
 def metric(language: str | None, text: str = "") -> str:
-    """WER, CER or MER: by the language, or without one by the scripts of the text."""
+    """WER, CER or MER, by the language or, if it is unknown, by the scripts of the text."""
     primary = (language or "").lower().replace("_", "-").partition("-")[0]
     if primary in METRICS:
         return METRICS[primary]
@@ -32,7 +32,7 @@ def metric(language: str | None, text: str = "") -> str:
 
 
 def units(text: str, measure: str) -> list[str]:
-    """The words or characters that are counted, in scoring form."""
+    """The words or characters of a text in scoring form."""
     normal = normalize_for_scoring(unicodedata.normalize("NFKC", text).casefold())
     if measure == "CER":
         return list("".join(normal.split()))
@@ -47,7 +47,7 @@ def count_errors(reference: str, hypothesis: str, measure: str) -> ErrorCounts:
 
 
 def spell(digits: str) -> str:
-    """A number below a million as English words; longer ones and leading zeros digit by digit."""
+    """A number below a million in English words; longer numbers and leading zeros by digits."""
     if len(digits) > 6 or (len(digits) > 1 and digits[0] == "0"):
         return " ".join(_ONES[int(digit)] for digit in digits)
     number = int(digits)

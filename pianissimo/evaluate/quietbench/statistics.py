@@ -1,8 +1,8 @@
-"""How sure a difference is: percentile bootstrap over speakers, paired where two are compared.
+"""Confidence intervals: percentile bootstrap over speakers, paired to compare two systems.
 
-Thirty clips give about four points either way at 8 % errors, so 8 and 10 % cannot be told apart
-with them. Every rate comes with its interval, and two systems are called different only when the
-interval of their difference leaves zero out.
+With thirty clips the interval at 8 % errors is about four points wide on either side, so 8 % and
+10 % are not separable. Every rate has its interval, and two systems differ only if the interval of
+their difference excludes zero.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 RESAMPLES = 10_000
 MIN_SPEAKERS = 8
-"""With fewer speakers their resampling says little: clips are resampled instead."""
+"""Fewest speakers to resample; with fewer, clips are resampled."""
 _SEED = 20_260
 _ROWS_AT_ONCE = 500
 
@@ -22,7 +22,7 @@ Float64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Observation:
-    """One clip of one system: its errors against so many reference words or characters."""
+    """One clip of one system: errors and number of reference words or characters."""
 
     clip: str
     speaker: str
@@ -50,14 +50,14 @@ class Comparison:
         return self.difference.low > 0 or self.difference.high < 0
 
     def verdict(self, a: str, b: str) -> str:
-        """ "A better", "B better" or "not separable", by the names given."""
+        """ "A better", "B better" or "not separable", with the given names."""
         if not self.separable:
             return "not separable"
         return f"{a} better" if self.difference.low > 0 else f"{b} better"
 
 
 def rate(observations: Sequence[Observation]) -> Interval | None:
-    """All errors over all units, with its interval; None without any unit."""
+    """Errors per unit with their interval; None without units."""
     errors, words = _clusters(observations, _groups(observations))
     if not words.sum():
         return None
@@ -67,9 +67,9 @@ def rate(observations: Sequence[Observation]) -> Interval | None:
 
 
 def compare(a: Sequence[Observation], b: Sequence[Observation]) -> Comparison | None:
-    """B against A on the clips that both have; None if there are none.
+    """Compare B with A on their common clips; None if there are none.
 
-    Both are resampled by the same draws, so what makes a clip hard for both cancels.
+    Both are resampled with the same draws, so that the difficulty of a clip cancels.
     """
     shared = {one.clip for one in a} & {one.clip for one in b}
     ours = sorted((one for one in a if one.clip in shared), key=lambda one: one.clip)
@@ -86,12 +86,12 @@ def compare(a: Sequence[Observation], b: Sequence[Observation]) -> Comparison | 
 
 
 def resampled_by(observations: Sequence[Observation]) -> str:
-    """ "speakers" or "clips": what the intervals of these observations draw."""
+    """ "speakers" or "clips": the unit that is resampled."""
     return "speakers" if len({one.speaker for one in observations}) >= MIN_SPEAKERS else "clips"
 
 
 def _groups(observations: Sequence[Observation]) -> Mapping[str, int]:
-    """BenchClip to the number of its cluster."""
+    """The cluster number of each clip."""
     by_speaker = resampled_by(observations) == "speakers"
     keys = {one.clip: one.speaker if by_speaker else one.clip for one in observations}
     numbers = {key: i for i, key in enumerate(sorted(set(keys.values())))}
@@ -111,7 +111,7 @@ def _clusters(
 
 
 def _resampled(errors: Float64, words: Float64) -> Float64:
-    """The rate in each of the resamples: (RESAMPLES,). The same clusters give the same draws."""
+    """The rate of each resample: (RESAMPLES,). Equal clusters give equal draws."""
     rng, count = np.random.default_rng(_SEED), len(errors)
     rates = []
     for _ in range(RESAMPLES // _ROWS_AT_ONCE):

@@ -1,4 +1,4 @@
-"""What a benchmark found: errors per scenario, invented text, sweeps, as tables in Markdown."""
+"""Results of a benchmark as Markdown tables: errors per scenario, hallucinations, sweeps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ FORMS = ("float", "int16")
 
 @dataclass(frozen=True)
 class System:
-    """A recognizer with a gain mode: what a row of a table is about."""
+    """A recognizer in one gain mode: a row of a table."""
 
     recognizer: str
     weights: str
@@ -31,7 +31,7 @@ class System:
 
 @dataclass(frozen=True)
 class Cell:
-    """One system in one group of clips."""
+    """One system on one group of clips."""
 
     clips: int
     error: Interval | None
@@ -47,7 +47,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """The error of one system at one level; `form` is float or int16."""
+    """The error rate of one system at one level; `form` is float or int16."""
 
     system: System
     form: str
@@ -57,17 +57,17 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class NonSpeech:
-    """What a system said where nothing was said."""
+    """Text that a system wrote for clips without speech."""
 
     clips: int
     with_text: int
     characters_per_minute: float
     kinds: Mapping[str, str]
-    """Kind to "clips with text / clips"."""
+    """Kind of clip -> "clips with text / clips"."""
 
 
 def systems(results: Sequence[Result]) -> list[System]:
-    """The systems of some results, in the order in which they ran."""
+    """The systems of the results, in the order of their runs."""
     return list(dict.fromkeys(System(r.recognizer, r.weights, r.gain) for r in results))
 
 
@@ -82,12 +82,12 @@ def of(results: Sequence[Result], system: System, groups: Sequence[str]) -> list
 
 
 def observations(results: Sequence[Result]) -> list[Observation]:
-    """Results as the statistics want them."""
+    """Results as observations for the statistics."""
     return [Observation(r.clip, r.speaker, r.errors, r.units) for r in results]
 
 
 def cell(results: Sequence[Result]) -> Cell:
-    """Sums and rates over some results."""
+    """Sums and rates over results."""
     metrics = sorted({result.metric for result in results})
     return Cell(
         clips=len(results),
@@ -104,7 +104,7 @@ def cell(results: Sequence[Result]) -> Cell:
 
 
 def non_speech(results: Sequence[Result]) -> NonSpeech | None:
-    """Invented text in clips without speech; None without such clips."""
+    """Hallucinated text in clips without speech; None without such clips."""
     if not results:
         return None
     spoken = [r for r in results if r.text.strip()]
@@ -324,9 +324,9 @@ def _gate_table(kept: Sequence[Kept]) -> str:
 
 
 def comparison(a: Path, b: Path) -> str:
-    """Two runs against each other, system by system and scenario by scenario, as Markdown.
+    """Compare two runs by system and scenario, as Markdown.
 
-    Raises OptionError when a folder holds no results, or when the runs share no clip.
+    Raises OptionError if a folder holds no results, or if the runs share no clip.
     """
     runs = [read_results(folder) for folder in (a, b)]
     for folder, results in zip((a, b), runs, strict=True):
