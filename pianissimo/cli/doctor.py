@@ -7,7 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import typer
@@ -74,17 +74,20 @@ def doctor(options: DoctorOptions) -> None:
                 emit(f"{'':8} {'fix:':15} {result.fix}\n")
     healthy = not any(result.fix for result in results)
     if options.json:
-        rows = [asdict(result) | {"ok": not result.fix} for result in results]
+        rows = [
+            {"check": one.check, "found": one.state, "fix": one.fix, "ok": not one.fix}
+            for one in results
+        ]
         emit(json.dumps({"ok": healthy, "checks": rows}, indent=2, ensure_ascii=False) + "\n")
     if not healthy:
         raise typer.Exit(SOME_FAILED)
 
 
 def check_python() -> CheckResult:
-    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    state = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     wanted = ".".join(map(str, OLDEST_PYTHON))
     fix = "" if sys.version_info >= OLDEST_PYTHON else f"install Python {wanted} or newer"
-    return CheckResult("python", found, fix)
+    return CheckResult("python", state, fix)
 
 
 def check_torch() -> CheckResult:
@@ -102,10 +105,10 @@ def check_device(device: str) -> CheckResult:
     from pianissimo.zoo.load import choose_device
 
     chosen = choose_device(device)
-    found = str(chosen)
+    state = str(chosen)
     if chosen.type == "cuda":
-        found += f", {torch.cuda.get_device_name(chosen)}"
-    return CheckResult("device", found)
+        state += f", {torch.cuda.get_device_name(chosen)}"
+    return CheckResult("device", state)
 
 
 def check_audio() -> CheckResult:
@@ -119,10 +122,10 @@ def check_audio() -> CheckResult:
         file = io.BytesIO()
         soundfile.write(file, _tone(1.0, 44_100), 44_100, format=container)
         sizes.append(len(load_audio(file.getvalue())))
-    found = f"WAV and FLAC decode (soundfile {soundfile.__version__}, av {_version('av')})"
+    state = f"WAV and FLAC decode (soundfile {soundfile.__version__}, av {_version('av')})"
     right = all(abs(size - SAMPLE_RATE) <= 1 for size in sizes)
     fix = "" if right else f"decoded {sizes} samples instead of {SAMPLE_RATE}: reinstall av, soxr"
-    return CheckResult("audio", found, fix)
+    return CheckResult("audio", state, fix)
 
 
 def check_model(model: str | None, device: str) -> CheckResult:

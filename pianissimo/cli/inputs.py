@@ -49,14 +49,14 @@ def collect(
     have one name ("a.wav", "a.mp3") keep their suffixes; OptionError if that does not help, or if
     standard input is named twice.
     """
-    found: list[tuple[str, Path]] = []
+    listed: list[tuple[str, Path]] = []
     faults: list[InputFault] = []
     skipped: list[Path] = []
     for source in sources:
         if source == STANDARD_INPUT:
-            if (source, Path("stdin")) in found:
+            if (source, Path("stdin")) in listed:
                 raise OptionError("standard input can be read once: pass - only once")
-            found.append((source, Path("stdin")))
+            listed.append((source, Path("stdin")))
         elif os.path.isdir(source):
             before = len(faults)
             inside = list(_audio_files(Path(source), recursive, faults, skipped))
@@ -66,10 +66,10 @@ def collect(
                     + ("" if recursive else "; --recursive searches subdirectories")
                 )
                 faults.append(InputFault(source, reason))
-            found += [(str(path), path.relative_to(source)) for path in inside]
+            listed += [(str(path), path.relative_to(source)) for path in inside]
         else:
-            found.append((source, Path(Path(source).name)))
-    return _with_outputs(found, output), faults, skipped
+            listed.append((source, Path(Path(source).name)))
+    return _with_outputs(listed, output), faults, skipped
 
 
 def _audio_files(
@@ -121,11 +121,11 @@ def about_skipped(paths: Sequence[Path]) -> str:
     return f"skipped {len(paths)} files without audio: {shown}{more}"
 
 
-def _with_outputs(found: list[tuple[str, Path]], folder: Path | None) -> list[Input]:
-    stems = Counter(place.parent / place.stem for _, place in found)
+def _with_outputs(listed: list[tuple[str, Path]], folder: Path | None) -> list[Input]:
+    stems = Counter(place.parent / place.stem for _, place in listed)
     inputs = []
     taken: dict[Path, str] = {}
-    for name, place in found:
+    for name, place in listed:
         stem = place.parent / place.stem
         target = place if stems[stem] > 1 else stem
         if folder is not None and target in taken:

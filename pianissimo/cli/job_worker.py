@@ -8,6 +8,7 @@ list of names, answered by its outcomes and `DONE`. An exception as an answer en
 import os
 import pickle
 import queue
+import signal
 import sys
 import threading
 from typing import Any, BinaryIO
@@ -44,7 +45,7 @@ def _read(source: BinaryIO, requests: "queue.SimpleQueue[Any]") -> None:
         try:
             requests.put(pickle.load(source))
         except EOFError:
-            os._exit(0)
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def main() -> None:

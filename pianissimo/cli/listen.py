@@ -177,12 +177,12 @@ def _microphone(source: str | None, sample_rate: int) -> Iterator[Iterator["Samp
 def _microphones() -> list[tuple[int, str]]:
     """Number and name of every input device; AudioNotFoundError if there is none."""
     devices = _sounddevice().query_devices()
-    found = [(i, d["name"]) for i, d in enumerate(devices) if d["max_input_channels"] > 0]
-    if not found:
+    microphones = [(i, d["name"]) for i, d in enumerate(devices) if d["max_input_channels"] > 0]
+    if not microphones:
         raise AudioNotFoundError(
             "no microphone was found; plug one in, or pipe samples into `pianissimo listen -`"
         )
-    return found
+    return microphones
 
 
 def _sounddevice() -> Any:

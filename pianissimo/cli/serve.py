@@ -34,15 +34,15 @@ def _read_settings(context: typer.Context, path: Path | None) -> Path | None:
         given = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise OptionError(f"the settings file {path} cannot be read: {error}") from error
-    found = {name.replace("-", "_"): value for name, value in given.items()}
+    defaults = {name.replace("-", "_"): value for name, value in given.items()}
     known = {param.name for param in context.command.params} - {"settings", "help"}
-    for name, value in found.items():
+    for name, value in defaults.items():
         if name not in known or isinstance(value, dict):
             raise OptionError(
                 f"{name!r} in {path} is not an option of `pianissimo serve`; write options as "
                 "max-streams = 64, without tables"
             )
-    context.default_map = found
+    context.default_map = defaults
     return path
 
 

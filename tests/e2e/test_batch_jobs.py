@@ -99,7 +99,10 @@ def test_several_processes_write_what_one_does(cli: Cli, tree: Path, tmp_path: P
     options = ["--recursive", "-f", "srt,json"]
     for jobs in ("1", "2"):
         code, out, err = cli("transcribe", tree, *options, "--jobs", jobs, "-o", tmp_path / jobs)
-        assert (code, out, err) == (0, "", "")
+        assert (code, out) == (0, "")
+        (line,) = err.splitlines()
+        assert line.startswith("pianissimo: skipped 2 files without audio: ")
+        assert "notes.txt" in line and "pipe.wav" in line
     for suffix in ("srt", "json"):
         one, two = written(tmp_path / "1", suffix), written(tmp_path / "2", suffix)
         assert one.keys() == two.keys() == PLACES
@@ -124,7 +127,7 @@ def test_several_processes_print_in_the_order_given(cli: Cli, tree: Path) -> Non
 
 
 def test_what_is_wrong_with_the_options_ends_all_processes(cli: Cli, tree: Path) -> None:
-    code, _, err = cli("transcribe", tree, "--jobs", "2", "--latency", "81")
+    code, _, err = cli("transcribe", tree, "--jobs", "2", "--latency", "81", "--quiet")
     assert code == 2 and len(err.splitlines()) == 1 and "81 ms" in err
 
 

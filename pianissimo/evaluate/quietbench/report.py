@@ -112,8 +112,9 @@ def html_page(results: Sequence[Result], table: str) -> str:
         "<!doctype html><html lang=en><meta charset=utf-8>"
         "<meta name=viewport content='width=device-width'><title>QuietBench</title>"
         f"<style>{_STYLE}</style><h1>QuietBench</h1>{_tables_as_html(table)}{plots}"
-        "<h2>Every clip</h2><div class=scroll><table><tr><th>clip<th>gain<th>reference<th>heard"
-        f"<th>errors<th>level, dB<th>noise, dB<th>gain, dB<th>marks</tr>{rows}</table></div></html>"
+        "<h2>Every clip</h2><div class=scroll><table><tr><th>clip<th>gain<th>reference"
+        "<th>hypothesis<th>errors<th>level, dB<th>noise, dB<th>gain, dB<th>marks</tr>"
+        f"{rows}</table></div></html>"
     )
 
 
@@ -159,18 +160,18 @@ def _plots(results: Sequence[Result]) -> dict[str, str]:
     from matplotlib import pyplot
 
     images = {}
-    found = systems(results)
+    shown = systems(results)
     figure, axes = pyplot.subplots(figsize=(10, 4.5))
-    for i, system in enumerate(found):
+    for i, system in enumerate(shown):
         bars = [cell(of(results, system, [s.name])).error for s in SCENARIOS]
-        places = [k + 0.8 * (i + 0.5) / len(found) - 0.4 for k in range(len(SCENARIOS))]
+        places = [k + 0.8 * (i + 0.5) / len(shown) - 0.4 for k in range(len(SCENARIOS))]
         drawn = [(p, bar) for p, bar in zip(places, bars, strict=True) if bar is not None]
         heights = [100 * bar.value for _, bar in drawn]
         spread = [
             [100 * (bar.value - bar.low) for _, bar in drawn],
             [100 * (bar.high - bar.value) for _, bar in drawn],
         ]
-        axes.bar([p for p, _ in drawn], heights, 0.8 / len(found), yerr=spread, label=system.name)
+        axes.bar([p for p, _ in drawn], heights, 0.8 / len(shown), yerr=spread, label=system.name)
     axes.set_xticks(range(len(SCENARIOS)), [f"{s.name}\n{s.level_db:g} dB" for s in SCENARIOS])
     axes.set_ylabel("error, %")
     axes.legend()
@@ -178,7 +179,7 @@ def _plots(results: Sequence[Result]) -> dict[str, str]:
     points = sweep(results)
     if points:
         figure, axes = pyplot.subplots(figsize=(10, 4.5))
-        for system in found:
+        for system in shown:
             for form, style in zip(FORMS, ("--", "-"), strict=True):
                 own = [p for p in points if p.system == system and p.form == form]
                 levels = [p.level_db for p in own]

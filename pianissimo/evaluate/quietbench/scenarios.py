@@ -131,15 +131,15 @@ def build(
     if scenario.codecs:
         codec = scenario.codecs[int(rng.integers(len(scenario.codecs)))]
         mixed, speech = simulate.telephone(mixed, codec), simulate.telephone(speech, codec)
-        # The band takes energy away; the level is that of what arrives.
+        # The telephone band removes energy; the level is that after it.
         lost = scenario.level_db - active_speech_level(speech.astype(np.float32))[0]
         mixed, speech = mixed * amplitude(lost), speech * amplitude(lost)
         record |= {"codec": codec}
     level = active_speech_level(speech.astype(np.float32))[0]
     if abs(level - scenario.level_db) > TOLERANCE_DB:
         raise AudioValueError(
-            f"the speech came out at {level:.1f} dB instead of {scenario.level_db}: leave out the "
-            "recording, it is too short or too unsteady"
+            f"the speech has {level:.1f} dB instead of {scenario.level_db}: remove the recording, "
+            "its speech is too short or too unsteady"
         )
     samples = simulate.quantize(mixed, rng) if quantized else mixed.astype(np.float32)
     levels = measure_levels(samples / np.float32(32768 if quantized else 1))

@@ -37,7 +37,7 @@ def units(text: str, measure: str) -> list[str]:
     if measure == "CER":
         return list("".join(normal.split()))
     if measure == "WER":
-        return _NUMBER.sub(lambda found: f" {spell(found.group())} ", normal).split()
+        return _NUMBER.sub(lambda match: f" {spell(match.group())} ", normal).split()
     return _UNIT.findall(normal)
 
 

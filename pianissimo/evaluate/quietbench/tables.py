@@ -133,8 +133,8 @@ def sweep(results: Sequence[Result]) -> list[SweepPoint]:
                 reverse=True,
             )
             for level in levels:
-                found = of(results, system, [f"sweep {level:g} {form}"])
-                error = statistics.rate(observations(found))
+                selected = of(results, system, [f"sweep {level:g} {form}"])
+                error = statistics.rate(observations(selected))
                 if error is not None:
                     points.append(SweepPoint(system, form, level, error))
     return points
@@ -257,12 +257,17 @@ def _gain_table(results: Sequence[Result]) -> str:
             *((scenario.name, (scenario.name,)) for scenario in SCENARIOS),
             ("all five", LOW_VOLUME),
         ):
-            found = statistics.compare(
+            compared = statistics.compare(
                 observations(of(results, a, groups)), observations(of(results, b, groups))
             )
-            if found is not None:
+            if compared is not None:
                 rows.append(
-                    [name, title, percent(found.difference), found.verdict("gain off", "gain on")]
+                    [
+                        name,
+                        title,
+                        percent(compared.difference),
+                        compared.verdict("gain off", "gain on"),
+                    ]
                 )
     header = ["recognizer", "scenario", "gain on minus off, points", "verdict"]
     return _table(header, rows) if rows else ""
@@ -271,16 +276,16 @@ def _gain_table(results: Sequence[Result]) -> str:
 def _non_speech_table(results: Sequence[Result]) -> str:
     rows = []
     for system in systems(results):
-        found = non_speech(of(results, system, ["nonspeech"]))
-        if found is not None:
+        silent = non_speech(of(results, system, ["nonspeech"]))
+        if silent is not None:
             invented = ", ".join(
-                f"{kind} {count}" for kind, count in found.kinds.items() if count[0] != "0"
+                f"{kind} {count}" for kind, count in silent.kinds.items() if count[0] != "0"
             )
             rows.append(
                 [
                     system.name,
-                    f"{found.with_text} / {found.clips}",
-                    f"{found.characters_per_minute:.1f}",
+                    f"{silent.with_text} / {silent.clips}",
+                    f"{silent.characters_per_minute:.1f}",
                     invented or "none",
                 ]
             )
@@ -343,12 +348,12 @@ def comparison(a: Path, b: Path) -> str:
                 ("all five", LOW_VOLUME),
             ):
                 ours, theirs = of(runs[0], left, groups), of(runs[1], right, groups)
-                found = statistics.compare(observations(ours), observations(theirs))
-                if found is not None:
-                    verdict = found.verdict(*names)
+                compared = statistics.compare(observations(ours), observations(theirs))
+                if compared is not None:
+                    verdict = compared.verdict(*names)
                     pair = (f"{left.name} / {right.name}", title)
                     errors = (percent(cell(ours).error), percent(cell(theirs).error))
-                    rows.append([*pair, *errors, percent(found.difference), verdict])
+                    rows.append([*pair, *errors, percent(compared.difference), verdict])
     if not rows:
         raise OptionError(f"{a} and {b} share no clip: run both with the same speech and seed")
     header = ["systems", "scenario", names[0], names[1], "difference, points", "verdict"]
