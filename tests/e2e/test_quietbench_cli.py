@@ -115,4 +115,4 @@ def test_an_output_that_is_a_file_is_refused(
     path = tmp_path / "file"
     path.write_text("x")
     assert main(["quietbench", "--mini", "--clips", "1", "-q", "-o", str(path)]) == 2
-    assert "cannot be made" in capsys.readouterr().err
+    assert "cannot be created" in capsys.readouterr().err
