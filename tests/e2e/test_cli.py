@@ -646,7 +646,7 @@ def test_an_interrupt_keeps_what_was_said_of_a_recording() -> None:
 
 
 def test_a_reader_that_goes_away_ends_it_quietly() -> None:
-    process = start("transcribe", "--json", CLIPS)
+    process = start("transcribe", "--json", "--quiet", CLIPS)
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
     assert process.stderr.read() == ""
