@@ -176,6 +176,19 @@ def test_parts_that_do_not_exist_are_refused(
     assert says in err and len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("language", ["en", "en-US", "EN_gb", "auto"])
+def test_the_language_of_a_model_with_one_language_is_accepted(
+    cli: Cli, recording: Path, language: str
+) -> None:
+    assert cli("transcribe", recording, "--language", language) == cli("transcribe", recording)
+
+
+def test_a_language_that_the_model_does_not_speak_is_refused(cli: Cli, recording: Path) -> None:
+    code, out, err = cli("transcribe", recording, "--language", "de")
+    assert (code, out) == (2, "")
+    assert "does not support 'de'; it speaks only 'en'" in err
+
+
 # -- manifests -------------------------------------------------------------------------------------
 
 
