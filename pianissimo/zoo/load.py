@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pianissimo.errors import OptionError
 from pianissimo.recognizers.family import DTYPES, Family, LoadOptions, Task
-from pianissimo.zoo.families import family_of
-from pianissimo.zoo.folder import locate
+from pianissimo.zoo.catalog import CATALOG
+from pianissimo.zoo.families import NATIVE, family_of
+from pianissimo.zoo.folder import locate, models_folder
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +39,7 @@ def load(
     Without `model` it is the embedded English one. `device` is "auto", "cpu", "cuda" or "cuda:N".
     `dtype` is "auto" (float32 unless the model says otherwise), float32, bfloat16, float16, or
     int8 for encoder and predictor of native models on a CPU. `head` chooses the head of a hybrid
-    model, `language` the language of a multilingual one, `task` what Whisper writes. `gain` levels
+    model, `language` the language of a multilingual one ("auto" is its default), `task` what Whisper writes. `gain` levels
     quiet speech: "on", "off" or "auto" (only where needed), by default what suits the family.
     `decoding` configures beam and language model. `families` are model families to try before the
     built-in ones.
@@ -49,10 +51,29 @@ def load(
     precision = None if dtype in ("auto", INT8) else choose_dtype(dtype)
     path = locate(model)
     family = family_of(path, families)
+    language = _choice(language, path, family)
     options = LoadOptions(precision, dtype == INT8, head, language, task, decoding)
     family.check(path.name, options)
     recognizer = family.read(path, target, options)
     return recognizer if gain is None else recognizer.with_gain(gain)
+
+
+def _choice(language: str | None, path: Path, family: Family) -> str | None:
+    """The language for a family's reader: None if it is the only one of a model of the catalog.
+
+    "auto" is the default of every family but the native one, whose checkpoints may have a prompt of
+    that name. Raises OptionError for a language that a model of the catalog does not speak.
+    """
+    if language is None or (language.lower() == "auto" and family.name != NATIVE):
+        return None
+    places = (path, path.parent)  # a pulled .nemo archive lies in the folder of its model
+    entry = next((e for e in CATALOG if models_folder() / e.short_name in places), None)
+    if entry is None or len(entry.languages) > 1:
+        return language
+    (own,) = entry.languages
+    if language.lower().replace("_", "-").split("-")[0] not in (own, "auto"):
+        raise OptionError(f"{entry.name} does not support {language!r}; it speaks only {own!r}")
+    return None
 
 
 def choose_device(device: str) -> "torch.device":

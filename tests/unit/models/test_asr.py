@@ -374,7 +374,7 @@ def test_an_unknown_language_names_the_known_ones() -> None:
     assert model.config.language is None
     plain = make_model(language="en")
     plain.set_language("en")
-    with pytest.raises(OptionError, match="no choice of languages"):
+    with pytest.raises(OptionError, match="speaks only 'en'"):
         plain.set_language("de")
 
 

@@ -58,6 +58,21 @@ def test_the_language_that_is_asked_for_is_heard(multilingual: Path) -> None:
     assert len(set(texts.values())) == 3
 
 
+def test_the_language_of_a_catalog_model_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A `.nemo` archive does not say its language; the catalog does."""
+    golden = Path(__file__).parents[2] / "parity" / "golden" / "nemo" / "conformer.nemo"
+    folder = tmp_path / "parakeet-ctc-0.6b"
+    folder.mkdir()
+    (folder / "model.nemo").write_bytes(golden.read_bytes())
+    monkeypatch.setenv("PIANISSIMO_MODELS", str(tmp_path))
+    for language in ("en", "en-GB", "auto"):
+        load("parakeet-ctc-0.6b", device="cpu", language=language)
+    with pytest.raises(OptionError, match="speaks only 'en'"):
+        load("parakeet-ctc-0.6b", device="cpu", language="fr")
+
+
 def test_an_unknown_language_names_those_of_the_model(
     multilingual: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
