@@ -39,10 +39,10 @@ def load(
     Without `model` it is the embedded English one. `device` is "auto", "cpu", "cuda" or "cuda:N".
     `dtype` is "auto" (float32 unless the model says otherwise), float32, bfloat16, float16, or
     int8 for encoder and predictor of native models on a CPU. `head` chooses the head of a hybrid
-    model, `language` the language of a multilingual one ("auto" is its default), `task` what Whisper writes. `gain` levels
-    quiet speech: "on", "off" or "auto" (only where needed), by default what suits the family.
-    `decoding` configures beam and language model. `families` are model families to try before the
-    built-in ones.
+    model, `language` the language of a multilingual one ("auto" is its default), `task` what
+    Whisper writes. `gain` levels quiet speech: "on", "off" or "auto" (only where needed), by
+    default what suits the family. `decoding` configures beam and language model. `families` are
+    model families to try before the built-in ones.
 
     Nothing is downloaded: see `pull`. Raises ModelNotFoundError, CheckpointError,
     MissingExtraError or OptionError.
