@@ -276,16 +276,16 @@ def test_a_fault_of_ours_costs_only_its_own_recording(
 ) -> None:
     from pianissimo.recognizers.fastconformer import NativeRecognizer
 
-    whole = NativeRecognizer._lockstep
+    batch = NativeRecognizer._batch
 
     def faulty(self: NativeRecognizer, *given: object, **more: object) -> object:
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(NativeRecognizer, "_lockstep", faulty)
+    monkeypatch.setattr(NativeRecognizer, "_batch", faulty)
     alone = cli("transcribe", tree, "--recursive", "-f", "json", "-o", tmp_path / "out")
     assert alone[0] == 0 and written(tmp_path / "out").keys() == PLACES
-    monkeypatch.setattr(NativeRecognizer, "_lockstep", whole)
-    monkeypatch.setattr(NativeRecognizer, "_blockwise", faulty)
+    monkeypatch.setattr(NativeRecognizer, "_batch", batch)
+    monkeypatch.setattr(NativeRecognizer, "_recognize", faulty)
     code, _, err = cli("transcribe", tree / "a.wav")
     assert code == 3 and len(err.splitlines()) == 1
     assert "unexpected RuntimeError: a fault of ours" in err
