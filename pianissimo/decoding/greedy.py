@@ -231,9 +231,9 @@ class GreedySearch:
             for row in emits.nonzero()[:, 0].tolist():
                 state.hotwords.advance(row, int(labels[row]))
         output, advanced = self.predictor.step(labels, state.predictor)
-        kept = advanced.where(emits, state.predictor)
-        state.predictor.hidden.copy_(kept.hidden)
-        state.predictor.cell.copy_(kept.cell)
+        kept, before = emits[None, :, None], state.predictor
+        before.hidden.copy_(torch.where(kept, advanced.hidden, before.hidden))
+        before.cell.copy_(torch.where(kept, advanced.cell, before.cell))
         projected = self.joiner.predictor(output)
         state.projected.copy_(torch.where(emits[:, None], projected, state.projected))
         repeats = torch.where(emits & (at == where), repeats + 1, 0)

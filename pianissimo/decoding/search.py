@@ -128,13 +128,17 @@ class Decoder(Protocol):
         ...
 
     def decode(
-        self, encoded: Tensor, lengths: Tensor | None, state: Any, prompts: Tensor | None = None
+        self,
+        encoded: Tensor,
+        lengths: Tensor | None,
+        state: SearchState,
+        prompts: Tensor | None = None,
     ) -> list[Hypothesis]:
         """The tokens that further frames (B, S, D) add to each stream."""
         ...
 
     def finish(
-        self, encoded: Tensor, lengths: Tensor, state: Any, prompts: Tensor | None = None
+        self, encoded: Tensor, lengths: Tensor, state: SearchState, prompts: Tensor | None = None
     ) -> list[Hypothesis]:
         """The tokens that each stream has left, given the frames of its tail (B, S, D), S >= 0.
 
@@ -165,14 +169,18 @@ class SearchDecoder:
         return encoded if self.projector is None else self.projector(encoded, prompts)
 
     def decode(
-        self, encoded: Tensor, lengths: Tensor | None, state: Any, prompts: Tensor | None = None
+        self,
+        encoded: Tensor,
+        lengths: Tensor | None,
+        state: SearchState,
+        prompts: Tensor | None = None,
     ) -> list[Hypothesis]:
         if self.projector is not None:
             encoded = self.projector(encoded, prompts)
         return self.search.decode(encoded, lengths, state)
 
     def finish(
-        self, encoded: Tensor, lengths: Tensor, state: Any, prompts: Tensor | None = None
+        self, encoded: Tensor, lengths: Tensor, state: SearchState, prompts: Tensor | None = None
     ) -> list[Hypothesis]:
         if encoded.shape[1]:
             results = self.decode(encoded, lengths, state, prompts)

@@ -54,7 +54,8 @@ class SlotEncoder:
         self._stages = [f"subsampling.{i}" for i in range(len(caches))]
         for name, cache in zip(self._stages, caches, strict=True):
             self.slot_tensors[name] = SlotTensor((cache.shape[1], 1, cache.shape[3]))
-        self.taps = [layer.conv.depthwise.weight[:, 0].T.contiguous() for layer in self.layers]
+        weights = [layer.conv.depthwise.weight.detach() for layer in self.layers]
+        self.taps = [weight[:, 0].T.contiguous() for weight in weights]
         self._relative: dict[int, Tensor] = {}
 
     def grid(self, lookahead: int) -> ChunkGrid:

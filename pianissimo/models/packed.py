@@ -50,11 +50,11 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features)
-        parts = [
-            self._product(part, self._packed, self.bias, "none", [], "")
-            for part in rows.split(ROWS_AT_ONCE)
-        ]
-        y: Tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
+        rest = self._packed, self.bias, "none", [], ""
+        if len(rows) <= ROWS_AT_ONCE:
+            y = self._product(rows, *rest)
+        else:
+            y = torch.cat([self._product(part, *rest) for part in rows.split(ROWS_AT_ONCE)])
         return y.view(*x.shape[:-1], self.out_features)
 
 

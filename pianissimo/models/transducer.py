@@ -49,13 +49,6 @@ class PredictorState:
     hidden: Tensor
     cell: Tensor
 
-    def where(self, rows: Tensor, other: "PredictorState") -> "PredictorState":
-        """This state where `rows` (B,) is true, the other elsewhere."""
-        keep = rows[None, :, None]
-        return PredictorState(
-            torch.where(keep, self.hidden, other.hidden), torch.where(keep, self.cell, other.cell)
-        )
-
 
 class Predictor(nn.Module):
     """The label side: what was emitted so far -> (B, P)."""

@@ -69,16 +69,6 @@ def test_the_blank_is_embedded_as_zero_and_stays_so_in_training() -> None:
     assert bool(predictor.embedding.weight[:12].any(dim=1).all())
 
 
-def test_where_takes_chosen_rows_from_this_state_and_the_rest_from_the_other() -> None:
-    ours = PredictorState(tensor(2, 3, 4, seed=1), tensor(2, 3, 4, seed=2))
-    other = PredictorState(tensor(2, 3, 4, seed=3), tensor(2, 3, 4, seed=4))
-    mixed = ours.where(torch.tensor([True, False, True]), other)
-    for name in ("hidden", "cell"):
-        found = getattr(mixed, name)
-        assert torch.equal(found[:, [0, 2]], getattr(ours, name)[:, [0, 2]])
-        assert torch.equal(found[:, 1], getattr(other, name)[:, 1])
-
-
 @pytest.mark.parametrize("durations", [(), (0, 1, 2, 4)])
 @torch.no_grad()
 def test_the_joiner_scores_symbols_then_durations(durations: tuple[int, ...]) -> None:
