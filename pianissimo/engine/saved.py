@@ -1,13 +1,13 @@
-"""A live stream as bytes, to be taken up again elsewhere: the safetensors format, no pickle.
+"""A live stream as bytes, to continue it elsewhere: the safetensors format, no pickle.
 
 The file's metadata holds one JSON document; arrays inside it are tensors of the file, referred to
-by name. Unknown versions, other models and damaged files are a StateError.
+by name. Unknown versions, other models and damaged files raise StateError.
 """
 
 import json
 import struct
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from pianissimo.errors import StateError
+from pianissimo.streaming.input import SavedInput
+from pianissimo.streaming.live import SavedLive
 
 VERSION = 1
 LARGEST_HEADER_BYTES = 1 << 24
@@ -23,16 +25,62 @@ _KEY = "pianissimo.stream"
 _ARRAY = "$array"
 
 
-def to_bytes(document: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
+class SavedStream(TypedDict):
+    """The document of a saved stream."""
+
+    model: str
+    """The fingerprint of its model."""
+    lookahead: int
+    frames: int
+    """Encoder frames since its state began."""
+    live: SavedLive
+    boost: list[tuple[str, float]]
+    """Hotwords and their weights."""
+    input: SavedInput
+
+
+class SavedSlot(NamedTuple):
+    """The arena row of a saved stream: its tensors by name, and its encoder frames."""
+
+    tensors: dict[str, Tensor]
+    frames: int
+
+
+def stream_from_bytes(data: bytes) -> tuple[SavedStream, SavedSlot]:
+    """A saved stream, whose fields have their types; the filters and the live part are checked when
+    they are restored. Raises StateError for anything else."""
+    document, tensors = from_bytes(data)
+    try:
+        input = document["input"]
+        stream: SavedStream = {
+            "model": str(document["model"]),
+            "lookahead": int(document["lookahead"]),
+            "frames": int(document["frames"]),
+            "live": document["live"],
+            # Version 0.1 had no hotwords at first.
+            "boost": [(str(text), float(weight)) for text, weight in document.get("boost", [])],
+            "input": {
+                "sample_rate": int(input["sample_rate"]),
+                "resampler": input["resampler"],
+                "level": input["level"],
+            },
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise StateError(f"the saved stream is damaged ({error})") from error
+    return stream, SavedSlot(tensors, stream["frames"])
+
+
+def to_bytes(document: Mapping[str, object], tensors: Mapping[str, Tensor]) -> bytes:
     """A document of numbers, strings, lists, dictionaries and arrays, and tensors beside it."""
     arrays: dict[str, Tensor] = {}
-    text = json.dumps({"version": VERSION, **_plain(document, arrays)})
+    plain = {name: _plain(value, arrays) for name, value in document.items()}
+    text = json.dumps({"version": VERSION, **plain})
     named = {f"tensor.{name}": tensor for name, tensor in tensors.items()}
     return save({**arrays, **named}, metadata={_KEY: text})
 
 
 def from_bytes(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What `to_bytes` was given; raises StateError for anything else."""
+    """The arguments of `to_bytes`; raises StateError for anything else."""
     try:
         (size,) = struct.unpack_from("<Q", data)
         if size > min(LARGEST_HEADER_BYTES, len(data)):
@@ -48,15 +96,15 @@ def from_bytes(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     arrays = {name: tensor for name, tensor in loaded.items() if name.startswith("array.")}
     tensors = {n.removeprefix("tensor."): t for n, t in loaded.items() if n.startswith("tensor.")}
-    return _restored(document, arrays), tensors
+    return {name: _restored(value, arrays) for name, value in document.items()}, tensors
 
 
-# Functions of their own: nested ones know themselves, and would keep the arrays until garbage is
-# collected.
+# Not nested in their callers: a nested recursive function refers to itself, and that cycle would
+# keep the arrays until garbage is collected.
 
 
-def _plain(value: Any, arrays: dict[str, Tensor]) -> Any:
-    """A value for JSON; its arrays are added to the others, and only named in it."""
+def _plain(value: object, arrays: dict[str, Tensor]) -> object:
+    """A value for JSON in which arrays are replaced by names; they are added to `arrays`."""
     if isinstance(value, np.ndarray):
         name = f"array.{len(arrays)}"
         arrays[name] = torch.from_numpy(np.ascontiguousarray(value))
@@ -68,8 +116,8 @@ def _plain(value: Any, arrays: dict[str, Tensor]) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _restored(value: Any, arrays: Mapping[str, Tensor]) -> Any:
-    """What `_plain` was given; raises StateError for an array that is not there."""
+def _restored(value: object, arrays: Mapping[str, Tensor]) -> object:
+    """The value that `_plain` replaced; raises StateError for an array that is not there."""
     if isinstance(value, dict):
         if value.keys() == {_ARRAY}:
             if value[_ARRAY] not in arrays:

@@ -1,4 +1,4 @@
-"""Which rows of the arena are taken: a free list."""
+"""Which rows of the arena are in use: a free list."""
 
 import heapq
 
@@ -6,18 +6,19 @@ from pianissimo.errors import EngineFullError
 
 
 class Slots:
-    """Hands out the numbers 0..count - 1, the lowest free one first, so that rows lie together."""
+    """Assigns the numbers 0..count - 1, lowest free one first, so that used rows are adjacent."""
 
     def __init__(self, count: int) -> None:
         self.count = count
         self._free = list(range(count))
-        self._taken: set[int] = set()
+        self._used: set[int] = set()
 
     @property
-    def taken(self) -> int:
-        return len(self._taken)
+    def used(self) -> int:
+        """How many slots are in use."""
+        return len(self._used)
 
-    def take(self) -> int:
+    def acquire(self) -> int:
         """A free slot; raises EngineFullError if there is none."""
         if not self._free:
             raise EngineFullError(
@@ -25,10 +26,10 @@ class Slots:
                 "a larger max_streams"
             )
         slot = heapq.heappop(self._free)
-        self._taken.add(slot)
+        self._used.add(slot)
         return slot
 
-    def give_back(self, slot: int) -> None:
-        """Free a slot that was taken."""
-        self._taken.remove(slot)
+    def release(self, slot: int) -> None:
+        """Free a slot that is in use."""
+        self._used.remove(slot)
         heapq.heappush(self._free, slot)

@@ -1,4 +1,4 @@
-"""When a speaker has stopped, and when a recognizer has fallen silent while someone speaks."""
+"""When an utterance ends, and when a recognizer misses speech: the rules and their measurements."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,6 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pianissimo.errors import OptionError
+
+FinalReason = Literal["endpoint", "length", "finalize", "finish"]
+"""Why an utterance ended."""
+Mark = Literal["finalize", "finish"]
+"""A client's request for the text so far; "finish" also ends the stream."""
 
 ROUNDING_SECONDS = 1e-6
 FRAME_SECONDS = 0.01

@@ -8,13 +8,13 @@ The engine and the single stream drive the same object, so they cannot differ.
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
 from pianissimo.audio.buffer import SampleBuffer
-from pianissimo.audio.io import SAMPLE_RATE
+from pianissimo.audio.io import SAMPLE_RATE, Samples
 from pianissimo.audio.vad import (
     GROUP_WINDOWS,
     WINDOW_SAMPLES,
@@ -32,15 +32,16 @@ from pianissimo.streaming.endpoint import (
     ENDPOINT,
     WATCHDOG,
     EndpointRules,
+    FinalReason,
+    Mark,
     SpeechMeter,
     WatchdogRules,
 )
 from pianissimo.streaming.grid import ChunkGrid, ChunkWork, TailWork
-from pianissimo.streaming.utterance import Reason, UtteranceText
+from pianissimo.streaming.utterance import UtteranceText
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.transcript import StreamEvent
 
-Mark = Literal["finalize", "finish"]
 GROUP_SAMPLES = GROUP_WINDOWS * WINDOW_SAMPLES
 """The detector takes so many at a time."""
 
@@ -62,6 +63,33 @@ class LiveOptions:
     language: str | None = None
     trie: PhraseTrie | None = None
     """The phrases that the stream boosts."""
+
+
+class _SavedRecently(TypedDict, total=False):
+    """What streams saved by early releases of version 0.1 do not have."""
+
+    rests: list[list[float]]
+    ends: list[list[int]]
+    since: float
+    peak: float
+    shown: bool
+
+
+class SavedLive(_SavedRecently):
+    """A saved live stream, the tensors of its slot excepted."""
+
+    origin: int
+    chunks: int
+    last_frame: int
+    marks: list[tuple[int, str]]
+    floor_dbfs: float | None
+    unheard_seconds: float
+    may_replay: bool
+    replays: int
+    voice: dict[str, Any] | None
+    found: dict[str, Any]
+    start: int
+    samples: Samples
 
 
 class LiveStream:
@@ -262,7 +290,7 @@ class LiveStream:
         self._shown = self._shown or bool(events)
         return events
 
-    def _close(self, reason: Reason, heard: float, rest: Sequence[float] = ()) -> StreamEvent:
+    def _close(self, reason: FinalReason, heard: float, rest: Sequence[float] = ()) -> StreamEvent:
         final = self.text.close(reason, heard, self._weigh(heard, rest))
         self._begin(heard)
         return final
@@ -328,13 +356,13 @@ class LiveStream:
 
     # -- saving ------------------------------------------------------------------------------------
 
-    def save(self) -> dict[str, Any]:
+    def save(self) -> SavedLive:
         """Everything but the tensors in the arena, as numbers, lists and one array."""
         return {
             "origin": self._origin,
             "chunks": self._chunks,
             "last_frame": self._last_frame,
-            "marks": [list(mark) for mark in self._marks],
+            "marks": list(self._marks),
             "rests": [list(rest) for rest in self._rests],
             "floor_dbfs": self._meter.floor_dbfs,
             "unheard_seconds": self._unheard_seconds,
@@ -350,7 +378,7 @@ class LiveStream:
             "samples": self.buffer.read(self.buffer.start, self.buffer.end),
         }
 
-    def restore(self, saved: dict[str, Any]) -> None:
+    def restore(self, saved: SavedLive) -> None:
         """Fill a new stream with what `save` returned; raises what a malformed one provokes."""
         self._origin, self._chunks = int(saved["origin"]), int(saved["chunks"])
         self._last_frame = int(saved["last_frame"])

@@ -9,7 +9,6 @@ brings each to its level with one gain.
 
 import copy
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from pianissimo.audio.io import SAMPLE_RATE, Samples
 from pianissimo.audio.level import quietest_point
 from pianissimo.audio.segments import MAX_SEGMENT_SECONDS
 from pianissimo.audio.vad import WINDOW_SAMPLES, VoiceDetector
-from pianissimo.streaming.endpoint import EndpointRules
+from pianissimo.streaming.endpoint import EndpointRules, FinalReason, Mark
 
 STEP_SAMPLES = 8 * WINDOW_SAMPLES
 """The detector's model hears as many windows at a time."""
@@ -29,8 +28,6 @@ CUT_SECONDS = 4.0
 """The end of a segment in which the quietest place is looked for when nobody pauses."""
 _QUIET_SAMPLES = SAMPLE_RATE // 10
 
-Reason = Literal["endpoint", "length", "finalize", "finish"]
-
 
 @dataclass(frozen=True, eq=False)
 class LiveSegment:
@@ -38,7 +35,7 @@ class LiveSegment:
 
     start: int
     samples: Samples
-    reason: Reason
+    reason: FinalReason
 
 
 class Segmenter:
@@ -85,7 +82,7 @@ class Segmenter:
             self._forget()
         return segments
 
-    def mark(self, kind: Literal["finalize", "finish"]) -> list[LiveSegment]:
+    def mark(self, kind: Mark) -> list[LiveSegment]:
         """End the segment of everything pushed so far; the last one returned has `kind` as reason.
 
         The stream may go on.
@@ -163,7 +160,7 @@ class Segmenter:
             self._note(cut, self._last)
         return segments
 
-    def _close(self, end: int, reason: Reason) -> LiveSegment:
+    def _close(self, end: int, reason: FinalReason) -> LiveSegment:
         assert self._first is not None
         segment = LiveSegment(self._first, self._buffer.read(self._first, end), reason)
         self._first, self._floor = None, end

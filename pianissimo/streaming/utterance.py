@@ -1,14 +1,11 @@
 """From the tokens of a live stream to its events: the text of one utterance after the other."""
 
-from typing import Literal
-
 from pianissimo.decoding.token import Hypothesis
 from pianissimo.hallucination.verdict import Verdict
+from pianissimo.streaming.endpoint import FinalReason
 from pianissimo.text.tokenizer import WORD_START, IncrementalDetokenizer, Tokenizer
 from pianissimo.text.words import WordAssembler, WordOptions, clamped
 from pianissimo.transcript import StreamEvent, Word
-
-Reason = Literal["endpoint", "length", "finalize", "finish"]
 
 
 class UtteranceText:
@@ -54,7 +51,9 @@ class UtteranceText:
         assert self.last is not None
         return [StreamEvent("partial", text, tuple(self._words), self.first, self.last)]
 
-    def close(self, reason: Reason, heard: float, verdict: Verdict | None = None) -> StreamEvent:
+    def close(
+        self, reason: FinalReason, heard: float, verdict: Verdict | None = None
+    ) -> StreamEvent:
         """The final of this utterance, empty if nothing was said or the verdict does not keep it;
         no word ends after `heard`."""
         text = (self._text + self._detokenizer.finish()).strip()

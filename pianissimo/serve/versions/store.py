@@ -19,7 +19,7 @@ from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.decoding.hotwords import Boost
 from pianissimo.engine.engine import Engine
 from pianissimo.engine.segmented import SegmentedEngine
-from pianissimo.errors import ModelError, ModelNotFoundError, OptionError
+from pianissimo.errors import ModelError, ModelNotFoundError, OptionError, StateError
 from pianissimo.serve.access.accounts import Account
 from pianissimo.serve.errors import Refusal
 from pianissimo.serve.settings import Settings, parse_source
@@ -117,7 +117,15 @@ class ServedModel:
     def open(self, **options: Unpack[OpenOptions]) -> "Session":
         """Open a stream of the engine; see `Engine.open`. Slow with many phrases to boost."""
         options["latency_ms"] = self.latency(options.get("latency_ms"))
-        return self.engine.open(**options)  # type: ignore[arg-type]
+        if isinstance(self.engine, SegmentedEngine):
+            if options.pop("state", None) is not None:
+                raise StateError(
+                    f"a stream of {self.name} cannot be resumed, because it is an offline model; "
+                    "open a new stream"
+                )
+            for name in ("latency_ms", "watchdog"):  # these rules belong to streaming models
+                options.pop(name, None)
+        return self.engine.open(**options)
 
     def hints(self, phrases: Boost) -> Boost:
         """The phrases that the model can boost; the others are dropped. Slow, as `open` is."""

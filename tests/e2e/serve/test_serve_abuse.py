@@ -88,7 +88,7 @@ def test_unread_events_hold_up_only_their_client(words_server: Server) -> None:
             assert said == "enter four five two nine"
         engine = words_server.service.engine
         assert engine is not None
-        waiting = [session.backlog_seconds for session in list(engine._seats)]
+        waiting = [engine.backlog_seconds(stream) for stream in list(engine._streams)]
         assert max(waiting, default=0.0) <= engine.options.backlog_seconds + 1.0
         assert sent < 60
         greedy.socket.shutdown(sockets.SHUT_RDWR)

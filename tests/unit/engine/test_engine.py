@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from tiny import WHOLE_CONTEXT, cut, make_model, noise
 
 from pianissimo.audio.front_end import FrontEnd
+from pianissimo.engine import base as base_module
 from pianissimo.engine import engine as engine_module
-from pianissimo.engine.engine import Answered, Engine, EngineOptions
+from pianissimo.engine.base import Answered
+from pianissimo.engine.engine import Engine, EngineOptions
 from pianissimo.errors import (
     AudioValueError,
     BacklogError,
@@ -262,7 +264,7 @@ def settled(engine: Engine) -> bool:
     """Whether all slots come back once the step under way is over."""
     with engine._room:
         return engine._room.wait_for(
-            lambda: engine._slots.taken == 0 and engine.stats.streams == 0, SOON
+            lambda: engine._slots.used == 0 and engine.stats.streams == 0, SOON
         )
 
 
@@ -510,7 +512,7 @@ def test_who_does_not_read_is_paused_and_goes_on_when_he_does(mute: NativeRecogn
             session.push(noise(16_000), timeout=0.05)
         with pytest.raises(BacklogError):
             session.push(noise(16_000), wait=False)
-        assert len(session._events) <= 4
+        assert len(session._stream.mailbox) <= 4
         other = engine.open()
         other.push(noise(16_000))
         other.finish()
@@ -525,7 +527,8 @@ def test_who_waits_and_who_waited_is_told(
     recognizer: NativeRecognizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr(engine_module, "time", clock)
+    for module in (base_module, engine_module):
+        monkeypatch.setattr(module, "time", clock)
     begun, gate = threading.Semaphore(0), threading.Semaphore(0)
     with make_engine(recognizer) as engine:
         assert engine.queue_age() == 0.0
@@ -643,11 +646,11 @@ def test_nothing_is_taken_after_the_end(engine: Engine) -> None:
 def test_what_cannot_be_opened_takes_no_slot(engine: Engine, bad: dict[str, Any]) -> None:
     with pytest.raises((OptionError, AudioValueError, StateError)):
         engine.open(**bad)
-    assert engine._slots.taken == 0
+    assert engine._slots.used == 0
 
 
-def test_one_stream_that_fails_takes_no_other_with_it(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+def test_a_stream_that_fails_ends_alone_and_is_logged(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     good, bad = engine.open(latency_ms=80, endpoint=None), engine.open(latency_ms=80)
     step = engine.runner.step
@@ -669,6 +672,19 @@ def test_one_stream_that_fails_takes_no_other_with_it(
         bad.push([0.0])
     assert engine.stats.failed == 1
     assert settled(engine)
+    logged = [each for each in caplog.records if "a stream failed" in each.getMessage()]
+    assert len(logged) == 1 and "in fails_for_one" in logged[0].exc_text, "with its traceback"
+
+
+def test_a_stream_that_fails_without_neighbors_is_logged(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engine.runner, "step", lambda works, grid: 1 / 0)
+    session = engine.open(latency_ms=80)
+    session.push(noise(20_000))
+    with pytest.raises(EngineError, match="ZeroDivisionError"):
+        said(session)
+    assert [each.exc_info[0] for each in caplog.records] == [ZeroDivisionError]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -795,7 +811,7 @@ def test_states_that_were_tampered_with_are_refused(engine: Engine) -> None:
     ):
         with pytest.raises(StateError):
             engine.open(state=damaged)
-    assert engine._slots.taken == 0
+    assert engine._slots.used == 0
 
 
 def test_the_state_of_another_model_is_refused(engine: Engine, tiny_model_folder: Path) -> None:

@@ -12,7 +12,7 @@ from clock import Clock
 from tiny import noise
 
 from pianissimo.engine import engine as engine_module
-from pianissimo.engine.engine import Answered
+from pianissimo.engine.base import Answered
 from pianissimo.serve import metrics
 from pianissimo.serve.metrics import Metrics
 from pianissimo.serve.settings import Settings
