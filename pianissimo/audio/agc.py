@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from pianissimo.audio.highpass import HighPass, HighPassState
 from pianissimo.audio.io import SAMPLE_RATE
-from pianissimo.audio.level import GainMode, GainOptions, Samples, amplitude, check_samples
+from pianissimo.audio.level import GainMode, GainOptions, Samples, check_samples
 from pianissimo.audio.limiter import LOOKAHEAD_SAMPLES, Limiter, LimiterState
 from pianissimo.errors import OptionError
 
@@ -161,12 +161,20 @@ class StreamGain:
         gains = [state.gain_db]
         moments: list[tuple[int, GainReading]] = []
         for k, power in enumerate(powers.tolist()):
-            self._listen(10 * math.log10(power + _QUIETEST), state)
-            self._follow(state)
+            self._follow(10 * math.log10(power + _QUIETEST), state)
             gains.append(state.gain_db)
             state.frames += 1
             if state.frames % READING_FRAMES == 0:
-                moments.append((k, _read(state)))
+                reading = GainReading(
+                    seconds=state.frames * FRAME_SECONDS,
+                    gain_db=state.gain_db,
+                    speech_db=_level(state.ranked) if state.ranked else None,
+                    noise_db=state.noise_db,
+                    speech=state.heard_speech,
+                    limited=False,
+                )
+                state.heard_speech = False
+                moments.append((k, reading))
         return self._send(amplified(frames, gains), moments, state)
 
     def finish(self, state: GainState) -> Gained:
@@ -199,8 +207,9 @@ class StreamGain:
         state.sent += len(samples)
         return Gained(samples, tuple(readings))
 
-    def _listen(self, energy: float, state: GainState) -> None:
-        """Update energy, noise floor and whether this frame is speech; remember its level if so."""
+    def _follow(self, energy: float, state: GainState) -> None:
+        """One frame: update the noise floor and the speech level from its `energy` in dB, choose
+        the gain to aim at, and move toward it by at most one frame's slew."""
         if not state.started:
             state.started = True
             state.energy_db = state.noise_db = energy
@@ -218,15 +227,26 @@ class StreamGain:
             state.heard_speech = True
             if over > _STAY_DB:
                 state.speech_frames += 1
-                _remember(energy, state)
-
-    def _follow(self, state: GainState) -> None:
-        """Choose the gain to aim at, and move toward it by at most one frame's slew."""
+                if len(state.levels) == _LEVEL_FRAMES:
+                    oldest = state.levels.pop(0)
+                    del state.ranked[bisect_left(state.ranked, oldest)]
+                state.levels.append(energy)
+                insort(state.ranked, energy)
         options = self.options
         cap = max(0.0, options.noise_out_db - state.noise_db)
         early = state.speech_frames <= _FIRST_FRAMES
         if state.speech and state.speech_frames >= _FRAMES_BEFORE_GAIN:
-            want = min(self._wanted(_level(state.ranked), state), cap)
+            level, acts = _level(state.ranked), True
+            if self.mode == "auto":
+                acts = state.acting or state.speech_frames >= _FRAMES_BEFORE_AUTO
+                if acts:
+                    margin = _AUTO_HYSTERESIS_DB if state.acting else 0.0
+                    low, high = options.auto_below_db + margin, options.auto_above_db - margin
+                    acts = state.acting = not low <= level <= high
+            want = 0.0
+            if acts:
+                want = min(max(options.target_db - level, options.min_gain_db), options.max_gain_db)
+            want = min(want, cap)
             if early or abs(want - state.held_db) > self.dead_zone_db:
                 state.held_db = want
         state.held_db = min(state.held_db, cap)
@@ -237,37 +257,16 @@ class StreamGain:
             fast = early or distance > _FAR_DB
             state.gain_db += min(distance, _FAST_RISE if fast else _RISE)
 
-    def _wanted(self, level: float, state: GainState) -> float:
-        options = self.options
-        if self.mode == "auto":
-            if not state.acting and state.speech_frames < _FRAMES_BEFORE_AUTO:
-                return 0.0
-            margin = _AUTO_HYSTERESIS_DB if state.acting else 0.0
-            low, high = options.auto_below_db + margin, options.auto_above_db - margin
-            state.acting = not low <= level <= high
-            if not state.acting:
-                return 0.0
-        return min(max(options.target_db - level, options.min_gain_db), options.max_gain_db)
-
 
 def amplified(frames: Float64, gains: Sequence[float]) -> Float64:
     """Frames (K, 160) times a gain that goes from gains[k] to gains[k + 1] dB, evenly in dB."""
-    out = frames * np.array([amplitude(gain) for gain in gains[1:]]).reshape(-1, 1)
+    out = frames * np.array([10.0 ** (gain / 20) for gain in gains[1:]]).reshape(-1, 1)
     moving = [k for k in range(len(frames)) if gains[k] != gains[k + 1]]
     if moving:
         before = np.array([[gains[k]] for k in moving])
         after = np.array([[gains[k + 1]] for k in moving])
         out[moving] = frames[moving] * np.exp((before + (after - before) * _RAMP) * _NEPERS_PER_DB)
     return out
-
-
-def _remember(energy: float, state: GainState) -> None:
-    """Put the energy of a frame of speech into both lists, in place of the oldest."""
-    if len(state.levels) == _LEVEL_FRAMES:
-        oldest = state.levels.pop(0)
-        del state.ranked[bisect_left(state.ranked, oldest)]
-    state.levels.append(energy)
-    insort(state.ranked, energy)
 
 
 def _level(ranked: Sequence[float]) -> float:
@@ -277,16 +276,3 @@ def _level(ranked: Sequence[float]) -> float:
     above = min(below + 1, len(ranked) - 1)
     percentile = ranked[below] + (place - below) * (ranked[above] - ranked[below])
     return percentile - _LEVEL_OVER_ACTIVE_DB
-
-
-def _read(state: GainState) -> GainReading:
-    reading = GainReading(
-        seconds=state.frames * FRAME_SECONDS,
-        gain_db=state.gain_db,
-        speech_db=_level(state.ranked) if state.ranked else None,
-        noise_db=state.noise_db,
-        speech=state.heard_speech,
-        limited=False,
-    )
-    state.heard_speech = False
-    return reading

@@ -1,4 +1,4 @@
-"""The samples of a live stream that are still needed, addressed from the stream's beginning."""
+"""The samples of a live stream that may still be read, addressed from the stream's beginning."""
 
 import numpy as np
 import numpy.typing as npt
@@ -17,20 +17,14 @@ class SampleBuffer:
     """
 
     def __init__(self, first: int = 0) -> None:
+        self.start = first
+        """The position of the oldest sample that is kept."""
+        self.end = first
+        """The position after the newest sample."""
         self._first = first
         self._count = 0
         self._samples = np.zeros(STEP_SAMPLES, np.float32)
         self._past = np.zeros(0, np.float16)
-
-    @property
-    def start(self) -> int:
-        """The position of the oldest sample that is kept."""
-        return self._first - len(self._past)
-
-    @property
-    def end(self) -> int:
-        """The position after the newest sample."""
-        return self._first + self._count
 
     def append(self, samples: npt.NDArray[np.float32]) -> None:
         needed = self._count + len(samples)
@@ -39,7 +33,7 @@ class SampleBuffer:
             grown[: self._count] = self._samples[: self._count]
             self._samples = grown
         self._samples[self._count : needed] = samples
-        self._count = needed
+        self._count, self.end = needed, self.end + len(samples)
 
     def read(self, start: int, end: int, *, floor: int = 0) -> npt.NDArray[np.float32]:
         """A copy of the samples at start..end - 1; zeros before `floor` and after the newest.
@@ -72,3 +66,4 @@ class SampleBuffer:
         samples = np.zeros(room, np.float32) if room < len(self._samples) else self._samples
         samples[:kept] = self._samples[dropped : self._count].copy()
         self._samples, self._count, self._first = samples, kept, self._first + dropped
+        self.start = self._first - len(self._past)

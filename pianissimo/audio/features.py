@@ -12,6 +12,7 @@ Whole and incremental features are one algorithm: `MelFeatures.forward` pushes e
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -63,7 +64,7 @@ class FeatureConfig:
     def hop_seconds(self) -> float:
         return self.hop_samples / self.sample_rate
 
-    @property
+    @cached_property
     def reach_samples(self) -> int:
         """Samples after its center that a frame needs: those under the window."""
         return self.window_samples // 2

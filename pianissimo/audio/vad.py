@@ -266,7 +266,7 @@ class VoiceDetector:
         whole = len(x) - len(x) % size
         state.rest = x[whole:].copy()
         groups = x[:whole].reshape(-1, GROUP_WINDOWS, WINDOW_SAMPLES)
-        return [span for group in groups for span in self._take(group, state)]
+        return [span for group in groups for span in self._step(group, state)]
 
     def finish(self, state: VadState) -> list[SpeechSpan]:
         """End the stream: the span that was open, no longer than the audio."""
@@ -274,7 +274,7 @@ class VoiceDetector:
         if len(state.rest):
             last = np.pad(state.rest, (0, -len(state.rest) % WINDOW_SAMPLES))
             state.rest = state.rest[:0]
-            spans = self._take(last.reshape(-1, WINDOW_SAMPLES), state)
+            spans = self._step(last.reshape(-1, WINDOW_SAMPLES), state)
         if state.start is not None:
             spans += self._close(state)
         return spans
@@ -283,13 +283,42 @@ class VoiceDetector:
         """How long the span that is open has been speech."""
         return 0.0 if state.start is None else (state.end - state.start) * WINDOW_SECONDS
 
-    def _take(self, windows: Samples, state: VadState) -> list[SpeechSpan]:
-        spans = []
-        energies, shares = self._energies(windows)
-        for k, probability in enumerate(self._probabilities(windows, state)):
-            over = self._over_noise(energies[k], state)
-            state.histogram[min(max(int(energies[k]) + 120, 0), _BINS - 1)] += 1
-            speech = self._is_speech(probability, over, shares[k], state)
+    def _step(self, windows: Samples, state: VadState) -> list[SpeechSpan]:
+        """Consecutive windows (K, 512): update the state, and return the spans that are complete.
+
+        A window is speech if the model says so, or if its smoothed energy above 80 Hz stands far
+        enough over the noise floor and lies mostly in the speech band.
+        """
+        options, spans = self.options, []
+        probabilities = [0.0] * len(windows)
+        if self.model is not None:
+            assert state.model is not None
+            contexts = np.concatenate([state.context[None], windows[:-1, -CONTEXT_SAMPLES:]])
+            state.context = windows[-1, -CONTEXT_SAMPLES:].copy()
+            inputs = np.concatenate([contexts, windows], axis=1)
+            output, state.model = self.model.step(inputs, state.model)
+            probabilities = [float(value) for value in output]
+        powers = np.square(np.abs(np.fft.rfft(windows * self._hann, axis=1)))
+        for power, probability in zip(powers, probabilities, strict=True):
+            audible = float(np.sum(power[self._audible]))
+            share = float(np.sum(power[self._band])) / audible if audible else 0.0
+            energy = 10 * math.log10(audible * self._scale + _QUIETEST)
+            if not state.started:
+                state.started, state.energy_db, state.noise_db = True, energy, energy
+            state.energy_db += _ENERGY_SHARE * (energy - state.energy_db)
+            if state.energy_db > state.noise_db:
+                state.noise_db = min(state.noise_db + _NOISE_RISE_DB, state.energy_db)
+            else:
+                state.noise_db += _NOISE_SHARE * (state.energy_db - state.noise_db)
+            over = state.energy_db - state.noise_db
+            state.max_over_noise_db = max(state.max_over_noise_db, over)
+            state.histogram[min(max(int(energy) + 120, 0), _BINS - 1)] += 1
+            state.by_model = probability >= (options.offset if state.by_model else options.onset)
+            speech = state.by_model or (
+                options.energy_db is not None
+                and over > options.energy_db
+                and share >= options.band_share
+            )
             if state.track is not None:
                 state.track.values.append(float(speech) if self.model is None else probability)
             if speech:
@@ -303,61 +332,13 @@ class VoiceDetector:
             state.max_probability = max(state.max_probability, probability)
             state.sure_windows += probability >= SURE_PROBABILITY
             state.windows += 1
-            if state.start is not None and self._gap(state) > self._reach:
+            gap = (state.windows - state.end) * WINDOW_SECONDS
+            # After a longer gap the next span cannot join this one any more.
+            if state.start is not None and gap > max(
+                2 * options.pad_seconds, options.merge_seconds
+            ):
                 spans += self._close(state)
         return spans
-
-    @property
-    def _reach(self) -> float:
-        """Seconds without speech after which the next span cannot join this one any more."""
-        return max(2 * self.options.pad_seconds, self.options.merge_seconds)
-
-    @staticmethod
-    def _gap(state: VadState) -> float:
-        return (state.windows - state.end) * WINDOW_SECONDS
-
-    def _probabilities(self, windows: Samples, state: VadState) -> list[float]:
-        if self.model is None:
-            return [0.0] * len(windows)
-        assert state.model is not None
-        contexts = np.concatenate([state.context[None], windows[:-1, -CONTEXT_SAMPLES:]])
-        state.context = windows[-1, -CONTEXT_SAMPLES:].copy()
-        inputs = np.concatenate([contexts, windows], axis=1)
-        output, state.model = self.model.step(inputs, state.model)
-        return [float(value) for value in output]
-
-    def _energies(self, windows: Samples) -> tuple[list[float], list[float]]:
-        """Energy above 80 Hz of each window in dB, and the share of it in the speech band."""
-        power = np.square(np.abs(np.fft.rfft(windows * self._hann, axis=1)))
-        energies, shares = [], []
-        for row in power:
-            audible = float(np.sum(row[self._audible]))
-            energies.append(10 * math.log10(audible * self._scale + _QUIETEST))
-            shares.append(float(np.sum(row[self._band])) / audible if audible else 0.0)
-        return energies, shares
-
-    def _over_noise(self, energy: float, state: VadState) -> float:
-        """How far the smoothed energy stands over the noise floor, in dB; updates both."""
-        if not state.started:
-            state.started, state.energy_db, state.noise_db = True, energy, energy
-        state.energy_db += _ENERGY_SHARE * (energy - state.energy_db)
-        if state.energy_db > state.noise_db:
-            state.noise_db = min(state.noise_db + _NOISE_RISE_DB, state.energy_db)
-        else:
-            state.noise_db += _NOISE_SHARE * (state.energy_db - state.noise_db)
-        over = state.energy_db - state.noise_db
-        state.max_over_noise_db = max(state.max_over_noise_db, over)
-        return over
-
-    def _is_speech(self, probability: float, over: float, share: float, state: VadState) -> bool:
-        options = self.options
-        state.by_model = probability >= (options.offset if state.by_model else options.onset)
-        energetic = (
-            options.energy_db is not None
-            and over > options.energy_db
-            and share >= options.band_share
-        )
-        return state.by_model or energetic
 
     def _close(self, state: VadState) -> list[SpeechSpan]:
         """The open span, padded, unless it is too short to be speech."""

@@ -401,8 +401,7 @@ class Engine(StreamEngine[_LiveRecord]):
             except StateError as error:
                 return error
         assert stream.slot is not None
-        live = record.live
-        return live.tail_work(stream.slot) if live.due() == "tail" else live.chunk_work(stream.slot)
+        return record.live.work(stream.slot)
 
     def _run(self, group: Group, works: Sequence[Work]) -> list[Hypothesis | Exception]:
         """The results of a step. If it fails, each member runs alone, so that only those fail that
@@ -438,15 +437,15 @@ class Engine(StreamEngine[_LiveRecord]):
         live = record.live
         self.stats.tokens += len(result.tokens)
         if batch.group.tail:
-            events = live.take_tail(result)
+            events = live.accept_tail(result)
         else:
-            events = live.take_chunk(result)
+            events = live.accept_chunk(result)
             self.stats.chunks += 1
             self.stats.delays.append((batch.group.lookahead, now - record.due_since))
             self.stats.answered.append(Answered(live.grid.chunk_seconds, now - waits_since, now))
-            if (restart := live.take_restart()) is not None:
+            if live.restart is not None:
                 assert stream.slot is not None
-                self.runner.clear(stream.slot, restart, live.options.trie)
+                self.runner.clear(stream.slot, live.restart, live.options.trie)
                 stream.replays = live.replays
                 self.stats.replays += 1
         self.stats.finals += sum(event.type == "final" for event in events)

@@ -1,12 +1,12 @@
-"""A live stream of its own: every chunk is recognized before `push` returns."""
+"""One live stream without an engine: every chunk is recognized before `push` returns."""
 
-from typing import Any
-
-import numpy as np
 import numpy.typing as npt
 
+from pianissimo.audio.io import Samples
 from pianissimo.engine.runner import Runner
 from pianissimo.errors import StreamError
+from pianissimo.streaming.endpoint import Mark
+from pianissimo.streaming.grid import ChunkWork
 from pianissimo.streaming.input import StreamInput
 from pianissimo.streaming.live import LiveStream
 from pianissimo.transcript import StreamEvent
@@ -15,7 +15,7 @@ SLOT = 0
 
 
 class SingleStream:
-    """One stream on a runner that nobody else uses; what it says comes back from each call."""
+    """One stream on a runner of its own; each call returns its events."""
 
     def __init__(self, runner: Runner, live: LiveStream, input: StreamInput) -> None:
         self._runner, self._live, self._input = runner, live, input
@@ -24,27 +24,25 @@ class SingleStream:
 
     @property
     def replays(self) -> int:
-        """How often the watchdog heard the last seconds anew."""
+        """How often the watchdog restarted the stream a few seconds back."""
         return self._live.replays
 
-    def push(self, samples: Any, sample_rate: int | None = None) -> list[StreamEvent]:
-        """Take further samples, any number of them: floats in [-1, 1] or integers, mono or
+    def push(self, samples: npt.ArrayLike, sample_rate: int | None = None) -> list[StreamEvent]:
+        """Append any number of samples: floats in [-1, 1] or integers, mono or
         (samples, channels).
 
-        Raises StreamError after `finish`, AudioValueError for samples that are not usable.
+        Raises StreamError after `finish`, AudioValueError for unusable samples.
         """
         self._check_open("push")
-        self._take(self._input.push(samples, sample_rate))
-        return self._run()
+        return self._run(self._input.push(samples, sample_rate))
 
     def finalize(self) -> list[StreamEvent]:
         """Lock the text of everything pushed so far without ending the stream.
 
-        The last event is its final, empty if nothing was said. Raises StreamError after `finish`.
+        The last event is its final, empty if there is no text. Raises StreamError after `finish`.
         """
         self._check_open("finalize")
-        self._live.mark("finalize")
-        return self._run()
+        return self._run(None, "finalize")
 
     finalise = finalize
     """The British spelling, accepted as well."""
@@ -53,23 +51,23 @@ class SingleStream:
         """End the stream; the last event is its final. Raises StreamError if it ended before."""
         self._check_open("finish")
         self._open = False
-        self._take(self._input.finish())
-        self._live.mark("finish")
-        return self._run()
+        return self._run(self._input.finish(), "finish")
 
-    def _take(self, samples: npt.NDArray[np.float32]) -> None:
-        self._live.listen(samples)
-        self._live.push(samples)
-
-    def _run(self) -> list[StreamEvent]:
+    def _run(self, samples: Samples | None, mark: Mark | None = None) -> list[StreamEvent]:
         live, runner, events = self._live, self._runner, []
-        while due := live.due():
-            if due == "chunk":
-                events += live.take_chunk(runner.step([live.chunk_work(SLOT)], live.grid)[0])
-                if (restart := live.take_restart()) is not None:
-                    runner.clear(SLOT, restart, live.options.trie)
+        if samples is not None:
+            live.listen(samples)
+            live.push(samples)
+        if mark is not None:
+            live.mark(mark)
+        while live.due():
+            work = live.work(SLOT)
+            if isinstance(work, ChunkWork):
+                events += live.accept_chunk(runner.step([work], live.grid)[0])
+                if live.restart is not None:
+                    runner.clear(SLOT, live.restart, live.options.trie)
             else:
-                events += live.take_tail(runner.finish([live.tail_work(SLOT)], live.grid)[0])
+                events += live.accept_tail(runner.finish([work], live.grid)[0])
         return events
 
     def _check_open(self, action: str) -> None:

@@ -4,6 +4,7 @@ Positions are samples at the model's rate, counted from the beginning of the enc
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -41,11 +42,11 @@ class ChunkGrid:
     factor: int
     features: Framing
 
-    @property
+    @cached_property
     def chunk_samples(self) -> int:
         return self.chunk * self.factor * self.features.hop_samples
 
-    @property
+    @cached_property
     def chunk_seconds(self) -> float:
         return self.chunk_samples / self.features.sample_rate
 

@@ -1,8 +1,9 @@
-"""One live stream without threads or tensors of its own: audio in, what is due, tokens in, events.
+"""State machine of one stream: buffers audio, says which work is due, turns tokens into events.
 
-    push -> due -> chunk_work -> (Runner.step) -> take_chunk -> events
+    push -> due -> work -> (Runner.step) -> accept_chunk -> events
 
-The engine and the single stream drive the same object, so they cannot differ.
+It has no threads and no tensors. The engine and the single stream drive the same object, so their
+events are equal.
 """
 
 from collections import deque
@@ -113,8 +114,7 @@ class LiveStream:
         self._chunks = 0
         self._last_frame = -1
         self._meter = SpeechMeter()
-        self._unheard_seconds = 0.0
-        self._restart: int | None = None
+        self._missed_seconds = 0.0
         self._may_replay = True
         self._detector: VoiceDetector | None = None
         self._guard = options.guard and self._rate == SAMPLE_RATE
@@ -129,6 +129,10 @@ class LiveStream:
         self._since = 0.0
         self._peak = 0.0
         self._shown = False
+        self.consumed = 0.0
+        """Seconds that went through the model; a restart goes back."""
+        self.restart: int | None = None
+        """The first frame of a fresh state, where `accept_chunk` requests one."""
 
     # -- in ----------------------------------------------------------------------------------------
 
@@ -174,11 +178,6 @@ class LiveStream:
         return max(0, self.buffer.end - done) / self._rate
 
     @property
-    def heard(self) -> float:
-        """Seconds that went through the model."""
-        return (self._origin + self._chunks * self.grid.chunk_samples) / self._rate
-
-    @property
     def due_position(self) -> int:
         """The position that the audio must reach for the next piece of work."""
         needed = self._origin + self.grid.needed(self._chunks)
@@ -191,41 +190,41 @@ class LiveStream:
             return "chunk"
         return "tail" if self._marks else None
 
-    def chunk_work(self, slot: int) -> ChunkWork:
-        return ChunkWork(slot, self._read(*self.grid.window(self._chunks)))
-
-    def tail_work(self, slot: int) -> TailWork:
+    def work(self, slot: int) -> ChunkWork | TailWork:
+        """The samples of the work that is due, for the runner."""
+        read, origin = self.buffer.read, self._origin
+        if self.due() == "chunk":
+            start, end = self.grid.window(self._chunks)
+            return ChunkWork(slot, read(origin + start, origin + end, floor=origin))
         position, kind = self._marks[0]
-        samples = position - self._origin
+        samples = position - origin
         start, end, frames = self.grid.rest(self._chunks, samples)
-        continues = kind == "finalize"
-        return TailWork(slot, self._read(start, end), frames, samples - start, continues)
-
-    def _read(self, start: int, end: int) -> npt.NDArray[np.float32]:
-        return self.buffer.read(self._origin + start, self._origin + end, floor=self._origin)
-
-    def take_restart(self) -> int | None:
-        """The frame at which the stream wants a fresh state, once after each time it does."""
-        restart, self._restart = self._restart, None
-        return restart
+        tail = read(origin + start, origin + end, floor=origin)
+        return TailWork(slot, tail, frames, samples - start, continues=kind == "finalize")
 
     # -- out ---------------------------------------------------------------------------------------
 
-    def take_chunk(self, found: Hypothesis) -> list[StreamEvent]:
-        """Take the tokens of the chunk that was due."""
-        done = self._origin + self._chunks * self.grid.chunk_samples
+    def accept_chunk(self, result: Hypothesis) -> list[StreamEvent]:
+        """The events of the chunk that was due, from its tokens."""
+        size = self.grid.chunk_samples
+        done = self._origin + self._chunks * size
         self._pushed = self._origin + self.grid.needed(self._chunks)
         self._chunks += 1
-        end = done + self.grid.chunk_samples
-        chunk = self.buffer.read(done, end, floor=self.buffer.start)
+        self.consumed = (done + size) / self._rate
+        chunk = self.buffer.read(done, done + size, floor=self.buffer.start)
         self._peak = max(self._peak, float(np.abs(chunk).max()))
-        events = self._held(self.text.push(found))
-        if found.frames:
-            self._last_frame = found.frames[-1]
-        self._watch(found, chunk)
+        events = self.text.push(result)
+        if self._guard and not self._shown:
+            # A partial stays once it is shown, so it waits until the audio supports its text.
+            verdict = self._weigh(self.consumed, partial=True)
+            events = self.text.partial() if verdict is None or verdict.keep else []
+        self._shown = self._shown or bool(events)
+        if result.frames:
+            self._last_frame = result.frames[-1]
+        self._watch(result, chunk)
         events += self._rule()
         if self._guard and self._voice.track is not None:
-            first = self.heard if self.text.first is None else self.text.first
+            first = self.consumed if self.text.first is None else self.text.first
             self._voice.track.forget(first - 2 * JUDGED_SECONDS)
         rules = self.options.watchdog
         self.buffer.forget(
@@ -234,17 +233,17 @@ class LiveStream:
         )
         return events
 
-    def take_tail(self, found: Hypothesis) -> list[StreamEvent]:
-        """Take the tokens of the tail that was due: the final that answers its mark."""
+    def accept_tail(self, result: Hypothesis) -> list[StreamEvent]:
+        """The final that answers the mark of the tail that was due, from its tokens."""
         position, kind = self._marks.popleft()
         rest = self._rests.popleft()
         self._pushed = position
         done = self._origin + self._chunks * self.grid.chunk_samples
         tail = self.buffer.read(done, max(done, position), floor=self.buffer.start)
         self._peak = max(self._peak, float(np.abs(tail).max(initial=0.0)))
-        if found.frames:
-            self._last_frame = found.frames[-1]
-        self.text.push(found)
+        if result.frames:
+            self._last_frame = result.frames[-1]
+        self.text.push(result)
         self.finished = kind == "finish"
         return [self._close(kind, position / self._rate, rest)]
 
@@ -253,15 +252,15 @@ class LiveStream:
         if rules is None or first is None or last is None:
             return []
         if rules.voice and self._detector is not None:
-            last = max(last, min(self._voice_end(), self.heard))
-        verdict = rules.verdict(first, last, self.heard)
+            last = max(last, min(self._voice_end(), self.consumed))
+        verdict = rules.verdict(first, last, self.consumed)
         if verdict is None:
             return []
         if verdict == "length" and (self._shown or not self._guard):
-            events = self.text.cut(self.heard)
-            self._begin(self.heard, shown=len(events) > 1)
+            events = self.text.cut(self.consumed)
+            self._begin(self.consumed, shown=len(events) > 1)
             return events
-        final = self._close(verdict, self.heard)
+        final = self._close(verdict, self.consumed)
         if self._guard and not final.text:
             return []  # it was never shown: nobody needs to hear of it
         if verdict == "length":
@@ -270,7 +269,7 @@ class LiveStream:
 
     def _voice_end(self) -> float:
         """Where speech ended, in seconds, as far as the detector knew when so much was heard."""
-        known = self._known_windows(self.heard)
+        known = self._known_windows(self.consumed)
         while len(self._ends) > 1 and self._ends[1][0] <= known:
             self._ends.popleft()
         return self._ends[0][1] * WINDOW_SECONDS
@@ -281,14 +280,6 @@ class LiveStream:
         return steps * GROUP_WINDOWS
 
     # -- what speaks for the text ------------------------------------------------------------------
-
-    def _held(self, events: list[StreamEvent]) -> list[StreamEvent]:
-        """Partials; none until something speaks for their text, as what is shown stays."""
-        if self._guard and not self._shown:
-            verdict = self._weigh(self.heard, partial=True)
-            events = self.text.partial() if verdict is None or verdict.keep else []
-        self._shown = self._shown or bool(events)
-        return events
 
     def _close(self, reason: FinalReason, heard: float, rest: Sequence[float] = ()) -> StreamEvent:
         final = self.text.close(reason, heard, self._weigh(heard, rest))
@@ -331,17 +322,17 @@ class LiveStream:
             self.text.reduce(standing)
         return verdict
 
-    def _watch(self, found: Hypothesis, chunk: npt.NDArray[np.float32]) -> None:
-        """Start anew behind the last word if there was much speech and no token since."""
-        rules = self.options.watchdog
+    def _watch(self, result: Hypothesis, chunk: Samples) -> None:
+        """Restart behind the last word after much speech without a token."""
+        self.restart, rules = None, self.options.watchdog
         if rules is None:
             return
         speech = self._meter.push(chunk, self._rate)
-        if found.tokens:
-            self._unheard_seconds, self._may_replay = 0.0, True
+        if result.tokens:
+            self._missed_seconds, self._may_replay = 0.0, True
             return
-        self._unheard_seconds += speech
-        if not self._may_replay or self._unheard_seconds < rules.speech_seconds:
+        self._missed_seconds += speech
+        if not self._may_replay or self._missed_seconds < rules.speech_seconds:
             return
         step = self.grid.chunk_samples
         silent = self._origin + self._chunks * step - (self._last_frame + 1) * self._frame_samples
@@ -350,8 +341,9 @@ class LiveStream:
         if back:
             self._origin += (self._chunks - back) * step
             self._chunks = 0
-            self._restart = self._origin // self._frame_samples
-            self._unheard_seconds = 0.0
+            self.consumed = self._origin / self._rate
+            self.restart = self._origin // self._frame_samples
+            self._missed_seconds = 0.0
             self.replays += 1
 
     # -- saving ------------------------------------------------------------------------------------
@@ -365,7 +357,7 @@ class LiveStream:
             "marks": list(self._marks),
             "rests": [list(rest) for rest in self._rests],
             "floor_dbfs": self._meter.floor_dbfs,
-            "unheard_seconds": self._unheard_seconds,
+            "unheard_seconds": self._missed_seconds,
             "may_replay": self._may_replay,
             "replays": self.replays,
             "voice": None if self._detector is None else asdict(self._voice),
@@ -381,6 +373,7 @@ class LiveStream:
     def restore(self, saved: SavedLive) -> None:
         """Fill a new stream with what `save` returned; raises what a malformed one provokes."""
         self._origin, self._chunks = int(saved["origin"]), int(saved["chunks"])
+        self.consumed = (self._origin + self._chunks * self.grid.chunk_samples) / self._rate
         self._last_frame = int(saved["last_frame"])
         # Version 0.1 wrote "finalise".
         self._marks = deque(
@@ -389,7 +382,7 @@ class LiveStream:
         )
         self._rests = deque(saved.get("rests", [[] for _ in self._marks]))
         self._meter.floor_dbfs = saved["floor_dbfs"]
-        self._unheard_seconds = float(saved["unheard_seconds"])
+        self._missed_seconds = float(saved["unheard_seconds"])
         self._may_replay, self.replays = bool(saved["may_replay"]), int(saved["replays"])
         voice = saved["voice"]
         if self._detector is not None and voice is not None:

@@ -19,25 +19,20 @@ class UtteranceText:
 
     def _clear(self) -> None:
         self.found = Hypothesis()
+        self.first: float | None = None
+        """The start of the utterance in seconds; None while it has no token."""
+        self.last: float | None = None
+        """The end of its last token."""
         self._text = ""
         self._words: list[Word] = []
-
-    @property
-    def first(self) -> float | None:
-        """When the utterance began, in seconds; None while it has no token."""
-        return self.found.frames[0] * self._frame_seconds if self.found.frames else None
-
-    @property
-    def last(self) -> float | None:
-        """When its last token ended."""
-        frames = self.found.frames
-        return (frames[-1] + 1) * self._frame_seconds if frames else None
 
     def push(self, found: Hypothesis) -> list[StreamEvent]:
         """Take further tokens; a partial with the whole text since the last final, if any came."""
         if not found.tokens:
             return []
         self.found.extend(found)
+        self.first = self.found.frames[0] * self._frame_seconds
+        self.last = (self.found.frames[-1] + 1) * self._frame_seconds
         self._words += self._assembler.push(found.tokens, found.frames, found.confidences)
         self._text += self._detokenizer.push(found.tokens)
         return self.partial()
