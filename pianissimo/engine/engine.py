@@ -77,6 +77,7 @@ class StreamingRecognizer(Protocol):
         watchdog: WatchdogRules | None,
         *,
         guard: bool = True,
+        language: str | None = None,
     ) -> LiveOptions:
         """The options of a stream with these rules."""
         ...
@@ -184,18 +185,20 @@ class Engine(StreamEngine[_LiveRecord]):
         endpoint: EndpointRules | None = ENDPOINT,
         watchdog: WatchdogRules | None = WATCHDOG,
         boost: Boost | None = None,
+        language: str | None = None,
         state: bytes | None = None,
     ) -> Session:
         """Open a stream of samples at `sample_rate` Hz (the model's, by default).
 
         `latency_ms` is one of the recognizer's, by default the shortest from 160 ms on. `endpoint`
-        and `watchdog` None turn those rules off. `boost` are the hotwords of this stream. With the
-        `state` of an exported stream it continues that one, in its latency and rate and with its
-        hotwords.
+        and `watchdog` None turn those rules off. `boost` are the hotwords of this stream, and
+        `language` is what is spoken in it, for a model with language prompts; by default the
+        recognizer's language. With the `state` of an exported stream it continues that one, in its
+        latency, rate and language and with its hotwords.
 
-        Raises EngineFullError when all streams are in use, OptionError for an unknown latency or a
-        hotword that cannot be boosted, AudioValueError for an unusable rate, StateError for a state
-        of another model.
+        Raises EngineFullError when all streams are in use, OptionError for an unknown latency or
+        language or a hotword that cannot be boosted, AudioValueError for an unusable rate,
+        StateError for a state of another model.
         """
         rate = self.model.sample_rate
         document: saved.SavedStream | None = None
@@ -210,8 +213,12 @@ class Engine(StreamEngine[_LiveRecord]):
             lookahead, sample_rate = document["lookahead"], document["input"]["sample_rate"]
             boost = [Phrase(text, weight) for text, weight in document["boost"]]
         options = self.recognizer.live_options(
-            lookahead, endpoint, watchdog, guard=self.options.guard
+            lookahead, endpoint, watchdog, guard=self.options.guard, language=language
         )
+        if document is not None and document["prompt"] is not None:
+            if not 0 <= document["prompt"] < self.model.decoder.prompts:
+                raise StateError(f"the model has no language prompt {document['prompt']}")
+            options = replace(options, prompt=document["prompt"], language=document["language"])
         options = replace(options, trie=make_trie(boost, self.recognizer.vocabulary))
         try:
             live = LiveStream(self.model.grid(lookahead), self.recognizer.tokenizer, options)
@@ -286,6 +293,8 @@ class Engine(StreamEngine[_LiveRecord]):
                 "frames": self.runner.arena.frames[stream.slot],
                 "live": record.live.save(),
                 "boost": [(p.text, p.weight) for p in options.trie.phrases] if options.trie else [],
+                "language": options.language,
+                "prompt": options.prompt,
                 "input": input,
             }
             return saved.to_bytes(document, self.runner.arena.save(stream.slot))
@@ -334,7 +343,8 @@ class Engine(StreamEngine[_LiveRecord]):
     def _settle(self, stream: HostedStream, record: _LiveRecord) -> None:
         """Prepare the slot of a new stream: cleared, or restored from a saved state."""
         assert stream.slot is not None
-        self.runner.clear(stream.slot, trie=record.live.options.trie)
+        options = record.live.options
+        self.runner.clear(stream.slot, trie=options.trie, prompt=options.prompt)
         record.fresh, state, record.restores = False, record.restores, None
         if state is not None:
             try:
@@ -445,7 +455,7 @@ class Engine(StreamEngine[_LiveRecord]):
             self.stats.answered.append(Answered(live.grid.chunk_seconds, now - waits_since, now))
             if live.restart is not None:
                 assert stream.slot is not None
-                self.runner.clear(stream.slot, live.restart, live.options.trie)
+                self.runner.clear(stream.slot, live.restart, live.options.trie, live.options.prompt)
                 stream.replays = live.replays
                 self.stats.replays += 1
         self.stats.finals += sum(event.type == "final" for event in events)

@@ -36,6 +36,9 @@ class SavedStream(TypedDict):
     live: SavedLive
     boost: list[tuple[str, float]]
     """Hotwords and their weights."""
+    language: str | None
+    prompt: int | None
+    """The language prompt; None for the model's default."""
     input: SavedInput
 
 
@@ -59,6 +62,8 @@ def stream_from_bytes(data: bytes) -> tuple[SavedStream, SavedSlot]:
             "live": document["live"],
             # Version 0.1 had no hotwords at first.
             "boost": [(str(text), float(weight)) for text, weight in document.get("boost", [])],
+            "language": None if (language := document.get("language")) is None else str(language),
+            "prompt": None if (prompt := document.get("prompt")) is None else int(prompt),
             "input": {
                 "sample_rate": int(input["sample_rate"]),
                 "resampler": input["resampler"],

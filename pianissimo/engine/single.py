@@ -20,7 +20,7 @@ class SingleStream:
     def __init__(self, runner: Runner, live: LiveStream, input: StreamInput) -> None:
         self._runner, self._live, self._input = runner, live, input
         self._open = True
-        runner.clear(SLOT, trie=live.options.trie)
+        runner.clear(SLOT, trie=live.options.trie, prompt=live.options.prompt)
 
     @property
     def replays(self) -> int:
@@ -65,7 +65,7 @@ class SingleStream:
             if isinstance(work, ChunkWork):
                 events += live.accept_chunk(runner.step([work], live.grid)[0])
                 if live.restart is not None:
-                    runner.clear(SLOT, live.restart, live.options.trie)
+                    runner.clear(SLOT, live.restart, live.options.trie, live.options.prompt)
             else:
                 events += live.accept_tail(runner.finish([work], live.grid)[0])
         return events

@@ -250,17 +250,23 @@ class NativeRecognizer(BaseRecognizer):
         watchdog: WatchdogRules | None = WATCHDOG,
         partials: StreamRecognizer | None = None,
         boost: Boost | None = None,
+        language: str | None = None,
     ) -> SingleStream | SegmentedStream:
         """Open a live stream of samples at `sample_rate` Hz; an `Engine` serves many at once.
 
         `latency_ms` is one of `latencies_ms`, by default the shortest of 160 ms or more. `endpoint`
         says when an utterance is over, `watchdog` when to decode the last seconds again; None turns
         them off. `boost` is a list of hotwords. A model without latency modes runs on the segments
-        between pauses; `partials` is then a streaming recognizer that writes the partials. Raises
-        OptionError for an unknown mode, for `partials` of a streaming model, or for a hotword that
+        between pauses; `partials` is then a streaming recognizer that writes the partials. `language`
+        is the one spoken, for a model with language prompts. Raises OptionError for an unknown
+        mode or language, for `partials` of a streaming model, or for a hotword that
         the model cannot boost.
         """
         if not self.latencies_ms and latency_ms is None:
+            if language is not None and language != self.language:
+                raise OptionError(
+                    f"{self.name} is an offline model: choose its language when it is loaded"
+                )
             return SegmentedStream(
                 self.boosted(boost) if boost else self,
                 sample_rate=sample_rate,
@@ -271,7 +277,7 @@ class NativeRecognizer(BaseRecognizer):
             raise OptionError(f"{self.name} writes partials by itself; remove partials")
         lookahead = self.live_lookahead(latency_ms)
         grid = self.live.grid(lookahead)
-        options = self.live_options(lookahead, endpoint, watchdog)
+        options = self.live_options(lookahead, endpoint, watchdog, language=language)
         options = replace(options, trie=make_trie(boost, self.vocabulary))
         stream = LiveStream(grid, self.tokenizer, options)
         input = StreamInput(sample_rate, grid.features.sample_rate, self.front_end)
@@ -284,16 +290,19 @@ class NativeRecognizer(BaseRecognizer):
         watchdog: WatchdogRules | None,
         *,
         guard: bool = True,
+        language: str | None = None,
     ) -> LiveOptions:
         """The options of a stream. `guard` needs a detector and leveled samples."""
         leveled = self.front_end is not None and self.front_end.mode != "off"
+        config = self.model.config if language is None else self.model.config.hearing(language)
         return LiveOptions(
             lookahead,
             endpoint,
             watchdog,
             self.detector,
             guard=guard and leveled and self.detector is not None,
-            language=self.model.config.language,
+            language=config.language,
+            prompt=None if config.prompts is None else config.prompts.default,
         )
 
     def live_lookahead(self, latency_ms: int | None) -> int:

@@ -62,6 +62,9 @@ class LiveOptions:
     """Hears the voice that rules and guards ask for; by its energy if there is none here."""
     guard: bool = False
     language: str | None = None
+    """The language of the text, if it is known."""
+    prompt: int | None = None
+    """The language prompt of the encoder's frames; None for the model's default."""
     trie: PhraseTrie | None = None
     """The phrases that the stream boosts."""
 

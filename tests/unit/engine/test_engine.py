@@ -17,7 +17,7 @@ from clock import Clock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from tiny import WHOLE_CONTEXT, cut, make_model, noise
+from tiny import WHOLE_CONTEXT, cut, make_model, make_talker, noise, tensor
 
 from pianissimo.audio.front_end import FrontEnd
 from pianissimo.engine import base as base_module
@@ -33,7 +33,7 @@ from pianissimo.errors import (
     StateError,
     StreamError,
 )
-from pianissimo.models.asr import AsrModel
+from pianissimo.models.asr import AsrModel, LanguagePrompt, PromptConfig
 from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.streaming.endpoint import EndpointRules
 from pianissimo.streaming.session import Session
@@ -160,6 +160,68 @@ def test_other_rates_integers_and_channels_are_taken(
         stream.push(integers)
         expected = stream.finish()[-1]
     assert said(session)[-1].text == expected.text != ""
+
+
+# -- languages -------------------------------------------------------------------------------------
+
+LANGUAGES = (LanguagePrompt("auto", 0), LanguagePrompt("de-DE", 1), LanguagePrompt("en-US", 2))
+
+
+@pytest.fixture(scope="module")
+def polyglot(tiny_tokenizer: Tokenizer) -> NativeRecognizer:
+    """A model whose text depends on its language prompt."""
+    prompts = PromptConfig(count=3, hidden=16, default=0, languages=LANGUAGES)
+    pieces = tiny_tokenizer.vocab_size
+    model = make_talker(-2.0, vocab_size=pieces, prompts=prompts, max_symbols=2)
+    assert model.prompt is not None
+    with torch.no_grad():
+        model.prompt.up.weight[:, -prompts.count :] = 3 * tensor(prompts.hidden, prompts.count)
+    return NativeRecognizer(model, tiny_tokenizer)
+
+
+def test_streams_of_several_languages_in_one_batch_equal_each_alone(
+    polyglot: NativeRecognizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples, asked, expected = noise(40_000), ("de", "en-US", None, "auto"), []
+    for language in asked:
+        with polyglot.stream(latency_ms=160, endpoint=None, language=language) as stream:
+            stream.push(samples)
+            expected.append(stream.finish()[-1].text)
+    assert len(set(expected)) == 3 and expected[2] == expected[3]
+    sizes: list[int] = []
+    with make_engine(polyglot) as engine:
+        step = engine.runner.step
+
+        def counted(works: Any, grid: Any) -> Any:
+            sizes.append(len(works))
+            return step(works, grid)
+
+        monkeypatch.setattr(engine.runner, "step", counted)
+        sessions = [engine.open(latency_ms=160, endpoint=None, language=each) for each in asked]
+        with engine.lock:  # all are queued before the next step
+            for session in sessions:
+                session.push(samples)
+                session.finish()
+        assert [said(session)[-1].text for session in sessions] == expected
+        assert max(sizes) == len(asked)
+        with pytest.raises(OptionError, match="does not know the language 'fr'"):
+            engine.open(language="fr")
+
+
+def test_an_exported_stream_keeps_its_language(polyglot: NativeRecognizer) -> None:
+    samples = noise(40_000)
+    with polyglot.stream(latency_ms=160, endpoint=None, language="de") as stream:
+        stream.push(samples)
+        expected = stream.finish()[-1].text
+    with make_engine(polyglot) as engine:
+        first = engine.open(latency_ms=160, endpoint=None, language="de")
+        first.push(samples[:15_000])
+        state = first.export()
+        first.close()
+        second = engine.open(state=state, endpoint=None)
+        second.push(samples[15_000:])
+        second.finish()
+        assert said(second)[-1].text == expected
 
 
 # -- finalize --------------------------------------------------------------------------------------
