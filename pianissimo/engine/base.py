@@ -161,14 +161,14 @@ class StreamEngine(ABC, Generic[Record]):
     def _schedule(self, stream: HostedStream) -> None:
         """Queue the stream if it has work to do."""
 
-    def _admit(self, record: Record, input: StreamInput) -> Session:
+    def _admit(self, record: Record, input: StreamInput, replays: int = 0) -> Session:
         """Give a new stream a slot; raises EngineFullError if there is none."""
         try:
             slot = self._slots.acquire()
         except EngineFullError:
             self.stats.refused += 1
             raise
-        stream = HostedStream(Mailbox(self.lock, self.unread_events), slot)
+        stream = HostedStream(Mailbox(self.lock, self.unread_events), slot, replays=replays)
         stream.mailbox.resume = partial(self._schedule, stream)
         self._streams[stream] = record
         self.stats.opened += 1

@@ -240,7 +240,7 @@ class Engine(StreamEngine[_LiveRecord]):
                 )
             )
             self._check_serves()
-            return self._admit(_LiveRecord(live, slot_state), input)
+            return self._admit(_LiveRecord(live, slot_state), input, live.replays)
 
     def close(self) -> None:
         """End all streams and the engine's thread; may be called again."""
