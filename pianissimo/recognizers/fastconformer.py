@@ -294,7 +294,9 @@ class NativeRecognizer(BaseRecognizer):
     ) -> LiveOptions:
         """The options of a stream. `guard` needs a detector and leveled samples."""
         leveled = self.front_end is not None and self.front_end.mode != "off"
-        config = self.model.config if language is None else self.model.config.with_language(language)
+        config = (
+            self.model.config if language is None else self.model.config.with_language(language)
+        )
         return LiveOptions(
             lookahead,
             endpoint,
