@@ -50,7 +50,8 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features)
-        rest = self._packed, self.bias, "none", [], ""
+        post: tuple[str, list[float], str] = ("none", [], "")  # no operation fused behind
+        rest = (self._packed, self.bias, *post)
         if len(rows) <= ROWS_AT_ONCE:
             y = self._product(rows, *rest)
         else:

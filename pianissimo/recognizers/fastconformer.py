@@ -257,10 +257,10 @@ class NativeRecognizer(BaseRecognizer):
         `latency_ms` is one of `latencies_ms`, by default the shortest of 160 ms or more. `endpoint`
         says when an utterance is over, `watchdog` when to decode the last seconds again; None turns
         them off. `boost` is a list of hotwords. A model without latency modes runs on the segments
-        between pauses; `partials` is then a streaming recognizer that writes the partials. `language`
-        is the one spoken, for a model with language prompts. Raises OptionError for an unknown
-        mode or language, for `partials` of a streaming model, or for a hotword that
-        the model cannot boost.
+        between pauses; `partials` is then a streaming recognizer that writes the partials.
+        `language` is the one spoken, for a model with language prompts. Raises OptionError for an
+        unknown mode or language, for `partials` of a streaming model, or for a hotword that the
+        model cannot boost.
         """
         if not self.latencies_ms and latency_ms is None:
             if language is not None and language != self.language:

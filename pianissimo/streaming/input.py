@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from pianissimo.audio.front_end import FrontEnd, export_state, import_state
 from pianissimo.audio.io import Samples, from_array
-from pianissimo.audio.resample import StreamingResampler, check_sample_rate
+from pianissimo.audio.resample import SavedResampler, StreamingResampler, check_sample_rate
 from pianissimo.errors import StreamError
 
 
@@ -16,7 +16,7 @@ class SavedInput(TypedDict):
     """The filters of a saved stream."""
 
     sample_rate: int
-    resampler: dict[str, Any]
+    resampler: SavedResampler
     level: Mapping[str, Any] | None
 
 

@@ -24,7 +24,7 @@ from pianissimo.serve.access.accounts import Account
 from pianissimo.serve.errors import Refusal
 from pianissimo.serve.settings import Settings, parse_source
 from pianissimo.serve.versions.experiments import Caller, Experiment
-from pianissimo.streaming.endpoint import EndpointRules, WatchdogRules
+from pianissimo.streaming.endpoint import ENDPOINT, EndpointRules, WatchdogRules
 
 if TYPE_CHECKING:
     from pianissimo.protocols import Recognizer
@@ -123,8 +123,12 @@ class ServedModel:
                     f"a stream of {self.name} cannot be resumed, because it is an offline model; "
                     "open a new stream"
                 )
-            for name in ("latency_ms", "watchdog"):  # these rules belong to streaming models
-                options.pop(name, None)
+            # Latency and watchdog belong to streaming models.
+            return self.engine.open(
+                sample_rate=options["sample_rate"],
+                endpoint=options.get("endpoint", ENDPOINT),
+                boost=options.get("boost"),
+            )
         return self.engine.open(**options)
 
     def hints(self, phrases: Boost) -> Boost:
