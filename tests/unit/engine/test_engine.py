@@ -204,7 +204,7 @@ def test_streams_of_several_languages_in_one_batch_equal_each_alone(
                 session.finish()
         assert [said(session)[-1].text for session in sessions] == expected
         assert max(sizes) == len(asked)
-        with pytest.raises(OptionError, match="does not know the language 'fr'"):
+        with pytest.raises(OptionError, match="has no language 'fr'"):
             engine.open(language="fr")
 
 
