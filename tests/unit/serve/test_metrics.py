@@ -11,6 +11,7 @@ import pytest
 from clock import Clock
 from tiny import noise
 
+from pianissimo.engine import base as engine_base
 from pianissimo.engine import engine as engine_module
 from pianissimo.engine.base import Answered
 from pianissimo.serve import metrics
@@ -26,6 +27,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(metrics, "time", clock)
     monkeypatch.setattr(engine_module, "time", clock)
+    monkeypatch.setattr(engine_base, "time", clock)
     return clock
 
 
