@@ -35,7 +35,7 @@ BLOCKS_WAITING = 500
 
 
 @dataclass(frozen=True)
-class ListenOptions:
+class MicrophoneOptions:
     """The stream, its audio and its output."""
 
     latency: LatencyOption = None
@@ -54,7 +54,7 @@ class ListenOptions:
 @command
 def listen(
     model: ModelOptions,
-    options: ListenOptions,
+    options: MicrophoneOptions,
     source: Annotated[
         str | None,
         typer.Argument(

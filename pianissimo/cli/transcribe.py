@@ -95,7 +95,7 @@ class FolderOptions:
 
 
 @dataclass(frozen=True)
-class StreamOptions:
+class PlaybackOptions:
     """Whether inputs go through a live stream, and which one."""
 
     latency: LatencyOption = None
@@ -124,7 +124,7 @@ def transcribe(
     ],
     model: ModelOptions,
     search: SearchOptions,
-    stream: StreamOptions,
+    stream: PlaybackOptions,
     excerpt: ExcerptOptions,
     folders: FolderOptions,
     output: OutputOptions,
@@ -208,7 +208,7 @@ def _run(
     todo: list[int],
     report: Report,
     setup: Setup,
-    stream: StreamOptions,
+    stream: PlaybackOptions,
     jobs: int,
     output: OutputOptions,
 ) -> None:
