@@ -164,8 +164,14 @@ class AsrConfig:
         OptionError naming the languages that the model has."""
         if self.prompts is None or not self.prompts.languages:
             if language.lower() != AUTO and not _speaks(self.language, language):
-                only = "an unknown language" if self.language is None else f"only {self.language!r}"
-                raise OptionError(f"{self.name} does not support {language!r}; it speaks {only}")
+                raise OptionError(
+                    f"{self.name} does not support {language!r}; "
+                    + (
+                        "it states no language, remove this option"
+                        if self.language is None
+                        else f"it speaks only {self.language!r}"
+                    )
+                )
             return None
         chosen = self.prompts.of(language)
         if chosen is None:

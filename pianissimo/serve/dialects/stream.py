@@ -106,6 +106,7 @@ class _StreamConnection:
 
     def __init__(self, one: Client, served: ResumableStream, last_seen: int) -> None:
         self.one, self.served, self.sent = one, served, last_seen
+        self._ended = False
 
     async def run(self, resumed: bool) -> None:
         served, service = self.served, self.one.service
@@ -149,6 +150,8 @@ class _StreamConnection:
                 self.served.acknowledge(whole_field(given, "events", 0, 0))
 
     async def _acknowledge(self) -> None:
+        if self._ended:  # `end` is the last message of a stream
+            return
         gain = round(self.served.gain_db, 1)
         await self.one.send({"type": "ack", "frames": self.served.frames, "gain_db": gain})
 
@@ -158,6 +161,7 @@ class _StreamConnection:
         while True:
             self.served.news.clear()
             for number, event in self.served.unacknowledged(self.sent):
+                self._ended = event.get("type") == "end"
                 await self.one.send(event)
                 self.sent = number
             if self.served.failure is not None:

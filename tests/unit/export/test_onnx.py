@@ -289,7 +289,7 @@ def test_what_cannot_be_exported_says_why(
     talker: AsrModel, tiny_tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     whole = make_model(encoder=WHOLE_CONTEXT)
-    with pytest.raises(OptionError, match="only models that stream"):
+    with pytest.raises(OptionError, match="only streaming models are exported"):
         export(whole, tiny_tokenizer, tmp_path)
     with pytest.raises(OptionError, match="latency 100 ms"):
         export(talker, tiny_tokenizer, tmp_path, latencies_ms=[100])
