@@ -366,7 +366,7 @@ def read_config(path: Path) -> AsrConfig:
             "or convert the model again"
         )
     try:
-        return _from_json(AsrConfig, data, path.name)
+        return from_json(AsrConfig, data, path.name)
     except OptionError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
@@ -374,7 +374,7 @@ def read_config(path: Path) -> AsrConfig:
 T = TypeVar("T")
 
 
-def _from_json(kind: type[T], data: Any, where: str) -> T:
+def from_json(kind: type[T], data: Any, where: str) -> T:
     """A frozen dataclass from a JSON object, strictly: no unknown key, no missing one."""
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(kind)
@@ -399,7 +399,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             return None
         return _value(next(o for o in options if o is not type(None)), value, where)
     if dataclasses.is_dataclass(hint):
-        return _from_json(hint, value, where)  # type: ignore[arg-type]
+        return from_json(hint, value, where)  # type: ignore[arg-type]
     if typing.get_origin(hint) is typing.Literal:
         if value not in options:
             raise CheckpointError(f"{where} is {value!r}, expected one of {list(options)}")

@@ -15,6 +15,7 @@ import torch
 
 from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.io import SAMPLE_RATE, Samples
+from pianissimo.decoding.whisper_words import CLOSING, OPENING
 from pianissimo.errors import CheckpointError, MissingExtraError, OptionError
 from pianissimo.hallucination.verdict import max_new_tokens
 from pianissimo.models.checkpoints.config_json import read_json
@@ -27,7 +28,7 @@ from pianissimo.recognizers.long_form import (
     language_heard,
     transcript,
 )
-from pianissimo.recognizers.whisper import CLOSING, OPENING, nobody_speaks
+from pianissimo.recognizers.whisper import nobody_speaks
 from pianissimo.transcript import Transcript, Word
 
 BEAM = 5

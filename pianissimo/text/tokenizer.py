@@ -115,7 +115,7 @@ class Tokenizer:
         if pieces[-1] == BLANK:
             special.add(len(pieces) - 1)
             pieces = pieces[:-1]
-        encoder = _HfEncoder(tokenizer_json_bytes)
+        encoder = HfEncoder(tokenizer_json_bytes)
         return cls("huggingface", tokenizer_json_bytes, pieces, unk_id, special, encoder)
 
     @property
@@ -243,7 +243,7 @@ class _SentencePieceEncoder:
         return [int(id) for id in self._processor.EncodeAsIds(text)]
 
 
-class _HfEncoder:
+class HfEncoder:
     """Loads the `tokenizers` package on first use: recognition itself never encodes."""
 
     def __init__(self, data: bytes) -> None:

@@ -1,0 +1,278 @@
+"""Whisper's texts: batched greedy and beam search, who speaks which language, and when.
+
+Shape legend: B recordings, R texts (B times the width of the beam), S encoder frames, U tokens,
+V vocabulary.
+
+What a recording gets never depends on its neighbours: each has its own limit, and is left out of
+the batch when it is done. The tokens that its model must never write count for nothing, also in
+the probabilities.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pianissimo.models.whisper import DecoderState, TextRules, WhisperDecoder
+from pianissimo.text.loops import is_stuck
+
+LIKELIEST = 2
+"""Candidates a beam looks at, for each of its hypotheses: as many may end at once."""
+
+
+@dataclass
+class Written:
+    """The tokens of one text without its end, and their natural log-probabilities.
+
+    `log_probs` has one more entry where the text ended by itself. `looked` are the frames at which
+    the alignment heads looked most when each token was written, where that was asked for.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    ended: bool = False
+    looked: list[int] = field(default_factory=list)
+
+    @property
+    def mean_log_probability(self) -> float:
+        return sum(self.log_probs) / len(self.log_probs) if self.log_probs else 0.0
+
+
+@dataclass(frozen=True)
+class Begun:
+    """Texts with their prompts read: logits (B, V) of the first token, and the state after them.
+
+    `looked` (B,) are the frames at which the alignment heads look for that token, `no_speech` (B,)
+    is how likely nobody speaks, by the prediction after the start token.
+    """
+
+    logits: Tensor
+    state: DecoderState
+    looked: list[int]
+    no_speech: list[float]
+
+
+class WhisperSearch:
+    """The searches of one decoder. `end` is the token that ends a text."""
+
+    def __init__(
+        self, decoder: WhisperDecoder, rules: TextRules, *, end: int, no_speech: int
+    ) -> None:
+        self.decoder, self.end, self.no_speech = decoder, end, no_speech
+        config = decoder.config
+        self._banned = torch.zeros(config.vocab_size)
+        self._banned[list(rules.suppressed)] = -torch.inf
+        self._banned_first = self._banned.clone()
+        self._banned_first[list(rules.suppressed_first)] = -torch.inf
+        layers, heads = config.decoder_layers, config.decoder_heads
+        self.heads = rules.alignment_heads or tuple(
+            (layer, head) for layer in range(layers // 2, layers) for head in range(heads)
+        )
+        """The heads that follow the speech: those the model names, or all of the upper half."""
+        self._layer, self._head = (torch.tensor(part) for part in zip(*self.heads, strict=True))
+
+    def begin(
+        self,
+        encoded: Tensor,
+        prompts: Sequence[Sequence[int]],
+        *,
+        frames: Tensor | None = None,
+        most_tokens: int | None = None,
+        start: int = 0,
+    ) -> Begun:
+        """Read the prompts, of any lengths, for encoder frames (B, S, D).
+
+        `frames` (B,) are those that each recording has, all by default; `most_tokens` bounds the
+        text behind the longest prompt; `start` is where in the prompts the start token is.
+        """
+        longest = max(map(len, prompts))
+        padded = [[*prompt, *[self.end] * (longest - len(prompt))] for prompt in prompts]
+        device = encoded.device
+        tokens = torch.tensor(padded, device=device)
+        counts = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        room = None if most_tokens is None else longest + most_tokens
+        state = self.decoder.start(encoded, frames, room)
+        hidden, weights = self.decoder.step(tokens, state, counts)
+        rows = torch.arange(len(prompts), device=device)
+        needed = torch.stack([hidden[rows, counts - 1], hidden[:, start]])
+        last, first = self.decoder.logits(needed).float()
+        looked = self.looked_at(weights)[rows, counts - 1].tolist()
+        return Begun(last, state, looked, first.softmax(-1)[:, self.no_speech].tolist())
+
+    def languages(self, encoded: Tensor, start: int, codes: Sequence[int]) -> list[int]:
+        """Which of the language tokens `codes` is the likeliest, for each recording."""
+        begun = self.begin(encoded, [[start]] * len(encoded), most_tokens=0)
+        best = begun.logits[:, list(codes)].argmax(-1)
+        return [codes[i] for i in best.tolist()]
+
+    # -- greedy ------------------------------------------------------------------------------------
+
+    def greedy(
+        self, begun: Begun, limits: Sequence[int], *, watch: Sequence[int] | None = None
+    ) -> list[Written]:
+        """The likeliest token at each step, until the end, a limit or a loop. Uses up `begun`.
+
+        With `watch` (B,), a frame for each recording, the frames looked at are noted, and a text
+        stops before the first token whose frame is not before it: the sound is not all there yet.
+        """
+        texts = [Written() for _ in limits]
+        state, logits, looked = begun.state, begun.logits, begun.looked
+        banned = self._banned_first.to(logits.device)
+        row_of: list[int | None] = [i if limit > 0 else None for i, limit in enumerate(limits)]
+        while any(i is not None for i in row_of):
+            values, best = (logits + banned).log_softmax(-1).max(-1)
+            banned = self._banned.to(logits.device)
+            for row, (token, value) in enumerate(zip(best.tolist(), values.tolist(), strict=True)):
+                i = row_of[row]
+                if i is None:
+                    continue
+                frame = None if watch is None else looked[row]
+                if watch is not None and looked[row] >= watch[i]:
+                    row_of[row] = None
+                elif not self._goes_on(texts[i], token, value, limits[i], frame):
+                    row_of[row] = None
+            kept = [row for row, i in enumerate(row_of) if i is not None]
+            if not kept:
+                break
+            if 2 * len(kept) <= len(row_of):  # a copy is worth it where half of the rows are done
+                index = torch.tensor(kept, device=logits.device)
+                state, best = state.rows(index), best[index]
+                row_of = [row_of[row] for row in kept]
+            hidden, weights = self.decoder.step(best[:, None], state)
+            logits = self.decoder.logits(hidden[:, -1]).float()
+            if watch is not None:
+                looked = self.looked_at(weights)[:, -1].tolist()
+        return texts
+
+    def _goes_on(
+        self, text: Written, token: int, log_prob: float, limit: int, frame: int | None
+    ) -> bool:
+        """Write one token; False where that was the last one."""
+        text.log_probs.append(log_prob)
+        text.ended = token == self.end
+        if text.ended:
+            return False
+        text.tokens.append(token)
+        if frame is not None:
+            text.looked.append(frame)
+        return len(text.tokens) < limit and not is_stuck(text.tokens)
+
+    # -- beams -------------------------------------------------------------------------------------
+
+    def beam(self, begun: Begun, limits: Sequence[int], beam: int) -> list[Written]:
+        """The likeliest of the texts that a beam of hypotheses finds. Uses up `begun`.
+
+        A hypothesis ends if its end is among the `beam` likeliest continuations; a recording is
+        done when that many have ended, at its limit, or when its best hypothesis loops. Texts are
+        compared by their mean log-probability.
+        """
+        device, V = begun.logits.device, begun.logits.shape[1]
+        state, logits, banned = begun.state, begun.logits[:, None], self._banned_first.to(device)
+        scores = torch.zeros(len(limits), 1, device=device)
+        searches = [_Beam(limit, beam, [Written()]) for limit in limits]
+        live = [i for i, limit in enumerate(limits) if limit > 0]
+        if len(live) < len(limits):
+            index = torch.tensor(live, device=device, dtype=torch.long)
+            state, logits, scores = state.rows(index), logits[index], scores[index]
+        while live:
+            log_probs = (logits + banned).log_softmax(-1)  # (B, width, V)
+            banned = self._banned.to(device)
+            width = log_probs.shape[1]
+            total = (log_probs + scores[..., None]).flatten(1)
+            values, places = total.topk(LIKELIEST * beam)
+            gained = log_probs.flatten(1).gather(1, places).tolist()
+            parents, tokens = (places // V).tolist(), (places % V).tolist()
+            chosen = [
+                searches[i].step(self.end, values_row, parents_row, tokens_row, gained_row)
+                for i, values_row, parents_row, tokens_row, gained_row in zip(
+                    live, values.tolist(), parents, tokens, gained, strict=True
+                )
+            ]
+            kept = [row for row, i in enumerate(live) if not searches[i].done]
+            if not kept:
+                break
+            if len(kept) < len(live):
+                index = torch.tensor(kept, device=device)
+                state, values = state.rows(index), values[index]
+                live, chosen = [live[row] for row in kept], [chosen[row] for row in kept]
+            picks = torch.tensor(chosen, device=device)  # (B, beam): places among the candidates
+            scores = values.gather(1, picks)
+            parent = torch.tensor(
+                [[row * width + p for p in searches[i].parents] for row, i in enumerate(live)],
+                device=device,
+            )
+            last = [[text.tokens[-1] for text in searches[i].running] for i in live]
+            state = state.texts(parent.flatten())
+            hidden, _ = self.decoder.step(torch.tensor(last, device=device).view(-1, 1), state)
+            logits = self.decoder.logits(hidden[:, -1]).float().view(len(live), beam, V)
+        return [search.best() for search in searches]
+
+    # -- times -------------------------------------------------------------------------------------
+
+    def attention(
+        self, encoded: Tensor, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]
+    ) -> list[Tensor]:
+        """Where the alignment heads look for each text and its end: (heads, U, S) per recording.
+
+        Row u is the step that writes token u, whose input is the token before it; the steps of the
+        prompt come first, the one of the end last.
+        """
+        rows = [[*prompt, *text, self.end] for prompt, text in zip(prompts, texts, strict=True)]
+        longest = max(map(len, rows))
+        padded = [[*row, *[self.end] * (longest - len(row))] for row in rows]
+        state = self.decoder.start(encoded, None, longest)
+        _, weights = self.decoder.step(torch.tensor(padded, device=encoded.device), state)
+        picked = weights[self._layer, :, self._head]  # (heads, R, U, S)
+        return [picked[:, i, : len(row)].float() for i, row in enumerate(rows)]
+
+    def looked_at(self, weights: Tensor) -> Tensor:
+        """(layers, R, H, U, S) attention -> the frames (R, U) where alignment heads look most."""
+        return weights[self._layer, :, self._head].mean(0).argmax(-1)
+
+
+class _Beam:
+    """The hypotheses of one recording."""
+
+    def __init__(self, limit: int, beam: int, running: list[Written]) -> None:
+        self.limit, self.beam, self.running = limit, beam, running
+        self.parents: list[int] = []
+        """Of each running hypothesis: which of those before it continues."""
+        self.finished: list[tuple[float, Written]] = []
+        self.done = limit <= 0
+
+    def step(
+        self,
+        end: int,
+        scores: Sequence[float],
+        parents: Sequence[int],
+        tokens: Sequence[int],
+        gained: Sequence[float],
+    ) -> list[int]:
+        """Take the likeliest candidates, best first; returns those that go on, `beam` of them."""
+        chosen: list[int] = []
+        running: list[Written] = []
+        for rank, (score, parent, token) in enumerate(zip(scores, parents, tokens, strict=True)):
+            before = self.running[parent]
+            log_probs = [*before.log_probs, gained[rank]]
+            if token == end:
+                if rank < self.beam and score > -float("inf"):
+                    text = Written(before.tokens, log_probs, ended=True)
+                    self.finished.append((score / len(log_probs), text))
+            elif len(chosen) < self.beam:
+                chosen.append(rank)
+                running.append(Written([*before.tokens, token], log_probs))
+        self.parents, self.running = [parents[rank] for rank in chosen], running
+        stopped = len(running[0].tokens) >= self.limit or is_stuck(running[0].tokens)
+        if stopped:  # what was going on counts as it is, if it was likely enough to end
+            for rank, text in zip(chosen, running, strict=True):
+                if rank < self.beam:
+                    self.finished.append((text.mean_log_probability, text))
+        self.done = stopped or len(self.finished) >= self.beam
+        return chosen
+
+    def best(self) -> Written:
+        """The likeliest of the texts that ended, or were stopped."""
+        if not self.finished:
+            return Written()
+        return max(self.finished, key=lambda pair: pair[0])[1]

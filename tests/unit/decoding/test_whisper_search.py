@@ -1,0 +1,178 @@
+"""Whisper's searches against Transformers' own, and what a batch may not change."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from spoken import speech
+
+from pianissimo.audio.whisper_features import log_mel, mel_filters, scaled, window_of
+from pianissimo.decoding import whisper as searches
+from pianissimo.decoding.whisper import Begun, WhisperSearch
+from pianissimo.models.checkpoints.whisper import WhisperParts, read_transformers
+from pianissimo.models.whisper import TextRules
+
+transformers = pytest.importorskip("transformers", reason="needs the extra families")
+sys.path.insert(0, str(Path(__file__).parents[1] / "recognizers"))
+from tiny_whisper import save_tiny_whisper  # noqa: E402, after the skip
+
+pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+CLIPS = (1.1, 3.0, 7.3, 12.0)
+LETTERS = 282
+LIMIT = 20
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, WhisperParts]:
+    """The same random weights there and here; texts end now and then."""
+    folder = tmp_path_factory.mktemp("search")
+    model = save_tiny_whisper(folder, multilingual=False)
+    parts = read_transformers(folder)
+    for weight in (
+        model.model.decoder.embed_tokens.weight.data,
+        parts.network.decoder.embedding.weight,
+    ):
+        weight[parts.tokenizer.end] *= 5
+    model.generation_config.suppress_tokens = None
+    model.generation_config.begin_suppress_tokens = None
+    return model, parts
+
+
+@pytest.fixture(scope="module")
+def mel() -> torch.Tensor:
+    rows = [window_of(torch.tensor(speech(seconds)), 30) for seconds in CLIPS]
+    return scaled(log_mel(torch.cat(rows), mel_filters(16)))
+
+
+@pytest.fixture(scope="module")
+def encoded(both: tuple[Any, WhisperParts], mel: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        frames: torch.Tensor = both[1].network.encoder(mel)
+    return frames
+
+
+def search_of(parts: WhisperParts, rules: TextRules | None = None) -> WhisperSearch:
+    tokens = parts.tokenizer
+    return WhisperSearch(
+        parts.network.decoder, rules or TextRules(), end=tokens.end, no_speech=tokens.no_speech
+    )
+
+
+def begun(search: WhisperSearch, parts: WhisperParts, encoded: torch.Tensor) -> Begun:
+    with torch.inference_mode():
+        return search.begin(encoded, [parts.tokenizer.prompt(None, None)] * len(encoded))
+
+
+@pytest.mark.parametrize("beam", [1, 2, 4, 5])
+def test_beams_are_those_of_transformers(
+    both: tuple[Any, WhisperParts],
+    mel: torch.Tensor,
+    encoded: torch.Tensor,
+    beam: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, parts = both
+    monkeypatch.setattr(searches, "is_stuck", lambda tokens: False)  # Transformers does not stop
+    search = search_of(parts)
+    with torch.inference_mode():
+        mine = search.beam(begun(search, parts, encoded), [LIMIT] * len(encoded), beam)
+    expected = model.generate(
+        mel.transpose(1, 2),
+        max_new_tokens=LIMIT,
+        num_beams=beam,
+        do_sample=False,
+        early_stopping=beam > 1,
+    )
+    for text, theirs in zip(mine, expected.tolist(), strict=True):
+        assert text.tokens == [token for token in theirs if token < LETTERS]
+    if beam == 1:
+        with torch.inference_mode():
+            greedy = search.greedy(begun(search, parts, encoded), [LIMIT] * len(encoded))
+        assert [text.tokens for text in greedy] == [text.tokens for text in mine]
+        assert [text.ended for text in greedy] == [text.ended for text in mine]
+        for one, other in zip(greedy, mine, strict=True):
+            assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
+
+
+@pytest.mark.parametrize("beam", [0, 3])
+def test_a_recording_gets_the_same_alone(
+    both: tuple[Any, WhisperParts], encoded: torch.Tensor, beam: int
+) -> None:
+    """Limits of their own, one of them none: rows leave the batch at different steps."""
+    search, limits = search_of(both[1]), [20, 3, 0, 9]
+
+    def run(rows: torch.Tensor, limits: list[int]) -> list[searches.Written]:
+        first = begun(search, both[1], rows)
+        with torch.inference_mode():
+            return search.beam(first, limits, beam) if beam else search.greedy(first, limits)
+
+    together = run(encoded, limits)
+    for i, text in enumerate(together):
+        alone = run(encoded[i : i + 1], [limits[i]])[0]
+        assert (text.tokens, text.ended) == (alone.tokens, alone.ended)
+        assert text.log_probs == pytest.approx(alone.log_probs, abs=1e-4)
+        assert len(text.tokens) <= limits[i]
+
+
+def test_prompts_of_different_lengths_share_a_batch(
+    both: tuple[Any, WhisperParts], encoded: torch.Tensor
+) -> None:
+    """A text goes on from what is committed of it."""
+    search, parts = search_of(both[1]), both[1]
+    prompt = parts.tokenizer.prompt(None, None)
+    with torch.inference_mode():
+        whole = search.greedy(search.begin(encoded[:2], [prompt] * 2), [8, 8])
+        prompts = [[*prompt, *whole[0].tokens[:5]], [*prompt, *whole[1].tokens[:2]]]
+        rest = search.greedy(search.begin(encoded[:2], prompts), [3, 6])
+    assert whole[0].tokens[5:] == rest[0].tokens[: len(whole[0].tokens) - 5]
+    assert whole[1].tokens[2:] == rest[1].tokens[: len(whole[1].tokens) - 2]
+
+
+def test_suppressed_tokens_are_never_written_and_count_for_nothing(
+    both: tuple[Any, WhisperParts], encoded: torch.Tensor
+) -> None:
+    free = search_of(both[1])
+    with torch.inference_mode():
+        before = free.greedy(begun(free, both[1], encoded), [8] * len(encoded))
+    usual = sorted({token for text in before for token in text.tokens})
+    strict = search_of(both[1], TextRules(suppressed=(usual[0],), suppressed_first=tuple(usual)))
+    first = begun(strict, both[1], encoded)
+    with torch.inference_mode():
+        after = strict.greedy(first, [8] * len(encoded))
+    for text in after:
+        assert usual[0] not in text.tokens
+        assert not text.tokens or text.tokens[0] not in usual
+    allowed = first.logits[0].clone()
+    allowed[usual] = -torch.inf
+    assert after[0].log_probs[0] == pytest.approx(float(allowed.log_softmax(-1).max()), abs=1e-5)
+
+
+def test_a_loop_ends_the_text(both: tuple[Any, WhisperParts], encoded: torch.Tensor) -> None:
+    search = search_of(both[1], TextRules(suppressed=(both[1].tokenizer.end,)))
+    with torch.inference_mode():
+        texts = search.greedy(begun(search, both[1], encoded), [90] * len(encoded))
+    for text in texts:
+        assert not text.ended and len(text.tokens) < 90
+        assert len(set(text.tokens[-5:])) == 1 and len(set(text.tokens[-6:])) == 2
+
+
+def test_watched_texts_stop_where_the_sound_is_not_all_there(
+    both: tuple[Any, WhisperParts], encoded: torch.Tensor
+) -> None:
+    search = search_of(both[1])
+    limits = [LIMIT] * len(encoded)
+    with torch.inference_mode():
+        free = search.greedy(begun(search, both[1], encoded), limits, watch=[10_000] * len(encoded))
+        unwatched = search.greedy(begun(search, both[1], encoded), limits)
+        assert [text.tokens for text in free] == [text.tokens for text in unwatched]
+        for bound in (1, 400, 900):
+            cut = search.greedy(
+                begun(search, both[1], encoded), limits, watch=[bound] * len(encoded)
+            )
+            for text, whole in zip(cut, free, strict=True):
+                assert len(whole.looked) == len(whole.tokens)
+                reached = [frame >= bound for frame in whole.looked]
+                expected = reached.index(True) if True in reached else len(whole.tokens)
+                assert text.tokens == whole.tokens[:expected]
