@@ -1,4 +1,4 @@
-"""The front end before every recognizer: the right level, for recordings and streams alike.
+"""The front end before every recognizer: no offset, the right level, for recordings and streams.
 
     front_end = FrontEnd("auto")
     state = front_end.start(live=True)
@@ -9,7 +9,7 @@ a stream remembers is a `FrontEndState` that the caller owns and may store.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,18 +17,20 @@ import numpy.typing as npt
 
 from pianissimo.audio.agc import Gained, GainReading, GainState, StreamGain
 from pianissimo.audio.highpass import HighPassState
-from pianissimo.audio.level import GAIN_MODES, GainMode, GainOptions, Samples
+from pianissimo.audio.level import GAIN_MODES, GainMode, GainOptions, Samples, check_samples
 from pianissimo.audio.limiter import LimiterState
+from pianissimo.audio.offset import OffsetState, remove_offset
 from pianissimo.audio.recording_gain import RecordingGain, RecordingState
 from pianissimo.errors import OptionError
 
 
 @dataclass
 class FrontEndState:
-    """What one stream or recording remembers: exactly one of the two is there."""
+    """What one stream or recording remembers: exactly one of `live` and `recording` is there."""
 
     live: GainState | None = None
     recording: RecordingState | None = None
+    offset: OffsetState = field(default_factory=OffsetState)
 
     @property
     def gain_db(self) -> float:
@@ -42,8 +44,8 @@ class FrontEndState:
 class FrontEnd:
     """Gain in one of three modes: "on", "off", or "auto", which acts only where it is needed.
 
-    Samples are mono floats at 16 kHz. Sample n out is sample n in. Raises OptionError for another
-    mode.
+    A constant offset is removed first, in every mode: nothing measures or amplifies it. Samples are
+    mono floats at 16 kHz. Sample n out is sample n in. Raises OptionError for another mode.
     """
 
     def __init__(self, mode: GainMode = "auto", options: GainOptions | None = None) -> None:
@@ -72,10 +74,15 @@ class FrontEnd:
         Raises AudioValueError for NaN, infinity, integers, more than one channel, or floats that
         are integers never scaled; the state is then as it was before.
         """
+        offset = replace(state.offset)
+        centered = remove_offset(check_samples(samples), offset)
         if state.live is not None:
-            return self.live.push(samples, state.live)
-        assert state.recording is not None
-        return self.recording.push(samples, state.recording)
+            gained = self.live.push(centered, state.live)
+        else:
+            assert state.recording is not None
+            gained = self.recording.push(centered, state.recording)
+        state.offset = offset
+        return gained
 
     def finish(self, state: FrontEndState) -> Gained:
         """The samples that still wait. Altogether as many have left as came."""
@@ -112,6 +119,7 @@ def import_state(data: Mapping[str, Any]) -> FrontEndState:
     """Read what `export_state` gave; raises OptionError when it is something else."""
     try:
         live, recording = data["live"], data["recording"]
+        offset = OffsetState(**data.get("offset", {}))  # version 0.1 had none
         if (live is None) == (recording is None):
             raise ValueError("exactly one of live and recording must be there")
         if live is not None:
@@ -120,10 +128,12 @@ def import_state(data: Mapping[str, Any]) -> FrontEndState:
             parts = {"highpass": highpass, "limiter": _limiter(live)}
             rest = np.array(live["rest"], np.float64)
             lists = {name: list(live[name]) for name in ("levels", "ranked")}
-            return FrontEndState(live=GainState(**{**live, **parts, **lists, "rest": rest}))
+            gain = GainState(**{**live, **parts, **lists, "rest": rest})
+            return FrontEndState(live=gain, offset=offset)
         waiting = np.array(recording["waiting"], np.float32)
         parts = {"waiting": waiting, "limiter": _limiter(recording)}
-        return FrontEndState(recording=RecordingState(**{**recording, **parts}))
+        stretch = RecordingState(**{**recording, **parts})
+        return FrontEndState(recording=stretch, offset=offset)
     except (KeyError, TypeError, ValueError) as error:
         raise OptionError(
             f"this is not the state of a front end ({error}); expected what export_state returns"

@@ -20,6 +20,7 @@ from typing import BinaryIO, Protocol, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
+from pianissimo.audio.downmix import Downmix, Note
 from pianissimo.audio.resample import StreamingResampler, check_sample_rate
 from pianissimo.errors import (
     AudioDecodeError,
@@ -97,13 +98,16 @@ class AudioInfo:
     codec: str
 
 
-def load_audio(source: AudioSource, *, sample_rate: int = SAMPLE_RATE) -> Samples:
+def load_audio(
+    source: AudioSource, *, sample_rate: int = SAMPLE_RATE, notes: set[Note] | None = None
+) -> Samples:
     """Return the whole recording as mono float32 samples (n,) at `sample_rate` Hz.
 
     `source` is a path, the bytes of a file, a binary file object, "-" for standard input, or an
     `Excerpt` of one of these. A file object is read from its current position and put back there; a
-    pipe is consumed. Channels are averaged, integers scaled to [-1, 1). A recording cut off or
-    damaged in the middle gives what decodes; the stream is joined without gaps.
+    pipe is consumed. Channels become one as `Downmix` says, integers are scaled to [-1, 1). A
+    recording cut off or damaged in the middle gives what decodes; the stream is joined without
+    gaps. `notes` gets what is worth telling about the recording.
 
     Raises AudioNotFoundError (nothing there, not readable, empty, or a URL: these are not fetched),
     AudioDecodeError (not audio, no audio track, or not one sample decodes), AudioValueError (NaN or
@@ -111,35 +115,45 @@ def load_audio(source: AudioSource, *, sample_rate: int = SAMPLE_RATE) -> Sample
     """
     rate = check_sample_rate(sample_rate, "sample_rate")
     with _opened(source) as reader:
-        blocks = _decoded(reader, rate)
+        blocks = _decoded(reader, rate, notes)
         if isinstance(source, Excerpt):
             blocks = _within(source, blocks, rate, reader.label)
         return np.concatenate(list(blocks))
 
 
 def stream_audio(
-    source: AudioSource, *, sample_rate: int = SAMPLE_RATE, block_seconds: float = 10.0
+    source: AudioSource,
+    *,
+    sample_rate: int = SAMPLE_RATE,
+    block_seconds: float = 10.0,
+    notes: set[Note] | None = None,
 ) -> Iterator[Samples]:
     """Yield what `load_audio` returns in blocks of `block_seconds`, the last one shorter.
 
     Memory stays at a few blocks whatever the length. The source is opened at the first block, and
     the errors of `load_audio` come from there; OptionError for `block_seconds` comes at once.
+    `notes` is complete after the last block.
     """
     rate = check_sample_rate(sample_rate, "sample_rate")
     if not 0 < block_seconds < math.inf:
         raise OptionError(f"block_seconds must be above 0 and finite, but is {block_seconds!r}")
-    return _stream(source, rate, max(1, round(block_seconds * rate)))
+    return _stream(source, rate, max(1, round(block_seconds * rate)), notes)
 
 
 def read_blocks(
-    source: Recording, sample_rate: int | None = None, *, block_seconds: float = 10.0
+    source: Recording,
+    sample_rate: int | None = None,
+    *,
+    block_seconds: float = 10.0,
+    notes: set[Note] | None = None,
 ) -> Iterable[Samples]:
     """Any recording as blocks of mono float32 at 16 kHz.
 
     `source` is a source of `load_audio`, an array with its `sample_rate` in Hz, which becomes one
     block, or an iterator of blocks (n,) of mono float32 at 16 kHz, which are checked and joined to
     `block_seconds`. Raises OptionError for an array without a rate or blocks with one, and the
-    errors of `load_audio`, `from_array` or a block that is not usable when it is read.
+    errors of `load_audio`, `from_array` or a block that is not usable when it is read. `notes` gets
+    what is worth telling about the recording, by the last block.
     """
     if isinstance(source, Iterator) and not hasattr(source, "read"):
         if sample_rate is not None:
@@ -147,20 +161,26 @@ def read_blocks(
         blocks = _checked(cast("Iterator[Samples]", source))
         return _reblocked(blocks, round(block_seconds * SAMPLE_RATE))
     if sample_rate is not None:
-        return [from_array(cast("npt.ArrayLike", source), sample_rate)]
+        return [from_array(cast("npt.ArrayLike", source), sample_rate, notes=notes)]
     if hasattr(source, "__array__") or isinstance(source, list | tuple):
         raise OptionError("samples need their rate: transcribe(array, sample_rate=16000)")
-    return _stream(cast("AudioSource", source), SAMPLE_RATE, round(block_seconds * SAMPLE_RATE))
+    size = round(block_seconds * SAMPLE_RATE)
+    return _stream(cast("AudioSource", source), SAMPLE_RATE, size, notes)
 
 
 def from_array(
-    samples: npt.ArrayLike, sample_rate: int, *, target_rate: int = SAMPLE_RATE
+    samples: npt.ArrayLike,
+    sample_rate: int,
+    *,
+    target_rate: int = SAMPLE_RATE,
+    notes: set[Note] | None = None,
 ) -> Samples:
     """Return samples from memory as a new mono float32 array (n,) at `target_rate` Hz.
 
     `samples` is a NumPy array, torch tensor or list of shape (samples,) or (samples, channels), of
     int16, int32, uint8 (offset 128) or floating point; integers are scaled to [-1, 1), channels
-    averaged. An empty array gives an empty array.
+    become one as `Downmix` says, with its `notes`. An empty array gives an empty array. For pieces
+    of one stream `from_piece` averages the channels instead.
 
     Raises AudioValueError for another type or shape, for (channels, samples), for NaN or infinite
     values (naming the time of the first), and for rates outside 1..384 kHz.
@@ -168,11 +188,22 @@ def from_array(
     resampler = StreamingResampler(
         check_sample_rate(sample_rate, "sample_rate"), check_sample_rate(target_rate, "target_rate")
     )
-    array = _as_numpy(samples)
-    _check_layout(array)
-    mono = _mono(array if array.ndim == 2 else array[:, np.newaxis])
+    scaled = _scaled(_as_channels(samples))
+    downmix = Downmix(scaled.shape[1], resampler.source_rate, notes)
+    mono = np.concatenate([downmix.push(scaled), downmix.finish()])
     _check_finite(mono, 0.0, resampler.source_rate, "the given array")
     return np.concatenate([resampler.push(mono), resampler.finish()])
+
+
+def from_piece(samples: npt.ArrayLike, sample_rate: int) -> Samples:
+    """Return a piece of a live stream as mono float32 (n,) at its own rate, channels averaged.
+
+    Takes what `from_array` takes, and raises its errors. Pieces joined are the whole.
+    """
+    rate = check_sample_rate(sample_rate, "sample_rate")
+    mono = _mono(_as_channels(samples))
+    _check_finite(mono, 0.0, rate, "the given array")
+    return mono
 
 
 def describe(source: AudioSource) -> AudioInfo:
@@ -197,9 +228,11 @@ def _described(info: AudioInfo, source: AudioSource) -> AudioInfo:
     return replace(info, duration_seconds=seconds)
 
 
-def _stream(source: AudioSource, rate: int, block_samples: int) -> Iterator[Samples]:
+def _stream(
+    source: AudioSource, rate: int, block_samples: int, notes: set[Note] | None
+) -> Iterator[Samples]:
     with _opened(source) as reader:
-        blocks = _decoded(reader, rate)
+        blocks = _decoded(reader, rate, notes)
         if isinstance(source, Excerpt):
             blocks = _within(source, blocks, rate, reader.label)
         yield from _reblocked(blocks, block_samples)
@@ -258,12 +291,12 @@ def _reblocked(blocks: Iterable[Samples], size: int) -> Iterator[Samples]:
         yield np.concatenate(pending)
 
 
-def _decoded(reader: "_Reader", rate: int) -> Iterator[Samples]:
+def _decoded(reader: "_Reader", rate: int, notes: set[Note] | None) -> Iterator[Samples]:
     """Mono blocks (n,) at `rate` Hz from the first decoder that finds any sample."""
     for decoder in _decoders(reader):
         seconds, resampler = 0.0, None
         with closing(decoder):
-            for block, source_rate in decoder.blocks():
+            for block, source_rate in _downmixed(decoder.blocks(), notes):
                 if not np.isfinite(block).all():
                     _check_finite(block, seconds, source_rate, reader.label)
                 if resampler is not None and resampler.source_rate != source_rate:
@@ -283,10 +316,27 @@ def _decoded(reader: "_Reader", rate: int) -> Iterator[Samples]:
     raise AudioDecodeError(f"{reader.label} {_NOTHING_DECODES}")
 
 
+def _downmixed(
+    blocks: Iterable[tuple[Samples, int]], notes: set[Note] | None
+) -> Iterator[tuple[Samples, int]]:
+    """Blocks (n, channels) with their rate as mono blocks (m,)."""
+    downmix: Downmix | None = None
+    for block, rate in blocks:
+        kind = (block.shape[1], rate)
+        if downmix is not None and kind != (downmix.channels, downmix.sample_rate):
+            yield downmix.finish(), downmix.sample_rate
+            downmix = None
+        downmix = downmix or Downmix(*kind, notes)
+        yield downmix.push(block), rate
+    if downmix is not None:
+        yield downmix.finish(), downmix.sample_rate
+
+
 class _Decoder(Protocol):
     info: AudioInfo
 
-    def blocks(self) -> Iterator[tuple[Samples, int]]: ...
+    def blocks(self) -> Iterator[tuple[Samples, int]]:
+        """Float32 (n, channels) with their rate in Hz."""
 
     def close(self) -> None: ...
 
@@ -352,7 +402,7 @@ class _SndfileDecoder:
                 return
             if not len(block):
                 return
-            yield _mono(block), self.info.sample_rate
+            yield cast("Samples", block), self.info.sample_rate
 
     def close(self) -> None:
         self._file.close()
@@ -439,7 +489,7 @@ class _LibavDecoder:
                     with suppress(av.FFmpegError):  # a damaged frame of impossible layout or rate
                         for piece in packer.resample(given):
                             channels = piece.layout.nb_channels
-                            yield _mono(piece.to_ndarray().reshape(-1, channels)), piece.sample_rate
+                            yield piece.to_ndarray().reshape(-1, channels), piece.sample_rate
 
     def close(self) -> None:
         self._container.close()
@@ -603,6 +653,13 @@ def _as_numpy(samples: npt.ArrayLike) -> npt.NDArray[np.generic]:
     return array
 
 
+def _as_channels(samples: npt.ArrayLike) -> npt.NDArray[np.generic]:
+    """An array (samples, channels) of a known type; raises AudioValueError."""
+    array = _as_numpy(samples)
+    _check_layout(array)
+    return array if array.ndim == 2 else array[:, np.newaxis]
+
+
 def _check_layout(array: npt.NDArray[np.generic]) -> None:
     shape = array.shape
     if len(shape) == 1:
@@ -628,14 +685,21 @@ def _check_finite(block: Samples, start_seconds: float, rate: int, name: str) ->
         )
 
 
-def _mono(block: npt.NDArray[np.generic]) -> Samples:
-    """Average (samples, channels) of any sample type into float32 (samples,)."""
+def _scaled(block: npt.NDArray[np.generic]) -> Samples:
+    """Samples of any type as new float32 of the same shape, integers in [-1, 1)."""
     with np.errstate(over="ignore", invalid="ignore"):  # _check_finite finds what overflowed
         scaled = block.astype(np.float32)
-        if block.dtype.kind == "u":
-            scaled = (scaled - np.float32(128)) / np.float32(128)
-        elif block.dtype.kind == "i":
-            scaled *= np.float32(2.0 ** (1 - 8 * block.dtype.itemsize))
+    if block.dtype.kind == "u":
+        scaled = (scaled - np.float32(128)) / np.float32(128)
+    elif block.dtype.kind == "i":
+        scaled *= np.float32(2.0 ** (1 - 8 * block.dtype.itemsize))
+    return scaled
+
+
+def _mono(block: npt.NDArray[np.generic]) -> Samples:
+    """Average (samples, channels) of any sample type into float32 (samples,)."""
+    scaled = _scaled(block)
+    with np.errstate(over="ignore", invalid="ignore"):
         mono: Samples = scaled[:, 0]
         for channel in range(1, scaled.shape[1]):
             mono = mono + scaled[:, channel]  # much faster than mean(axis=1)

@@ -11,9 +11,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from pianissimo.audio.downmix import NOTES, Note
 from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.audio.level import Samples, check_samples
+from pianissimo.audio.offset import OffsetState, remove_offset
 from pianissimo.audio.recording_gain import RecordingGain, RecordingState
 from pianissimo.audio.vad import (
     PRESETS,
@@ -26,7 +28,7 @@ from pianissimo.audio.vad import (
     seconds_over_floor,
 )
 
-Reason = Literal["too_short", "muted", "silence", "repetition", "low_evidence", "truncated"]
+Reason = Literal["too_short", "muted", "silence", "repetition", "low_evidence", "truncated"] | Note
 
 REASONS: tuple[Reason, ...] = (
     "too_short",
@@ -35,7 +37,9 @@ REASONS: tuple[Reason, ...] = (
     "repetition",
     "low_evidence",
     "truncated",
+    *NOTES,
 )
+"""All that `Transcript.reasons` may hold, in their order: filters first, then how it was read."""
 
 MIN_SECONDS = 0.1
 """Shorter recordings hold no word."""
@@ -184,7 +188,8 @@ class Intake:
     """The level stage of one recording: its gain, and the evidence of speech beside it.
 
     Push blocks (n,) of mono float32 at 16 kHz, then None; `evidence` is complete then. Without a
-    front end or detector that part is skipped.
+    front end or detector that part is skipped. A constant offset is removed before both; without a
+    front end, only before the detector.
     """
 
     def __init__(self, front_end: FrontEnd | None, detector: VoiceDetector | None) -> None:
@@ -193,6 +198,8 @@ class Intake:
         self.evidence: Evidence | None = None
         """None without a detector."""
         self._received = 0
+        self._centers = front_end is not None
+        self._offset = OffsetState()
         self._levels = front_end is not None and front_end.mode != "off"
         self._gain: RecordingGain | None = None
         if front_end is not None and self._levels:
@@ -208,13 +215,16 @@ class Intake:
         raw = np.zeros(0, np.float32) if block is None else block
         self._received += len(raw)
         self.seconds = self._received / SAMPLE_RATE
-        leveled = raw
+        centered = remove_offset(check_samples(raw), self._offset)
+        leveled = centered
         if self._gain is not None:
-            leveled = self._gain.push(raw, self._gain_state).samples
+            leveled = self._gain.push(centered, self._gain_state).samples
             if block is None:
                 leveled = np.concatenate([leveled, self._gain.finish(self._gain_state).samples])
         if self._witness is not None and self._state is not None:
-            self._witness.push(raw, leveled, self._state)
+            self._witness.push(centered, leveled, self._state)
             if block is None:
                 self.evidence = self._witness.finish(self._state)
-        return leveled if self._levels else raw
+        if self._levels:
+            return leveled
+        return centered if self._centers else raw

@@ -8,11 +8,13 @@ import copy
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import ClassVar, Self
 
 from torch import nn
 
+from pianissimo.audio.downmix import NOTES, Note
 from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.io import (
     SAMPLE_RATE,
@@ -144,8 +146,10 @@ class BaseRecognizer(ABC):
         mode or a hotword that the model cannot boost.
         """
         recognizer = self._configured(latency_ms, boost)
-        blocks = read_blocks(source, sample_rate, block_seconds=self.block_seconds)
-        return next(recognizer._recognize([blocks], word_timestamps, latency_ms))
+        notes = set[Note]()
+        blocks = read_blocks(source, sample_rate, block_seconds=self.block_seconds, notes=notes)
+        found = next(recognizer._recognize([blocks], word_timestamps, latency_ms))
+        return _noted(found, notes)
 
     def transcribe_many(
         self,
@@ -203,14 +207,15 @@ class BaseRecognizer(ABC):
                 yield recognizer._outcome(batch[0], sources[batch[0]], word_timestamps, latency_ms)
                 continue
             loaded: dict[int, list[Samples]] = {}
+            notes: dict[int, set[Note]] = {i: set() for i in batch}
             for i in batch:
                 try:
-                    loaded[i] = [check_samples(load_audio(sources[i]))]
+                    loaded[i] = [check_samples(load_audio(sources[i], notes=notes[i]))]
                 except PianissimoError as error:
                     yield Outcome(i, error=error)
             transcripts = recognizer._recognize(list(loaded.values()), word_timestamps, latency_ms)
             for i, transcript in zip(loaded, transcripts, strict=True):
-                yield Outcome(i, transcript)
+                yield Outcome(i, _noted(transcript, notes[i]))
 
     def _outcome(
         self, index: int, source: AudioSource, words: bool, latency_ms: int | None
@@ -257,3 +262,9 @@ class BaseRecognizer(ABC):
             known = ", ".join(map(str, self.latencies_ms)) or "none: it needs whole recordings"
             raise OptionError(f"latency {latency_ms} ms is not a mode of this model ({known})")
         return self.boosted(boost) if boost else self
+
+
+def _noted(transcript: Transcript, notes: set[Note]) -> Transcript:
+    """The transcript with what reading its recording showed among its reasons."""
+    told = tuple(note for note in NOTES if note in notes)
+    return replace(transcript, reasons=(*transcript.reasons, *told)) if told else transcript

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pianissimo.audio.front_end import FrontEnd, export_state, import_state
-from pianissimo.audio.io import Samples, from_array
+from pianissimo.audio.io import Samples, from_piece
 from pianissimo.audio.resample import SavedResampler, StreamingResampler, check_sample_rate
 from pianissimo.errors import StreamError
 
@@ -41,7 +41,7 @@ class StreamInput:
                 f"this stream was opened for {self.sample_rate} Hz and cannot accept "
                 f"{sample_rate} Hz; open another stream, or resample"
             )
-        block = from_array(samples, self.sample_rate, target_rate=self.sample_rate)
+        block = from_piece(samples, self.sample_rate)
         block = self._resampler.push(block)
         if self._front_end is None or self._level is None:
             return block

@@ -68,7 +68,7 @@ def _raw_blocks(
     path: str, target_rate: int, encoding: Encoding, sample_rate: int, channels: int
 ) -> "Iterator[npt.NDArray[np.float32]]":
     """The samples (n,) of a file without a header; raises AudioValueError."""
-    from pianissimo.audio.io import from_array
+    from pianissimo.audio.io import from_piece
     from pianissimo.audio.resample import StreamingResampler, check_sample_rate
 
     reader = PcmReader(encoding, channels)
@@ -77,7 +77,7 @@ def _raw_blocks(
     with open(path, "rb") as file:
         while data := file.read(RAW_BYTES):
             samples = reader.push(data)
-            yield resampler.push(from_array(samples, source_rate, target_rate=source_rate))
+            yield resampler.push(from_piece(samples, source_rate))
     yield resampler.finish()
 
 
