@@ -402,7 +402,7 @@ class _SndfileDecoder:
                 return
             if not len(block):
                 return
-            yield cast("Samples", block), self.info.sample_rate
+            yield block, self.info.sample_rate
 
     def close(self) -> None:
         self._file.close()
@@ -489,7 +489,8 @@ class _LibavDecoder:
                     with suppress(av.FFmpegError):  # a damaged frame of impossible layout or rate
                         for piece in packer.resample(given):
                             channels = piece.layout.nb_channels
-                            yield piece.to_ndarray().reshape(-1, channels), piece.sample_rate
+                            block = cast("Samples", piece.to_ndarray())
+                            yield block.reshape(-1, channels), piece.sample_rate
 
     def close(self) -> None:
         self._container.close()

@@ -22,7 +22,7 @@ def write_greedily(
     limits: Sequence[int],
     ends: Collection[int],
 ) -> list[Written]:
-    """The best token at each step, until an end token, a limit or a loop.
+    """The best token at each step, until an end token, a limit, or a loop at half of the limit.
 
     `logits` (B, V) are those of the first token; `advance` takes (B, 1) tokens and returns the
     logits after them. What a row gets does not depend on how long the others go on.
@@ -38,7 +38,9 @@ def write_greedily(
             written.tokens.append(token)
             written.log_probs.append(value)
             ended = token in ends or len(written.tokens) >= limits[i]
-            going[i] = not ended and not is_stuck(written.tokens)
+            # People repeat themselves too, but not at half of the pace that limits allow.
+            stuck = 2 * len(written.tokens) >= limits[i] and is_stuck(written.tokens)
+            going[i] = not ended and not stuck
         if any(going):
             logits = advance(best[:, None])
     return rows

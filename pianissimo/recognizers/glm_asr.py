@@ -130,8 +130,9 @@ class GlmAsrRecognizer(BaseRecognizer):
             ids = [token for token in written.tokens if token not in self._ends]
             text = self.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
             mean = sum(written.log_probs) / len(written.log_probs)
-            cut_off = len(written.tokens) >= limit and written.tokens[-1] not in self._ends
-            found.append(Decoded(text, tuple(ids), mean, cut_off))
+            ended = written.tokens[-1] in self._ends
+            cut_off = len(written.tokens) >= limit and not ended
+            found.append(Decoded(text, tuple(ids), mean, cut_off, ended=ended))
         return found
 
     @property

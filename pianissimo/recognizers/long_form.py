@@ -18,7 +18,7 @@ from pianissimo.audio.segments import plan_segments
 from pianissimo.audio.vad import VoiceDetector
 from pianissimo.hallucination.evidence import REASONS, Evidence, Reason, Witness
 from pianissimo.hallucination.verdict import judge
-from pianissimo.text.loops import find_loop, trim_loop
+from pianissimo.text.loops import LOOP_KEPT, find_loop, is_monotonous, letters, trim_loop
 from pianissimo.text.words import joined, segments_from_words
 from pianissimo.transcript import Segment, Transcript, Word
 
@@ -29,6 +29,8 @@ USER_CLIP_SECONDS = 30.0
 """A recording up to here is decoded even if no speech was found: it was made on purpose."""
 RETRY_MIN_SECONDS = 2.0
 _PAUSE_SAMPLES = SAMPLE_RATE // 10
+_HALVES_SHARE = 0.25
+"""How much more or less text two halves may have than the whole."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Decoded:
 
     `tokens` are what loops are looked for in, ids or words. `cut_off` is True when decoding ended
     because the limit of tokens was reached. `words` are timed from the start of the segment.
-    `language` is the one that the recognizer heard, where it tells.
+    `language` is the one that the recognizer heard, where it tells. `ended` is False when decoding
+    was stopped in a loop.
     """
 
     text: str
@@ -46,6 +49,7 @@ class Decoded:
     cut_off: bool = False
     words: tuple[Word, ...] = ()
     language: str | None = None
+    ended: bool = True
 
 
 DecodeMany = Callable[[Sequence[Samples]], list[Decoded]]
@@ -148,14 +152,18 @@ class PieceDecoder:
             piece
             for piece, decoded in first
             if piece.seconds > RETRY_MIN_SECONDS
-            and (decoded.cut_off or find_loop(decoded.tokens) is not None)
+            and (decoded.cut_off or not decoded.ended or _loops(decoded))
         ]
         halves = [half for piece in doubtful for half in _halves(piece)]
         again = iter(zip(halves, self._decoded(halves), strict=True))
         for piece, decoded in first:
             if piece in doubtful:
-                self._judge(*next(again), rows[piece.row])
-                self._judge(*next(again), rows[piece.row])
+                parts = next(again), next(again)
+                if follows_audio(decoded, [part for _, part in parts]):
+                    self._judge(piece, decoded, rows[piece.row], spoken=True)
+                    continue
+                for part in parts:
+                    self._judge(*part, rows[piece.row])
             else:
                 self._judge(piece, decoded, rows[piece.row])
 
@@ -166,7 +174,10 @@ class PieceDecoder:
             for decoded in self.decode([piece.samples for piece in pieces[i : i + self.most]])
         ]
 
-    def _judge(self, piece: Piece, decoded: Decoded, progress: Progress) -> None:
+    def _judge(
+        self, piece: Piece, decoded: Decoded, progress: Progress, *, spoken: bool = False
+    ) -> None:
+        """Keep what may stand; with `spoken` a repetition is in the audio."""
         # What speaks for the stretch speaks for each piece: those were chosen for speech.
         verdict = judge(
             decoded.text,
@@ -175,11 +186,12 @@ class PieceDecoder:
             mean_log_probability=decoded.mean_log_probability,
             tokens=decoded.tokens,
         )
-        progress.reasons |= {*verdict.reasons}
+        looped = "repetition" in verdict.reasons and not spoken
+        progress.reasons |= {*verdict.reasons} - ({"repetition"} if spoken else set())
         if decoded.cut_off:
             progress.reasons.add("truncated")
         if verdict.keep:
-            kept = without_loops(decoded) if "repetition" in verdict.reasons else decoded
+            kept = without_loops(decoded) if looped else decoded
             progress.found.append(Found(piece.start / SAMPLE_RATE, piece.seconds, kept))
 
 
@@ -220,6 +232,24 @@ def language_heard(progress: Progress) -> str | None:
         if found.decoded.language and found.decoded.text.strip():
             seconds[found.decoded.language] += math.ceil(found.seconds)
     return seconds.most_common(1)[0][0] if seconds else None
+
+
+def _loops(decoded: Decoded) -> bool:
+    return find_loop(decoded.tokens) is not None or is_monotonous(decoded.text)
+
+
+def follows_audio(whole: Decoded, halves: Sequence[Decoded]) -> bool:
+    """Whether text that repeats itself does so because the audio does.
+
+    Each half of such audio has its share of the rounds, and decoding ends by itself. A loop of the
+    decoder does not depend on how much audio there is.
+    """
+    if any(decoded.cut_off or not decoded.ended for decoded in (whole, *halves)):
+        return False
+    once = len(letters(without_loops(whole).text)) / LOOP_KEPT
+    all_of_it = len(letters(whole.text))
+    in_halves = sum(len(letters(half.text)) for half in halves)
+    return abs(in_halves - all_of_it) <= max(_HALVES_SHARE * all_of_it, min(once, all_of_it / 3))
 
 
 def without_loops(decoded: Decoded) -> Decoded:

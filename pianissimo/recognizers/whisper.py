@@ -229,8 +229,8 @@ class WhisperRecognizer(BaseRecognizer):
         if starts:
             words = timed_words(self.tokenizer.decode, ids, written.log_probs, starts, script)
         text = self.tokenizer.decode(ids).strip()
-        cut_off = full and not written.ended
-        return Decoded(text, ids, written.mean_log_probability, cut_off, words, language)
+        mean, ended = written.mean_log_probability, written.ended
+        return Decoded(text, ids, mean, full and not ended, words, language, ended)
 
     def _starts(
         self,

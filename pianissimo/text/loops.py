@@ -7,7 +7,9 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-_LOOP_UNIT, _LOOP_REPEATS, _LOOP_KEPT = 8, 5, 2
+LOOP_KEPT = 2
+"""Rounds that are left of a loop."""
+_LOOP_UNIT, _LOOP_REPEATS = 8, 5
 
 _STUCK_TOKENS, _STUCK_DISTINCT = 40, 4
 
@@ -56,7 +58,7 @@ def trim_loop(tokens: Sequence[Token]) -> list[Token]:
     """The tokens with every loop cut down to its first two rounds."""
     kept = list(tokens)
     while (loop := find_loop(kept)) is not None:
-        del kept[loop.start + _LOOP_KEPT * loop.unit : loop.start + loop.repeats * loop.unit]
+        del kept[loop.start + LOOP_KEPT * loop.unit : loop.start + loop.repeats * loop.unit]
     return kept
 
 

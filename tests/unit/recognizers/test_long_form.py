@@ -126,6 +126,29 @@ def test_a_text_that_repeats_itself_is_tried_in_halves_and_trimmed() -> None:
     assert found.reasons[0] == "repetition"
 
 
+@pytest.mark.parametrize("seconds", [5.0, 10.0, 25.0])
+def test_words_that_are_really_repeated_are_kept(seconds: float) -> None:
+    def decode(some: Sequence[Samples]) -> list[Decoded]:
+        texts = [" ".join(["no no again"] * round(len(samples) / RATE)) for samples in some]
+        return [Decoded(text, tuple(text.split())) for text in texts]
+
+    [found] = hear([[speech(seconds)]], 2, decode)
+    assert found.text.split()[:3] == ["no", "no", "again"]
+    assert len(found.text.split()) == pytest.approx(3 * seconds, rel=0.3)
+    assert "repetition" not in found.reasons
+
+
+@pytest.mark.parametrize("stop", [{"cut_off": True}, {"ended": False}])
+def test_a_loop_that_did_not_end_by_itself_is_trimmed(stop: dict[str, bool]) -> None:
+    def decode(some: Sequence[Samples]) -> list[Decoded]:
+        texts = [" ".join(["no"] * 2 * round(len(samples) / RATE)) for samples in some]
+        return [Decoded(text, tuple(text.split()), **stop) for text in texts]
+
+    [found] = hear([[speech(20.0)]], 2, decode)
+    assert found.text == "no no no no"
+    assert "repetition" in found.reasons
+
+
 def test_a_text_that_was_cut_off_is_marked() -> None:
     [found] = hear(
         [[speech(9.0)]], 2, lambda some: [Decoded("so", ("so",), -0.1, True)] * len(some)
@@ -174,7 +197,7 @@ def test_rows_end_at_their_end_token_their_limit_or_a_loop() -> None:
     rows = write_greedily(first, follow(table), [9, 2, 99, 9], ends={5})
     assert rows[0].tokens == [0, 1, 2, 5]
     assert rows[1].tokens == [0, 1]
-    assert rows[2].tokens == [3, 4] * 5  # five rounds are a loop
+    assert rows[2].tokens == [3, 4] * 25  # five rounds are a loop, but may be spoken up to here
     assert rows[3].tokens == [5]
     expected = float(first.log_softmax(-1)[0, 0])
     assert rows[0].log_probs == pytest.approx([expected] * 4, rel=1e-2)
