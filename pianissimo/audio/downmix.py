@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 Samples = npt.NDArray[np.float32]
-Note = Literal["opposite_phase", "one_channel", "several_tracks", "data_left"]
+Note = Literal["opposite_phase", "one_channel", "several_tracks"]
 """What is worth telling about how a recording was read; part of `Transcript.reasons`."""
 NOTES: tuple[Note, ...] = get_args(Note)
 

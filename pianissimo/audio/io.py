@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import BinaryIO, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -29,22 +29,32 @@ from pianissimo.errors import (
     OptionError,
 )
 
+if TYPE_CHECKING:
+    from av import AudioFrame
+    from av.container import InputContainer
+
 SAMPLE_RATE = 16_000
 
 
 @dataclass(frozen=True)
 class Excerpt:
-    """A part of a recording: `duration` seconds from `start`, None to its end."""
+    """A part of a recording: `duration` seconds from `start`, None to its end.
+
+    `track` chooses one of several sound tracks, from 1; None takes the one that players take.
+    """
 
     source: "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO"
     start: float = 0.0
     duration: float | None = None
+    track: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < math.inf:
             raise OptionError(f"an excerpt starts at 0 s or later, not at {self.start} s")
         if self.duration is not None and not 0 < self.duration < math.inf:
             raise OptionError(f"an excerpt lasts more than 0 s, not {self.duration} s")
+        if self.track is not None and self.track < 1:
+            raise OptionError(f"sound tracks count from 1, not from {self.track}")
 
 
 AudioSource: TypeAlias = (
@@ -59,6 +69,9 @@ _FRAME_SAMPLES = 16_384  # that libav gathers before it hands them over
 _SPOOL_BYTES = 64 << 20  # a pipe longer than this goes to disk
 _MAX_CHANNELS = 64
 _AVSEEK_SIZE = 0x10000  # a `whence` of libav's: the size is asked for, nothing moves
+_HOLE_SECONDS = 0.15  # less is the rounding of time stamps
+_LONGEST_HOLE_SECONDS = 3600.0
+_CLOCKED = frozenset("matroska webm mov mp4 mpegts mpeg flv asf ogg nut".split())
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 _SNDFILE_MAGIC = b"RIFF RIFX RF64 FORM OggS caff .snd riff NIST".split()
@@ -106,8 +119,9 @@ def load_audio(
     `source` is a path, the bytes of a file, a binary file object, "-" for standard input, or an
     `Excerpt` of one of these. A file object is read from its current position and put back there; a
     pipe is consumed. Channels become one as `Downmix` says, integers are scaled to [-1, 1). A
-    recording cut off or damaged in the middle gives what decodes; the stream is joined without
-    gaps. `notes` gets what is worth telling about the recording.
+    recording cut off or damaged in the middle gives what decodes. Sample n is at n / `sample_rate`
+    on the clock of the container, if it has one: a late start and holes are silence. `notes` gets
+    what is worth telling about the recording.
 
     Raises AudioNotFoundError (nothing there, not readable, empty, or a URL: these are not fetched),
     AudioDecodeError (not audio, no audio track, or not one sample decodes), AudioValueError (NaN or
@@ -294,6 +308,8 @@ def _reblocked(blocks: Iterable[Samples], size: int) -> Iterator[Samples]:
 def _decoded(reader: "_Reader", rate: int, notes: set[Note] | None) -> Iterator[Samples]:
     """Mono blocks (n,) at `rate` Hz from the first decoder that finds any sample."""
     for decoder in _decoders(reader):
+        if notes is not None and decoder.tracks > 1 and reader.track is None:
+            notes.add("several_tracks")
         seconds, resampler = 0.0, None
         with closing(decoder):
             for block, source_rate in _downmixed(decoder.blocks(), notes):
@@ -334,6 +350,7 @@ def _downmixed(
 
 class _Decoder(Protocol):
     info: AudioInfo
+    tracks: int
 
     def blocks(self) -> Iterator[tuple[Samples, int]]:
         """Float32 (n, channels) with their rate in Hz."""
@@ -348,7 +365,7 @@ class _Refused(Exception):
 def _decoders(reader: "_Reader") -> Iterator[_Decoder]:
     """Yield each decoder that opens, the better suited one first; raise if none does."""
     kinds: list[type[_LibavDecoder | _SndfileDecoder]] = [_LibavDecoder]
-    if reader.read(4) in _SNDFILE_MAGIC:
+    if reader.read(4) in _SNDFILE_MAGIC and reader.track in (None, 1):
         kinds.insert(0, _SndfileDecoder)
     opened = False
     reason = _NOT_MEDIA
@@ -372,6 +389,8 @@ class _SndfileDecoder:
     Not the rest: libsndfile loses a block where FLAC is cut, adds noise where ADPCM is cut, and
     writes to stderr about MP3. libav does none of these.
     """
+
+    tracks = 1
 
     def __init__(self, reader: "_Reader") -> None:
         import soundfile
@@ -441,6 +460,15 @@ class _LibavDecoder:
             raise _Refused(fault)
         best = self._container.streams.best("audio")
         self._stream = best if best in known else known[0]
+        self.tracks = len(tracks)
+        if reader.track is not None:
+            if reader.track > len(tracks) or tracks[reader.track - 1] not in known:
+                self.close()
+                raise _Refused(
+                    f"has {len(tracks)} sound track(s), so that track {reader.track} cannot be "
+                    f"decoded; choose one from 1 to {len(tracks)}"
+                )
+            self._stream = tracks[reader.track - 1]
         seconds = None
         if self._stream.duration is not None and self._stream.time_base is not None:
             seconds = float(self._stream.duration * self._stream.time_base)
@@ -462,6 +490,7 @@ class _LibavDecoder:
         # packed form has one plane. Larger frames also save most of the time spent in Python.
         pack: av.AudioResampler | None = None
         signature: tuple[str, str, int] | None = None
+        clock = _Clock.of(self._container)
         packets = self._container.demux(self._stream)
         ended = False
         while not ended:
@@ -477,15 +506,21 @@ class _LibavDecoder:
                 if frame is not None:
                     kind = (frame.format.name, frame.layout.name, frame.sample_rate)
                 work: list[tuple[av.AudioResampler, av.AudioFrame | None]] = []
-                if kind != signature:
+                silence = 0 if frame is None or clock is None else clock.missing(frame)
+                if kind != signature or silence:
                     if pack is not None:
                         work.append((pack, None))  # None flushes it
                     pack, signature = None, kind
-                    if kind is not None:
+                    if kind is not None and frame is not None:
                         pack = av.AudioResampler(format="flt", frame_size=_FRAME_SAMPLES)
                 if pack is not None:
                     work.append((pack, frame))
                 for packer, given in work:
+                    if given is not None and frame is not None:
+                        for part in _pieces(silence, _FRAME_SAMPLES):
+                            zeros = np.zeros((part, frame.layout.nb_channels), np.float32)
+                            yield zeros, frame.sample_rate
+                        silence = 0
                     with suppress(av.FFmpegError):  # a damaged frame of impossible layout or rate
                         for piece in packer.resample(given):
                             channels = piece.layout.nb_channels
@@ -496,6 +531,43 @@ class _LibavDecoder:
         self._container.close()
 
 
+class _Clock:
+    """What a container's time stamps say is missing before a frame.
+
+    A frame that begins earlier than the one before it ended starts the clock anew: files joined
+    one after the other. Jumps of more than `_LONGEST_HOLE_SECONDS` are not believed.
+    """
+
+    def __init__(self, start: float) -> None:
+        self._shift = -start
+        self._expected = 0.0
+
+    @classmethod
+    def of(cls, container: "InputContainer") -> "_Clock | None":
+        """The clock of a container, or None where it has none but counts bytes."""
+        if not _CLOCKED.intersection(container.format.name.split(",")):
+            return None
+        return cls((container.start_time or 0) / 1_000_000)  # libav counts microseconds
+
+    def missing(self, frame: "AudioFrame") -> int:
+        """The samples (at the frame's rate) that are missing before it, 0 or more."""
+        silence = 0
+        if frame.time is not None:
+            gap = frame.time + self._shift - self._expected
+            if gap < -_HOLE_SECONDS or gap > _LONGEST_HOLE_SECONDS:
+                self._shift -= gap
+            elif gap > _HOLE_SECONDS:
+                silence = round(gap * frame.sample_rate)
+        self._expected += (silence + frame.samples) / frame.sample_rate
+        return silence
+
+
+def _pieces(count: int, size: int) -> Iterator[int]:
+    """`count` in parts of `size`, the last one smaller."""
+    for start in range(0, count, size):
+        yield min(size, count - start)
+
+
 class _Reader:
     """The bytes of a file from its present position on, with a `label` for messages.
 
@@ -504,8 +576,8 @@ class _Reader:
     afterwards.
     """
 
-    def __init__(self, file: BinaryIO, label: str) -> None:
-        self.label = label
+    def __init__(self, file: BinaryIO, label: str, track: int | None = None) -> None:
+        self.label, self.track = label, track
         self._file = file
         self._start = int(file.tell())
         self._failure: Exception | None = None
@@ -546,8 +618,9 @@ class _Reader:
 
 @contextmanager
 def _opened(source: AudioSource) -> Iterator[_Reader]:
+    track = None
     if isinstance(source, Excerpt):
-        source = source.source
+        source, track = source.source, source.track
     with ExitStack() as stack:
         file: BinaryIO
         if isinstance(source, bytes | bytearray | memoryview):
@@ -570,7 +643,7 @@ def _opened(source: AudioSource) -> Iterator[_Reader]:
         seekable = hasattr(file, "seek") and hasattr(file, "tell")
         if not seekable or (hasattr(file, "seekable") and not file.seekable()):
             file = stack.enter_context(_spooled(file, name))
-        reader = _Reader(file, name)
+        reader = _Reader(file, name, track)
         stack.callback(reader.seek, 0)  # a file object is left where it was
         first = reader.read(1)
         reader.check()

@@ -37,6 +37,13 @@ class ExcerptOptions:
         typer.Option(metavar="TIME", help="Transcribe only TIME of audio [default: to the end]."),
     ] = None
 
+    track: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Transcribe sound track N of videos [default: the main one]."
+        ),
+    ] = None
+
     def __post_init__(self) -> None:
         if self.duration is not None and not seconds_of("--duration", self.duration):
             raise OptionError("--duration must be above 0")
@@ -49,12 +56,12 @@ class ExcerptOptions:
 
     def source(self, name: str) -> "AudioSource":
         """The recording of that name, or the requested part of it."""
-        if self.start is None and self.duration is None:
+        if self.start is None and self.duration is None and self.track is None:
             return name
         from pianissimo.audio.io import Excerpt
 
         seconds = None if self.duration is None else seconds_of("--duration", self.duration)
-        return Excerpt(name, self.start_seconds, seconds)
+        return Excerpt(name, self.start_seconds, seconds, self.track)
 
     def place(self, transcript: Transcript) -> Transcript:
         """A transcript of the excerpt with times of the recording; its duration stays."""
