@@ -133,8 +133,8 @@ def check_samples(samples: Any, owner: str = "the samples") -> Samples:
             )
         raise AudioValueError(
             f"{owner} reach {peak:.0f} where full scale is 1: they look like integers stored as "
-            "floats; export a file again as 16-bit PCM, or, for an array, divide by 32768 for int16 "
-            "or pass the integers themselves to from_array"
+            "floats; export a file again as 16-bit PCM, or, for an array, divide by 32768 for "
+            "int16 or pass the integers themselves to from_array"
         )
     return array.astype(np.float32, copy=False)
 

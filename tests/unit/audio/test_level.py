@@ -177,7 +177,7 @@ def test_unusable_samples_are_refused_with_the_reason():
         measure_levels(np.array([-np.inf, 0.0]))
     with pytest.raises(AudioValueError, match="from_array"):
         check_samples(np.zeros(10, np.int16))
-    with pytest.raises(AudioValueError, match="divide by 32768"):
+    with pytest.raises(AudioValueError, match="divide by 32768 for int16"):
         check_samples(np.array([0.0, -12_000.0]))
     with pytest.raises(AudioValueError, match=r"shape \(10, 2\)"):
         check_samples(np.zeros((10, 2)))
