@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from pianissimo.audio.downmix import Downmix, Note
 from pianissimo.audio.resample import StreamingResampler, check_sample_rate
+from pianissimo.audio.wav_parts import as_wav, wav_parts
 from pianissimo.errors import (
     AudioDecodeError,
     AudioNotFoundError,
@@ -32,6 +33,7 @@ from pianissimo.errors import (
 if TYPE_CHECKING:
     from av import AudioFrame
     from av.container import InputContainer
+    from soundfile import SoundFile
 
 SAMPLE_RATE = 16_000
 
@@ -396,8 +398,12 @@ class _SndfileDecoder:
         import soundfile
 
         self._error = soundfile.LibsndfileError
+        self._reader, self._parts = reader, wav_parts(reader) or []
+        reader.seek(0)
         try:
-            self._file = soundfile.SoundFile(reader)
+            self._file = soundfile.SoundFile(
+                as_wav(reader, self._parts[0]) if self._parts else reader
+            )
         except (soundfile.SoundFileError, TypeError, ValueError) as error:
             raise _Refused from error
         if self._file.subtype not in _SNDFILE_SUBTYPES:
@@ -413,15 +419,23 @@ class _SndfileDecoder:
         )
 
     def blocks(self) -> Iterator[tuple[Samples, int]]:
-        size = max(1, _BLOCK_VALUES // self.info.channels)
+        yield from self._blocks_of(self._file)
+        import soundfile
+
+        for part in self._parts[1:]:
+            with suppress(self._error), soundfile.SoundFile(as_wav(self._reader, part)) as file:
+                yield from self._blocks_of(file)
+
+    def _blocks_of(self, file: "SoundFile") -> Iterator[tuple[Samples, int]]:
+        size = max(1, _BLOCK_VALUES // file.channels)
         while True:
             try:
-                block = self._file.read(size, dtype="float32", always_2d=True)
+                block = file.read(size, dtype="float32", always_2d=True)
             except self._error:
                 return
             if not len(block):
                 return
-            yield block, self.info.sample_rate
+            yield block, file.samplerate
 
     def close(self) -> None:
         self._file.close()
