@@ -634,7 +634,7 @@ class _Reader:
 def _opened(source: AudioSource) -> Iterator[_Reader]:
     track = None
     if isinstance(source, Excerpt):
-        source, track = source.source, source.track
+        track, source = source.track, source.source
     with ExitStack() as stack:
         file: BinaryIO
         if isinstance(source, bytes | bytearray | memoryview):
