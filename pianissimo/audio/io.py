@@ -632,9 +632,10 @@ class _Reader:
 
 @contextmanager
 def _opened(source: AudioSource) -> Iterator[_Reader]:
-    track = None
+    track: int | None = None
     if isinstance(source, Excerpt):
-        track, source = source.track, source.source
+        track = source.track
+        source = source.source
     with ExitStack() as stack:
         file: BinaryIO
         if isinstance(source, bytes | bytearray | memoryview):
