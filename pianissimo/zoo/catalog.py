@@ -84,7 +84,6 @@ def _whisper(size: str, millions: float, megabytes: float, gflop: float) -> Cata
         repository=f"openai/whisper-{size}",
         files=WHISPER_FILES,
         streams=False,
-        extra="families",
         unverified=() if size == "tiny" else ("license", "megabytes"),
         facts=Facts(gflop),  # of 30 s for the 28 s that it gets at most
     )
@@ -99,6 +98,16 @@ CATALOG = (
         parameters_millions=6.3,
         megabytes=13,
         facts=Facts(0.16, narrow=True),
+    ),
+    CatalogEntry(
+        name="whisper-tiny-en",
+        summary="Whisper tiny.en inside the package: English prose with punctuation and case",
+        languages=("en",),
+        license="MIT",
+        parameters_millions=38,
+        megabytes=42,
+        streams=False,
+        facts=Facts(1.2),
     ),
     CatalogEntry(
         name="nvidia/nemotron-speech-streaming-en-0.6b",
