@@ -286,6 +286,7 @@ class Engine(StreamEngine[_LiveRecord]):
             assert stream.slot is not None
             if record.fresh:
                 self._settle(stream, record)
+            self._renew(stream, record)
             options = record.live.options
             document: saved.SavedStream = {
                 "model": self.model.fingerprint,
@@ -317,6 +318,7 @@ class Engine(StreamEngine[_LiveRecord]):
         record = self._streams.get(stream)
         if record is None or record.busy or stream.mailbox.ended or stream.mailbox.full:
             return
+        record.live.look_out()
         due = record.live.due()
         if due is None:
             return
@@ -352,6 +354,14 @@ class Engine(StreamEngine[_LiveRecord]):
                     self.runner.arena.restore(stream.slot, state.tensors, state.frames)
             except (ValueError, RuntimeError) as error:
                 raise StateError(f"the saved stream is damaged ({error})") from error
+
+    def _renew(self, stream: HostedStream, record: _LiveRecord) -> None:
+        """Give the stream a fresh state if it requests one."""
+        live, options = record.live, record.live.options
+        if live.restart is not None:
+            assert stream.slot is not None
+            rest = self.runner.renew(stream.slot, live.restart, options.trie, options.prompt)
+            stream.mailbox.deliver(live.renewed(rest))
 
     # -- the engine's thread -----------------------------------------------------------------------
 
@@ -410,6 +420,7 @@ class Engine(StreamEngine[_LiveRecord]):
                 self._settle(stream, record)
             except StateError as error:
                 return error
+        self._renew(stream, record)
         assert stream.slot is not None
         return record.live.work(stream.slot)
 
@@ -453,11 +464,8 @@ class Engine(StreamEngine[_LiveRecord]):
             self.stats.chunks += 1
             self.stats.delays.append((batch.group.lookahead, now - record.due_since))
             self.stats.answered.append(Answered(live.grid.chunk_seconds, now - waits_since, now))
-            if live.restart is not None:
-                assert stream.slot is not None
-                self.runner.clear(stream.slot, live.restart, live.options.trie, live.options.prompt)
-                stream.replays = live.replays
-                self.stats.replays += 1
+            self.stats.replays += live.replays - stream.replays
+            stream.replays = live.replays
         self.stats.finals += sum(event.type == "final" for event in events)
         stream.mailbox.deliver(events)
         if live.finished:

@@ -54,6 +54,16 @@ class Runner:
             self._boosted.add(slot)
 
     @torch.inference_mode()
+    def renew(
+        self, slot: int, first_frame: int, trie: PhraseTrie | None, prompt: int | None
+    ) -> Hypothesis:
+        """Begin anew within a stream, as `clear` does; the tokens that its search still had."""
+        row = torch.tensor([slot], device=self.model.device)
+        [rest] = self.arena.search.rows(row).flush()
+        self.clear(slot, first_frame, trie, prompt)
+        return rest
+
+    @torch.inference_mode()
     def step(self, works: Sequence[ChunkWork], grid: ChunkGrid) -> list[Hypothesis]:
         """The next chunk of each of several streams: the tokens it adds, in the order given."""
         arena, encoder, decoder = self.arena, self.model.encoder, self.model.decoder

@@ -60,15 +60,20 @@ class SingleStream:
             live.push(samples)
         if mark is not None:
             live.mark(mark)
-        while live.due():
+        while True:
+            live.look_out()
+            if live.restart is not None:
+                options = live.options
+                events += live.renewed(
+                    runner.renew(SLOT, live.restart, options.trie, options.prompt)
+                )
+            if live.due() is None:
+                return events
             work = live.work(SLOT)
             if isinstance(work, ChunkWork):
                 events += live.accept_chunk(runner.step([work], live.grid)[0])
-                if live.restart is not None:
-                    runner.clear(SLOT, live.restart, live.options.trie, live.options.prompt)
             else:
                 events += live.accept_tail(runner.finish([work], live.grid)[0])
-        return events
 
     def _check_open(self, action: str) -> None:
         if not self._open:

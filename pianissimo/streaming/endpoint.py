@@ -1,5 +1,6 @@
 """When an utterance ends, and when a recognizer misses speech: the rules and their measurements."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -82,21 +83,42 @@ class SpeechMeter:
 
 
 @dataclass(frozen=True)
+class OnsetRules:
+    """When speech after a pause is heard from a fresh state: a state full of silence misses words.
+
+    Where a voice detector hears the first speech after `quiet_seconds` of quiet, the state begins
+    anew `preroll_seconds` earlier, if no word was written shortly before.
+    """
+
+    quiet_seconds: float = 1.5
+    preroll_seconds: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= 2 * self.preroll_seconds <= self.quiet_seconds < math.inf:
+            raise OptionError(
+                "onset rules need a preroll_seconds from 0 to half of quiet_seconds, not "
+                f"{self.preroll_seconds} and {self.quiet_seconds}"
+            )
+
+
+@dataclass(frozen=True)
 class WatchdogRules:
-    """When to hear the last seconds anew: transducers sometimes stay silent while people speak.
+    """When to hear audio from a fresh state: transducers sometimes stay silent while people speak.
 
     After `speech_seconds` of sound like speech without a single token the stream goes back, at
     most `replay_seconds` and never behind its last word, and starts there from a fresh state. If
-    that finds nothing either, it is not repeated until a word has come.
+    that finds nothing either, it is not repeated until a word has come. `onset` does so where
+    speech begins after a pause; None turns that off.
     """
 
     speech_seconds: float = 4.0
     replay_seconds: float = 8.0
+    onset: OnsetRules | None = OnsetRules()
 
     def __post_init__(self) -> None:
         if not 0 < self.speech_seconds <= self.replay_seconds:
             raise OptionError("the watchdog needs 0 < speech_seconds <= replay_seconds")
 
 
-ENDPOINT, WATCHDOG = EndpointRules(), WatchdogRules()
+ENDPOINT, WATCHDOG, ONSET = EndpointRules(), WatchdogRules(), OnsetRules()
 """The rules of a stream that does not bring its own."""

@@ -16,14 +16,7 @@ import numpy.typing as npt
 
 from pianissimo.audio.buffer import SampleBuffer
 from pianissimo.audio.io import SAMPLE_RATE, Samples
-from pianissimo.audio.vad import (
-    GROUP_WINDOWS,
-    WINDOW_SAMPLES,
-    WINDOW_SECONDS,
-    Track,
-    VadState,
-    VoiceDetector,
-)
+from pianissimo.audio.vad import WINDOW_SECONDS, Track, VadState, VoiceDetector
 from pianissimo.decoding.hotwords import PhraseTrie
 from pianissimo.decoding.token import Hypothesis
 from pianissimo.hallucination.evidence import JUDGED_SECONDS, evidence_from
@@ -39,12 +32,16 @@ from pianissimo.streaming.endpoint import (
     WatchdogRules,
 )
 from pianissimo.streaming.grid import ChunkGrid, ChunkWork, TailWork
+from pianissimo.streaming.onset import (
+    GROUP_SAMPLES,
+    MOST_BACK_SECONDS,
+    OnsetMeter,
+    fresh_start,
+    known_windows,
+)
 from pianissimo.streaming.utterance import UtteranceText
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.transcript import StreamEvent
-
-GROUP_SAMPLES = GROUP_WINDOWS * WINDOW_SAMPLES
-"""The detector takes so many at a time."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +74,9 @@ class _SavedRecently(TypedDict, total=False):
     since: float
     peak: float
     shown: bool
+    heard: list[int]
+    onsets: list[int]
+    late_onsets: list[list[int]]
 
 
 class SavedLive(_SavedRecently):
@@ -100,7 +100,7 @@ class LiveStream:
     """The clock, the audio and the text of one stream.
 
     Positions are samples at the model's rate since the beginning of the stream. `origin` is where
-    the encoder's state began: 0, unless the watchdog started anew further on.
+    the encoder's state began: 0, unless the watchdog or an onset started anew further on.
     """
 
     def __init__(self, grid: ChunkGrid, tokenizer: Tokenizer, options: LiveOptions) -> None:
@@ -121,11 +121,19 @@ class LiveStream:
         self._may_replay = True
         self._detector: VoiceDetector | None = None
         self._guard = options.guard and self._rate == SAMPLE_RATE
-        if self._guard or (options.endpoint is not None and options.endpoint.voice):
+        self._onset_meter: OnsetMeter | None = None
+        rules = None if options.watchdog is None else options.watchdog.onset
+        if rules is not None and self._rate == SAMPLE_RATE:
+            self._onset_meter = OnsetMeter(rules)
+        voice = options.endpoint is not None and options.endpoint.voice
+        if self._guard or voice or self._onset_meter is not None:
             self._detector = options.detector or VoiceDetector()
             self._voice = self._detector.start()
-        if self._guard:
             self._voice.track = Track()
+        self._onsets: deque[int] = deque()
+        """The windows in which speech begins after a pause, as far as audio was pushed."""
+        self._late_onsets: deque[list[int]] = deque()
+        """By mark, those among the samples that are too few for the detector's next step."""
         self._ends: deque[tuple[int, int]] = deque([(0, 0)])
         """Windows heard, and the end of speech known by then: for rules that ask for the voice."""
         self._pushed = 0  # at least so much was when the last work was due
@@ -135,7 +143,7 @@ class LiveStream:
         self.consumed = 0.0
         """Seconds that went through the model; a restart goes back."""
         self.restart: int | None = None
-        """The first frame of a fresh state, where `accept_chunk` requests one."""
+        """The first frame of a fresh state, where one is requested; see `renewed`."""
 
     # -- in ----------------------------------------------------------------------------------------
 
@@ -143,12 +151,18 @@ class LiveStream:
         """Let the detector hear what is pushed next. It takes long and needs no lock of others."""
         if self._detector is None:
             return
+        before = self._voice.windows
         if self.options.endpoint is None or not self.options.endpoint.voice:
             self._detector.push(samples, self._voice)
-            return
-        for start in range(0, len(samples), GROUP_SAMPLES):
-            self._detector.push(samples[start : start + GROUP_SAMPLES], self._voice)
-            self._note_end()
+        else:
+            for start in range(0, len(samples), GROUP_SAMPLES):
+                self._detector.push(samples[start : start + GROUP_SAMPLES], self._voice)
+                self._note_end()
+        new, track = self._voice.windows - before, self._voice.track
+        if new and self._onset_meter is not None and track is not None:
+            self._onsets.extend(self._onset_meter.push(track.values[-new:]))
+        if not self._guard:
+            self._voice.track = Track(self._voice.windows)
 
     def _note_end(self) -> None:
         if self._voice.end != self._ends[-1][1]:
@@ -161,11 +175,14 @@ class LiveStream:
     def mark(self, kind: Mark) -> None:
         """Ask for the text of everything pushed so far, and with "finish" for the stream's end."""
         self._marks.append((self.buffer.end, kind))
-        self._rests.append(self._rest())
+        rest = self._rest()
+        self._rests.append(rest)
+        meter = self._onset_meter
+        self._late_onsets.append([] if meter is None else replace(meter).push(rest))
 
     def _rest(self) -> list[float]:
         """What the detector thinks of the samples that are too few for its next step."""
-        if self._detector is None or not self._guard:
+        if self._detector is None or not (self._guard or self._onset_meter):
             return []
         ending = replace(self._voice, track=Track(), histogram=self._voice.histogram.copy())
         self._detector.finish(ending)
@@ -185,6 +202,42 @@ class LiveStream:
         """The position that the audio must reach for the next piece of work."""
         needed = self._origin + self.grid.needed(self._chunks)
         return min(needed, self._marks[0][0]) if self._marks else needed
+
+    def look_out(self) -> None:
+        """Request a fresh state where speech begins after a pause in what the due work hears.
+
+        Call it before each piece of work; it may make another one due, and that needs `renewed`.
+        """
+        due, meter = self.due(), self._onset_meter
+        if due is None or meter is None:
+            return
+        known, onsets = known_windows(self.due_position), []
+        while self._onsets and self._onsets[0] < known:
+            onsets.append(self._onsets.popleft())
+        if due == "tail":
+            onsets += self._late_onsets[0]
+            self._late_onsets[0] = []
+        for onset in onsets:
+            last = (self._last_frame + 1) * self._frame_samples
+            start = fresh_start(onset, self._origin, self._chunks, last, self.grid, meter.rules)
+            if start is not None:
+                self._restart(start)
+
+    def _restart(self, position: int) -> None:
+        """Request a fresh state from `position` on, from where audio is heard again."""
+        self._origin, self._chunks, self._missed_seconds = position, 0, 0.0
+        self.consumed = position / self._rate
+        self.restart = position // self._frame_samples
+
+    def renewed(self, rest: Hypothesis) -> list[StreamEvent]:
+        """The state is a fresh one now; events of the tokens that the old one still had."""
+        assert self.restart is not None
+        kept = sum(frame < self.restart for frame in rest.frames)
+        self.restart = None
+        if kept:
+            self._last_frame = rest.frames[kept - 1]
+        events = self.text.push(rest.split(kept)[0])
+        return [] if self._guard and not self._shown else events
 
     def due(self) -> Literal["chunk", "tail"] | None:
         """The next piece of work: a complete chunk, or the tail before a mark."""
@@ -229,9 +282,12 @@ class LiveStream:
         if self._guard and self._voice.track is not None:
             first = self.consumed if self.text.first is None else self.text.first
             self._voice.track.forget(first - 2 * JUDGED_SECONDS)
-        rules = self.options.watchdog
+        rules, used = self.options.watchdog, self.grid.window(self._chunks)[0]
+        if self._onset_meter is not None:  # what an onset may go back to stays as it is
+            back = MOST_BACK_SECONDS + self._onset_meter.rules.preroll_seconds
+            used -= round(back * self._rate)
         self.buffer.forget(
-            self._origin + self.grid.window(self._chunks)[0],
+            self._origin + used,
             remember=0 if rules is None else round(rules.replay_seconds * self._rate),
         )
         return events
@@ -240,6 +296,7 @@ class LiveStream:
         """The final that answers the mark of the tail that was due, from its tokens."""
         position, kind = self._marks.popleft()
         rest = self._rests.popleft()
+        self._late_onsets.popleft()
         self._pushed = position
         done = self._origin + self._chunks * self.grid.chunk_samples
         tail = self.buffer.read(done, max(done, position), floor=self.buffer.start)
@@ -279,8 +336,7 @@ class LiveStream:
 
     def _known_windows(self, until: float) -> int:
         """What the detector had heard by then, however far ahead a client pushed."""
-        steps = min(round(until * self._rate), self._pushed) // GROUP_SAMPLES
-        return steps * GROUP_WINDOWS
+        return known_windows(min(round(until * self._rate), self._pushed))
 
     # -- what speaks for the text ------------------------------------------------------------------
 
@@ -327,7 +383,7 @@ class LiveStream:
 
     def _watch(self, result: Hypothesis, chunk: Samples) -> None:
         """Restart behind the last word after much speech without a token."""
-        self.restart, rules = None, self.options.watchdog
+        rules = self.options.watchdog
         if rules is None:
             return
         speech = self._meter.push(chunk, self._rate)
@@ -342,17 +398,14 @@ class LiveStream:
         back = min(round(rules.replay_seconds * self._rate), silent) // step
         self._may_replay = False
         if back:
-            self._origin += (self._chunks - back) * step
-            self._chunks = 0
-            self.consumed = self._origin / self._rate
-            self.restart = self._origin // self._frame_samples
-            self._missed_seconds = 0.0
+            self._restart(self._origin + (self._chunks - back) * step)
             self.replays += 1
 
     # -- saving ------------------------------------------------------------------------------------
 
     def save(self) -> SavedLive:
         """Everything but the tensors in the arena, as numbers, lists and one array."""
+        meter = self._onset_meter
         return {
             "origin": self._origin,
             "chunks": self._chunks,
@@ -363,15 +416,23 @@ class LiveStream:
             "unheard_seconds": self._missed_seconds,
             "may_replay": self._may_replay,
             "replays": self.replays,
-            "voice": None if self._detector is None else asdict(self._voice),
+            "voice": self._saved_voice(),
             "ends": [list(end) for end in self._ends],
             "since": self._since,
             "peak": self._peak,
             "shown": self._shown,
+            "heard": [] if meter is None else [meter.windows, meter.voiced],
+            "onsets": list(self._onsets),
+            "late_onsets": [list(onsets) for onsets in self._late_onsets],
             "found": asdict(self.text.found),
             "start": self.buffer.start,
             "samples": self.buffer.read(self.buffer.start, self.buffer.end),
         }
+
+    def _saved_voice(self) -> dict[str, Any] | None:
+        if self._detector is None:
+            return None
+        return asdict(self._voice if self._guard else replace(self._voice, track=None))
 
     def restore(self, saved: SavedLive) -> None:
         """Fill a new stream with what `save` returned; raises what a malformed one provokes."""
@@ -398,6 +459,15 @@ class LiveStream:
         self._shown = bool(saved.get("shown", True))
         # A detector that did not hear the stream from its beginning speaks for nothing.
         self._guard = self._guard and voice is not None and voice.get("track") is not None
+        self._onsets = deque(int(onset) for onset in saved.get("onsets", []))
+        self._late_onsets = deque(saved.get("late_onsets", [[] for _ in self._marks]))
+        if voice is None:
+            self._onset_meter = None
+        elif self._onset_meter is not None:
+            if self._voice.track is None:
+                self._voice.track = Track(self._voice.windows)
+            heard = saved.get("heard") or [self._voice.windows] * 2
+            self._onset_meter.windows, self._onset_meter.voiced = map(int, heard)
         self.text.push(Hypothesis(**saved["found"]))
         self.buffer = SampleBuffer(int(saved["start"]))
         self.buffer.append(np.asarray(saved["samples"], np.float32))
