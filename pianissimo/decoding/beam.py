@@ -153,7 +153,8 @@ class BeamSearch:
             log_probs = self.ctc(encoded).float()
             for row, beam in enumerate(state.beams):
                 assert beam.rescoring is not None
-                beam.rescoring = beam.rescoring.extended(log_probs[row, first[row] : ends[row]])
+                new = log_probs[row, first[row] : ends[row]]
+                beam.rescoring = beam.rescoring.extended(new, before[row] + first[row])
         for t in range(S):
             now = {row: before[row] + t for row in range(B) if first[row] <= t < ends[row]}
             for row, waiting in self._frame(frames[:, t], now, state.beams).items():

@@ -36,9 +36,10 @@ class Rescoring:
     first: int = 0
     settled: tuple[Token, ...] = ()
 
-    def extended(self, log_probs: Tensor) -> "Rescoring":
-        """The state after (S, V + 1) further frames."""
-        return replace(self, log_probs=torch.cat([self.log_probs, log_probs]))
+    def extended(self, log_probs: Tensor, frame: int) -> "Rescoring":
+        """The state after (S, V + 1) further frames, of which `frame` is the first."""
+        first = self.first if len(self.log_probs) else frame  # a stream may begin at any frame
+        return replace(self, log_probs=torch.cat([self.log_probs, log_probs]), first=first)
 
     def scores(self, texts: Sequence[tuple[int, ...]], frame: int | None = None) -> list[float]:
         """The weighted CTC scores of N texts.

@@ -210,6 +210,11 @@ class Intake:
         self._witness = None if detector is None else Witness(detector)
         self._state = None if self._witness is None else self._witness.start()
 
+    @property
+    def track(self) -> Track | None:
+        """What a detector thinks of the samples that leave, if one hears just these."""
+        return None if self._state is None or not self._levels else self._state.vad.track
+
     def push(self, block: Samples | None) -> Samples:
         """Take a block, or None for the end; the samples (m,) that are ready for the model."""
         raw = np.zeros(0, np.float32) if block is None else block

@@ -42,7 +42,16 @@ from pianissimo.models.packed import packed
 from pianissimo.protocols import Capabilities, StreamRecognizer
 from pianissimo.recognizers.base import BaseRecognizer, default_detector
 from pianissimo.recognizers.family import Family, LoadOptions
-from pianissimo.streaming.endpoint import ENDPOINT, WATCHDOG, EndpointRules, WatchdogRules
+from pianissimo.recognizers.passages import OnsetFinder, Passages
+from pianissimo.streaming.endpoint import (
+    ENDPOINT,
+    ONSET,
+    WATCHDOG,
+    EndpointRules,
+    OnsetRules,
+    WatchdogRules,
+)
+from pianissimo.streaming.grid import ChunkGrid
 from pianissimo.streaming.input import StreamInput
 from pianissimo.streaming.live import LiveOptions, LiveStream
 from pianissimo.text.tokenizer import Tokenizer
@@ -65,6 +74,8 @@ class NativeRecognizer(BaseRecognizer):
     model: AsrModel
     block_seconds: ClassVar[float] = 20.0
     hotwords: ClassVar[bool] = True
+    onset: OnsetRules | None = ONSET
+    """Where recordings are heard from a fresh state; None turns that off."""
 
     def __init__(
         self,
@@ -139,38 +150,97 @@ class NativeRecognizer(BaseRecognizer):
             yield from self._batch(recordings, words, lookahead)
             return
         # One recording: read, level, features, encode, search; then filter and words.
-        model, intake = self.model, Intake(self.front_end, self.detector)
-        features, encoder = model.features.start(), model.encoder.start()
-        plan = self._plan(lookahead)
-        search, result = self.search.start(1, [self._trie]), Hypothesis()
-        for block in chain(recordings[0], [None]):
-            last = block is None
-            samples = torch.from_numpy(intake.push(block)).to(model.device)
-            if len(samples) == 0 and not last:
-                continue
-            mel = model.features.push(samples, features)
-            if last:
-                mel = torch.cat([mel, model.features.finish(features)])
-            encoded = model.encoder.step(mel[None].to(model.dtype), encoder, plan, final=last)
-            if model.prompt is not None:
-                encoded = model.prompt(encoded)
-            result.extend(self.search.decode(encoded, None, search)[0])
-        result.extend(search.flush()[0])
-        yield self._transcript(result, intake, words)
+        intake = Intake(self.front_end, self.detector)
+        leveled = ((intake.push(block), block is None) for block in chain(recordings[0], [None]))
+        onsets = None if self.onset is None else OnsetFinder(self.onset, intake, self.detector)
+        found = (
+            (samples, [] if onsets is None else onsets.push(samples, last=last), last)
+            for samples, last in leveled
+        )
+        yield self._transcript(self._hear(found, lookahead), intake, words)
+
+    def _hear(
+        self, blocks: Iterable[tuple[Samples, Iterable[int], bool]], lookahead: int
+    ) -> Hypothesis:
+        """The tokens of a recording: its samples, their onsets, and whether they are the last."""
+        passages = Passages(self._grid(lookahead), self.onset or ONSET)
+        hearing, result = _Hearing(self, lookahead), Hypothesis()
+        for samples, onsets, last in blocks:
+            passages.push(samples, onsets, last=last)
+            while (stop := passages.pending) is not None:
+                result.extend(hearing.push(passages.read(stop)))
+                result.extend(hearing.search.flush()[0])
+                end = (result.frames[-1] + 1) * self._frame_samples if result.frames else 0
+                if (start := passages.decide(end)) is not None:
+                    hearing = _Hearing(self, lookahead, start // self._frame_samples)
+            result.extend(hearing.push(passages.read(), last=last))
+        result.extend(hearing.search.flush()[0])
+        return result
 
     def _batch(
         self, recordings: Sequence[Iterable[Samples]], words: bool, lookahead: int | None
     ) -> Iterator[Transcript]:
-        """Recordings as one padded batch; `lookahead` None is an encoder of unlimited context."""
-        model = self.model
+        """Recordings as one padded batch of their passages; `lookahead` None is an encoder of
+        unlimited context."""
         intakes = [Intake(self.front_end, self.detector) for _ in recordings]
-        mels = []
+        samples: list[Samples] = []
+        found: list[list[int]] = []
         for intake, blocks in zip(intakes, recordings, strict=True):
-            samples = np.concatenate([intake.push(block) for block in chain(blocks, [None])])
-            mels.append(model.features.whole(torch.from_numpy(samples).to(model.device)))
+            onsets = None
+            if self.onset is not None and lookahead is not None and self.model.config.streams:
+                onsets = OnsetFinder(self.onset, intake, self.detector)
+            parts, windows = [], list[int]()
+            for block in chain(blocks, [None]):
+                parts.append(intake.push(block))
+                if onsets is not None:
+                    windows += onsets.push(parts[-1], last=block is None)
+            samples.append(np.concatenate(parts))
+            found.append(windows)
+        passages = [
+            [(0, whole)]
+            if lookahead is None or not windows
+            else self._cut(whole, windows, lookahead)
+            for whole, windows in zip(samples, found, strict=True)
+        ]
+        rows = iter(self._decode([row for rows in passages for row in rows], lookahead))
+        for whole, windows, cut, intake in zip(samples, found, passages, intakes, strict=True):
+            results = [next(rows) for _ in cut]
+            starts = [start for start, _ in cut[1:]]
+            joined, early = Hypothesis(), False
+            for result, start in zip(results, [*starts, None], strict=True):
+                joined.extend(result)
+                frame = None if start is None else start // self._frame_samples
+                early = early or (frame is not None and joined.frames[-1:] >= [frame])
+            if early and lookahead is not None:
+                # Words where the detector heard none: no fresh state begins behind them.
+                joined = self._hear([(whole, windows, True)], lookahead)
+            yield self._transcript(joined, intake, words)
+
+    def _cut(
+        self, samples: Samples, onsets: Iterable[int], lookahead: int
+    ) -> list[tuple[int, Samples]]:
+        """The passages of a recording, if a fresh state begins at each onset that allows it: where
+        each begins, and its samples."""
+        passages, rows = Passages(self._grid(lookahead), self.onset or ONSET), []
+        passages.push(samples, onsets, last=True)
+        while (stop := passages.pending) is not None:
+            begin = passages.origin
+            if passages.decide(0) is not None:
+                rows.append((begin, samples[begin:stop]))
+        return [*rows, (passages.origin, samples[passages.origin :])]
+
+    def _decode(
+        self, rows: Sequence[tuple[int, Samples]], lookahead: int | None
+    ) -> list[Hypothesis]:
+        """The tokens of passages, each with where it begins, as one padded batch."""
+        model = self.model
+        mels = [model.features.whole(torch.from_numpy(row).to(model.device)) for _, row in rows]
         lengths = torch.tensor([len(mel) for mel in mels], device=model.device)
         mel = torch.nn.utils.rnn.pad_sequence(mels, batch_first=True).to(model.dtype)
         search = self.search.start(len(mels), [self._trie] * len(mels))
+        search.frames += torch.tensor(
+            [start // self._frame_samples for start, _ in rows], device=model.device
+        )
         results = [Hypothesis() for _ in mels]
         for encoded, valid in self._encoded(mel, lengths, lookahead):
             if model.prompt is not None:
@@ -179,9 +249,9 @@ class NativeRecognizer(BaseRecognizer):
                 results, self.search.decode(encoded, valid, search), strict=True
             ):
                 result.extend(new)
-        for result, rest, intake in zip(results, search.flush(), intakes, strict=True):
+        for result, rest in zip(results, search.flush(), strict=True):
             result.extend(rest)
-            yield self._transcript(result, intake, words)
+        return results
 
     def _encoded(
         self, mel: Tensor, lengths: Tensor, lookahead: int | None
@@ -200,6 +270,15 @@ class NativeRecognizer(BaseRecognizer):
             final = i == len(parts) - 1
             encoded = encoder.step(part, state, plan, lengths=lengths, final=final)
             yield encoded, (counts - done).clamp(0, encoded.shape[1])
+
+    @property
+    def _frame_samples(self) -> int:
+        """Samples of an encoder frame."""
+        config = self.model.config
+        return config.encoder.subsampling_factor * config.features.hop_samples
+
+    def _grid(self, lookahead: int) -> ChunkGrid:
+        return self.model.config.grid(lookahead)
 
     def _plan(self, lookahead: int) -> ChunkPlan:
         if lookahead not in self._plans:
@@ -322,6 +401,33 @@ class NativeRecognizer(BaseRecognizer):
     def live(self) -> LiveModel:
         """The model prepared for live streams, shared by all of them."""
         return live_model(self.model, self.live_search)
+
+
+class _Hearing:
+    """What a recognizer has heard of one passage of a recording, which begins at `first_frame`."""
+
+    def __init__(self, recognizer: NativeRecognizer, lookahead: int, first_frame: int = 0) -> None:
+        self._recognizer, self._plan = recognizer, recognizer._plan(lookahead)
+        self._features = recognizer.model.features.start()
+        self._encoder = recognizer.model.encoder.start()
+        self.search = recognizer.search.start(1, [recognizer._trie])
+        self.search.frames += first_frame
+
+    def push(self, samples: Samples, *, last: bool = False) -> Hypothesis:
+        """Take the next samples (n,); the tokens that are settled, with `last` but for a flush."""
+        model = self._recognizer.model
+        if len(samples) == 0 and not last:
+            return Hypothesis()
+        mel = model.features.push(torch.from_numpy(samples).to(model.device), self._features)
+        if last:
+            mel = torch.cat([mel, model.features.finish(self._features)])
+        encoded = model.encoder.step(
+            mel[None].to(model.dtype), self._encoder, self._plan, final=last
+        )
+        if model.prompt is not None:
+            encoded = model.prompt(encoded)
+        [found] = self._recognizer.search.decode(encoded, None, self.search)
+        return found
 
 
 # -- checkpoints -----------------------------------------------------------------------------------

@@ -87,16 +87,16 @@ class OnsetRules:
     """When speech after a pause is heard from a fresh state: a state full of silence misses words.
 
     Where a voice detector hears the first speech after `quiet_seconds` of quiet, the state begins
-    anew `preroll_seconds` earlier, if no word was written shortly before.
+    anew `preroll_seconds` earlier, if no word was written since then.
     """
 
-    quiet_seconds: float = 1.5
+    quiet_seconds: float = 1.0
     preroll_seconds: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= 2 * self.preroll_seconds <= self.quiet_seconds < math.inf:
+        if not 0 <= self.preroll_seconds <= self.quiet_seconds < math.inf:
             raise OptionError(
-                "onset rules need a preroll_seconds from 0 to half of quiet_seconds, not "
+                "onset rules need a preroll_seconds from 0 to quiet_seconds, not "
                 f"{self.preroll_seconds} and {self.quiet_seconds}"
             )
 

@@ -71,4 +71,4 @@ def fresh_start(
     preroll = round(rules.preroll_seconds * rate)
     done = origin + chunks * grid.chunk_samples
     start = min(done, (onset * WINDOW_SAMPLES - preroll) // frame * frame)
-    return start if start > origin and last <= start - preroll else None
+    return start if origin < start and last <= start else None
