@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from pianissimo.engine.engine import Engine, EngineOptions
     from pianissimo.errors import PianissimoError
     from pianissimo.protocols import Recognizer, Stream, StreamRecognizer
-    from pianissimo.streaming.endpoint import EndpointRules, WatchdogRules
+    from pianissimo.streaming.endpoint import EndpointRules, OnsetRules, WatchdogRules
     from pianissimo.transcript import Segment, StreamEvent, Transcript, Word
     from pianissimo.zoo.load import load
 
 _HOMES = {
     "Decoding": "decoding.search",
     "EndpointRules": "streaming.endpoint",
+    "OnsetRules": "streaming.endpoint",
     "Engine": "engine.engine",
     "EngineOptions": "engine.engine",
     "Phrase": "decoding.hotwords",
@@ -45,6 +46,7 @@ __all__ = [
     "EndpointRules",
     "Engine",
     "EngineOptions",
+    "OnsetRules",
     "Phrase",
     "PianissimoError",
     "Recognizer",

@@ -91,8 +91,8 @@ class EngineOptions:
     delay of every stream; None chooses 64 and 256 on a CPU, 1024 and 8192 on a GPU. A stream may
     have `backlog_seconds` of audio waiting before `push` blocks, and `unread_events` before it
     pauses. `threads` is the number of CPU threads of a step; None chooses by the size of the model.
-    `guard` holds back text that the audio does not support, at the cost of a voice detector per
-    stream.
+    `guard` holds back text that the audio does not support; like the onset rules of the watchdog,
+    it needs a voice detector per stream.
     """
 
     largest_batch: int | None = None

@@ -12,6 +12,7 @@ NAMES = [
     "EndpointRules",
     "Engine",
     "EngineOptions",
+    "OnsetRules",
     "Phrase",
     "PianissimoError",
     "Recognizer",

@@ -58,7 +58,7 @@ def test_the_score_of_a_text_is_the_sum_over_its_paths() -> None:
 
 def test_settled_tokens_belong_to_every_text_and_later_frames_are_not_scored() -> None:
     log_probs = tensor(6, 4, seed=2).log_softmax(-1)
-    opinion = Rescoring(1.0, log_probs[:2]).extended(log_probs[2:])
+    opinion = Rescoring(1.0, log_probs[:2]).extended(log_probs[2:], 2)
     opinion = opinion.settle([settled(2, 1)], 1, 2, 5.0)
     sums = ctc_sums(log_probs[:5])
     assert opinion.scores([(), (0,)], 4) == pytest.approx([sums[2,], sums[2, 0]], abs=1e-4)
