@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def pairs(folder: Path, subset: str, count: int) -> list[tuple[str, Samples, str
     lines = (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(json.loads, lines) if row["subset"] == subset]
     found = []
-    for first, second in list(zip(rows, rows[1:], strict=False))[::3][:count]:
+    for first, second in list(pairwise(rows))[::3][:count]:
         one, two = (load_audio(folder / row["audio_filepath"]) for row in (first, second))
         found.append((first["text"], one, second["text"], two))
     return found
