@@ -172,8 +172,8 @@ def test_streams_of_an_engine_are_those_alone_saved_or_not(
             at = len(clip) + round(seconds * SAMPLE_RATE)
             first = engine.open(latency_ms=160)
             first.push(samples[:at])
-            state = first.export()
             done = [event for event in drain(first) if event.type != "partial"]
+            state = first.export()
             first.close()
             again = engine.open(state=state)
             again.push(samples[at:])
@@ -185,7 +185,7 @@ def drain(session: Any) -> Iterator[StreamEvent]:
     """What is there now."""
     while True:
         try:
-            event = session.get(timeout=0.3)
+            event = session.get(timeout=1.0)
         except TimeoutError:
             return
         if event is None:
