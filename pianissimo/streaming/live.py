@@ -225,7 +225,7 @@ class LiveStream:
 
     def _restart(self, position: int) -> None:
         """Request a fresh state from `position` on, from where audio is heard again."""
-        self._origin, self._chunks, self._missed_seconds = position, 0, 0.0
+        self._origin, self._chunks = position, 0
         self.consumed = position / self._rate
         self.restart = position // self._frame_samples
 
@@ -399,6 +399,7 @@ class LiveStream:
         self._may_replay = False
         if back:
             self._restart(self._origin + (self._chunks - back) * step)
+            self._missed_seconds = 0.0
             self.replays += 1
 
     # -- saving ------------------------------------------------------------------------------------
