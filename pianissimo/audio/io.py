@@ -307,7 +307,7 @@ def _reblocked(blocks: Iterable[Samples], size: int) -> Iterator[Samples]:
         yield np.concatenate(pending)
 
 
-def _decoded(reader: "_Reader", rate: int, notes: set[Note] | None) -> Iterator[Samples]:
+def _decoded(reader: "_Source", rate: int, notes: set[Note] | None) -> Iterator[Samples]:
     """Mono blocks (n,) at `rate` Hz from the first decoder that finds any sample."""
     for decoder in _decoders(reader):
         if notes is not None and decoder.tracks > 1 and reader.track is None:
@@ -364,7 +364,7 @@ class _Refused(Exception):
     """A decoder cannot open these bytes; its message, if any, is the reason worth telling."""
 
 
-def _decoders(reader: "_Reader") -> Iterator[_Decoder]:
+def _decoders(reader: "_Source") -> Iterator[_Decoder]:
     """Yield each decoder that opens, the better suited one first; raise if none does."""
     kinds: list[type[_LibavDecoder | _SndfileDecoder]] = [_LibavDecoder]
     if reader.read(4) in _SNDFILE_MAGIC and reader.track in (None, 1):
@@ -394,7 +394,7 @@ class _SndfileDecoder:
 
     tracks = 1
 
-    def __init__(self, reader: "_Reader") -> None:
+    def __init__(self, reader: "_Source") -> None:
         import soundfile
 
         self._error = soundfile.LibsndfileError
@@ -444,7 +444,7 @@ class _SndfileDecoder:
 class _LibavDecoder:
     """Everything else: MP3, AAC, Opus, FLAC, ADPCM and many more; also out of video files."""
 
-    def __init__(self, reader: "_Reader") -> None:
+    def __init__(self, reader: "_Source") -> None:
         import av
 
         # PyAV drops libav's own messages unless the user turned them on; that choice stays theirs.
@@ -582,7 +582,7 @@ def _pieces(count: int, size: int) -> Iterator[int]:
         yield min(size, count - start)
 
 
-class _Reader:
+class _Source:
     """The bytes of a file from its present position on, with a `label` for messages.
 
     It is not called `name`, because libav would judge by that name's extension. A failing read ends
@@ -631,7 +631,7 @@ class _Reader:
 
 
 @contextmanager
-def _opened(source: AudioSource) -> Iterator[_Reader]:
+def _opened(source: AudioSource) -> Iterator[_Source]:
     track: int | None = None
     if isinstance(source, Excerpt):
         track = source.track
@@ -658,7 +658,7 @@ def _opened(source: AudioSource) -> Iterator[_Reader]:
         seekable = hasattr(file, "seek") and hasattr(file, "tell")
         if not seekable or (hasattr(file, "seekable") and not file.seekable()):
             file = stack.enter_context(_spooled(file, name))
-        reader = _Reader(file, name, track)
+        reader = _Source(file, name, track)
         stack.callback(reader.seek, 0)  # a file object is left where it was
         first = reader.read(1)
         reader.check()

@@ -151,7 +151,8 @@ def amplitude(db: float) -> float:
 
 def rms_level(samples: npt.NDArray[Any]) -> float:
     """The level of the mean power, in dB."""
-    return decibels(_mean_power(samples.astype(np.float64))) if len(samples) else SILENCE_DB
+    power = np.square(samples.astype(np.float64))
+    return decibels(float(np.mean(power))) if len(samples) else SILENCE_DB
 
 
 def peak_level(samples: npt.NDArray[Any]) -> float:
@@ -177,7 +178,8 @@ def measure_levels(samples: Any, sample_rate: int = SAMPLE_RATE, *, active: bool
     raw = checked.astype(np.float64)
     x = _without_rumble(raw, sample_rate)
     frames = _frame_levels(x, sample_rate)
-    noise_db = _noise_floor(frames)
+    real = frames[frames > SILENCE_DB]  # those of digital silence are padding, not noise
+    noise_db = float(np.percentile(real, _FLOOR_PERCENTILE)) if len(real) else SILENCE_DB
     loud = frames[frames > noise_db + _LOUD_OVER_FLOOR_DB]
     # A clip of 0.1 s has five frames in all, so it may show speech with fewer.
     has_speech = len(loud) >= max(1, min(_MIN_LOUD_FRAMES, len(frames) // 3))
@@ -192,7 +194,10 @@ def measure_levels(samples: Any, sample_rate: int = SAMPLE_RATE, *, active: bool
         clipped = np.clip(_without_clicks(x, frames, loud_db, sample_rate), -limit, limit)
         speech_db, busy = _p56(clipped, sample_rate, top=limit)
     active_db, activity = plain or (speech_db, busy)
-    snr_db = _snr(speech_db, noise_db) if has_speech else 0.0
+    snr_db = 0.0
+    if has_speech:  # speech over noise, where the level is that of both together
+        over = 10 ** ((speech_db - noise_db) / 10) - 1
+        snr_db = min(_MAX_SNR_DB, max(-10.0, decibels(over)))
     if has_speech and (busy > _MOSTLY_ACTIVE or snr_db < _NOISY_SNR_DB):
         speech_db = _gated_level(clipped, sample_rate, noise_db)
         snr_db = min(_MAX_SNR_DB, speech_db - noise_db)
@@ -265,31 +270,15 @@ def _without_clicks(x: Float64, frames: Float64, loud_db: float, sample_rate: in
     return x
 
 
-def _mean_power(x: Float64) -> float:
-    return float(np.mean(np.square(x)))
-
-
 def _frame_levels(x: Float64, sample_rate: int) -> Float64:
     """Levels in dB of consecutive 20 ms frames; a shorter recording is one frame."""
     size = round(FRAME_SECONDS * sample_rate)
     if not len(x):
         return np.zeros(0)
     if len(x) < size:
-        return np.array([decibels(_mean_power(x))])
+        return np.array([decibels(float(np.mean(np.square(x))))])
     power = np.square(x[: len(x) // size * size]).reshape(-1, size).mean(axis=1)
     return np.maximum(10 * np.log10(np.maximum(power, 1e-30)), SILENCE_DB)
-
-
-def _noise_floor(frames: Float64) -> float:
-    """The 10th percentile of the frames; those of digital silence are padding, not noise."""
-    real = frames[frames > SILENCE_DB]
-    return float(np.percentile(real, _FLOOR_PERCENTILE)) if len(real) else SILENCE_DB
-
-
-def _snr(total_db: float, noise_db: float) -> float:
-    """Speech over noise in dB, where `total_db` is the level of both together."""
-    over = 10 ** ((total_db - noise_db) / 10) - 1
-    return min(_MAX_SNR_DB, max(-10.0, decibels(over)))
 
 
 def _gated_level(x: Float64, sample_rate: int, noise_db: float) -> float:
@@ -328,14 +317,11 @@ def _p56(x: Float64, sample_rate: int, top: float) -> tuple[float, float]:
             if previous is not None:
                 share = (_MARGIN_DB - previous[1]) / (over - previous[1])
                 level = previous[0] + share * (level - previous[0])
-            return level, _activity(energy, len(x), level)
+            break
         previous = level, over
-    level = previous[0] if previous is not None else decibels(energy / len(x))
-    return level, _activity(energy, len(x), level)
-
-
-def _activity(energy: float, samples: int, active_db: float) -> float:
-    return min(1.0, energy / samples / 10 ** (active_db / 10))
+    else:
+        level = previous[0] if previous is not None else decibels(energy / len(x))
+    return level, min(1.0, energy / len(x) / 10 ** (level / 10))
 
 
 _BLOCK = 4096  # g^-4096 is about 5000: scaled sums of positive terms lose nothing

@@ -1,4 +1,4 @@
-"""One gain per stretch of a recording: constant for up to 30 s, changed where nobody speaks.
+"""One gain per stretch of a recording: constant for up to 30 s, changed only in pauses.
 
 A recording need not be causal, so its first word gets the right gain already, and inside a stretch
 nothing pumps. Longer recordings are cut at the quietest tenth of a second of the last four; what is
@@ -27,7 +27,7 @@ STRETCH_SECONDS = 30.0
 CUT_SECONDS = 4.0
 """The end of a full stretch in which the place to cut is looked for."""
 SHORT_SECONDS = 3.0
-"""Too little to measure a level anew: a last stretch as short keeps the gain before it."""
+"""Too short to measure a level: a last stretch this short keeps the gain before it."""
 PAUSE_SECONDS = 0.1
 
 _STRETCH, _CUT, _SHORT, _PAUSE = (

@@ -55,7 +55,7 @@ class StreamingResampler:
         self._received = 0
         self._emitted = 0
         self._finished = False
-        self._recent = np.zeros(0, np.float32)  # the input that a restored filter must hear again
+        self._recent = np.zeros(0, np.float32)  # the input that a restored filter needs again
         # What a restored filter gave sooner than the one before it, or how much later it is.
         self._early = np.zeros(0, np.float32)
         self._late = 0
@@ -112,7 +112,7 @@ class StreamingResampler:
     def restore(self, saved: "SavedResampler") -> None:
         """Go on where `save` was called on a resampler of the same rates.
 
-        The filter hears the last input again, so its output may differ in the last bit. Raises
+        The filter gets the last input again, so its output may differ in the last bit. Raises
         ValueError for counts that cannot be.
         """
         received, emitted = int(saved["received"]), int(saved["emitted"])

@@ -135,7 +135,7 @@ def evidence_from(track: Track, seconds: float, peak: float, *, model: bool) -> 
 
 @dataclass
 class WitnessState:
-    """What was heard of one stream so far."""
+    """The evidence of one stream so far."""
 
     vad: VadState
     peak: float = 0.0
@@ -156,7 +156,7 @@ class Witness:
         return WitnessState(vad)
 
     def push(self, raw: npt.ArrayLike, loud: npt.ArrayLike, state: WitnessState) -> None:
-        """Hear raw samples (n,), and (m,) of the same stream that left the gain meanwhile."""
+        """Take raw samples (n,), and (m,) of the same stream that left the gain."""
         checked = check_samples(raw)
         state.received += len(checked)
         if len(checked):
@@ -169,13 +169,12 @@ class Witness:
         return self.evidence(state)
 
     def evidence(self, state: WitnessState) -> Evidence:
-        """What was heard so far."""
+        """The evidence so far."""
         vad = state.vad
         return Evidence(
             seconds=state.received / SAMPLE_RATE,
             peak=state.peak,
-            speech_seconds=sum(span.end - span.start for span in state.spans)
-            + self.detector.open_seconds(vad),
+            speech_seconds=sum(span.end - span.start for span in state.spans),
             probability=None if self.detector.model is None else vad.max_probability,
             sure_seconds=vad.sure_windows * WINDOW_SECONDS,
             over_noise_db=vad.max_over_noise_db,

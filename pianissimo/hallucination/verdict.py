@@ -96,7 +96,7 @@ def judge(
     doubted = weak or fleeting or supported_share < 1
     if doubted or is_too_fast(text, evidence.seconds):
         reasons.append("low_evidence")
-    # Music and typing have energy for seconds, out of which a letter or two are heard.
+    # Music and typing have energy for seconds and become a letter or two.
     sparse = fleeting and len(spoken) < _SPARSE_PER_SECOND * evidence.speech_seconds
     doubtful = unsure or is_stock_phrase(text, language)
     dropped = evidence.absent or sparse or stray or (weak and doubtful)
@@ -107,7 +107,7 @@ def judge(
 
 
 def is_too_fast(text: str, seconds: float) -> bool:
-    """Whether nobody can say so many characters in that time."""
+    """Whether the text has more characters than can be said in that time."""
     script = "han" if han_share(text) > 0.3 else "latin"
     # A window's worth of slack: recognizers may put the end of a word behind the audio.
     return len(letters(text)) > _CHARACTERS_PER_SECOND[script] * (seconds + 0.5)

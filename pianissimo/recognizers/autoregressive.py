@@ -9,7 +9,7 @@ from pianissimo.text.loops import is_stuck
 
 
 @dataclass
-class Written:
+class Generated:
     """The tokens of one row, its end token included, with their natural log-probabilities."""
 
     tokens: list[int] = field(default_factory=list)
@@ -21,13 +21,13 @@ def write_greedily(
     advance: Callable[[Tensor], Tensor],
     limits: Sequence[int],
     ends: Collection[int],
-) -> list[Written]:
+) -> list[Generated]:
     """The best token at each step, until an end token, a limit, or a loop at half of the limit.
 
     `logits` (B, V) are those of the first token; `advance` takes (B, 1) tokens and returns the
-    logits after them. What a row gets does not depend on how long the others go on.
+    logits after them. The length of other rows does not influence a row.
     """
-    rows = [Written() for _ in limits]
+    rows = [Generated() for _ in limits]
     going = [limit > 0 for limit in limits]
     while any(going):
         values, best = logits.float().log_softmax(-1).max(-1)

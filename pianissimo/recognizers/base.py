@@ -43,7 +43,7 @@ def default_detector() -> VoiceDetector:
 class BaseRecognizer(ABC):
     """A recognizer of whole recordings; its live streams run on the segments between pauses.
 
-    A family implements `name` and `_recognize`, and sets the attributes below where they differ.
+    A family sets `name` and `model`, implements `_recognize`, and sets what else differs.
     """
 
     block_seconds: ClassVar[float] = 10.0
@@ -51,15 +51,12 @@ class BaseRecognizer(ABC):
     hotwords: ClassVar[bool] = False
     """Whether `boosted` is implemented."""
 
+    name: str
     model: object
     """The network: a torch module, or the object of another runtime."""
     latencies_ms: tuple[int, ...] = ()
     language: str | None = None
     front_end: FrontEnd | None = None
-
-    @property
-    @abstractmethod
-    def name(self) -> str: ...
 
     @abstractmethod
     def _recognize(

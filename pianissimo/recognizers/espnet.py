@@ -99,7 +99,8 @@ class EspnetRecognizer(BaseRecognizer):
         front_end: FrontEnd | None = None,
         detector: VoiceDetector | None = None,
     ) -> None:
-        self.model, self.options = model, options or JointOptions()
+        self.model, self.name = model, model.config.name
+        self.options = options or JointOptions()
         if model.decoder is None:
             if self.options.ctc_weight == 0:
                 raise OptionError(f"{model.config.name} has no decoder: its ctc_weight cannot be 0")
@@ -112,10 +113,6 @@ class EspnetRecognizer(BaseRecognizer):
         self._silent = {BLANK, config.start, config.end}
         if UNKNOWN_TOKEN in config.tokens:
             self._silent.add(config.tokens.index(UNKNOWN_TOKEN))
-
-    @property
-    def name(self) -> str:
-        return self.model.config.name
 
     def hypotheses(self, samples: Samples) -> list[JointHypothesis]:
         """What `Speech2Text` finds in samples at 16 kHz, the best first.
@@ -179,8 +176,8 @@ class EspnetRecognizer(BaseRecognizer):
             detector=self.detector,
             most=1,
         )
-        for progress in decoder.run(recordings):
-            yield transcript(progress, self.name, None, words)
+        for result in decoder.run(recordings):
+            yield transcript(result, self.name, None, words)
 
     def _decoded(self, samples: Samples, words: bool) -> Decoded:
         found, log_probs = self._search(samples)
@@ -213,18 +210,18 @@ class EspnetRecognizer(BaseRecognizer):
                 if spaced or not drafts or _apart(drafts[-1][0], part):
                     drafts.append((part, [run]))
                 else:
-                    text, heard = drafts[-1]
-                    drafts[-1] = (text + part, [*heard, run])
+                    text, runs_of_word = drafts[-1]
+                    drafts[-1] = (text + part, [*runs_of_word, run])
                 spaced = False
         seconds = self.model.config.frame_seconds
         return tuple(
             Word(
                 text,
-                round(min(heard[0].start * seconds, duration), 6),
-                round(min(heard[-1].end * seconds, duration), 6),
-                min(run.confidence for run in heard),
+                round(min(runs_of_word[0].start * seconds, duration), 6),
+                round(min(runs_of_word[-1].end * seconds, duration), 6),
+                min(run.confidence for run in runs_of_word),
             )
-            for text, heard in drafts
+            for text, runs_of_word in drafts
         )
 
     def _limit(self, samples: Samples) -> int:
@@ -245,9 +242,9 @@ def search_options(decoding: Decoding | None, *, ctc_only: bool) -> JointOptions
     if decoding is None:
         return options
     if decoding.word_bonus is not None:
-        raise OptionError("ESPnet models know no bonus for words: leave word_bonus out")
+        raise OptionError("ESPnet models have no word bonus; remove word_bonus")
     if decoding.rescoring:
-        raise OptionError("ESPnet models ask CTC in every step already: leave rescoring out")
+        raise OptionError("ESPnet models score with CTC in every step; remove rescoring")
     if decoding.beam is not None:
         options = replace(options, beam=decoding.beam)
     if decoding.lm_weight is not None:

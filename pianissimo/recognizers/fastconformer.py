@@ -87,10 +87,14 @@ class NativeRecognizer(BaseRecognizer):
         detector: VoiceDetector | None = None,
         decoding: Decoding | None = None,
     ) -> None:
-        self.model, self.tokenizer = model.eval(), tokenizer
+        self.model, self.name, self.tokenizer = model.eval(), model.config.name, tokenizer
         self.front_end, self.detector = front_end, detector
         self.language = model.config.language
-        self.latencies_ms = tuple(model.config.latencies_ms) if model.config.streams else ()
+        self.lookaheads = model.config.latencies_ms if model.config.streams else {}
+        """The encoder's lookahead in each latency mode; none for a model of unlimited context."""
+        self.latencies_ms = tuple(self.lookaheads)
+        self.frame_seconds = model.config.frame_seconds
+        self._word_options = WordOptions(self.frame_seconds)
         self.vocabulary = Vocabulary.of_tokenizer(tokenizer)
         self.live_search = make_search(model, head, decoding, self.vocabulary)
         self.search, beam = self.live_search, model.config.beam
@@ -98,10 +102,6 @@ class NativeRecognizer(BaseRecognizer):
             self.search = make_search(model, head, Decoding(beam), self.vocabulary)
         self._trie: PhraseTrie | None = None
         self._plans: dict[int, ChunkPlan] = {}
-
-    @property
-    def name(self) -> str:
-        return self.model.config.name
 
     @property
     def capabilities(self) -> Capabilities:
@@ -145,8 +145,9 @@ class NativeRecognizer(BaseRecognizer):
         words: bool,
         latency_ms: int | None = None,
     ) -> Iterator[Transcript]:
-        lookahead = self.model.config.lookahead(latency_ms)
-        if len(recordings) > 1 or lookahead is None or not self.model.config.streams:
+        longest = max(self.lookaheads.values(), default=None)
+        lookahead = longest if latency_ms is None else self.lookaheads[latency_ms]
+        if len(recordings) > 1 or lookahead is None:
             yield from self._batch(recordings, words, lookahead)
             return
         # One recording: read, level, features, encode, search; then filter and words.
@@ -287,11 +288,11 @@ class NativeRecognizer(BaseRecognizer):
 
     def _transcript(self, result: Hypothesis, intake: Intake, with_words: bool) -> Transcript:
         """What the evidence supports of a result, as text, words and segments."""
-        config, reasons = self.model.config, tuple[Reason, ...]()
+        language, reasons = self.language, tuple[Reason, ...]()
         evidence, seconds = intake.evidence, intake.seconds
         if evidence is not None:
-            context = (self.tokenizer, config.frame_seconds, evidence)
-            verdict = weigh(result, *context, config.language)
+            context = (self.tokenizer, self.frame_seconds, evidence)
+            verdict = weigh(result, *context, language)
             result = supported_words(result, *context) if verdict.keep else Hypothesis()
             reasons = verdict.reasons
         words = words_from_tokens(
@@ -299,14 +300,14 @@ class NativeRecognizer(BaseRecognizer):
             result.tokens,
             result.frames,
             result.confidences,
-            options=WordOptions(config.frame_seconds),
+            options=self._word_options,
             duration=seconds,
         )
         segments = segments_from_words(words)
         if not with_words:
             words, segments = (), tuple(replace(segment, words=()) for segment in segments)
         text = self.tokenizer.decode(result.tokens).strip()
-        return Transcript(text, segments, words, config.language, seconds, self.name, reasons)
+        return Transcript(text, segments, words, language, seconds, self.name, reasons)
 
     def transcribe_together(self, recordings: Sequence[Samples]) -> Iterator[Transcript]:
         """Transcribe arrays (n,) of mono float32 at 16 kHz; results in the order given.

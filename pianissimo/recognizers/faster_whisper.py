@@ -24,8 +24,8 @@ from pianissimo.recognizers.family import Family, LoadOptions, Task, Untyped
 from pianissimo.recognizers.long_form import (
     Decoded,
     PieceDecoder,
-    Progress,
-    language_heard,
+    RecordingResult,
+    main_language,
     transcript,
 )
 from pianissimo.recognizers.whisper import nobody_speaks
@@ -50,16 +50,12 @@ class FasterWhisperRecognizer(BaseRecognizer):
     def __init__(
         self, model: Untyped, *, name: str, language: str | None = None, task: Task = "transcribe"
     ) -> None:
-        self.model, self._name, self.task = model, name, task
+        self.model, self.name, self.task = model, name, task
         self.multilingual = bool(model.model.is_multilingual)
         if task == "translate" and not self.multilingual:
             raise OptionError(f"{name} knows English only and translates nothing")
         self.language = self._known_language(language)
         self.front_end = FrontEnd(FAMILY.gain)
-
-    @property
-    def name(self) -> str:
-        return self._name
 
     def _known_language(self, language: str | None) -> str | None:
         if language is None:
@@ -71,7 +67,7 @@ class FasterWhisperRecognizer(BaseRecognizer):
         ]
         if language.lower() not in known:
             raise OptionError(
-                f"{self._name} does not know the language {language!r}; it has "
+                f"{self.name} does not know the language {language!r}; it has "
                 f"{', '.join(sorted(known))}"
             )
         return language.lower()
@@ -86,17 +82,17 @@ class FasterWhisperRecognizer(BaseRecognizer):
             self.front_end,
             lambda pieces: self._decode(pieces, words),
             detector=self.detector,
-            # A batch has one prompt, so pieces whose language is to be found go one by one.
+            # A batch has one prompt, so pieces of unknown language run one by one.
             most=PIECES[self.model.model.device] if self.language else 1,
             language="en" if self.task == "translate" else self.language,
         )
         for progress in decoder.run(recordings):
             yield transcript(progress, self.name, self._language_of(progress), words)
 
-    def _language_of(self, progress: Progress) -> str | None:
+    def _language_of(self, progress: RecordingResult) -> str | None:
         if self.task == "translate":
             return "en"
-        return self.language or language_heard(progress)
+        return self.language or main_language(progress)
 
     def _decode(self, pieces: Sequence[Samples], words: bool) -> list[Decoded]:
         """Pieces of up to 30 s as one batch; in one language, that of the first piece."""
@@ -135,11 +131,11 @@ class FasterWhisperRecognizer(BaseRecognizer):
             frames = [each.shape[-1] for each in features]
             timed = self._timed(tokenizer, texts, encoded, frames)
         return [
-            self._heard(tokenizer, result, ids, limit, times, language)
+            self._decoded(tokenizer, result, ids, limit, times, language)
             for result, ids, limit, times in zip(found, texts, limits, timed, strict=True)
         ]
 
-    def _heard(
+    def _decoded(
         self,
         tokenizer: Untyped,
         result: Untyped,
@@ -158,7 +154,7 @@ class FasterWhisperRecognizer(BaseRecognizer):
     def _timed(
         self, tokenizer: Untyped, texts: list[list[int]], encoded: Untyped, frames: list[int]
     ) -> list[tuple[Word, ...]]:
-        """The words of each text, timed by the attention to what was heard."""
+        """The words of each text, timed by the attention to the audio."""
         from faster_whisper.transcribe import merge_punctuations
 
         aligned = self.model.find_alignment(tokenizer, texts, encoded, frames)

@@ -57,7 +57,7 @@ class GlmAsrRecognizer(BaseRecognizer):
         front_end: FrontEnd | None = None,
         detector: VoiceDetector | None = None,
     ) -> None:
-        self.model, self.processor, self._name = model, processor, name
+        self.model, self.processor, self.name = model, processor, name
         self.front_end = front_end or FrontEnd(FAMILY.gain)
         self.detector = detector or default_detector()
         ids = processor.tokenizer.convert_tokens_to_ids(list(END_TOKENS))
@@ -65,10 +65,6 @@ class GlmAsrRecognizer(BaseRecognizer):
         configured = model.generation_config.eos_token_id or model.config.text_config.eos_token_id
         ends = configured if isinstance(configured, list) else [configured]
         self._ends = frozenset(id for id in [*ids, *ends] if id is not None and id != unknown)
-
-    @property
-    def name(self) -> str:
-        return self._name
 
     def _recognize(
         self,
@@ -82,13 +78,13 @@ class GlmAsrRecognizer(BaseRecognizer):
             detector=self.detector,
             most=PIECES[self.model.device.type],
         )
-        for progress in decoder.run(recordings):
-            yield transcript(progress, self.name, None, words)
+        for result in decoder.run(recordings):
+            yield transcript(result, self.name, None, words)
 
     def _decode(self, pieces: Sequence[Samples]) -> list[Decoded]:
-        """Pieces of up to 30 s; what is left at the end of a cut may be too short to be heard."""
-        heard = iter(self._requests([piece for piece in pieces if len(piece) >= LEAST_SAMPLES]))
-        return [next(heard) if len(p) >= LEAST_SAMPLES else Decoded("") for p in pieces]
+        """Pieces of up to 30 s; what is left at the end of a cut may be too short to decode."""
+        decoded = iter(self._requests([piece for piece in pieces if len(piece) >= LEAST_SAMPLES]))
+        return [next(decoded) if len(p) >= LEAST_SAMPLES else Decoded("") for p in pieces]
 
     @torch.inference_mode()
     def _requests(self, pieces: Sequence[Samples]) -> list[Decoded]:

@@ -1,7 +1,6 @@
-"""Recordings of any length through models that hear 30 s at once: cut, guarded, in batches.
+"""Recordings of any length for models with a window of 30 s: cut, filtered, in batches.
 
-A long recording is taken in stretches that end where it is quietest, and the pieces of all
-recordings go through the model together.
+A long recording is cut into stretches at quiet places. The pieces of all recordings share batches.
 """
 
 import math
@@ -39,7 +38,7 @@ class Decoded:
 
     `tokens` are what loops are looked for in, ids or words. `cut_off` is True when decoding ended
     because the limit of tokens was reached. `words` are timed from the start of the segment.
-    `language` is the one that the recognizer heard, where it tells. `ended` is False when decoding
+    `language` is the detected one, where the recognizer reports it. `ended` is False when decoding
     was stopped in a loop.
     """
 
@@ -79,7 +78,7 @@ class Found:
 
 
 @dataclass
-class Progress:
+class RecordingResult:
     """What was found in one recording so far."""
 
     samples: int = 0
@@ -106,9 +105,9 @@ class PieceDecoder:
         self.witness = Witness(detector or VoiceDetector())
         self.decode, self.most, self.language = decode, most, language
 
-    def run(self, recordings: Sequence[Iterable[Samples]]) -> Iterator[Progress]:
+    def run(self, recordings: Sequence[Iterable[Samples]]) -> Iterator[RecordingResult]:
         """Recordings in blocks of mono float32 at 16 kHz; what was found in each, in order."""
-        rows = [Progress() for _ in recordings]
+        rows = [RecordingResult() for _ in recordings]
         pieces = (
             piece
             for row, blocks in enumerate(recordings)
@@ -126,7 +125,9 @@ class PieceDecoder:
 
     # -- before the model --------------------------------------------------------------------------
 
-    def _pieces(self, row: int, blocks: Iterable[Samples], progress: Progress) -> Iterator[Piece]:
+    def _pieces(
+        self, row: int, blocks: Iterable[Samples], progress: RecordingResult
+    ) -> Iterator[Piece]:
         for start, raw, whole in _stretches(blocks):
             progress.samples = start + len(raw)
             loud = self.front_end.whole(raw).samples
@@ -145,7 +146,7 @@ class PieceDecoder:
 
     # -- after the model ---------------------------------------------------------------------------
 
-    def _take(self, group: Sequence[Piece], rows: Sequence[Progress]) -> None:
+    def _take(self, group: Sequence[Piece], rows: Sequence[RecordingResult]) -> None:
         """Decode pieces and, in halves, those that loop or were cut off; keep what may stand."""
         first = list(zip(group, self._decoded(group), strict=True))
         doubtful = [
@@ -175,7 +176,7 @@ class PieceDecoder:
         ]
 
     def _judge(
-        self, piece: Piece, decoded: Decoded, progress: Progress, *, spoken: bool = False
+        self, piece: Piece, decoded: Decoded, progress: RecordingResult, *, spoken: bool = False
     ) -> None:
         """Keep what may stand; with `spoken` a repetition is in the audio."""
         # What speaks for the stretch speaks for each piece: those were chosen for speech.
@@ -195,7 +196,9 @@ class PieceDecoder:
             progress.found.append(Found(piece.start / SAMPLE_RATE, piece.seconds, kept))
 
 
-def transcript(progress: Progress, model: str, language: str | None, words: bool) -> Transcript:
+def transcript(
+    progress: RecordingResult, model: str, language: str | None, words: bool
+) -> Transcript:
     """What was found in a recording as one transcript; without word times a piece is a segment."""
     texts: list[str] = []
     timed: list[Word] = []
@@ -225,8 +228,8 @@ def transcript(progress: Progress, model: str, language: str | None, words: bool
     )
 
 
-def language_heard(progress: Progress) -> str | None:
-    """The language in which most seconds of a recording were heard, if there is one."""
+def main_language(progress: RecordingResult) -> str | None:
+    """The language of most seconds of a recording, if there is one."""
     seconds = Counter[str]()
     for found in progress.found:
         if found.decoded.language and found.decoded.text.strip():

@@ -31,7 +31,7 @@ from pianissimo.models.checkpoints.onnx_metadata import read_onnx_metadata
 from pianissimo.protocols import StreamRecognizer
 from pianissimo.recognizers.base import BaseRecognizer
 from pianissimo.recognizers.family import Family, LoadOptions, Untyped
-from pianissimo.recognizers.long_form import Decoded, PieceDecoder, language_heard, transcript
+from pianissimo.recognizers.long_form import Decoded, PieceDecoder, main_language, transcript
 from pianissimo.streaming.endpoint import ENDPOINT, EndpointRules
 from pianissimo.streaming.input import StreamInput
 from pianissimo.text.words import is_spaceless, joined
@@ -80,13 +80,9 @@ class SherpaRecognizer(BaseRecognizer):
     def __init__(
         self, model: Untyped, *, name: str, kind: Kind, language: str | None = None
     ) -> None:
-        self.model, self._name, self.kind = model, name, kind
+        self.model, self.name, self.kind = model, name, kind
         self.language = language
         self.front_end = FrontEnd(FAMILY.gain)
-
-    @property
-    def name(self) -> str:
-        return self._name
 
     def _recognize(
         self,
@@ -102,12 +98,12 @@ class SherpaRecognizer(BaseRecognizer):
             language=self.language,
         )
         for progress in decoder.run(recordings):
-            yield transcript(progress, self.name, self.language or language_heard(progress), words)
+            yield transcript(progress, self.name, self.language or main_language(progress), words)
 
     def _decode(self, pieces: Sequence[Samples]) -> list[Decoded]:
-        return [self._heard(samples) for samples in pieces]
+        return [self._decoded(samples) for samples in pieces]
 
-    def _heard(self, samples: Samples) -> Decoded:
+    def _decoded(self, samples: Samples) -> Decoded:
         if len(samples) < LEAST_SAMPLES:
             return Decoded("")
         stream = self.model.create_stream()
@@ -167,12 +163,8 @@ class StreamingParaformer(BaseRecognizer):
     latencies_ms = (LATENCY_MS,)
 
     def __init__(self, model: Untyped, *, name: str) -> None:
-        self.model, self._name = model, name
+        self.model, self.name = model, name
         self.front_end = FrontEnd(FAMILY.gain)
-
-    @property
-    def name(self) -> str:
-        return self._name
 
     def stream(
         self,
@@ -186,7 +178,7 @@ class StreamingParaformer(BaseRecognizer):
         """Open a live stream of samples at `sample_rate` Hz; `partials` must be left out."""
         self._configured(latency_ms, boost)
         if partials is not None:
-            raise OptionError(f"{self.name} writes partials by itself: leave the other model out")
+            raise OptionError(f"{self.name} writes partials by itself: remove partials")
         input = StreamInput(sample_rate, SAMPLE_RATE, self.front_end)
         return ParaformerStream(ParaformerText(self.model, endpoint), input)
 
@@ -251,7 +243,7 @@ class ParaformerText:
         self._listen(self._waiting)
         if self._evidence.refusal is None:
             tail = np.zeros(round(TAIL_SECONDS * SAMPLE_RATE), np.float32)
-            self._hear(np.concatenate([self._waiting, tail]))
+            self._feed(np.concatenate([self._waiting, tail]))
         self._waiting = self._waiting[:0]
         final = self._final(reason, self.seconds)
         self._begin(np.zeros(0, np.float32))
@@ -264,7 +256,7 @@ class ParaformerText:
         self._first = self._last = 0.0
         self._evidence = Evidence(0.0, 0.0)
         self._listen(unused)
-        self._hear(unused)
+        self._feed(unused)
 
     def _listen(self, samples: Samples) -> None:
         """Add to what speaks for speech in this utterance."""
@@ -273,7 +265,7 @@ class ParaformerText:
             max(self._evidence.peak, float(np.abs(samples).max(initial=0.0))),
         )
 
-    def _hear(self, samples: Samples) -> None:
+    def _feed(self, samples: Samples) -> None:
         """Feed the model; what it has not used yet is remembered."""
         if not len(samples):
             return
@@ -287,38 +279,38 @@ class ParaformerText:
         self._listen(step)
         if self._evidence.refusal is not None:
             return []  # silence never reaches the model
-        self._hear(step)
-        heard = (self._received - len(self._waiting)) / SAMPLE_RATE
+        self._feed(step)
+        consumed = (self._received - len(self._waiting)) / SAMPLE_RATE
         text = str(self._model.get_result(self._stream)).strip()
         events = []
         if text != self._text:
-            used = heard - len(self._fed) / SAMPLE_RATE
+            used = consumed - len(self._fed) / SAMPLE_RATE
             if not self._text:
                 self._first = max(0.0, used - STEP_SAMPLES / SAMPLE_RATE)
             self._text, self._last = text, used
             events.append(StreamEvent("partial", text, (), self._first, self._last))
         if self._rules is None or not self._text:
             return events
-        match self._rules.verdict(self._first, self._last, heard):
+        match self._rules.verdict(self._first, self._last, consumed):
             case "endpoint":
-                final = self._final("endpoint", heard)
+                final = self._final("endpoint", consumed)
                 events += [final, StreamEvent("endpoint", "", (), final.end, final.end)]
             case "length":
-                events.append(self._final("length", heard))
+                events.append(self._final("length", consumed))
             case None:
                 return events
         self._begin(self._fed)
         return events
 
     def _final(
-        self, reason: Literal["endpoint", "length", "finalize", "finish"], heard: float
+        self, reason: Literal["endpoint", "length", "finalize", "finish"], consumed: float
     ) -> StreamEvent:
         text = str(self._model.get_result(self._stream)).strip()
         if text and not self._text:
-            self._first = max(0.0, heard - STEP_SAMPLES / SAMPLE_RATE)
+            self._first = max(0.0, consumed - STEP_SAMPLES / SAMPLE_RATE)
         if text != self._text:
-            self._last = heard
-        start, end = (self._first, min(self._last, heard)) if text else (heard, heard)
+            self._last = consumed
+        start, end = (self._first, min(self._last, consumed)) if text else (consumed, consumed)
         return StreamEvent("final", text, (), round(start, 6), round(end, 6), reason=reason)
 
 
@@ -388,7 +380,7 @@ def read_sherpa(
     """Read a folder of Paraformer or SenseVoice.
 
     `precision` None takes the 8-bit file where there is one. `language` chooses that of SenseVoice,
-    which otherwise hears it by itself. Raises MissingExtraError without sherpa-onnx,
+    which otherwise detects it. Raises MissingExtraError without sherpa-onnx,
     CheckpointError for a folder that is damaged, incomplete or of another model, OptionError for a
     precision or language that it does not have.
     """
@@ -410,7 +402,7 @@ def read_sherpa(
                 f"it has {', '.join(LANGUAGES)}"
             )
     elif language is not None:
-        raise OptionError(f"{folder.name} knows no choice of languages: leave it out")
+        raise OptionError(f"{folder.name} has no choice of languages; remove language")
     options = {"tokens": str(folder / TOKENS_FILE), "num_threads": torch.get_num_threads()}
     try:
         match kind:

@@ -4,8 +4,8 @@ A recording up to `WINDOW_SECONDS` is seen whole. A longer one is seen in window
 both sides by `STRIDE_SECONDS`; each frame is taken from the window in whose middle it lies, and all
 together make one path. Windows begin on the frame grid, so no frame is missing, double or shifted.
 
-The network hears every level alike, noise as well: what it writes where nothing at all speaks for
-speech is dropped.
+The network is invariant to the level, of noise as well: text without any evidence of speech is
+dropped.
 """
 
 import copy
@@ -74,13 +74,13 @@ class GreedyPath:
     _symbol: int = -1
 
     def pause(self, frames: int) -> None:
-        """Go on with so many frames in which nothing is said."""
+        """Add frames of silence."""
         if frames:
             self.frames += frames
             self._symbol = self.blank
 
     def extend(self, log_probs: Tensor) -> None:
-        """Go on with (S, V) log-probabilities; a run may reach over from the frames before."""
+        """Add (S, V) log-probabilities; a run may continue from the frames before."""
         if not len(log_probs):
             return
         sure, best = log_probs.max(-1)
@@ -122,7 +122,7 @@ class BeamPath:
         return [Run(symbol, frame, frame + 1, sure) for symbol, frame, sure in table]
 
     def pause(self, frames: int) -> None:
-        """Go on with so many frames in which nothing is said."""
+        """Add frames of silence."""
         if frames:
             nothing = torch.full((1, self._symbols), -torch.inf)
             nothing[:, self._search.blank] = 0.0
@@ -130,14 +130,14 @@ class BeamPath:
             self.frames += frames - 1
 
     def extend(self, log_probs: Tensor) -> None:
-        """Go on with (S, V) log-probabilities."""
+        """Add (S, V) log-probabilities."""
         if len(log_probs):
             self._found.extend(self._search.advance(self._beam, log_probs.cpu(), self.frames))
             self.frames += len(log_probs)
 
 
 class CtcFamilyRecognizer(BaseRecognizer):
-    """A network of the wav2vec 2.0 kin with its alphabet.
+    """A network of the wav2vec 2.0 family with its alphabet.
 
     Phrases are boosted in a beam, of 8 hypotheses if `decoding` does not say how many.
     """
@@ -152,17 +152,14 @@ class CtcFamilyRecognizer(BaseRecognizer):
         *,
         decoding: Decoding | None = None,
     ) -> None:
-        self.model, self.alphabet = model.eval(), alphabet
+        self.model, self.name = model.eval(), model.config.name
+        self.alphabet = alphabet
         self.decoding = decoding or Decoding()
         if self.decoding.rescoring:
             raise OptionError("rescoring needs the transducer head, not the CTC head")
         self.vocabulary = Vocabulary.of_alphabet(alphabet)
         self._fusion = Fusion(self.decoding.language_model(self.vocabulary))
         self.language = model.config.language
-
-    @property
-    def name(self) -> str:
-        return self.model.config.name
 
     def boosted(self, boost: Boost) -> "CtcFamilyRecognizer":
         """The same recognizer, on the same weights, for recordings with such phrases in them.
@@ -197,12 +194,12 @@ class CtcFamilyRecognizer(BaseRecognizer):
         )
         done = 0
         for group in _groups(windows, GROUP_SECONDS[self.model.device.type]):
-            heard = iter(self._log_probs([w for w in group if not w.silent]))
+            found = iter(self._log_probs([w for w in group if not w.silent]))
             for window in group:
                 if window.silent:
                     paths[window.row].pause(window.last - window.first)
                 else:
-                    paths[window.row].extend(next(heard)[window.first : window.last])
+                    paths[window.row].extend(next(found)[window.first : window.last])
             for row in range(done, group[-1].row):
                 yield self._transcript(paths[row], intakes[row].evidence, words)
             done = group[-1].row

@@ -38,8 +38,8 @@ from pianissimo.recognizers.family import Family, LoadOptions, Task
 from pianissimo.recognizers.long_form import (
     Decoded,
     PieceDecoder,
-    Progress,
-    language_heard,
+    RecordingResult,
+    main_language,
     transcript,
 )
 from pianissimo.text.loops import is_monotonous
@@ -87,7 +87,7 @@ class WhisperRecognizer(BaseRecognizer):
         detector: VoiceDetector | None = None,
     ) -> None:
         self.parts, self.tokenizer, self.rules = parts, parts.tokenizer, parts.rules
-        self.model = parts.network
+        self.model, self.name = parts.network, parts.name
         self.front_end = front_end or FrontEnd(FAMILY.gain)
         self.detector = detector or default_detector()
         self.language, self.task = self._known_language(language), task
@@ -102,10 +102,6 @@ class WhisperRecognizer(BaseRecognizer):
             self.decoder, self.rules, end=self.tokenizer.end, no_speech=self.tokenizer.no_speech
         )
         self._filters = mel_filters(self.model.config.n_mels).to(self.model.device)
-
-    @property
-    def name(self) -> str:
-        return self.parts.name
 
     def _known_language(self, language: str | None) -> str | None:
         if language is None:
@@ -135,11 +131,11 @@ class WhisperRecognizer(BaseRecognizer):
         for progress in decoder.run(recordings):
             yield transcript(progress, self.name, self._language_of(progress), words)
 
-    def _language_of(self, progress: Progress) -> str | None:
+    def _language_of(self, progress: RecordingResult) -> str | None:
         """The language of most seconds; that of the text where it was translated."""
         if self.task == "translate":
             return "en"
-        return self.language or language_heard(progress)
+        return self.language or main_language(progress)
 
     # -- decoding ----------------------------------------------------------------------------------
 

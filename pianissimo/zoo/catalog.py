@@ -39,7 +39,7 @@ class CatalogEntry:
     `files` are what `pull` fetches, as patterns; `megabytes` is about the size of that download.
     `extra` is what this package must be installed with. `revision` pins a branch, tag or commit,
     `sha256` the content of files, as pairs of name and hexadecimal digest. `unverified` names the
-    fields above that nobody could compare with what the authors publish.
+    fields above that were not compared with what the authors publish.
     """
 
     name: str

@@ -61,7 +61,7 @@ def pull(name: str, *, revision: str | None = None, offline: bool = False) -> Pa
     catalog's. With `offline` nothing is fetched: the model must be here as it was pulled. Honors
     HF_ENDPOINT (a mirror) and HF_TOKEN. Raises ModelNotFoundError for an unknown name or when it
     cannot be fetched, with what to put where by hand, and CheckpointError for a file that is not
-    what it should be: such a file is removed, so that the next pull fetches it anew.
+    what it should be: such a file is removed, so that the next pull fetches it again.
     """
     entry = catalog.find(name)
     if entry.repository is None:

@@ -101,7 +101,7 @@ def test_times_are_those_of_the_library(
 
 def test_the_same_audio_gives_the_same_text_however_often(offline: SherpaRecognizer) -> None:
     quiet = speech(5.0) * np.float32(1e-3)  # dither of one step of 16 bits would be heard
-    assert len({offline._heard(quiet).text for _ in range(5)}) == 1
+    assert len({offline._decoded(quiet).text for _ in range(5)}) == 1
     config = offline.model.config.feat_config
     assert config.dither == 0.0
 
