@@ -71,8 +71,8 @@ def load_network(kind: Untyped, folder: Path, dtype: torch.dtype, attention: str
     """The model in evaluation mode.
 
     Raises CheckpointError if it cannot be read, or if a weight is missing, of another shape or not
-    a finite number: Transformers would continue with random ones. MissingExtraError says that the kind
-    of attention needs a package that is not installed.
+    a finite number: Transformers would continue with random ones. Raises MissingExtraError if the
+    kind of attention needs a package that is not installed.
     """
     try:
         model, facts = load_part(
