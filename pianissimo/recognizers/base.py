@@ -1,6 +1,6 @@
 """The recognizer protocol, implemented once for every model family.
 
-A family says in `_recognize` how audio becomes transcripts. Sources, batches, errors per recording
+A family says in `recognize` how audio becomes transcripts. Sources, batches, errors per recording
 and the order of results are the same for all of them, and stand here.
 """
 
@@ -43,7 +43,7 @@ def default_detector() -> VoiceDetector:
 class BaseRecognizer(ABC):
     """A recognizer of whole recordings; its live streams run on the segments between pauses.
 
-    A family sets `name` and `model`, implements `_recognize`, and sets what else differs.
+    A family sets `name` and `model`, implements `recognize`, and sets what else differs.
     """
 
     block_seconds: ClassVar[float] = 10.0
@@ -59,7 +59,7 @@ class BaseRecognizer(ABC):
     front_end: FrontEnd | None = None
 
     @abstractmethod
-    def _recognize(
+    def recognize(
         self,
         recordings: Sequence[Iterable[Samples]],
         words: bool,
@@ -145,7 +145,7 @@ class BaseRecognizer(ABC):
         recognizer = self._configured(latency_ms, boost)
         notes = set[Note]()
         blocks = read_blocks(source, sample_rate, block_seconds=self.block_seconds, notes=notes)
-        found = next(recognizer._recognize([blocks], word_timestamps, latency_ms))
+        found = next(recognizer.recognize([blocks], word_timestamps, latency_ms))
         return _noted(found, notes)
 
     def transcribe_many(
@@ -201,7 +201,15 @@ class BaseRecognizer(ABC):
                 seconds[i] = length
         for batch in grouped(seconds, batch_seconds):
             if len(batch) == 1:  # block by block, as it may be long
-                yield recognizer._outcome(batch[0], sources[batch[0]], word_timestamps, latency_ms)
+                i = batch[0]
+                try:
+                    transcript = recognizer.transcribe(
+                        sources[i], word_timestamps=word_timestamps, latency_ms=latency_ms
+                    )
+                    outcome = Outcome(i, transcript)
+                except PianissimoError as error:
+                    outcome = Outcome(i, error=error)
+                yield outcome
                 continue
             loaded: dict[int, list[Samples]] = {}
             notes: dict[int, set[Note]] = {i: set() for i in batch}
@@ -210,26 +218,16 @@ class BaseRecognizer(ABC):
                     loaded[i] = [check_samples(load_audio(sources[i], notes=notes[i]))]
                 except PianissimoError as error:
                     yield Outcome(i, error=error)
-            transcripts = recognizer._recognize(list(loaded.values()), word_timestamps, latency_ms)
+            transcripts = recognizer.recognize(list(loaded.values()), word_timestamps, latency_ms)
             for i, transcript in zip(loaded, transcripts, strict=True):
                 yield Outcome(i, _noted(transcript, notes[i]))
-
-    def _outcome(
-        self, index: int, source: AudioSource, words: bool, latency_ms: int | None
-    ) -> Outcome:
-        try:
-            return Outcome(
-                index, self.transcribe(source, word_timestamps=words, latency_ms=latency_ms)
-            )
-        except PianissimoError as error:
-            return Outcome(index, error=error)
 
     def transcribe_together(self, recordings: Sequence[Samples]) -> Iterator[Transcript]:
         """Transcribe arrays (n,) of mono float32 at 16 kHz; results in the order given.
 
         Each is yielded once it is complete. The family decides how many share a batch.
         """
-        yield from self._recognize([[samples] for samples in recordings], True)
+        yield from self.recognize([[samples] for samples in recordings], True)
 
     # -- live --------------------------------------------------------------------------------------
 

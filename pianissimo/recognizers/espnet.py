@@ -164,7 +164,7 @@ class EspnetRecognizer(BaseRecognizer):
             return " " if piece == config.space else piece
         return piece.replace(WORD_START, " ")
 
-    def _recognize(
+    def recognize(
         self,
         recordings: Sequence[Iterable[Samples]],
         words: bool,

@@ -100,7 +100,7 @@ class NativeRecognizer(BaseRecognizer):
         self.search, beam = self.live_search, model.config.beam
         if decoding is None and beam > 1 and isinstance(self.live_search, GreedySearch):
             self.search = make_search(model, head, Decoding(beam), self.vocabulary)
-        self._trie: PhraseTrie | None = None
+        self.trie: PhraseTrie | None = None
         self._plans: dict[int, ChunkPlan] = {}
 
     @property
@@ -133,13 +133,13 @@ class NativeRecognizer(BaseRecognizer):
         Raises OptionError for a hotword that the model cannot boost.
         """
         recognizer = copy.copy(self)
-        recognizer._trie = make_trie(boost, self.vocabulary)
+        recognizer.trie = make_trie(boost, self.vocabulary)
         return recognizer
 
     # -- recordings --------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def _recognize(
+    def recognize(
         self,
         recordings: Sequence[Iterable[Samples]],
         words: bool,
@@ -238,7 +238,7 @@ class NativeRecognizer(BaseRecognizer):
         mels = [model.features.whole(torch.from_numpy(row).to(model.device)) for _, row in rows]
         lengths = torch.tensor([len(mel) for mel in mels], device=model.device)
         mel = torch.nn.utils.rnn.pad_sequence(mels, batch_first=True).to(model.dtype)
-        search = self.search.start(len(mels), [self._trie] * len(mels))
+        search = self.search.start(len(mels), [self.trie] * len(mels))
         search.frames += torch.tensor(
             [start // self._frame_samples for start, _ in rows], device=model.device
         )
@@ -317,7 +317,7 @@ class NativeRecognizer(BaseRecognizer):
         size = 1 if self.model.device.type == "cpu" else max(len(recordings), 1)
         for first in range(0, len(recordings), size):
             batch = [[samples] for samples in recordings[first : first + size]]
-            yield from self._recognize(batch, True)
+            yield from self.recognize(batch, True)
 
     # -- live --------------------------------------------------------------------------------------
 
@@ -411,7 +411,7 @@ class _Hearing:
         self._recognizer, self._plan = recognizer, recognizer._plan(lookahead)
         self._features = recognizer.model.features.start()
         self._encoder = recognizer.model.encoder.start()
-        self.search = recognizer.search.start(1, [recognizer._trie])
+        self.search = recognizer.search.start(1, [recognizer.trie])
         self.search.frames += first_frame
 
     def push(self, samples: Samples, *, last: bool = False) -> Hypothesis:

@@ -72,7 +72,7 @@ class FasterWhisperRecognizer(BaseRecognizer):
             )
         return language.lower()
 
-    def _recognize(
+    def recognize(
         self,
         recordings: Sequence[Iterable[Samples]],
         words: bool,

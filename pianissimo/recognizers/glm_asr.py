@@ -66,7 +66,7 @@ class GlmAsrRecognizer(BaseRecognizer):
         ends = configured if isinstance(configured, list) else [configured]
         self._ends = frozenset(id for id in [*ids, *ends] if id is not None and id != unknown)
 
-    def _recognize(
+    def recognize(
         self,
         recordings: Sequence[Iterable[Samples]],
         words: bool,

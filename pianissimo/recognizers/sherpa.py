@@ -84,7 +84,7 @@ class SherpaRecognizer(BaseRecognizer):
         self.language = language
         self.front_end = FrontEnd(FAMILY.gain)
 
-    def _recognize(
+    def recognize(
         self,
         recordings: Sequence[Iterable[Samples]],
         words: bool,
@@ -182,7 +182,7 @@ class StreamingParaformer(BaseRecognizer):
         input = StreamInput(sample_rate, SAMPLE_RATE, self.front_end)
         return ParaformerStream(ParaformerText(self.model, endpoint), input)
 
-    def _recognize(
+    def recognize(
         self,
         recordings: Sequence[Iterable[Samples]],
         words: bool,

@@ -158,7 +158,7 @@ class CtcFamilyRecognizer(BaseRecognizer):
         if self.decoding.rescoring:
             raise OptionError("rescoring needs the transducer head, not the CTC head")
         self.vocabulary = Vocabulary.of_alphabet(alphabet)
-        self._fusion = Fusion(self.decoding.language_model(self.vocabulary))
+        self.fusion = Fusion(self.decoding.language_model(self.vocabulary))
         self.language = model.config.language
 
     def boosted(self, boost: Boost) -> "CtcFamilyRecognizer":
@@ -167,19 +167,19 @@ class CtcFamilyRecognizer(BaseRecognizer):
         Raises OptionError for a phrase that cannot be boosted.
         """
         recognizer = copy.copy(self)
-        recognizer._fusion = replace(self._fusion, trie=make_trie(boost, self.vocabulary))
+        recognizer.fusion = replace(self.fusion, trie=make_trie(boost, self.vocabulary))
         return recognizer
 
     def _path(self) -> GreedyPath | BeamPath:
-        if self.decoding.greedy and not self._fusion.active:
+        if self.decoding.greedy and not self.fusion.active:
             return GreedyPath(self.alphabet.blank)
         width = self.decoding.width if self.decoding.beam else FUSION_BEAM
         search = CtcPrefixBeam(
             self.alphabet.blank, self.model.config.frame_seconds, BeamOptions(width)
         )
-        return BeamPath(search, self._fusion, len(self.alphabet.symbols))
+        return BeamPath(search, self.fusion, len(self.alphabet.symbols))
 
-    def _recognize(
+    def recognize(
         self,
         recordings: Sequence[Iterable[Samples]],
         words: bool,

@@ -115,7 +115,7 @@ class WhisperRecognizer(BaseRecognizer):
             )
         return code
 
-    def _recognize(
+    def recognize(
         self,
         recordings: Sequence[Iterable[Samples]],
         words: bool,

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Subset
 
 from pianissimo.errors import OptionError
@@ -162,7 +163,8 @@ class MovingAverage:
         decay = min(self.decay, (1 + step) / (10 + step))
         trained = trained_weights(model)
         averages = [self.weights[n] for n in trained]
-        torch._foreach_lerp_(averages, [p.detach() for p in trained.values()], 1 - decay)
+        average = get_ema_multi_avg_fn(decay)
+        average(averages, [p.detach() for p in trained.values()], None)
 
     def swap(self, model: AsrModel) -> None:
         """Exchange the model's weights with the averaged ones; call twice to restore."""

@@ -70,7 +70,9 @@ class ResumableStream:
     `_state`. From its first connection on it holds a lease, since its state depends on the weights.
     """
 
-    def __init__(self, service: Service, options: StreamOptions, token: str) -> None:
+    def __init__(
+        self, service: Service, options: StreamOptions, token: str, state: bytes | None = None
+    ) -> None:
         self.service, self.options, self.token = service, options, token
         self.frames = 0
         self.events: deque[tuple[int, dict[str, object]]] = deque()
@@ -92,7 +94,7 @@ class ResumableStream:
         self._account: Account | None = None
         self._pump: asyncio.Task[None] | None = None
         self._accepting: asyncio.Task[None] | None = None
-        self._state: bytes | None = None
+        self._state = state
         self._finals_requested: deque[float] = deque()
         self.failure: PianissimoError | None = None
 
@@ -341,7 +343,7 @@ class ResumableStream:
             options["endpoint"] = None if rules is None else EndpointRules(**rules)
             options["choice"] = ModelChoice(**options["choice"])
             options["boost"] = tuple(Phrase(**phrase) for phrase in options.get("boost", ()))
-            stream = cls(service, StreamOptions(**options), token)
+            stream = cls(service, StreamOptions(**options), token, state or None)
             stream.frames, stream.last_event = document["frames"], document["last_event"]
             stream.events = deque((number, event) for number, event in document["events"])
             stream.partial, stream.ended = document["partial"], document["ended"]
@@ -349,7 +351,6 @@ class ResumableStream:
             stream.reader.rest = base64.b64decode(document["rest"])
         except (ValueError, KeyError, TypeError) as error:
             raise StateError(f"the saved stream is damaged ({error})") from error
-        stream._state = state or None
         return stream
 
 

@@ -136,7 +136,7 @@ class Whole(BaseRecognizer):
     def __init__(self, recognizer: NativeRecognizer) -> None:
         self.recognizer = recognizer
 
-    def _recognize(
+    def recognize(
         self, recordings: Any, words: bool, latency_ms: int | None = None
     ) -> Iterator[Transcript]:
         for blocks in recordings:

@@ -34,7 +34,7 @@ class Deaf(BaseRecognizer):
 
     name, model = "deaf", None
 
-    def _recognize(
+    def recognize(
         self, recordings: Sequence[Iterable[Any]], words: bool, latency_ms: int | None = None
     ) -> Iterator[Transcript]:
         for blocks in recordings:

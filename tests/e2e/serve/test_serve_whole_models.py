@@ -197,7 +197,7 @@ class Drafting(BaseRecognizer):
 
     name, model, latencies_ms = "drafting", None, (600,)
 
-    def _recognize(
+    def recognize(
         self, recordings: Any, words: bool, latency_ms: int | None = None
     ) -> Iterator[Transcript]:
         for blocks in recordings:

@@ -131,7 +131,7 @@ def test_boosted_streams_step_without_the_graph_that_serves_the_others(
     recognizer: NativeRecognizer, boost: list[Phrase]
 ) -> None:
     """What a graph would replay is called again on the same memory."""
-    trie = recognizer.boosted(boost)._trie
+    trie = recognizer.boosted(boost).trie
     runner, grid = Runner(recognizer.live, 2), recognizer.live.grid(0)
 
     def again(function):  # type: ignore[no-untyped-def]

@@ -107,7 +107,7 @@ def test_the_size_of_the_blocks_has_no_influence(
     samples = speech(40.0)
     expected = recognizer.transcribe(samples, sample_rate=RATE)
     parts = (samples[part] for part in cut(len(samples), [1, 333, 16_000, 200_000], seed=2))
-    assert next(recognizer._recognize([parts], True)) == expected
+    assert next(recognizer.recognize([parts], True)) == expected
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.05, 0.09, 3.0, 40.0])

@@ -80,7 +80,7 @@ def test_a_boosted_word_is_heard_alone_and_together(
     assert together[0] == boosted.text
     assert together == [recognizer.transcribe(file, boost=boost).text for file in files]
     blocks = [[SOUND[part] for part in cut(len(SOUND), [1, 777, 9_000], seed=1)]]
-    assert next(recognizer.boosted(boost)._recognize(blocks, True)).text == boosted.text
+    assert next(recognizer.boosted(boost).recognize(blocks, True)).text == boosted.text
 
 
 def test_words_of_a_beam_have_times_and_confidences(recognizer: CtcFamilyRecognizer) -> None:

@@ -122,7 +122,7 @@ def test_the_size_of_the_blocks_has_no_influence(base: CtcFamilyRecognizer) -> N
     samples = noise(70 * RATE)
     expected = base.transcribe(samples, sample_rate=RATE)
     parts = (samples[part] for part in cut(len(samples), [1, 777, 16_000, 333_333], seed=1))
-    assert_same(next(base._recognize([parts], True)), expected)
+    assert_same(next(base.recognize([parts], True)), expected)
     assert len(expected.words) > 50
 
 
@@ -225,7 +225,7 @@ def test_many_equal_one_by_one_in_the_order_given(
 
 def test_long_and_short_recordings_share_a_batch(base: CtcFamilyRecognizer) -> None:
     recordings = [noise(n, seed) for seed, n in enumerate((700_000, 20_000, 100, 990_000, 30_000))]
-    found = list(base._recognize([[samples] for samples in recordings], True))
+    found = list(base.recognize([[samples] for samples in recordings], True))
     for transcript, samples in zip(found, recordings, strict=True):
         assert_same(transcript, base.transcribe(samples, sample_rate=RATE))
 

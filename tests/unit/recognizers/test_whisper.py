@@ -227,7 +227,7 @@ def test_the_size_of_the_blocks_has_no_influence(
     samples = speech(90.0)
     expected = recognizer.transcribe(samples, sample_rate=RATE)
     parts = (samples[part] for part in cut(len(samples), [1, 333, 16_000, 500_000], seed=2))
-    assert_same(next(recognizer._recognize([parts], True)), expected)
+    assert_same(next(recognizer.recognize([parts], True)), expected)
     covered = sum(segment.end - segment.start for segment in expected.segments)
     assert covered > 60
 

@@ -41,7 +41,7 @@ class Loudness(BaseRecognizer):
     def name(self) -> str:
         return self._name
 
-    def _recognize(
+    def recognize(
         self,
         recordings: Sequence[Iterable[Samples]],
         words: bool,
