@@ -719,7 +719,8 @@ def _spooled(file: BinaryIO, name: str) -> Iterator[BinaryIO]:
         yield spool  # type: ignore[misc]
 
 
-def _as_numpy(samples: npt.ArrayLike) -> npt.NDArray[np.generic]:
+def _as_channels(samples: npt.ArrayLike) -> npt.NDArray[np.generic]:
+    """An array (samples, channels) of a known type; raises AudioValueError."""
     if isinstance(samples, str | os.PathLike | bytes | bytearray | memoryview):
         raise AudioValueError(
             f"samples are an array, not {type(samples).__name__}: a file says its rate itself, so "
@@ -739,20 +740,9 @@ def _as_numpy(samples: npt.ArrayLike) -> npt.NDArray[np.generic]:
             f"samples of type {array.dtype} have no known scale; "
             "pass int16, int32, uint8, or floats in [-1, 1]"
         )
-    return array
-
-
-def _as_channels(samples: npt.ArrayLike) -> npt.NDArray[np.generic]:
-    """An array (samples, channels) of a known type; raises AudioValueError."""
-    array = _as_numpy(samples)
-    _check_layout(array)
-    return array if array.ndim == 2 else array[:, np.newaxis]
-
-
-def _check_layout(array: npt.NDArray[np.generic]) -> None:
     shape = array.shape
     if len(shape) == 1:
-        return
+        return array[:, np.newaxis]
     if len(shape) == 2 and 0 < shape[0] < shape[1] and shape[0] <= 16:
         raise AudioValueError(
             f"an array of shape {shape} looks like (channels, samples); "
@@ -763,6 +753,7 @@ def _check_layout(array: npt.NDArray[np.generic]) -> None:
             f"an array of shape {shape} is not audio; "
             f"pass (samples,) or (samples, channels) with at most {_MAX_CHANNELS} channels"
         )
+    return array
 
 
 def _check_finite(block: Samples, start_seconds: float, rate: int, name: str) -> None:

@@ -108,10 +108,6 @@ class GreedyLoop:
     log_probs: Tensor
     confidences: Tensor
 
-    def unfinished(self) -> Tensor:
-        """Whether any row has frames left: a boolean on the device."""
-        return (self.at < self.lengths).any()
-
     def collect(self) -> list[Hypothesis]:
         """The results of each row, copied to the host at once."""
         counts = self.count.tolist()
@@ -165,7 +161,7 @@ class GreedySearch:
         if S == 0:
             return [Hypothesis() for _ in range(B)]
         loop = self.begin(encoded, lengths, state)
-        while bool(loop.unfinished()):
+        while bool((loop.at < loop.lengths).any()):
             self.turn(loop, state)
         self.end(loop, state)
         return loop.collect()

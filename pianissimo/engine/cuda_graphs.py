@@ -99,7 +99,7 @@ class StepGraph:
     def turn(self, count: int) -> None:
         for _ in range(count):
             self.search.turn(self.loop, self.search_state)
-        self.unfinished.copy_(self.loop.unfinished())
+        self.unfinished.copy_((self.loop.at < self.loop.lengths).any())
 
     def finish(self) -> None:
         """Write the arena."""

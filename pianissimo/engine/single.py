@@ -33,7 +33,8 @@ class SingleStream:
 
         Raises StreamError after `finish`, AudioValueError for unusable samples.
         """
-        self._check_open("push")
+        if not self._open:
+            raise StreamError("cannot push: this stream has ended; open a new one")
         return self._run(self._input.push(samples, sample_rate))
 
     def finalize(self) -> list[StreamEvent]:
@@ -41,7 +42,8 @@ class SingleStream:
 
         The last event is its final, empty if there is no text. Raises StreamError after `finish`.
         """
-        self._check_open("finalize")
+        if not self._open:
+            raise StreamError("cannot finalize: this stream has ended; open a new one")
         return self._run(None, "finalize")
 
     finalise = finalize
@@ -49,7 +51,8 @@ class SingleStream:
 
     def finish(self) -> list[StreamEvent]:
         """End the stream; the last event is its final. Raises StreamError if it ended before."""
-        self._check_open("finish")
+        if not self._open:
+            raise StreamError("cannot finish: this stream has ended; open a new one")
         self._open = False
         return self._run(self._input.finish(), "finish")
 
@@ -74,10 +77,6 @@ class SingleStream:
                 events += live.accept_chunk(runner.step([work], live.grid)[0])
             else:
                 events += live.accept_tail(runner.finish([work], live.grid)[0])
-
-    def _check_open(self, action: str) -> None:
-        if not self._open:
-            raise StreamError(f"cannot {action}: this stream has ended; open a new one")
 
     def __enter__(self) -> "SingleStream":
         return self

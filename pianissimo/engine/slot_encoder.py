@@ -62,11 +62,22 @@ class SlotEncoder:
         return self.config.grid(lookahead)
 
     def subsample(
-        self, features: Tensor, slots: Tensor, memory: Memory, *, first: bool
+        self,
+        features: Tensor,
+        slots: Tensor,
+        memory: Memory,
+        *,
+        first: bool,
+        final: bool = False,
     ) -> tuple[Tensor, Memory]:
-        """See `StreamingEncoder.subsample`."""
-        state = self._subsampling_state(slots, memory, first)
-        x = self.encoder.subsampling.step(features, state)
+        """See `StreamingEncoder.subsample`; `final` gives what the end of the streams completes."""
+        subsampling = self.encoder.subsampling
+        if first:
+            state = subsampling.start(len(slots))
+        else:
+            caches = [memory[name][slots] for name in self._stages]
+            state = SubsamplingState(caches, [1] * len(caches))
+        x = subsampling.step(features, state, final=final)
         return x * self.encoder.scale, dict(zip(self._stages, state.caches, strict=True))
 
     def encode(
@@ -88,7 +99,7 @@ class SlotEncoder:
     ) -> tuple[Tensor, Tensor]:
         """See `StreamingEncoder.tail`."""
         assert rows.counts is not None
-        subsampling, config = self.encoder.subsampling, self.encoder.config
+        config = self.encoder.config
         tails = []
         for i, mel in enumerate(features):
             first = rows.counts[i] == 0
@@ -97,9 +108,9 @@ class SlotEncoder:
                 continue
             if mel is None:
                 mel = memory["key"].new_zeros(0, config.n_mels)
-            state = self._subsampling_state(rows.slots[i : i + 1], memory, first)
-            x = subsampling.step(mel[None], state, final=True)
-            tails.append(x[0] * self.encoder.scale)
+            slot = rows.slots[i : i + 1]
+            x, _ = self.subsample(mel[None], slot, memory, first=first, final=True)
+            tails.append(x[0])
         counts = torch.tensor([len(x) for x in tails], device=self.device)
         x = torch.nn.utils.rnn.pad_sequence(tails, batch_first=True)
         return (self.encode(x, rows, memory, chunk, counts)[0] if x.shape[1] else x), counts
@@ -111,12 +122,6 @@ class SlotEncoder:
             keys = self.encoder.relative_keys(self.left, queries) * scale
             self._relative[queries] = keys.contiguous()
         return self._relative[queries]
-
-    def _subsampling_state(self, slots: Tensor, memory: Memory, first: bool) -> SubsamplingState:
-        if first:
-            return self.encoder.subsampling.start(len(slots))
-        caches = [memory[name][slots] for name in self._stages]
-        return SubsamplingState(caches, [1] * len(caches))
 
 
 class SlotPast:

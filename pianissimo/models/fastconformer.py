@@ -160,11 +160,6 @@ class ChunkPlan:
     queries: int
     relative: Tensor
 
-    def near(self, queries: int) -> Tensor:
-        """Relative keys of a narrower window: (layers, H, K, L + 2 * queries - 1)."""
-        cut = self.queries - queries
-        return self.relative[..., cut : self.relative.shape[-1] - cut]
-
 
 class Subsampling(nn.Module):
     """Striding convolutions, depthwise or plain: (B, T, F) mel -> (B, about T / factor, D).
@@ -408,14 +403,16 @@ class ConformerLayer(nn.Module):
 
     def forward(self, x: Tensor, past: LayerPast) -> Tensor:
         """Frames (B, S, D) and what lies before them -> (B, S, D); mutates `past`."""
-        x = self._add(x, self.ff1(self.norm_ff1(x)), 0.5)
-        x = self._add(x, self.attention(self.norm_attention(x), past))
-        x = self._add(x, self.conv(self.norm_conv(x), past))
-        x = self._add(x, self.ff2(self.norm_ff2(x)), 0.5)
+        branches: tuple[tuple[nn.Module, nn.Module, float, tuple[LayerPast, ...]], ...] = (
+            (self.norm_ff1, self.ff1, 0.5, ()),
+            (self.norm_attention, self.attention, 1.0, (past,)),
+            (self.norm_conv, self.conv, 1.0, (past,)),
+            (self.norm_ff2, self.ff2, 0.5, ()),
+        )
+        for norm, module, share, beside in branches:
+            branch = module(norm(x), *beside)
+            x = x.add(self.dropout(branch) if self.training else branch, alpha=share)
         return self.norm_out(x)
-
-    def _add(self, x: Tensor, branch: Tensor, share: float = 1.0) -> Tensor:
-        return x.add(self.dropout(branch) if self.training else branch, alpha=share)
 
 
 @dataclass(frozen=True)
@@ -480,16 +477,13 @@ class CachedPast:
         kept = keys.shape[2] - self.key.shape[2]
         self.key, self.value = keys[:, :, kept:], values[:, :, kept:]
         q = attention.split(query).unflatten(2, (-1, self.queries))
-        return attention.attend(
-            q, self._windows(keys), self._windows(values), self.relative, self.mask
-        )
-
-    def _windows(self, frames: Tensor) -> Tensor:
-        """(B, H, L + n * Q, K) -> (B, H, n, L + Q, K), overlapping."""
         wide = self.key.shape[2] + self.queries
-        if frames.shape[2] == wide:
-            return frames[:, :, None]
-        return frames.unfold(2, wide, self.queries).transpose(-2, -1)
+        if keys.shape[2] == wide:
+            k, v = keys[:, :, None], values[:, :, None]
+        else:  # overlapping windows: (B, H, L + n * Q, K) -> (B, H, n, L + Q, K)
+            k = keys.unfold(2, wide, self.queries).transpose(-2, -1)
+            v = values.unfold(2, wide, self.queries).transpose(-2, -1)
+        return attention.attend(q, k, v, self.relative, self.mask)
 
     def convolve(self, conv: ConvModule, x: Tensor) -> Tensor:
         if self.valid is not None:
@@ -638,7 +632,8 @@ class FastConformerEncoder(nn.Module):
         if tail:
             head = self.step_layers(x[:, : S - tail], state, plan, counts)
             return torch.cat([head, self.step_layers(x[:, S - tail :], state, plan, counts)], 1)
-        relative = plan.near(queries)
+        cut = plan.queries - queries
+        relative = plan.relative[..., cut : plan.relative.shape[-1] - cut]
         mask, valid = self._masks(x, state.frames, chunk, queries, plan.left, counts)
         keys, values, convs = [], [], []
         for i, layer in enumerate(self.layers):

@@ -13,6 +13,7 @@ alone, and if a slot of zeros with 0 frames is a new stream.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -39,7 +40,7 @@ class SlotTensor:
     ring: bool = False
     dtype: torch.dtype | None = None
 
-    @property
+    @cached_property
     def axis(self) -> int:
         """The axis of the slots; that of a ring follows it."""
         return 0 if self.layers is None else 1

@@ -56,24 +56,25 @@ class ChunkGrid:
 
     def needed(self, k: int) -> int:
         """The number of samples, from the beginning, that complete chunk k."""
-        last = self.first_frame(k + 1) - 1
+        last = max(0, (self.chunk * (k + 1) - 1) * self.factor)
         return last * self.features.hop_samples + self.features.reach_samples
 
     def window(self, k: int) -> tuple[int, int]:
         """The samples [start, end) from which the features of chunk k are computed."""
-        frames = self.first_frame(k + 1) - self.first_frame(k)
-        return self._span(self.first_frame(k), frames)
+        hop, fft = self.features.hop_samples, self.features.fft_samples
+        first = max(0, (self.chunk * k - 1) * self.factor + 1)
+        last = (self.chunk * (k + 1) - 1) * self.factor
+        # One sample more on the left, for the pre-emphasis.
+        return first * hop - fft // 2 - 1, last * hop - fft // 2 + fft
 
     def rest(self, k: int, samples: int) -> tuple[int, int, int]:
         """What a stream of `samples` samples has from chunk k on: the samples [start, end) and
         the number of their feature frames."""
-        frames = max(0, samples // self.features.hop_samples - self.first_frame(k))
-        return *self._span(self.first_frame(k), frames), frames
-
-    def _span(self, first: int, frames: int) -> tuple[int, int]:
         hop, fft = self.features.hop_samples, self.features.fft_samples
-        start = first * hop - fft // 2 - 1  # one sample more on the left, for the pre-emphasis
-        return start, start + (1 + (frames - 1) * hop + fft if frames else 0)
+        first = self.first_frame(k)
+        frames = max(0, samples // hop - first)
+        start = first * hop - fft // 2 - 1
+        return start, start + (1 + (frames - 1) * hop + fft if frames else 0), frames
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ class SavedInput(TypedDict):
     """The filters of a saved stream."""
 
     sample_rate: int
-    resampler: SavedResampler
+    resampler: SavedResampler | None
+    """None where the rate is that of the model; early releases wrote an empty one."""
     level: Mapping[str, Any] | None
 
 
@@ -27,7 +28,9 @@ class StreamInput:
         self, sample_rate: int, model_rate: int, front_end: FrontEnd | None = None
     ) -> None:
         self.sample_rate = check_sample_rate(sample_rate, "sample_rate")
-        self._resampler = StreamingResampler(self.sample_rate, model_rate)
+        self._resampler: StreamingResampler | None = None
+        if self.sample_rate != model_rate:
+            self._resampler = StreamingResampler(self.sample_rate, model_rate)
         self._front_end = front_end
         self._level = None if front_end is None else front_end.start(live=True)
 
@@ -42,14 +45,15 @@ class StreamInput:
                 f"{sample_rate} Hz; open another stream, or resample"
             )
         block = from_piece(samples, self.sample_rate)
-        block = self._resampler.push(block)
+        if self._resampler is not None:
+            block = self._resampler.push(block)
         if self._front_end is None or self._level is None:
             return block
         return self._front_end.push(block, self._level).samples
 
     def finish(self) -> Samples:
         """The samples still inside the filters."""
-        rest = self._resampler.finish()
+        rest = np.zeros(0, np.float32) if self._resampler is None else self._resampler.finish()
         if self._front_end is None or self._level is None:
             return rest
         leveled = self._front_end.push(rest, self._level).samples
@@ -64,13 +68,16 @@ class StreamInput:
         """The state of the filters as numbers, lists and arrays."""
         return {
             "sample_rate": self.sample_rate,
-            "resampler": self._resampler.save(),
+            "resampler": None if self._resampler is None else self._resampler.save(),
             "level": None if self._level is None else export_state(self._level),
         }
 
     def restore(self, saved: SavedInput) -> None:
         """Set new filters to a saved state; a malformed one raises KeyError, TypeError, ValueError
         or OptionError."""
-        self._resampler.restore(saved["resampler"])
+        if self._resampler is not None:
+            if saved["resampler"] is None:
+                raise ValueError("the saved stream has no resampler")
+            self._resampler.restore(saved["resampler"])
         if self._level is not None and saved["level"] is not None:
             self._level = import_state(saved["level"])

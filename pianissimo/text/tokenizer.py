@@ -200,26 +200,25 @@ class IncrementalDetokenizer:
             self._pending.append(id)
         if len(self._pending) - stable > self._max_pending:
             stable = self._whole_characters()
-        return self._commit(stable)
+        text = tokenizer.decode(self._pending[:stable], continued=True)
+        del self._pending[:stable]
+        if not self._started and text:
+            self._started = True
+            text = text.removeprefix(" ")
+        return text
 
     @property
     def tail(self) -> str:
         """The text of the unfinished word, with its leading space; it may still grow."""
-        ids = self._pending[: self._whole_characters()]
+        ids = self._pending
+        if ids and ids[-1] in self._tokenizer.byte_values:
+            ids = ids[: self._whole_characters()]
         return self._tokenizer.decode(ids, continued=self._started)
 
     def finish(self) -> str:
         """Return the rest of the text, and reset for a new text."""
-        text = self._commit(len(self._pending))
-        self._started = False
-        return text
-
-    def _commit(self, count: int) -> str:
-        text = self._tokenizer.decode(self._pending[:count], continued=True)
-        del self._pending[:count]
-        if not self._started and text:
-            self._started = True
-            text = text.removeprefix(" ")
+        text = self._tokenizer.decode(self._pending, continued=self._started)
+        self._pending, self._started = [], False
         return text
 
     def _whole_characters(self) -> int:
