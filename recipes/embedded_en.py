@@ -40,6 +40,7 @@ from pianissimo.models.fastconformer import EncoderConfig
 from pianissimo.models.transducer import TransducerConfig
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train.augment import Augmenter, QuietAugmenter, SpecAugment
+from pianissimo.train.config import TrainConfig
 from pianissimo.train.data import (
     AudioCache,
     Mixture,
@@ -51,7 +52,11 @@ from pianissimo.train.data import (
     splice_clips,
 )
 from pianissimo.train.frames import LABELS_PER_SECOND, AlignedSet, FrameTask, Labels, train_frames
-from pianissimo.train.loop import Execution, Stage, TrainConfig, train
+from pianissimo.train.loop import (
+    Execution,
+    Stage,
+    train,
+)
 from pianissimo.train.validate import streaming_errors
 
 VOCABULARY = 256

@@ -28,6 +28,7 @@ from pianissimo.models.fastconformer import EncoderConfig
 from pianissimo.models.transducer import TransducerConfig
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train.augment import Augmenter, SpecAugment
+from pianissimo.train.config import TrainConfig
 from pianissimo.train.data import (
     AudioCache,
     Replay,
@@ -36,7 +37,10 @@ from pianissimo.train.data import (
     Utterance,
     read_manifest,
 )
-from pianissimo.train.loop import Stage, TrainConfig, train
+from pianissimo.train.loop import (
+    Stage,
+    train,
+)
 from pianissimo.train.synthesize import Prompt, SpokenSet, compose_commands, installed_engines
 from pianissimo.train.validate import streaming_errors
 

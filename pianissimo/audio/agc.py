@@ -19,8 +19,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from pianissimo.audio import SAMPLE_RATE
 from pianissimo.audio.highpass import HighPass, HighPassState
-from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.audio.level import GainMode, GainOptions, Samples, check_samples
 from pianissimo.audio.limiter import LOOKAHEAD_SAMPLES, Limiter, LimiterState
 from pianissimo.errors import OptionError

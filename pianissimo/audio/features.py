@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pianissimo.audio.io import SAMPLE_RATE
+from pianissimo.audio import SAMPLE_RATE
 from pianissimo.errors import OptionError
 
 FRAMES_PER_BLOCK = 2048

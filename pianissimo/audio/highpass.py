@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pianissimo.audio.io import SAMPLE_RATE
+from pianissimo.audio import SAMPLE_RATE
 
 CUTOFF_HZ = 80.0
 

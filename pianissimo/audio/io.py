@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
+from pianissimo.audio import SAMPLE_RATE as SAMPLE_RATE
 from pianissimo.audio.downmix import Downmix, Note
 from pianissimo.audio.resample import StreamingResampler, check_sample_rate
 from pianissimo.audio.wav_parts import as_wav, wav_parts
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from av import AudioFrame
     from av.container import InputContainer
     from soundfile import SoundFile
-
-SAMPLE_RATE = 16_000
 
 
 @dataclass(frozen=True)

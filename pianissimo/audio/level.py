@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from pianissimo.audio import SAMPLE_RATE
 from pianissimo.audio.highpass import HighPass
-from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.errors import AudioValueError, OptionError
 
 GainMode = Literal["auto", "on", "off"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from pianissimo.audio.io import SAMPLE_RATE
+from pianissimo.audio import SAMPLE_RATE
 
 LOOKAHEAD_SECONDS = 0.005
 RELEASE_SECONDS = 0.08

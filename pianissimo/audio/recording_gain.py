@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from pianissimo.audio import SAMPLE_RATE
 from pianissimo.audio.agc import FRAME_SAMPLES, Gained, GainReading, amplified
-from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.audio.level import (
     GainMode,
     GainOptions,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pianissimo.audio.io import SAMPLE_RATE
+from pianissimo.audio import SAMPLE_RATE
 from pianissimo.audio.level import Samples, quietest_point
 from pianissimo.audio.vad import SpeechSpan
 

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from pianissimo.audio.io import SAMPLE_RATE
+from pianissimo.audio import SAMPLE_RATE
 from pianissimo.audio.level import Samples, check_samples
 from pianissimo.errors import MissingExtraError, OptionError
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pianissimo.decoding.decoder import Decoder, SearchState
 from pianissimo.decoding.hotwords import PhraseTrie
-from pianissimo.decoding.search import Decoder, SearchState
 from pianissimo.models.streaming_encoder import Memory, Rows, SlotTensor, StreamingEncoder
 
 

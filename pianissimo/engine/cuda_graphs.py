@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from pianissimo.decoding.decoder import SearchDecoder
 from pianissimo.decoding.greedy import GreedyLoop, GreedySearch, GreedyState
-from pianissimo.decoding.search import SearchDecoder
 from pianissimo.decoding.token import Hypothesis
 from pianissimo.engine.arena import Arena
 from pianissimo.engine.live_model import LiveModel

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pianissimo.decoding.search import Decoder, Search, SearchDecoder
+from pianissimo.decoding.decoder import Decoder, Search, SearchDecoder
 from pianissimo.engine.slot_encoder import SlotEncoder
 from pianissimo.errors import OptionError
 from pianissimo.models.asr import AsrModel

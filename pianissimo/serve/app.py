@@ -18,7 +18,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pianissimo import __version__
 from pianissimo.errors import PianissimoError
-from pianissimo.serve import page
 from pianissimo.serve.access.auth import OriginGuard, key_of, unauthorized
 from pianissimo.serve.access.connections import ConnectionLimit
 from pianissimo.serve.dialects import deepgram, openai_rest, stream
@@ -27,6 +26,7 @@ from pianissimo.serve.dialects.resumable import Streams
 from pianissimo.serve.dialects.wyoming import WyomingServer
 from pianissimo.serve.errors import Refusal, refusal_for
 from pianissimo.serve.openapi import ERRORS
+from pianissimo.serve.page import routes as page
 from pianissimo.serve.service import Service
 from pianissimo.serve.settings import Settings
 from pianissimo.serve.shutdown import EarlyAnswers

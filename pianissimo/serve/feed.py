@@ -5,7 +5,7 @@ import math
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,6 @@ import numpy.typing as npt
 from pianissimo.errors import BacklogError
 from pianissimo.serve.access.accounts import Account
 from pianissimo.serve.audio_in.pcm import PcmReader
-from pianissimo.serve.versions.shadow import ShadowStream
 from pianissimo.transcript import StreamEvent
 
 if TYPE_CHECKING:
@@ -31,6 +30,20 @@ MOST_FINALS_OWED = 8
 T = TypeVar("T")
 
 
+class Shadow(Protocol):
+    """What is told of everything that passes a feed; `ShadowStream` is one."""
+
+    def push(self, samples: npt.NDArray[np.int16] | npt.NDArray[np.float32]) -> None: ...
+
+    def finalize(self) -> None: ...
+
+    def finish(self) -> None: ...
+
+    def observe(self, event: StreamEvent) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Feed:
     """One stream and its client's audio.
 
@@ -44,7 +57,7 @@ class Feed:
         reader: PcmReader,
         sample_rate: int,
         threads: Executor,
-        shadow: ShadowStream | None = None,
+        shadow: Shadow | None = None,
         account: Account | None = None,
     ) -> None:
         self.session, self.reader, self.sample_rate = session, reader, sample_rate

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pianissimo.errors import OptionError
-from pianissimo.text.words import MAX_WORD_TOKENS
-from pianissimo.transcript import Word
+from pianissimo.text.words import MAX_WORD_TOKENS, Word
 
 
 @dataclass(frozen=True)

@@ -28,14 +28,13 @@ from pianissimo.errors import OptionError
 from pianissimo.models.fastconformer import FastConformerEncoder
 from pianissimo.train.augment import Augmenter, Samples, SpecAugment, change_speed
 from pianissimo.train.checkpoint import TrainingProgress, load_training, save_training
+from pianissimo.train.config import TrainConfig, learning_rate
 from pianissimo.train.data import AudioCache, epoch_batches
 from pianissimo.train.finetune.adapt import trained_weights
 from pianissimo.train.log import RunLog
 from pianissimo.train.loop import (
     Execution,
-    TrainConfig,
     draw_lookahead,
-    learning_rate,
     make_optimizer,
 )
 

@@ -5,9 +5,8 @@ Requests and responses follow platform.openai.com/docs/api-reference/audio.
 
 import asyncio
 import json
-import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from pianissimo.serve.access.auth import caller_of
 from pianissimo.serve.access.phrases import terms
 from pianissimo.serve.audio_in.decode import Upload
 from pianissimo.serve.audio_in.upload import form_with_file, unless_gone
+from pianissimo.serve.dialects.openai_fields import logarithm, logprobs, usage
 from pianissimo.serve.errors import Refusal, refusal_for
 from pianissimo.serve.feed import GrowingText
 from pianissimo.serve.openapi import TRANSCRIPTION, TRANSCRIPTION_FORM
@@ -199,7 +199,7 @@ def _verbose(transcript: Transcript, requested: TranscriptionOptions) -> dict[st
 def _segment(number: int, segment: Segment) -> dict[str, object]:
     """A segment in Whisper's shape; fields that only Whisper has get neutral values."""
     found = [w.confidence for w in segment.words if w.confidence is not None]
-    mean = sum(map(_log, found)) / len(found) if found else 0.0
+    mean = sum(map(logarithm, found)) / len(found) if found else 0.0
     return {
         "id": number,
         "seek": round(segment.start * 100),
@@ -212,24 +212,6 @@ def _segment(number: int, segment: Segment) -> dict[str, object]:
         "compression_ratio": 1.0,
         "no_speech_prob": 0.0,
     }
-
-
-def usage(seconds: float) -> dict[str, object]:
-    return {"type": "duration", "seconds": math.ceil(seconds)}
-
-
-def logprobs(words: Sequence[Word]) -> list[dict[str, object]]:
-    """One entry per word: the logarithm of its confidence."""
-    entries = []
-    for number, word in enumerate(words):
-        text = f" {word.text}" if number else word.text
-        confidence = 1.0 if word.confidence is None else word.confidence
-        entries.append({"token": text, "logprob": _log(confidence), "bytes": [*text.encode()]})
-    return entries
-
-
-def _log(confidence: float) -> float:
-    return math.log(max(confidence, 1e-9))
 
 
 async def _server_sent(

@@ -12,11 +12,11 @@ from pianissimo.errors import OptionError
 from pianissimo.models.asr import AsrModel
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train.checkpoint import TrainingProgress
+from pianissimo.train.config import TrainConfig
 from pianissimo.train.finetune.adapt import trained_weights
 from pianissimo.train.loop import (
     Gradients,
     Stage,
-    TrainConfig,
     draw_lookahead,
     epoch_loader,
     groups,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from pianissimo.errors import OptionError
-from pianissimo.train.loop import TrainConfig
+from pianissimo.train.config import TrainConfig
 from pianissimo.train.precision import Precision
 
 SMALL_MODEL_PARAMETERS = 100_000_000

@@ -24,6 +24,7 @@ from pianissimo.recognizers.fastconformer import read_model
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train.augment import SpecAugment
 from pianissimo.train.checkpoint import FOLDER as CHECKPOINT
+from pianissimo.train.config import TrainConfig
 from pianissimo.train.curves import draw
 from pianissimo.train.data import BatchSource, Examples, TrainingBatch, TrainingSet, read_manifest
 from pianissimo.train.finetune.adapt import (
@@ -58,7 +59,6 @@ from pianissimo.train.finetune.settle import Settled, settle
 from pianissimo.train.loop import (
     Execution,
     Stage,
-    TrainConfig,
     draw_lookahead,
     objective,
     train_model,

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tiny import DIM, VOCABULARY, cut, make_model, make_talker, tensor
 
 from pianissimo.decoding.ctc import CtcGreedySearch
+from pianissimo.decoding.decoder import Search
 from pianissimo.decoding.greedy import GreedySearch
 from pianissimo.decoding.hotwords import (
     FIRST_BONUS,
@@ -20,7 +21,6 @@ from pianissimo.decoding.hotwords import (
     PhraseTrie,
     make_trie,
 )
-from pianissimo.decoding.search import Search
 from pianissimo.decoding.token import Hypothesis
 from pianissimo.decoding.vocabulary import Vocabulary
 from pianissimo.errors import OptionError

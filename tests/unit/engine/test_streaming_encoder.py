@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pianissimo.audio.features import FeatureConfig, MelFeatures
-from pianissimo.decoding.search import SearchDecoder, make_search
+from pianissimo.decoding.decoder import SearchDecoder
+from pianissimo.decoding.search import make_search
 from pianissimo.decoding.token import Hypothesis
 from pianissimo.engine.engine import Engine, EngineOptions
 from pianissimo.engine.live_model import LiveModel

@@ -14,6 +14,7 @@ from pianissimo.audio.features import FeatureConfig, MelFeatures
 from pianissimo.errors import OptionError
 from pianissimo.models.fastconformer import FastConformerEncoder
 from pianissimo.train.augment import Augmenter
+from pianissimo.train.config import TrainConfig
 from pianissimo.train.data import AudioCache, Utterance
 from pianissimo.train.frames import (
     UNKNOWN,
@@ -23,7 +24,9 @@ from pianissimo.train.frames import (
     FrameTask,
     train_frames,
 )
-from pianissimo.train.loop import Execution, TrainConfig
+from pianissimo.train.loop import (
+    Execution,
+)
 
 RATE = 16_000
 SILENCE = len(WORDS)

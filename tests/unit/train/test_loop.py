@@ -22,6 +22,7 @@ from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train import checkpoint, loop
 from pianissimo.train.augment import Augmenter, SpecAugment
 from pianissimo.train.checkpoint import TrainingProgress, load_training, save_training
+from pianissimo.train.config import TrainConfig, learning_rate
 from pianissimo.train.data import (
     AudioCache,
     TrainingBatch,
@@ -33,9 +34,7 @@ from pianissimo.train.data import (
 from pianissimo.train.loop import (
     MovingAverage,
     Stage,
-    TrainConfig,
     draw_lookahead,
-    learning_rate,
     make_optimizer,
     objective,
 )

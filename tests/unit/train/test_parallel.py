@@ -17,6 +17,7 @@ from pianissimo.errors import OptionError
 from pianissimo.models.asr import AsrConfig, AsrModel, load_model, save_model
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train.checkpoint import TrainingProgress
+from pianissimo.train.config import TrainConfig
 from pianissimo.train.data import (
     AudioCache,
     TrainingClip,
@@ -24,7 +25,11 @@ from pianissimo.train.data import (
     epoch_batches,
     read_manifest,
 )
-from pianissimo.train.loop import Stage, TrainConfig, epoch_loader, train
+from pianissimo.train.loop import (
+    Stage,
+    epoch_loader,
+    train,
+)
 from pianissimo.train.parallel import ALONE, World, joined_world, local_device
 
 CONFIG = TrainConfig(

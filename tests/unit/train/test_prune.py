@@ -17,9 +17,13 @@ from pianissimo.models.asr import AsrConfig, AsrModel, load_model, save_model
 from pianissimo.models.fastconformer import FeedForward
 from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.text.tokenizer import Tokenizer
+from pianissimo.train.config import TrainConfig
 from pianissimo.train.data import read_manifest
 from pianissimo.train.finetune.material import training_set
-from pianissimo.train.loop import Stage, TrainConfig, train_model
+from pianissimo.train.loop import (
+    Stage,
+    train_model,
+)
 from pianissimo.train.prune import (
     head_importance,
     prunable,

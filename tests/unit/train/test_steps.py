@@ -17,6 +17,7 @@ from pianissimo.errors import CheckpointError
 from pianissimo.models.asr import AsrConfig, AsrModel
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train import loop
+from pianissimo.train.config import TrainConfig
 from pianissimo.train.data import TrainingBatch, TrainingSet, collate
 from pianissimo.train.early_stop import EarlyStop
 from pianissimo.train.finetune.adapt import add_lora, freeze_encoder, trained_weights
@@ -25,7 +26,6 @@ from pianissimo.train.loop import (
     Gradients,
     MovingAverage,
     Stage,
-    TrainConfig,
     make_optimizer,
     objective,
     train,

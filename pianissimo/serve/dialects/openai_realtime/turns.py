@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from pianissimo.serve.dialects.messages import JsonObject
-from pianissimo.serve.dialects.openai_rest import logprobs, usage
+from pianissimo.serve.dialects.openai_fields import logprobs, usage
 from pianissimo.serve.feed import GrowingText
 from pianissimo.transcript import StreamEvent, Word
 

@@ -8,9 +8,12 @@ import torch
 
 from pianissimo.models.asr import AsrConfig, AsrModel
 from pianissimo.text.tokenizer import Tokenizer
+from pianissimo.train.config import TrainConfig
 from pianissimo.train.data import TrainingSet
 from pianissimo.train.finetune.find_lr import HIGHEST, LOWEST, RateCurve, find_rate, smoothed
-from pianissimo.train.loop import Stage, TrainConfig
+from pianissimo.train.loop import (
+    Stage,
+)
 
 
 def test_smoothing_is_the_weighted_mean_of_what_was_seen() -> None:
