@@ -176,7 +176,10 @@ def measure_levels(samples: Any, sample_rate: int = SAMPLE_RATE, *, active: bool
     """
     checked = check_samples(samples)
     raw = checked.astype(np.float64)
-    x = _without_rumble(raw, sample_rate)
+    highpass = HighPass(sample_rate // 40, sample_rate)  # without rumble
+    padded = np.pad(raw, (0, -len(raw) % (sample_rate // 40)))
+    x = highpass.push(padded.reshape(-1, sample_rate // 40), highpass.start()).reshape(-1)
+    x = x[: len(raw)]
     frames = _frame_levels(x, sample_rate)
     real = frames[frames > SILENCE_DB]  # those of digital silence are padding, not noise
     noise_db = float(np.percentile(real, _FLOOR_PERCENTILE)) if len(real) else SILENCE_DB
@@ -244,13 +247,6 @@ def quietest_point(samples: npt.NDArray[Any], start: int, end: int, window: int)
     power = np.square(samples[start:end].astype(np.float64))
     sums = np.concatenate([[0.0], np.cumsum(power)])
     return start + int(np.argmin(sums[window:] - sums[:-window])) + window // 2
-
-
-def _without_rumble(x: Float64, sample_rate: int) -> Float64:
-    size = sample_rate // 40
-    frames = np.pad(x, (0, -len(x) % size)).reshape(-1, size)
-    highpass = HighPass(size, sample_rate)
-    return highpass.push(frames, highpass.start()).reshape(-1)[: len(x)]
 
 
 def _without_clicks(x: Float64, frames: Float64, loud_db: float, sample_rate: int) -> Float64:

@@ -7,7 +7,7 @@ age `settle_seconds` of a token, and `pause_seconds` without a new token.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, NoReturn, TypeVar
 
@@ -153,14 +153,18 @@ class Beam(Generic[H]):
                 texts[ids] = likeliest, total + more
         return texts
 
-    def _returned(self, settled: Iterable[Token]) -> Hypothesis:
+    def _returned(self, settled: Sequence[Token]) -> Hypothesis:
         """Settled tokens as a result whose frames never decrease from token to token."""
-        result = Hypothesis()
+        frames = []
         for token in settled:
             self.last_frame = max(self.last_frame, token.frame)
-            confidence = min(max(token.confidence, 0.0), 1.0)
-            result.append(token.id, self.last_frame, token.log_prob, confidence)
-        return result
+            frames.append(self.last_frame)
+        return Hypothesis(
+            [token.id for token in settled],
+            frames,
+            [token.log_prob for token in settled],
+            [min(max(token.confidence, 0.0), 1.0) for token in settled],
+        )
 
 
 @dataclass

@@ -166,10 +166,6 @@ class Witness:
     def finish(self, state: WitnessState) -> Evidence:
         """End the stream; `state.spans` are complete then."""
         state.spans += self.detector.finish(state.vad)
-        return self.evidence(state)
-
-    def evidence(self, state: WitnessState) -> Evidence:
-        """The evidence so far."""
         vad = state.vad
         return Evidence(
             seconds=state.received / SAMPLE_RATE,

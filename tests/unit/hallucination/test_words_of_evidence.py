@@ -128,7 +128,8 @@ def hypothesis_of(tokenizer: Tokenizer, words: list[tuple[float, float]]) -> Hyp
     start = next(i for i, p in enumerate(tokenizer.pieces) if p.startswith(WORD_START) and p[1:])
     found = Hypothesis()
     for seconds, probability in words:
-        found.append(start, round(seconds / 0.08), math.log(probability), probability)
+        frame = round(seconds / 0.08)
+        found.extend(Hypothesis([start], [frame], [math.log(probability)], [probability]))
     return found
 
 
