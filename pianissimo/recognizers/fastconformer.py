@@ -32,7 +32,7 @@ from pianissimo.engine.segmented import SegmentedStream
 from pianissimo.engine.single import SingleStream
 from pianissimo.errors import CheckpointError, OptionError
 from pianissimo.hallucination.evidence import Intake, Reason
-from pianissimo.hallucination.words import supported_words, weigh
+from pianissimo.hallucination.verdict import supported_words, weigh
 from pianissimo.models.asr import AsrModel, load_model
 from pianissimo.models.checkpoints.format import recognize_format
 from pianissimo.models.checkpoints.huggingface import read_huggingface

@@ -20,8 +20,7 @@ from pianissimo.audio.vad import WINDOW_SECONDS, Track, VadState, VoiceDetector
 from pianissimo.decoding.hotwords import PhraseTrie
 from pianissimo.decoding.token import Hypothesis
 from pianissimo.hallucination.evidence import JUDGED_SECONDS, evidence_from
-from pianissimo.hallucination.verdict import Verdict
-from pianissimo.hallucination.words import supported_words, weigh
+from pianissimo.hallucination.verdict import Verdict, supported_words, weigh
 from pianissimo.streaming.endpoint import (
     ENDPOINT,
     WATCHDOG,

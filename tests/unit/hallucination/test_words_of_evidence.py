@@ -18,7 +18,7 @@ from pianissimo.audio.vad import VoiceDetector
 from pianissimo.decoding.token import Hypothesis
 from pianissimo.errors import AudioValueError, OptionError
 from pianissimo.hallucination.evidence import Intake
-from pianissimo.hallucination.words import supported_words, weigh
+from pianissimo.hallucination.verdict import supported_words, weigh
 from pianissimo.models.asr import AsrModel
 from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.text.tokenizer import WORD_START, Tokenizer
