@@ -47,10 +47,6 @@ class HighPass:
         self._out_real, self._out_imag = power.real * scale, power.imag * scale
         self._advance = complex(self._pole**frame_samples)
 
-    def start(self) -> HighPassState:
-        """The state before the first sample."""
-        return HighPassState()
-
     def push(self, frames: Float64, state: HighPassState) -> Float64:
         """Frames (K, frame_samples) float64 -> the same shape, filtered."""
         K, N = frames.shape

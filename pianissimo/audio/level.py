@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pianissimo.audio import SAMPLE_RATE
-from pianissimo.audio.highpass import HighPass
+from pianissimo.audio.highpass import HighPass, HighPassState
 from pianissimo.errors import AudioValueError, OptionError
 
 GainMode = Literal["auto", "on", "off"]
@@ -178,7 +178,7 @@ def measure_levels(samples: Any, sample_rate: int = SAMPLE_RATE, *, active: bool
     raw = checked.astype(np.float64)
     highpass = HighPass(sample_rate // 40, sample_rate)  # without rumble
     padded = np.pad(raw, (0, -len(raw) % (sample_rate // 40)))
-    x = highpass.push(padded.reshape(-1, sample_rate // 40), highpass.start()).reshape(-1)
+    x = highpass.push(padded.reshape(-1, sample_rate // 40), HighPassState()).reshape(-1)
     x = x[: len(raw)]
     frames = _frame_levels(x, sample_rate)
     real = frames[frames > SILENCE_DB]  # those of digital silence are padding, not noise

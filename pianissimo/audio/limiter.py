@@ -48,10 +48,6 @@ class Limiter:
         self._fall = decay ** np.arange(1, frame_samples + 1)
         self._rise = 1 / self._fall
 
-    def start(self) -> LimiterState:
-        """The state before the first sample."""
-        return LimiterState()
-
     def push(self, frames: Float64, state: LimiterState) -> Samples:
         """Frames (K, N) float64 -> the (K * N,) samples up to one look-ahead ago."""
         K, N = frames.shape

@@ -338,10 +338,6 @@ class RelativeAttention(nn.Module):
         projected = self.position(sinusoids)
         return projected.view(len(sinusoids), self.heads, self.head_dim).permute(1, 2, 0)
 
-    def split(self, x: Tensor) -> Tensor:
-        """(B, S, A) -> (B, H, S, K)."""
-        return x.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
-
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, relative: Tensor, mask: Tensor | None
     ) -> Tensor:
@@ -432,8 +428,11 @@ class WholePast:
     ) -> Tensor:
         """In blocks of queries, so that memory is linear in S."""
         B, S, _ = query.shape
-        q = attention.split(query)[:, :, None]
-        k, v = attention.split(key)[:, :, None], attention.split(value)[:, :, None]
+        split = (attention.heads, attention.head_dim)
+        q, k, v = (
+            x.unflatten(-1, split).transpose(1, 2)[:, :, None]  # (B, S, A) -> (B, H, 1, S, K)
+            for x in (query, key, value)
+        )
         visible = self.visible
         block = max(1, ATTENTION_CELLS // max(1, B * attention.heads * S))
         parts = []
@@ -472,11 +471,16 @@ class CachedPast:
     def attend(
         self, attention: RelativeAttention, query: Tensor, key: Tensor, value: Tensor
     ) -> Tensor:
-        keys = torch.cat([self.key, attention.split(key)], dim=2)
-        values = torch.cat([self.value, attention.split(value)], dim=2)
+        split = (attention.heads, attention.head_dim)
+        query, key, value = (
+            x.unflatten(-1, split).transpose(1, 2)  # (B, S, A) -> (B, H, S, K)
+            for x in (query, key, value)
+        )
+        keys = torch.cat([self.key, key], dim=2)
+        values = torch.cat([self.value, value], dim=2)
         kept = keys.shape[2] - self.key.shape[2]
         self.key, self.value = keys[:, :, kept:], values[:, :, kept:]
-        q = attention.split(query).unflatten(2, (-1, self.queries))
+        q = query.unflatten(2, (-1, self.queries))
         wide = self.key.shape[2] + self.queries
         if keys.shape[2] == wide:
             k, v = keys[:, :, None], values[:, :, None]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from spoken import as_int16, at_level, pink, scaled, speech, with_click
 
-from pianissimo.audio.highpass import HighPass
+from pianissimo.audio.highpass import HighPass, HighPassState
 from pianissimo.audio.level import (
     SILENCE_DB,
     GainOptions,
@@ -214,5 +214,5 @@ def test_the_high_pass_is_the_textbook_filter():
     b, a = signal.butter(2, 80, "high", fs=16_000)
     expected = signal.lfilter(b, a, x, zi=signal.lfilter_zi(b, a) * x[0])[0]
     highpass = HighPass(160)
-    y = highpass.push(x.reshape(-1, 160), highpass.start())
+    y = highpass.push(x.reshape(-1, 160), HighPassState())
     np.testing.assert_allclose(y.reshape(-1), expected, atol=1e-11)

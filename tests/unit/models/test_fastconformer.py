@@ -350,7 +350,8 @@ def test_attention_follows_its_formula(Q: int, W: int, bias: bool) -> None:
     x, mask = tensor(1, W, DIM), tensor(Q, W, seed=1) > -0.5
     mask[0] = False
     with torch.no_grad():
-        q, k, v = (attention.split(t)[:, :, None] for t in attention.qkv(x).chunk(3, dim=-1))
+        parts = attention.qkv(x).unflatten(-1, (3, attention.heads, attention.head_dim))
+        q, k, v = (part.transpose(1, 2)[:, :, None] for part in parts.unbind(2))
         table = torch.tensor([sinusoid(d) for d in range(W - 1, -Q, -1)])
         relative = attention.relative_keys(table)
         for seen in (None, mask):
