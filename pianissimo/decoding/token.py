@@ -32,6 +32,12 @@ class Hypothesis:
         """Log-probability of the tokens, without that of the blanks."""
         return sum(self.log_probs)
 
+    def append(self, token: int, frame: int, log_prob: float, confidence: float) -> None:
+        self.tokens.append(token)
+        self.frames.append(frame)
+        self.log_probs.append(log_prob)
+        self.confidences.append(confidence)
+
     def extend(self, other: "Hypothesis") -> None:
         """Append the tokens of a later chunk of the same stream."""
         self.tokens += other.tokens
