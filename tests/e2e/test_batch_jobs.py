@@ -285,7 +285,7 @@ def test_a_fault_of_ours_costs_only_its_own_recording(
     alone = cli("transcribe", tree, "--recursive", "-f", "json", "-o", tmp_path / "out")
     assert alone[0] == 0 and written(tmp_path / "out").keys() == PLACES
     monkeypatch.setattr(NativeRecognizer, "_batch", batch)
-    monkeypatch.setattr(NativeRecognizer, "_recognize", faulty)
+    monkeypatch.setattr(NativeRecognizer, "recognize", faulty)
     code, _, err = cli("transcribe", tree / "a.wav")
     assert code == 3 and len(err.splitlines()) == 1
     assert "unexpected RuntimeError: a fault of ours" in err
