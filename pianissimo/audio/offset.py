@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pianissimo.audio.io import SAMPLE_RATE, Samples
+from pianissimo.audio import SAMPLE_RATE
+from pianissimo.audio.io import Samples
 
 CUTOFF_HZ = 10.0
 
