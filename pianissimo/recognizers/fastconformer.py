@@ -154,28 +154,31 @@ class NativeRecognizer(BaseRecognizer):
         intake = Intake(self.front_end, self.detector)
         leveled = ((intake.push(block), block is None) for block in chain(recordings[0], [None]))
         onsets = None if self.onset is None else OnsetFinder(self.onset, intake, self.detector)
-        found = (
+        blocks = (
             (samples, [] if onsets is None else onsets.push(samples, last=last), last)
             for samples, last in leveled
         )
-        yield self._transcript(self._hear(found, lookahead), intake, words)
+        yield self._transcript(self._decode_passages(blocks, lookahead), intake, words)
 
-    def _hear(
+    def _decode_passages(
         self, blocks: Iterable[tuple[Samples, Iterable[int], bool]], lookahead: int
     ) -> Hypothesis:
-        """The tokens of a recording: its samples, their onsets, and whether they are the last."""
+        """The tokens of a recording; a block is (samples, onsets in them, whether it is the last).
+
+        A new passage, with a fresh state, begins shortly before speech that follows a long pause.
+        """
         passages = Passages(self._grid(lookahead), self.onset or ONSET)
-        hearing, result = _Hearing(self, lookahead), Hypothesis()
+        decoder, result = _PassageDecoder(self, lookahead), Hypothesis()
         for samples, onsets, last in blocks:
             passages.push(samples, onsets, last=last)
             while (stop := passages.pending) is not None:
-                result.extend(hearing.push(passages.read(stop)))
-                result.extend(hearing.search.flush()[0])
+                result.extend(decoder.push(passages.read(stop)))
+                result.extend(decoder.search.flush()[0])
                 end = (result.frames[-1] + 1) * self._frame_samples if result.frames else 0
                 if (start := passages.decide(end)) is not None:
-                    hearing = _Hearing(self, lookahead, start // self._frame_samples)
-            result.extend(hearing.push(passages.read(), last=last))
-        result.extend(hearing.search.flush()[0])
+                    decoder = _PassageDecoder(self, lookahead, start // self._frame_samples)
+            result.extend(decoder.push(passages.read(), last=last))
+        result.extend(decoder.search.flush()[0])
         return result
 
     def _batch(
@@ -185,7 +188,7 @@ class NativeRecognizer(BaseRecognizer):
         unlimited context."""
         intakes = [Intake(self.front_end, self.detector) for _ in recordings]
         samples: list[Samples] = []
-        found: list[list[int]] = []
+        onset_windows: list[list[int]] = []
         for intake, blocks in zip(intakes, recordings, strict=True):
             onsets = None
             if self.onset is not None and lookahead is not None and self.model.config.streams:
@@ -196,15 +199,17 @@ class NativeRecognizer(BaseRecognizer):
                 if onsets is not None:
                     windows += onsets.push(parts[-1], last=block is None)
             samples.append(np.concatenate(parts))
-            found.append(windows)
+            onset_windows.append(windows)
         passages = [
             [(0, whole)]
             if lookahead is None or not windows
             else self._cut(whole, windows, lookahead)
-            for whole, windows in zip(samples, found, strict=True)
+            for whole, windows in zip(samples, onset_windows, strict=True)
         ]
         rows = iter(self._decode([row for rows in passages for row in rows], lookahead))
-        for whole, windows, cut, intake in zip(samples, found, passages, intakes, strict=True):
+        for whole, windows, cut, intake in zip(
+            samples, onset_windows, passages, intakes, strict=True
+        ):
             results = [next(rows) for _ in cut]
             starts = [start for start, _ in cut[1:]]
             joined, early = Hypothesis(), False
@@ -214,7 +219,7 @@ class NativeRecognizer(BaseRecognizer):
                 early = early or (frame is not None and joined.frames[-1:] >= [frame])
             if early and lookahead is not None:
                 # Words where the detector heard none: no fresh state begins behind them.
-                joined = self._hear([(whole, windows, True)], lookahead)
+                joined = self._decode_passages([(whole, windows, True)], lookahead)
             yield self._transcript(joined, intake, words)
 
     def _cut(
@@ -262,7 +267,7 @@ class NativeRecognizer(BaseRecognizer):
         if lookahead is None:
             yield encoder(mel, lengths)
             return
-        state, plan = encoder.start(len(mel)), self._plan(lookahead)
+        state, plan = encoder.start(len(mel)), self.plan(lookahead)
         counts = encoder.subsampling.output_length(lengths)
         size = round(self.block_seconds / len(mel) / self.model.config.features.hop_seconds)
         parts = mel.split(max(size, 1), dim=1)
@@ -281,7 +286,8 @@ class NativeRecognizer(BaseRecognizer):
     def _grid(self, lookahead: int) -> ChunkGrid:
         return self.model.config.grid(lookahead)
 
-    def _plan(self, lookahead: int) -> ChunkPlan:
+    def plan(self, lookahead: int) -> ChunkPlan:
+        """The attention plan of a lookahead, made once."""
         if lookahead not in self._plans:
             self._plans[lookahead] = self.model.encoder.plan(lookahead)
         return self._plans[lookahead]
@@ -404,18 +410,18 @@ class NativeRecognizer(BaseRecognizer):
         return live_model(self.model, self.live_search)
 
 
-class _Hearing:
-    """What a recognizer has heard of one passage of a recording, which begins at `first_frame`."""
+class _PassageDecoder:
+    """The state of features, encoder and search in one passage that begins at `first_frame`."""
 
     def __init__(self, recognizer: NativeRecognizer, lookahead: int, first_frame: int = 0) -> None:
-        self._recognizer, self._plan = recognizer, recognizer._plan(lookahead)
+        self._recognizer, self._plan = recognizer, recognizer.plan(lookahead)
         self._features = recognizer.model.features.start()
         self._encoder = recognizer.model.encoder.start()
         self.search = recognizer.search.start(1, [recognizer.trie])
         self.search.frames += first_frame
 
     def push(self, samples: Samples, *, last: bool = False) -> Hypothesis:
-        """Take the next samples (n,); the tokens that are settled, with `last` but for a flush."""
+        """Decode the next samples (n,) and return the settled tokens; `last` ends the passage."""
         model = self._recognizer.model
         if len(samples) == 0 and not last:
             return Hypothesis()
@@ -427,8 +433,8 @@ class _Hearing:
         )
         if model.prompt is not None:
             encoded = model.prompt(encoded)
-        [found] = self._recognizer.search.decode(encoded, None, self.search)
-        return found
+        [result] = self._recognizer.search.decode(encoded, None, self.search)
+        return result
 
 
 # -- checkpoints -----------------------------------------------------------------------------------
