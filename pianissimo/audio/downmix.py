@@ -1,4 +1,4 @@
-"""Channels become one: their average, unless a wrongly wired plug or a noisy channel spoils it.
+"""Mix channels to one: the average, unless the phase is opposite or one channel is noise.
 
 Every 10 s of a recording are looked at together, on an absolute grid: blocks of any size give the
 same bits. Two things change what a channel counts for. One whose signal is the opposite of the

@@ -1,4 +1,4 @@
-"""Where speech begins after a pause, and where the model's state begins anew for it.
+"""Onsets: where speech begins after a pause, and where the state of the model restarts for it.
 
 Streaming models learn from single utterances. Caches and search state of long silence are unknown
 to them, and they miss the first word, or all of a short command. Live streams and recordings
