@@ -547,8 +547,8 @@ class _LibavDecoder:
 class _Clock:
     """What a container's time stamps say is missing before a frame.
 
-    A frame that begins earlier than the one before it ended starts the clock anew: files joined
-    one after the other. Jumps of more than `_LONGEST_HOLE_SECONDS` are not believed.
+    A frame that begins before the previous one ended restarts the clock, as in joined files. Jumps
+    of more than `_LONGEST_HOLE_SECONDS` are ignored.
     """
 
     def __init__(self, start: float) -> None:

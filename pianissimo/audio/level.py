@@ -108,7 +108,7 @@ def check_samples(samples: Any, owner: str = "the samples") -> Samples:
     """Return `samples` (n,) as float32 in about [-1, 1], or raise AudioValueError.
 
     Refuses integers, more than one channel, NaN and infinity, and floats above +24 dBFS, which are
-    integers that nobody scaled. Floats somewhat over full scale (+12 dBFS) are fine.
+    unscaled integers. Floats somewhat over full scale (+12 dBFS) are fine.
     """
     array = np.asarray(samples)
     if not np.issubdtype(array.dtype, np.floating):

@@ -1,13 +1,12 @@
-"""Where somebody speaks: probabilities of the Silero model, and energy as a second chance.
+"""Voice activity detection: probabilities of the Silero model, and energy as a second chance.
 
-A gate at probability 0.5 throws quiet speech away before any recognizer hears it. Here the model
-listens to samples that already have the right level, its thresholds are low, and a stretch that the
-model misses still counts when it stands clearly over the noise and most of its energy lies where
-speech has it. Whether a recording is muted or silent is not decided here but on raw samples, see
-`guards`.
+A gate at probability 0.5 removes quiet speech before the recognizer. Here the model gets leveled
+samples, its thresholds are low, and a stretch that the model misses still counts when it is clearly
+above the noise and most of its energy lies in the band of speech. Whether a recording is muted or
+silent is decided on raw samples, see `hallucination.evidence`.
 
-Windows are 512 samples (32 ms) on an absolute grid, so blocks of any size give the same spans; the
-model hears eight at a time (256 ms), which takes a third of the time of one by one. It comes with
+Windows are 512 samples (32 ms) on an absolute grid, so blocks of any size give the same spans. The
+model runs on eight at a time (256 ms), which takes a third of the time of one by one. It comes with
 the package `silero-vad` and runs in onnxruntime; where either is missing only the energy decides.
 """
 
@@ -32,9 +31,9 @@ WINDOW_SECONDS = WINDOW_SAMPLES / SAMPLE_RATE
 CONTEXT_SAMPLES = 64
 """What the model also sees of the window before."""
 GROUP_WINDOWS = 8
-"""The model hears so many windows at a time."""
+"""Windows per run of the model."""
 SURE_PROBABILITY = 0.5
-"""From here on the model thinks speech likelier than not."""
+"""From this probability on, speech is likelier than not."""
 
 Preset = Literal["normal", "quiet", "strict"]
 

@@ -43,6 +43,6 @@ def scaled(log: Tensor, peak: Tensor | float | None = None) -> Tensor:
 
 
 def window_of(samples: Tensor, seconds: float) -> Tensor:
-    """(N,) samples with zeros behind, or cut, to so many seconds: (1, N')."""
+    """Pad (N,) samples with zeros, or cut them, to a length in seconds: (1, N')."""
     n = round(seconds * 16_000)
     return F.pad(samples[:n], (0, max(0, n - len(samples))))[None]

@@ -44,7 +44,7 @@ class Begun:
     """Texts with their prompts read: logits (B, V) of the first token, and the state after them.
 
     `looked` (B,) are the frames at which the alignment heads look for that token, `no_speech` (B,)
-    is how likely nobody speaks, by the prediction after the start token.
+    is the probability of no speech, predicted after the start token.
     """
 
     logits: Tensor

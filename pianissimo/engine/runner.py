@@ -57,7 +57,7 @@ class Runner:
     def renew(
         self, slot: int, first_frame: int, trie: PhraseTrie | None, prompt: int | None
     ) -> Hypothesis:
-        """Begin anew within a stream, as `clear` does; the tokens that its search still had."""
+        """Restart a slot within its stream and return the tokens that its search still held."""
         row = torch.tensor([slot], device=self.model.device)
         [rest] = self.arena.search.rows(row).flush()
         self.clear(slot, first_frame, trie, prompt)

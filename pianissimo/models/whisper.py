@@ -1,4 +1,4 @@
-"""Whisper: an encoder that hears whole recordings or lives in cached chunks, and its decoder.
+"""Whisper: an encoder for whole recordings or for cached chunks, and its decoder.
 
 Shape legend: B batch, T mel frames (10 ms), F mel bins, S encoder frames (20 ms), D width, H heads,
 K head width, L left context, U tokens, P most tokens, V vocabulary.
@@ -9,7 +9,7 @@ Whole, every frame sees every other one, as published. In chunks, frame i of a s
 chunk and the L frames before that chunk, whose keys and values are cached: no frame is encoded
 twice. `step` over the chunks of a stream, `chunked` over all of it, a batch and a lone stream
 all give the same numbers. Positions are absolute and in the weights, so a stream holds
-at most `audio_positions` frames (30 s); a longer one begins anew at a pause. The modules hold
+at most `audio_positions` frames (30 s); a longer one restarts at a pause. The modules hold
 weights only; what a stream remembers is an `EncoderState` or a `DecoderState` that the caller owns.
 """
 
@@ -305,7 +305,7 @@ class WhisperEncoder(nn.Module):
         if frames > self.config.audio_positions:
             raise OptionError(
                 f"{frames} frames are more than the {self.config.audio_positions} positions this "
-                "Whisper knows; cut the recording, or begin the stream anew at a pause"
+                "Whisper knows; cut the recording, or restart the stream at a pause"
             )
         return frames
 

@@ -398,7 +398,7 @@ class NativeRecognizer(BaseRecognizer):
         modes = self.latencies_ms
         if not modes:
             raise OptionError(
-                f"{self.name} hears recordings whole and cannot stream; choose a streaming model"
+                f"{self.name} is an offline model and cannot stream; choose a streaming model"
             )
         if latency_ms is None:
             latency_ms = min((m for m in modes if m >= LIVE_LATENCY_MS), default=modes[-1])

@@ -28,7 +28,7 @@ from pianissimo.recognizers.long_form import (
     main_language,
     transcript,
 )
-from pianissimo.recognizers.whisper import nobody_speaks
+from pianissimo.recognizers.whisper import is_silent
 from pianissimo.transcript import Transcript, Word
 
 BEAM = 5
@@ -146,7 +146,7 @@ class FasterWhisperRecognizer(BaseRecognizer):
     ) -> Decoded:
         count = len(result.sequences_ids[0])
         mean = result.scores[0] * count / (count + 1)  # the end token is in the score
-        if nobody_speaks(result.no_speech_prob, mean):
+        if is_silent(result.no_speech_prob, mean):
             return Decoded("", language=language)
         text = str(tokenizer.decode(ids)).strip()
         return Decoded(text, tuple(ids), mean, len(ids) >= limit, words, language)

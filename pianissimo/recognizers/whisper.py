@@ -181,7 +181,7 @@ class WhisperRecognizer(BaseRecognizer):
     def _written(
         self, encoded: Tensor, prompts: Sequence[Sequence[int]], limits: Sequence[int]
     ) -> tuple[list[Written], list[float]]:
-        """What is written for each row, and how likely it is that nobody speaks in it."""
+        """The text of each row, and its probability of no speech."""
         begun = self.search.begin(encoded, prompts, most_tokens=max(limits))
         if self.options.always and self.options.beam > 1:
             return self.search.beam(begun, limits, self.options.beam), begun.no_speech
@@ -217,7 +217,7 @@ class WhisperRecognizer(BaseRecognizer):
         starts: Sequence[float],
     ) -> Decoded:
         """The text of a piece; without `starts` no word has times."""
-        if nobody_speaks(no_speech, written.mean_log_probability):
+        if is_silent(no_speech, written.mean_log_probability):
             return Decoded("", language=language)
         ids = tuple(written.tokens)
         script = "en" if self.task == "translate" else language
@@ -247,8 +247,8 @@ class WhisperRecognizer(BaseRecognizer):
         ]
 
 
-def nobody_speaks(no_speech: float, mean_log_probability: float) -> bool:
-    """Whether the model says so itself, and is not sure of its text: that is dropped then."""
+def is_silent(no_speech: float, mean_log_probability: float) -> bool:
+    """Whether the model predicts no speech and is unsure of its text, which is then dropped."""
     return no_speech > NO_SPEECH_PROBABILITY and mean_log_probability < UNSURE_LOG_PROBABILITY
 
 

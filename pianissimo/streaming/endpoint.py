@@ -32,7 +32,7 @@ class EndpointRules:
     after it was spoken, so the pause of the speaker is somewhat longer than `trailing_silence`
     when the rule fires. An utterance whose words span less than `minimum_speech` waits for twice
     the silence, as a cough or a hesitation might go on. After `maximum_utterance` the text is
-    locked at the last word boundary though nobody paused. With `voice` a voice detector must hear
+    locked at the last word boundary without a pause. With `voice` a voice detector must report
     silence as well, for models that fall silent before their speaker does.
     """
 
@@ -84,10 +84,10 @@ class SpeechMeter:
 
 @dataclass(frozen=True)
 class OnsetRules:
-    """When speech after a pause is heard from a fresh state: a state full of silence misses words.
+    """When speech after a pause restarts the state; a state full of silence misses words.
 
-    Where a voice detector hears the first speech after `quiet_seconds` of quiet, the state begins
-    anew `preroll_seconds` earlier, if no word was written since then.
+    When a voice detector finds speech after `quiet_seconds` of quiet, the state restarts
+    `preroll_seconds` earlier, if no word was written since then.
     """
 
     quiet_seconds: float = 1.0

@@ -99,7 +99,7 @@ class LiveStream:
     """The clock, the audio and the text of one stream.
 
     Positions are samples at the model's rate since the beginning of the stream. `origin` is where
-    the encoder's state began: 0, unless the watchdog or an onset started anew further on.
+    the encoder's state began: 0, unless the watchdog or an onset restarted it later.
     """
 
     def __init__(self, grid: ChunkGrid, tokenizer: Tokenizer, options: LiveOptions) -> None:
@@ -321,7 +321,7 @@ class LiveStream:
             return events
         final = self._close(verdict, self.consumed)
         if self._guard and not final.text:
-            return []  # it was never shown: nobody needs to hear of it
+            return []  # it was never shown, so it needs no final
         if verdict == "length":
             return [final]
         return [final, StreamEvent("endpoint", "", (), final.end, final.end)]
@@ -351,11 +351,11 @@ class LiveStream:
     def _weigh(
         self, until: float, rest: Sequence[float] = (), *, partial: bool = False
     ) -> Verdict | None:
-        """Whether the text since the last final may stand; None if nobody asks or there is none.
+        """The verdict on the text since the last final; None without a filter or without text.
 
-        If it may, and was not shown yet, words beside all speech leave it. `rest` is what the
-        detector thought at a mark of the samples behind its last step. In the first second a final
-        is not doubted, a partial is.
+        Words outside of speech are removed from text that was not shown yet. `rest` holds the
+        probabilities of the samples behind the detector's last step, at a mark. In the first
+        second a final is not doubted, a partial is.
         """
         first, track = self.text.first, self._voice.track if self._guard else None
         if first is None or track is None:

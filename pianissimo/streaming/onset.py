@@ -1,7 +1,7 @@
 """Onsets: where speech begins after a pause, and where the state of the model restarts for it.
 
-Streaming models learn from single utterances. Caches and search state of long silence are unknown
-to them, and they miss the first word, or all of a short command. Live streams and recordings
+Streaming models learn from single utterances. After long silence in
+their caches they miss the first word, or all of a short command. Live streams and recordings
 restart at the same places, by the same functions.
 
 Positions are samples at the model's rate, windows are those of the voice detector.
@@ -15,9 +15,9 @@ from pianissimo.streaming.endpoint import OnsetRules
 from pianissimo.streaming.grid import ChunkGrid
 
 GROUP_SAMPLES = GROUP_WINDOWS * WINDOW_SAMPLES
-"""The detector takes so many at a time."""
+"""Samples per step of the detector."""
 MOST_BACK_SECONDS = 0.5
-"""An onset is known so long after it at most: a step of the detector, and parts of a chunk."""
+"""The latest report of an onset: one step of the detector and parts of a chunk after it."""
 
 
 @dataclass

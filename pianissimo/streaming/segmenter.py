@@ -1,4 +1,4 @@
-"""The speech of a live stream in segments that end in pauses, for models that hear them whole.
+"""The speech of a live stream in segments that end in pauses, for offline models.
 
     push -> segments that are complete; mark -> what is left, the last one answers the mark
 
@@ -21,11 +21,11 @@ from pianissimo.audio.vad import WINDOW_SAMPLES, VoiceDetector
 from pianissimo.streaming.endpoint import EndpointRules, FinalReason, Mark
 
 STEP_SAMPLES = 8 * WINDOW_SAMPLES
-"""The detector's model hears as many windows at a time."""
+"""Samples per step of the detector."""
 LONGEST_PAUSE_SECONDS = 2.0
 """A longer one ends a segment whatever the rules say: silence never reaches the model."""
 CUT_SECONDS = 4.0
-"""The end of a segment in which the quietest place is looked for when nobody pauses."""
+"""Without a pause, a segment is cut at the quietest point of its last seconds."""
 _QUIET_SAMPLES = SAMPLE_RATE // 10
 
 

@@ -132,7 +132,7 @@ def test_too_long_streams_are_refused(model: Whisper) -> None:
     state.position += 148
     with pytest.raises(OptionError, match="152 frames are more than the 150 positions"):
         model.encoder.step(mel(1, 9), state)
-    with pytest.raises(OptionError, match="begin the stream anew at a pause"):
+    with pytest.raises(OptionError, match="restart the stream at a pause"):
         model.encoder(mel(1, 302))
 
 

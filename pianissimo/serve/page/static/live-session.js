@@ -141,7 +141,7 @@ export class LiveSession {
     const cut = this.#end / this.recording.rate;
     const far = cut - MOST_AGAIN_SECONDS;
     if (final.text !== "" && final.words.length === 0 && this.#utterance >= far) {
-      this.#open(this.#utterance); // nobody knows which words were whole: all of it is heard again
+      this.#open(this.#utterance); // it is unknown which words were complete, so all of it is decoded again
       return;
     }
     const last = final.words.at(-1);

@@ -60,7 +60,7 @@ export class TranscriptView {
     if (follow) this.#scroll();
   }
 
-  /** A paragraph for good; with `joins` it goes on with the one before. */
+  /** A final paragraph; with `joins` it continues the previous one. */
   add({ text, words, start, end, joins }) {
     const follow = this.#atBottom();
     this.setPartial({ text: "" });
