@@ -37,11 +37,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def load(case: Case, head: str) -> NativeRecognizer:
-    """Without gain and guards, which the oracles do not have."""
+    """Without level stage and hallucination filter, which the oracles do not have."""
     path = case.folder / (f"{case.name}.nemo" if case.source == "nemo" else case.name)
     found = pianissimo.load(path, device="cpu", head=HEADS[head], gain="off")
     assert isinstance(found, NativeRecognizer)
-    found.detector = None
+    found.front_end = found.detector = None
     if found.model.prompt is not None:  # ours is always the model's default one
         config = found.model.prompt.config
         found.model.prompt.config = replace(config, default=case.facts["prompt"])

@@ -14,6 +14,7 @@ from tiny import WHOLE_CONTEXT, cut, make_model
 
 from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.level import measure_levels
+from pianissimo.audio.offset import OffsetState, remove_offset
 from pianissimo.audio.vad import VoiceDetector
 from pianissimo.decoding.token import Hypothesis
 from pianissimo.errors import AudioValueError, OptionError
@@ -51,12 +52,17 @@ def test_blocks_change_neither_samples_nor_evidence(sizes: list[int]) -> None:
     assert measure_levels(out).speech_db == pytest.approx(-26, abs=1)
 
 
-def test_without_gain_and_detector_samples_pass_unchanged() -> None:
-    samples = speech(1)
-    for front_end in (None, FrontEnd("off")):
-        intake = Intake(front_end, None)
-        np.testing.assert_array_equal(leveled(intake, samples), samples)
-        assert intake.evidence is None
+def test_without_front_end_and_detector_samples_pass_unchanged() -> None:
+    intake, samples = Intake(None, None), speech(1)
+    np.testing.assert_array_equal(leveled(intake, samples), samples)
+    assert intake.evidence is None
+
+
+def test_without_gain_and_detector_only_the_offset_is_removed() -> None:
+    intake, samples = Intake(FrontEnd("off"), None), speech(1)
+    expected = remove_offset(samples, OffsetState())
+    np.testing.assert_array_equal(leveled(intake, samples), expected)
+    assert intake.evidence is None
 
 
 def test_evidence_is_of_raw_samples() -> None:
@@ -118,7 +124,8 @@ def test_the_detector_hears_the_right_level_even_without_gain() -> None:
     for name, front_end in (("on", FrontEnd("on")), ("off", FrontEnd("off")), ("none", None)):
         intake = Intake(front_end, VoiceDetector())
         out = leveled(intake, samples, [7_000])
-        assert (name == "on") != np.array_equal(out, samples)
+        expected = {"off": remove_offset(samples, OffsetState()), "none": samples}
+        assert name == "on" or np.array_equal(out, expected[name])
         evidence[name] = intake.evidence
     assert evidence["on"] == evidence["off"] == evidence["none"]
 

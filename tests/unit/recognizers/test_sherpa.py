@@ -252,7 +252,8 @@ class Scripted:
 
 
 def test_pauses_end_utterances_and_no_sample_is_lost_between_them() -> None:
-    loud, silence = np.full(4 * STEP_SAMPLES, 0.5, np.float32), np.zeros(3 * STEP_SAMPLES, "f4")
+    loud = np.tile(np.float32([0.5, -0.5]), 2 * STEP_SAMPLES)
+    silence = np.zeros(3 * STEP_SAMPLES, "f4")
     recognizer = StreamingParaformer(Scripted(), name="scripted")
     recognizer.front_end = type(recognizer.front_end)("off")
     samples = np.concatenate([loud, silence, loud, silence, loud[:STEP_SAMPLES]])
