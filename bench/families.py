@@ -132,7 +132,7 @@ def our_ctc(folder: Path, clips: list[Any]) -> Side:
 
     ours = pianissimo.load(folder, device="cpu")
     blocks = [[samples] for samples in clips]
-    return lambda: list(ours._recognize(blocks, True))
+    return lambda: list(ours.recognize(blocks, True))
 
 
 def their_ctc(folder: Path, clips: list[Any]) -> Side:

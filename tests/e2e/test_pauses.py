@@ -125,7 +125,7 @@ def test_recordings_in_a_batch_and_in_blocks_are_those_alone(
         return words(embedded.transcribe(samples, sample_rate=SAMPLE_RATE, latency_ms=latency))
 
     for latency in (160, 1120):
-        batch = list(embedded._recognize([[samples] for samples in recordings], True, latency))
+        batch = list(embedded.recognize([[samples] for samples in recordings], True, latency))
         expected = [alone(samples, latency) for samples in recordings]
         assert [words(transcript) for transcript in batch] == expected
         assert len(expected[0]) == 3 * len(expected[1])
