@@ -1,17 +1,16 @@
-"""Whisper's encoder learns from itself to hear in short chunks: distillation, resumable.
+"""Distill an encoder of Whisper into short chunks, without transcripts; resumable.
 
     python recipes/distill_whisper.py --teacher FOLDER --data DIR --run DIR --processor-minutes 60
 
-The student begins as the teacher. It hears a window of up to 30 s in chunks of 80 to 1120 ms with
-features normalised by constants, as a live stream has them, and is trained towards what the
-teacher, which sees all 30 s at once and hears them clean, makes of the same speech: the frames
-themselves, and what the teacher's own decoder reads in them. A manifest with texts (`DIR/
-manifest.jsonl`) gives the decoder words to be asked about; without texts the frames alone count.
+The student starts with the weights of the teacher. It gets windows of up to 30 s in chunks of 80
+to 1120 ms, with features normalized by constants, as in a live stream. The teacher gets the same
+speech whole and clean. The student is trained toward the frames of the teacher, and toward what
+the decoder of the teacher predicts from them. A manifest with texts (`DIR/manifest.jsonl`) gives
+the words for that second loss; without texts only the frames count.
 
-The learning rate follows the share of `--processor-minutes` that is used up, so a run on a busy
-machine takes longer and learns the same. Every few minutes a checkpoint is written; started again
-with the same `--run` it goes on from there. The
-average of the weights (`average.safetensors`) can be evaluated while it runs.
+The learning rate follows the share of `--processor-minutes` that is used, so a busy machine takes
+longer and trains the same. A checkpoint is written every few minutes; the same `--run` resumes
+from it. The average of the weights (`average.safetensors`) can be evaluated during the training.
 """
 
 import argparse
@@ -82,8 +81,8 @@ class Spoken:
 class Window:
     """Up to 30 s: what the teacher hears, what the student hears, and the words.
 
-    `speech` is True for each frame of 20 ms in which somebody may speak; it ends with the silence
-    that the student still hears.
+    `speech` is True for each frame of 20 ms that may hold speech; it ends with the silence
+    that the student gets.
     """
 
     clean: Samples
@@ -201,7 +200,7 @@ class Windows:
     def _noise(self, n: int) -> simulate.Float64:
         """Noise of one kind, RMS 1, all of it made here or from the training voices."""
         rng, numpy = self.rng, self.numpy
-        kind = rng.choice(("hvac", "floor", "colour", "music", "keys", "babble", "babble"))
+        kind = rng.choice(("hvac", "floor", "color", "music", "keys", "babble", "babble"))
         if kind == "babble":
             voices = [
                 self.material.clip(rng.choice(self.material.clips))
@@ -411,7 +410,7 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=2, help="windows of 30 s a step")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--steps", type=int, help="stop after so many steps, for a trial")
+    parser.add_argument("--steps", type=int, help="stop after this number of steps")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     teacher = read_ctranslate2_weights(options.teacher / "model.bin")

@@ -74,7 +74,7 @@ def talk(times: int = 1) -> np.ndarray:
 async def listen(
     port: int, samples: np.ndarray, seconds: float, **options: Any
 ) -> tuple[list[dict[str, Any]], int]:
-    """All but the partials, of samples sent over about so many seconds, finalized at times; and
+    """All but the partials, of samples sent over about `seconds`, sometimes finalized; and
     how many connections it took."""
     events: list[dict[str, Any]] = []
     client = example().StreamClient(
