@@ -1,8 +1,9 @@
-"""Pianissimo: speech recognition that is live and hears quiet speech.
+"""Pianissimo: speech recognition that is live and hears quiet speech, and speech synthesis.
 
     import pianissimo
     recognizer = pianissimo.load()
     print(recognizer.transcribe("meeting.mp3").text)
+    samples = pianissimo.load_voice().speak("Seven streams at once.")
 
 The names below load on first use, so that importing the package costs no PyTorch.
 """
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
     from pianissimo.decoding.search import Decoding
     from pianissimo.engine.engine import Engine, EngineOptions
     from pianissimo.errors import PianissimoError
-    from pianissimo.protocols import Recognizer, Stream, StreamRecognizer
+    from pianissimo.protocols import Recognizer, Stream, StreamRecognizer, Synthesizer
     from pianissimo.streaming.endpoint import EndpointRules, OnsetRules, WatchdogRules
     from pianissimo.transcript import Segment, StreamEvent, Transcript, Word
     from pianissimo.zoo.load import load
+    from pianissimo.zoo.voices import load_voice
 
 _HOMES = {
     "Decoding": "decoding.search",
@@ -35,10 +37,12 @@ _HOMES = {
     "Stream": "protocols",
     "StreamEvent": "transcript",
     "StreamRecognizer": "protocols",
+    "Synthesizer": "protocols",
     "WatchdogRules": "streaming.endpoint",
     "Transcript": "transcript",
     "Word": "transcript",
     "load": "zoo.load",
+    "load_voice": "zoo.voices",
 }
 
 __all__ = [
@@ -54,10 +58,12 @@ __all__ = [
     "Stream",
     "StreamEvent",
     "StreamRecognizer",
+    "Synthesizer",
     "Transcript",
     "WatchdogRules",
     "Word",
     "load",
+    "load_voice",
 ]
 
 

@@ -9,6 +9,11 @@
     ├── ModelError               the model cannot be used
     │   ├── ModelNotFoundError       no such name, folder or file, or no network to download it
     │   └── CheckpointError          the checkpoint is damaged, hostile or of an unknown format
+    ├── TextError                the text cannot be spoken
+    │   ├── NothingToSayError        it has no letter, digit or symbol with a reading
+    │   ├── ScriptError              it is written in a script that the voice cannot read
+    │   ├── MarkupError              it is SSML, which would be read aloud
+    │   └── TextTooLongError         it is longer than the limit
     ├── MissingExtraError        an optional dependency is not installed
     ├── StreamError              a method of a live stream was called in the wrong order
     │   ├── BacklogError             the buffer of a live stream is full
@@ -76,6 +81,36 @@ class CheckpointError(ModelError):
     """The checkpoint is damaged, hostile, incomplete or of an unknown format."""
 
     code = "checkpoint_invalid"
+
+
+class TextError(PianissimoError, ValueError):
+    """The text cannot be spoken."""
+
+    code = "text_unusable"
+
+
+class NothingToSayError(TextError):
+    """The text has nothing that can be pronounced: empty, blank, only emoji or punctuation."""
+
+    code = "text_empty"
+
+
+class ScriptError(TextError):
+    """The text is written in a script that the voice cannot read."""
+
+    code = "text_script_unsupported"
+
+
+class MarkupError(TextError):
+    """The text is SSML; voices read plain text."""
+
+    code = "text_markup_unsupported"
+
+
+class TextTooLongError(TextError):
+    """The text is longer than the limit."""
+
+    code = "text_too_long"
 
 
 class MissingExtraError(PianissimoError, ImportError):

@@ -1,4 +1,4 @@
-"""What every recognizer can do: the protocols that callers program against."""
+"""The protocols that callers program against: recognizers, their streams, and synthesizers."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -205,3 +205,46 @@ class Recognizer(Protocol):
 @runtime_checkable
 class StreamRecognizer(Recognizer, Protocol):
     """A recognizer with latency modes: its live streams write partials."""
+
+
+@runtime_checkable
+class Synthesizer(Protocol):
+    """A loaded voice: text in, audio out. It may be called from several threads."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def language(self) -> str | None:
+        """The language that it speaks, such as "en-US"; None where it is unknown."""
+        ...
+
+    @property
+    def sample_rate(self) -> int:
+        """Of all audio of this voice, in Hz."""
+        ...
+
+    def sentences(self, text: str) -> list[str]:
+        """The sentences in which `stream` speaks a text, in order.
+
+        The audio of a text is that of its sentences, one after the other. Raises TextError.
+        """
+        ...
+
+    def stream(
+        self, text: str, *, speed: float = 1.0, seed: int | None = None
+    ) -> "Iterator[Samples]":
+        """Speak a text: blocks (n,) of mono float32 within ±1, as they are synthesized.
+
+        Each sentence ends with a short pause. `speed` is from 0.25 to 4, above 1 faster. With a
+        `seed` the audio repeats exactly, where the voice has random parts. Nothing is synthesized
+        before the first block is requested, or after the iterator is closed.
+
+        Raises TextError for a text that cannot be spoken and OptionError for an invalid speed;
+        both at the call, before any audio.
+        """
+        ...
+
+    def speak(self, text: str, *, speed: float = 1.0, seed: int | None = None) -> "Samples":
+        """The audio of a whole text (n,); see `stream`."""
+        ...

@@ -1,0 +1,1 @@
+"""Text to speech: voices behind one protocol."""
