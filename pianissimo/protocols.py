@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import torch
 
     from pianissimo.audio.front_end import FrontEnd
+    from pianissimo.audio.gain import GainMode
     from pianissimo.audio.io import AudioSource, Recording, Samples
-    from pianissimo.audio.level import GainMode
     from pianissimo.audio.vad import VoiceDetector
     from pianissimo.decoding.hotwords import Boost
     from pianissimo.streaming.endpoint import EndpointRules

@@ -15,12 +15,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pianissimo.audio.agc import Gained, GainReading, GainState, StreamGain
+from pianissimo.audio.gain import (
+    GAIN_MODES,
+    Gained,
+    GainMode,
+    GainOptions,
+    GainReading,
+    GainState,
+    RecordingGain,
+    RecordingState,
+    StreamGain,
+)
 from pianissimo.audio.highpass import HighPassState
-from pianissimo.audio.level import GAIN_MODES, GainMode, GainOptions, Samples, check_samples
+from pianissimo.audio.level import Samples, check_samples
 from pianissimo.audio.limiter import LimiterState
 from pianissimo.audio.offset import OffsetState, remove_offset
-from pianissimo.audio.recording_gain import RecordingGain, RecordingState
 from pianissimo.errors import OptionError
 
 

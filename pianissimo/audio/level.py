@@ -1,4 +1,4 @@
-"""How loud a recording is: active speech level, noise, SNR, clipping; one gain that corrects it.
+"""How loud a recording is: active speech level, noise, SNR, clipping.
 
 Levels are in dB relative to full scale: 20 log10(rms), so a full-scale sine is at -3.0. The active
 speech level follows ITU-T P.56, method B; the robust variant first clips what stands far above the
@@ -7,17 +7,14 @@ loud frames, because a click of 5 ms moves the plain one by 15 dB. All results a
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pianissimo.audio import SAMPLE_RATE
 from pianissimo.audio.highpass import HighPass, HighPassState
-from pianissimo.errors import AudioValueError, OptionError
-
-GainMode = Literal["auto", "on", "off"]
-GAIN_MODES: tuple[GainMode, ...] = ("auto", "on", "off")
+from pianissimo.errors import AudioValueError
 
 SILENCE_DB = -150.0
 """What stands for the level of digital silence, whose logarithm has no value."""
@@ -45,39 +42,6 @@ _MIN_LOUD_FRAMES = 5
 
 Float64 = npt.NDArray[np.float64]
 Samples = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class GainOptions:
-    """What the gain aims at. All in dB.
-
-    `target_db` is the active speech level to reach; `min_gain_db` and `max_gain_db` bound the gain;
-    `noise_out_db` is the level to which background noise may be raised at most; `ceiling_db` the
-    highest sample that leaves. Mode "auto" acts only on speech below `auto_below_db` or above
-    `auto_above_db`. Raises OptionError for bounds that contradict each other.
-    """
-
-    target_db: float = -26.0
-    min_gain_db: float = -12.0
-    max_gain_db: float = 40.0
-    noise_out_db: float = -40.0
-    ceiling_db: float = -1.0
-    auto_below_db: float = -36.0
-    auto_above_db: float = -10.0
-
-    def __post_init__(self) -> None:
-        if not all(math.isfinite(value) for value in vars(self).values()):
-            raise OptionError(f"gain options must be finite numbers of dB, not {self}")
-        if not self.min_gain_db <= 0 <= self.max_gain_db:
-            raise OptionError(
-                "min_gain_db must be at most 0 and max_gain_db at least 0, "
-                f"not {self.min_gain_db} and {self.max_gain_db}"
-            )
-        if self.ceiling_db > 0 or not self.auto_below_db < self.target_db < self.auto_above_db:
-            raise OptionError(
-                "ceiling_db must not be above 0, and target_db must lie between auto_below_db and "
-                f"auto_above_db, not {self}"
-            )
 
 
 @dataclass(frozen=True)
@@ -217,25 +181,6 @@ def measure_levels(samples: Any, sample_rate: int = SAMPLE_RATE, *, active: bool
         clipped=float(np.mean(np.abs(raw) >= _FULL_SCALE)) if len(raw) else 0.0,
         has_speech=has_speech,
     )
-
-
-def constant_gain(
-    levels: Levels, mode: GainMode = "on", options: GainOptions | None = None
-) -> float:
-    """The one gain in dB that brings this stretch of speech to the target level.
-
-    It never raises noise above `noise_out_db`, nor a recording without speech at all. Isolated
-    peaks do not lower it: they are for the limiter.
-    """
-    options = options or GainOptions()
-    if mode == "off" or not levels.has_speech:
-        return 0.0
-    if mode == "auto" and options.auto_below_db <= levels.speech_db <= options.auto_above_db:
-        return 0.0
-    wanted = options.target_db - levels.speech_db
-    gain = min(max(wanted, options.min_gain_db), options.max_gain_db)
-    gain = min(gain, max(0.0, options.noise_out_db - levels.noise_db))
-    return min(gain, options.ceiling_db - levels.loud_peak_db)
 
 
 def quietest_point(samples: npt.NDArray[Any], start: int, end: int, window: int) -> int:

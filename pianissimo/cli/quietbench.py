@@ -22,7 +22,7 @@ from pianissimo.cli.progress import ProgressBar
 from pianissimo.errors import OptionError
 
 if TYPE_CHECKING:
-    from pianissimo.audio.level import GainMode
+    from pianissimo.audio.gain import GainMode
     from pianissimo.evaluate.quietbench.clips import BenchClip, Suite
     from pianissimo.evaluate.quietbench.gates import Kept
     from pianissimo.protocols import Recognizer
@@ -99,7 +99,7 @@ class BenchOptions:
     @property
     def modes(self) -> "list[GainMode]":
         """The requested gain modes; OptionError for an unknown one."""
-        from pianissimo.audio.level import GAIN_MODES
+        from pianissimo.audio.gain import GAIN_MODES
 
         requested = self.gain or ["off", "on"]
         for mode in requested:

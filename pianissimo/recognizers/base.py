@@ -16,6 +16,7 @@ from torch import nn
 
 from pianissimo.audio.downmix import NOTES, Note
 from pianissimo.audio.front_end import FrontEnd
+from pianissimo.audio.gain import GainMode
 from pianissimo.audio.io import (
     SAMPLE_RATE,
     AudioSource,
@@ -24,7 +25,7 @@ from pianissimo.audio.io import (
     load_audio,
     read_blocks,
 )
-from pianissimo.audio.level import GainMode, check_samples
+from pianissimo.audio.level import check_samples
 from pianissimo.audio.vad import SpeechModel, VoiceDetector, available
 from pianissimo.decoding.hotwords import Boost
 from pianissimo.engine.segmented import SegmentedStream

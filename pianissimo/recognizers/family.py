@@ -10,7 +10,7 @@ from pianissimo.errors import OptionError
 if TYPE_CHECKING:
     import torch
 
-    from pianissimo.audio.level import GainMode
+    from pianissimo.audio.gain import GainMode
     from pianissimo.decoding.search import Decoding
     from pianissimo.protocols import Recognizer
 

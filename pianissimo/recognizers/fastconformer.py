@@ -18,8 +18,8 @@ from torch import Tensor
 
 from pianissimo.audio.features import MelFeatures
 from pianissimo.audio.front_end import FrontEnd
+from pianissimo.audio.gain import GainMode
 from pianissimo.audio.io import SAMPLE_RATE, Samples
-from pianissimo.audio.level import GainMode
 from pianissimo.audio.vad import VoiceDetector
 from pianissimo.decoding.greedy import GreedySearch
 from pianissimo.decoding.hotwords import Boost, PhraseTrie, make_trie

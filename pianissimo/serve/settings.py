@@ -11,7 +11,7 @@ from pianissimo.errors import OptionError
 from pianissimo.serve.access.keys import ApiKey
 
 if TYPE_CHECKING:
-    from pianissimo.audio.level import GainMode
+    from pianissimo.audio.gain import GainMode
 
 CONNECTIONS_PER_SEAT, LEAST_CONNECTIONS = 4, 64
 """Open sockets for each stream that can be served; most wait for their first message."""

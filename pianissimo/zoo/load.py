@@ -14,7 +14,7 @@ from pianissimo.zoo.folder import locate, models_folder
 if TYPE_CHECKING:
     import torch
 
-    from pianissimo.audio.level import GainMode
+    from pianissimo.audio.gain import GainMode
     from pianissimo.decoding.search import Decoding
     from pianissimo.protocols import Recognizer
 

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from pianissimo.audio.front_end import FrontEnd
+from pianissimo.audio.gain import GainMode
 from pianissimo.audio.io import SAMPLE_RATE
-from pianissimo.audio.level import GainMode, Samples, measure_levels
+from pianissimo.audio.level import Samples, measure_levels
 from pianissimo.audio.vad import segments
 from pianissimo.errors import PianissimoError
 from pianissimo.evaluate.quietbench.clips import BenchClip

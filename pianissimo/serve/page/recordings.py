@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 
-from pianissimo.audio.level import GAIN_MODES
+from pianissimo.audio.gain import GAIN_MODES
 from pianissimo.serve.audio_in.decode import Upload
 from pianissimo.serve.audio_in.recording import RecordingBlocks
 from pianissimo.serve.errors import Refusal

@@ -12,7 +12,8 @@ from pianissimo.audio.front_end import (
     export_state,
     import_state,
 )
-from pianissimo.audio.level import GAIN_MODES, GainOptions, measure_levels
+from pianissimo.audio.gain import GAIN_MODES, GainOptions
+from pianissimo.audio.level import measure_levels
 from pianissimo.audio.offset import OffsetState, remove_offset
 from pianissimo.errors import AudioValueError, OptionError
 

@@ -5,13 +5,12 @@ import numpy as np
 import pytest
 from spoken import as_int16, at_level, pink, scaled, speech, with_click
 
+from pianissimo.audio.gain import GainOptions, constant_gain
 from pianissimo.audio.highpass import HighPass, HighPassState
 from pianissimo.audio.level import (
     SILENCE_DB,
-    GainOptions,
     active_speech_level,
     check_samples,
-    constant_gain,
     measure_levels,
     peak_level,
     quietest_point,

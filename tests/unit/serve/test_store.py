@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny import WHOLE_CONTEXT, make_model, noise
 
-from pianissimo.audio.level import GainMode
+from pianissimo.audio.gain import GainMode
 from pianissimo.errors import ModelError, ModelNotFoundError, OptionError
 from pianissimo.models.asr import load_model, save_model
 from pianissimo.recognizers.fastconformer import NativeRecognizer

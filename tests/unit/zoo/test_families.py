@@ -11,8 +11,8 @@ import torch
 from spoken import speech
 
 from pianissimo.audio.front_end import FrontEnd
+from pianissimo.audio.gain import GAIN_MODES
 from pianissimo.audio.io import Samples
-from pianissimo.audio.level import GAIN_MODES
 from pianissimo.errors import CheckpointError, OptionError
 from pianissimo.protocols import Recognizer
 from pianissimo.recognizers.base import BaseRecognizer

@@ -1,29 +1,40 @@
-"""Streaming gain: quiet talkers become as loud as the recognizer expects, noise does not.
+"""The gain of live streams and of recordings: quiet speech reaches the level of the models.
+
+A live stream (`StreamGain`) is causal and its gain follows the speech:
 
 frames of 10 ms ─> 80 Hz high-pass ─> energy ─┬─> noise floor ─┬─> speech? ─> level ─> wanted gain
                                               └────────────────┘                          │
 samples ──────────────────────────────────────────────> x gain, slewed <──────────────────┘
                                                             └─> limiter with 5 ms look-ahead ─> out
 
-The level comes from the 80th percentile of the last 3 s of speech, not from a mean, so that pauses,
-clicks and a change of talker do not pump. Everything happens on an absolute grid of frames: a
-stream cut into blocks of any size gives the same bits. What a stream remembers is a `GainState`,
-made of numbers and arrays, owned by the caller.
+The level is the 80th percentile of the last 3 s of speech, not a mean, so that pauses, clicks and a
+change of talker do not pump.
+
+A recording (`RecordingGain`) has one gain per stretch of up to 30 s, changed only in pauses, so the
+first word has the right gain and nothing pumps inside a stretch. Longer recordings are cut at the
+quietest tenth of a second of the last four; one stretch is held in memory.
+
+Both work on an absolute grid of frames: blocks of any size give the same bits. The caller owns the
+state of a stream or recording, which is made of numbers and arrays.
 """
 
 import math
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from pianissimo.audio import SAMPLE_RATE
 from pianissimo.audio.highpass import HighPass, HighPassState
-from pianissimo.audio.level import GainMode, GainOptions, Samples, check_samples
+from pianissimo.audio.level import Levels, Samples, check_samples, measure_levels, quietest_point
 from pianissimo.audio.limiter import LOOKAHEAD_SAMPLES, Limiter, LimiterState
 from pianissimo.errors import OptionError
+
+GainMode = Literal["auto", "on", "off"]
+GAIN_MODES: tuple[GainMode, ...] = ("auto", "on", "off")
 
 FRAME_SAMPLES = 160
 FRAME_SECONDS = FRAME_SAMPLES / SAMPLE_RATE
@@ -52,6 +63,51 @@ _FAST_RISE, _RISE, _FALL = (rate * FRAME_SECONDS for rate in (40.0, 6.0, 80.0))
 _FAR_DB = 9.0
 # Mode auto, once it acts, acts until the level is clearly back inside its range.
 _AUTO_HYSTERESIS_DB = 6.0
+
+STRETCH_SECONDS = 30.0
+CUT_SECONDS = 4.0
+"""The end of a full stretch in which the place to cut is looked for."""
+SHORT_SECONDS = 3.0
+"""Too short to measure a level: a last stretch this short keeps the gain before it."""
+PAUSE_SECONDS = 0.1
+
+_STRETCH, _CUT, _SHORT, _PAUSE = (
+    round(seconds * SAMPLE_RATE)
+    for seconds in (STRETCH_SECONDS, CUT_SECONDS, SHORT_SECONDS, PAUSE_SECONDS)
+)
+
+
+@dataclass(frozen=True)
+class GainOptions:
+    """What the gain aims at. All in dB.
+
+    `target_db` is the active speech level to reach; `min_gain_db` and `max_gain_db` bound the gain;
+    `noise_out_db` is the level to which background noise may be raised at most; `ceiling_db` the
+    highest sample that leaves. Mode "auto" acts only on speech below `auto_below_db` or above
+    `auto_above_db`. Raises OptionError for bounds that contradict each other.
+    """
+
+    target_db: float = -26.0
+    min_gain_db: float = -12.0
+    max_gain_db: float = 40.0
+    noise_out_db: float = -40.0
+    ceiling_db: float = -1.0
+    auto_below_db: float = -36.0
+    auto_above_db: float = -10.0
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(value) for value in vars(self).values()):
+            raise OptionError(f"gain options must be finite numbers of dB, not {self}")
+        if not self.min_gain_db <= 0 <= self.max_gain_db:
+            raise OptionError(
+                "min_gain_db must be at most 0 and max_gain_db at least 0, "
+                f"not {self.min_gain_db} and {self.max_gain_db}"
+            )
+        if self.ceiling_db > 0 or not self.auto_below_db < self.target_db < self.auto_above_db:
+            raise OptionError(
+                "ceiling_db must not be above 0, and target_db must lie between auto_below_db and "
+                f"auto_above_db, not {self}"
+            )
 
 
 @dataclass(frozen=True)
@@ -168,7 +224,7 @@ class StreamGain:
                 reading = GainReading(
                     seconds=state.frames * FRAME_SECONDS,
                     gain_db=state.gain_db,
-                    speech_db=_level(state.ranked) if state.ranked else None,
+                    speech_db=_speech_level(state.ranked) if state.ranked else None,
                     noise_db=state.noise_db,
                     speech=state.heard_speech,
                     limited=False,
@@ -236,7 +292,7 @@ class StreamGain:
         cap = max(0.0, options.noise_out_db - state.noise_db)
         early = state.speech_frames <= _FIRST_FRAMES
         if state.speech and state.speech_frames >= _FRAMES_BEFORE_GAIN:
-            level, acts = _level(state.ranked), True
+            level, acts = _speech_level(state.ranked), True
             if self.mode == "auto":
                 acts = state.acting or state.speech_frames >= _FRAMES_BEFORE_AUTO
                 if acts:
@@ -258,6 +314,111 @@ class StreamGain:
             state.gain_db += min(distance, _FAST_RISE if fast else _RISE)
 
 
+@dataclass
+class RecordingState:
+    """What one recording remembers: its open stretch, the gain of the last one, the limiter."""
+
+    waiting: Samples = field(default_factory=lambda: np.zeros(0, np.float32))
+    gain_db: float | None = None
+    """None before the first stretch."""
+    received: int = 0
+    sent: int = 0
+    done: int = 0
+    """Samples in closed stretches."""
+    limiter: LimiterState = field(default_factory=LimiterState)
+
+
+class RecordingGain:
+    """The gain of recordings at 16 kHz. Holds options only; any number of recordings share one.
+
+    Output sample n is input sample n, and blocks of any size give the same bits. Mode "off" passes
+    samples through at once, bit by bit.
+    """
+
+    def __init__(self, mode: GainMode = "on", options: GainOptions | None = None) -> None:
+        self.mode, self.options = mode, options or GainOptions()
+        self._limiter = Limiter(self.options.ceiling_db, FRAME_SAMPLES)
+
+    def push(self, samples: npt.ArrayLike, state: RecordingState) -> Gained:
+        """Take float samples (n,), any number of them, and return those of closed stretches.
+
+        Raises AudioValueError for NaN, infinity, integers or more than one channel.
+        """
+        block = check_samples(samples)
+        state.received += len(block)
+        if self.mode == "off":
+            state.sent = state.received
+            return Gained(block.copy())
+        state.waiting = np.concatenate([state.waiting, block])
+        parts, readings = [np.zeros(0, np.float32)], list[GainReading]()
+        while len(state.waiting) >= _STRETCH:
+            cut = quietest_point(state.waiting, _STRETCH - _CUT, _STRETCH, _PAUSE)
+            samples, reading = self._close(cut - cut % FRAME_SAMPLES, state)
+            parts.append(samples)
+            readings.append(reading)
+        return Gained(np.concatenate(parts), tuple(readings))
+
+    def finish(self, state: RecordingState) -> Gained:
+        """The last stretch, so that as many samples have left as came."""
+        if state.sent == state.received:
+            return Gained(np.zeros(0, np.float32))
+        parts, readings = list[Samples](), tuple[GainReading, ...]()
+        if len(state.waiting):
+            samples, reading = self._close(len(state.waiting), state)
+            parts, readings = [samples], (reading,)
+        tail = self._limiter.push(np.zeros((1, FRAME_SAMPLES)), state.limiter)
+        tail = tail[: state.received - state.sent]
+        state.sent += len(tail)
+        return Gained(np.concatenate([*parts, tail]), readings)
+
+    def _close(self, size: int, state: RecordingState) -> tuple[Samples, GainReading]:
+        """Measure the next `size` samples, choose their gain, apply it."""
+        stretch, state.waiting = state.waiting[:size], state.waiting[size:].copy()
+        levels = measure_levels(stretch, active=False)
+        before = state.gain_db
+        if before is None or size >= _SHORT:
+            state.gain_db = constant_gain(levels, self.mode, self.options)
+        gain = 0.0 if state.gain_db is None else state.gain_db
+        frames = np.pad(stretch.astype(np.float64), (0, -size % FRAME_SAMPLES))
+        frames = frames.reshape(-1, FRAME_SAMPLES)
+        gains = [gain if before is None else before] + [gain] * len(frames)
+        loud = amplified(frames, gains)
+        state.done += size
+        reading = GainReading(
+            seconds=state.done / SAMPLE_RATE,
+            gain_db=gain,
+            speech_db=levels.speech_db if levels.has_speech else None,
+            noise_db=levels.noise_db,
+            speech=levels.has_speech,
+            limited=bool(np.abs(loud).max() > self._limiter.ceiling),
+        )
+        out = self._limiter.push(loud, state.limiter)
+        if state.sent == 0:
+            out = out[LOOKAHEAD_SAMPLES:]
+        out = out[: state.received - state.sent]
+        state.sent += len(out)
+        return out, reading
+
+
+def constant_gain(
+    levels: Levels, mode: GainMode = "on", options: GainOptions | None = None
+) -> float:
+    """The one gain in dB that brings this stretch of speech to the target level.
+
+    It never raises noise above `noise_out_db`, nor a recording without speech at all. Isolated
+    peaks do not lower it: they are for the limiter.
+    """
+    options = options or GainOptions()
+    if mode == "off" or not levels.has_speech:
+        return 0.0
+    if mode == "auto" and options.auto_below_db <= levels.speech_db <= options.auto_above_db:
+        return 0.0
+    wanted = options.target_db - levels.speech_db
+    gain = min(max(wanted, options.min_gain_db), options.max_gain_db)
+    gain = min(gain, max(0.0, options.noise_out_db - levels.noise_db))
+    return min(gain, options.ceiling_db - levels.loud_peak_db)
+
+
 def amplified(frames: Float64, gains: Sequence[float]) -> Float64:
     """Frames (K, 160) times a gain that goes from gains[k] to gains[k + 1] dB, evenly in dB."""
     out = frames * np.array([10.0 ** (gain / 20) for gain in gains[1:]]).reshape(-1, 1)
@@ -269,7 +430,7 @@ def amplified(frames: Float64, gains: Sequence[float]) -> Float64:
     return out
 
 
-def _level(ranked: Sequence[float]) -> float:
+def _speech_level(ranked: Sequence[float]) -> float:
     """The active speech level from sorted energies: their 80th percentile, less its bias."""
     place = _LEVEL_SHARE * (len(ranked) - 1)
     below = int(place)
