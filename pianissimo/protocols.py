@@ -1,6 +1,6 @@
 """The protocols that callers program against: recognizers, their streams, and synthesizers."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -233,12 +233,12 @@ class Synthesizer(Protocol):
 
     def stream(
         self, text: str, *, speed: float = 1.0, seed: int | None = None
-    ) -> "Iterator[Samples]":
+    ) -> "Generator[Samples]":
         """Speak a text: blocks (n,) of mono float32 within ±1, as they are synthesized.
 
         Each sentence ends with a short pause. `speed` is from 0.25 to 4, above 1 faster. With a
         `seed` the audio repeats exactly, where the voice has random parts. Nothing is synthesized
-        before the first block is requested, or after the iterator is closed.
+        before the first block is requested, or after the generator is closed.
 
         Raises TextError for a text that cannot be spoken and OptionError for an invalid speed;
         both at the call, before any audio.

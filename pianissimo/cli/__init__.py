@@ -23,6 +23,7 @@ from pianissimo.cli import (
     models,
     quietbench,
     serve,
+    speak,
     train,
     transcribe,
 )
@@ -33,13 +34,13 @@ from pianissimo.errors import PianissimoError
 
 app = typer.Typer(
     name="pianissimo",
-    help="Streaming speech recognition that understands quiet speech.",
+    help="Streaming speech recognition that understands quiet speech, and speech synthesis.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _function in (transcribe.transcribe, listen.listen):
+for _function in (transcribe.transcribe, listen.listen, speak.speak):
     app.command(context_settings=ENVIRONMENT, epilog=EPILOG)(_function)
 app.add_typer(models.app, name="models")
 for _function in (models.pull, evaluate.evaluate):

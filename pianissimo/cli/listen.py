@@ -140,7 +140,7 @@ def _standard_input(sample_rate: int) -> Iterator["Samples"]:
 
 @contextmanager
 def _microphone(source: str | None, sample_rate: int) -> Iterator[Iterator["Samples"]]:
-    sounddevice = _sounddevice()
+    sounddevice = sounddevice_package()
     waiting: queue.Queue[Samples] = queue.Queue(BLOCKS_WAITING)
 
     def callback(samples: Any, frames: int, time: Any, status: Any) -> None:
@@ -176,7 +176,7 @@ def _microphone(source: str | None, sample_rate: int) -> Iterator[Iterator["Samp
 
 def _microphones() -> list[tuple[int, str]]:
     """Number and name of every input device; AudioNotFoundError if there is none."""
-    devices = _sounddevice().query_devices()
+    devices = sounddevice_package().query_devices()
     microphones = [(i, d["name"]) for i, d in enumerate(devices) if d["max_input_channels"] > 0]
     if not microphones:
         raise AudioNotFoundError(
@@ -185,12 +185,13 @@ def _microphones() -> list[tuple[int, str]]:
     return microphones
 
 
-def _sounddevice() -> Any:
+def sounddevice_package() -> Any:
+    """The package sounddevice; MissingExtraError if it or its library is not installed."""
     try:
         import sounddevice
     except ImportError as error:
         raise MissingExtraError(
-            "microphones need the sounddevice package: pip install 'pianissimo[mic]'"
+            "microphones and speakers need the sounddevice package: pip install 'pianissimo[mic]'"
         ) from error
     except OSError as error:  # the package is installed, its library is not
         raise MissingExtraError(

@@ -12,6 +12,7 @@ from pianissimo.errors import (
     ModelError,
     OptionError,
     PianissimoError,
+    TextError,
 )
 
 OK = 0
@@ -63,7 +64,7 @@ def exit_code(error: PianissimoError) -> int:
     match error:
         case ModelError() | MissingExtraError():
             return NO_MODEL
-        case OptionError():
+        case OptionError() | TextError():
             return USAGE
         case AudioError() | ManifestError():
             return SOME_FAILED

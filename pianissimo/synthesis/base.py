@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 
@@ -43,14 +43,14 @@ class BaseSynthesizer(ABC):
 
     def stream(
         self, text: str, *, speed: float = 1.0, seed: int | None = None
-    ) -> Iterator[Samples]:
+    ) -> Generator[Samples]:
         if not SLOWEST <= speed <= FASTEST:  # NaN is refused, too
             raise OptionError(f"speed {speed} is not possible; use {SLOWEST} to {FASTEST:g}")
         if seed is not None and seed < 0:
             raise OptionError(f"seed {seed} is not possible; use 0 or a larger number")
         return self._blocks(self.sentences(text), speed, seed)
 
-    def _blocks(self, sentences: list[str], speed: float, seed: int | None) -> Iterator[Samples]:
+    def _blocks(self, sentences: list[str], speed: float, seed: int | None) -> Generator[Samples]:
         for sentence in sentences:
             yield from self._sentence(sentence, speed, seed)
             yield self._pause(sentence, speed)

@@ -20,10 +20,13 @@ class VoiceInfo:
     language: str | None
 
 
-def load_voice(voice: str | os.PathLike[str] | None = None) -> "Synthesizer":
+def load_voice(
+    voice: str | os.PathLike[str] | None = None, *, device: str = "auto"
+) -> "Synthesizer":
     """A voice by its name or its folder; without `voice` the default one, American English.
 
-    Nothing is downloaded. Raises MissingExtraError, ModelNotFoundError or CheckpointError.
+    `device` is "auto", "cpu", "cuda" or "cuda:N"; the default voices always run on the CPU. Nothing
+    is downloaded. Raises MissingExtraError, ModelNotFoundError or CheckpointError.
     """
     from pianissimo.synthesis.hibari import HibariSynthesizer, hibari_voices
 

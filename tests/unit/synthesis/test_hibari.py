@@ -70,7 +70,7 @@ def test_nothing_is_synthesized_before_the_first_block(
     assert spoken == []
     next(blocks)
     assert spoken == ["One thing."]
-    blocks.close()  # type: ignore[attr-defined]
+    blocks.close()
     assert spoken == ["One thing."]
 
 
