@@ -54,14 +54,18 @@ class ExcerptOptions:
         """Seconds before the excerpt."""
         return 0.0 if self.start is None else seconds_of("--start", self.start)
 
-    def source(self, name: str) -> "AudioSource":
-        """The recording of that name, or the requested part of it."""
+    def source(self, given: "AudioSource") -> "AudioSource":
+        """The recording, or the requested part of it; OptionError if it is a part already."""
         if self.start is None and self.duration is None and self.track is None:
-            return name
+            return given
         from pianissimo.audio.io import Excerpt
 
+        if isinstance(given, Excerpt):
+            raise OptionError(
+                "the manifest selects parts of recordings; leave out --start, --duration, --track"
+            )
         seconds = None if self.duration is None else seconds_of("--duration", self.duration)
-        return Excerpt(name, self.start_seconds, seconds, self.track)
+        return Excerpt(given, self.start_seconds, seconds, self.track)
 
     def place(self, transcript: Transcript) -> Transcript:
         """A transcript of the excerpt with times of the recording; its duration stays."""

@@ -2,27 +2,38 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pianissimo.errors import AudioError, AudioNotFoundError, OptionError
+from pianissimo.errors import AudioError, AudioNotFoundError, ManifestError, OptionError
+
+if TYPE_CHECKING:
+    from pianissimo.audio.io import AudioSource
 
 AUDIO_SUFFIXES = frozenset(
     ".3gp .aac .aif .aifc .aiff .amr .au .avi .caf .flac .m4a .m4b .m4v .mka .mkv .mov .mp2 .mp3 "
     ".mp4 .mpeg .mpg .oga .ogg .opus .snd .ts .w64 .wav .webm .wma .wmv .wv".split()
 )
 """Files in a directory that are inputs without a look inside; of others the decoder decides."""
+MANIFEST_SUFFIX = ".jsonl"
 NAMES_SHOWN = 5
 STANDARD_INPUT = "-"
 
 
 @dataclass(frozen=True)
 class Input:
-    """One recording: its name as given or listed, and its output path without a suffix."""
+    """One recording, or a part of one that a manifest selects.
+
+    `name` is as given or listed, `output` the output path without a suffix, and `place` the path
+    below the named folder, or as the manifest lists it.
+    """
 
     name: str
     output: Path
+    place: Path
+    source: "AudioSource"
 
     @property
     def label(self) -> str:
@@ -32,10 +43,10 @@ class Input:
 
 @dataclass(frozen=True)
 class InputFault:
-    """An argument without recordings, and the reason."""
+    """An argument without recordings or a line of a manifest, and what is wrong with it."""
 
     name: str
-    error: AudioNotFoundError
+    error: AudioNotFoundError | ManifestError
 
 
 def collect(
@@ -43,20 +54,21 @@ def collect(
 ) -> tuple[list[Input], list[InputFault], list[Path]]:
     """All recordings in the given order, directories sorted by name; also what is skipped.
 
-    Files in a directory that no decoder reads, pipes and devices are skipped.
+    Files in a directory that no decoder reads, pipes and devices are skipped. A file *.jsonl is a
+    manifest: its lines are recordings, or parts of them. Raises ManifestError if it cannot be read.
 
     Below `output` the files of a directory keep their place. Two recordings whose outputs would
     have one name ("a.wav", "a.mp3") keep their suffixes; OptionError if that does not help, or if
     standard input is named twice.
     """
-    listed: list[tuple[str, Path]] = []
+    listed: list[tuple[str, Path, AudioSource]] = []
     faults: list[InputFault] = []
     skipped: list[Path] = []
     for source in sources:
         if source == STANDARD_INPUT:
-            if (source, Path("stdin")) in listed:
+            if any(name == STANDARD_INPUT for name, _, _ in listed):
                 raise OptionError("standard input can be read once: pass - only once")
-            listed.append((source, Path("stdin")))
+            listed.append((source, Path("stdin"), source))
         elif os.path.isdir(source):
             before = len(faults)
             inside = list(_audio_files(Path(source), recursive, faults, skipped))
@@ -66,9 +78,11 @@ def collect(
                     + ("" if recursive else "; --recursive searches subdirectories")
                 )
                 faults.append(InputFault(source, reason))
-            listed += [(str(path), path.relative_to(source)) for path in inside]
+            listed += [(str(path), path.relative_to(source), str(path)) for path in inside]
+        elif source.endswith(MANIFEST_SUFFIX):
+            listed += _manifest_lines(Path(source), faults)
         else:
-            listed.append((source, Path(Path(source).name)))
+            listed.append((source, Path(Path(source).name), source))
     return _with_outputs(listed, output), faults, skipped
 
 
@@ -97,6 +111,42 @@ def _audio_files(
             skipped.append(path)
 
 
+def _manifest_lines(
+    manifest: Path, faults: list[InputFault]
+) -> Iterator[tuple[str, Path, "AudioSource"]]:
+    """The recordings of a manifest: name, place and source; a faulty line is a fault."""
+    from pianissimo.audio.manifest import manifest_rows
+
+    for number, row in manifest_rows(manifest):
+        try:
+            if isinstance(row, str):
+                raise ValueError(row)
+            yield _manifest_line(row, manifest.parent)
+        except ValueError as error:
+            faults.append(InputFault(f"{manifest}, line {number}", ManifestError(str(error))))
+
+
+def _manifest_line(row: Mapping[str, object], folder: Path) -> tuple[str, Path, "AudioSource"]:
+    """A line as name, place and source; a part has its milliseconds in the name: "a@12500+3000"."""
+    from pianissimo.audio.io import Excerpt
+    from pianissimo.audio.manifest import recording_part, seconds_in
+
+    listed = row.get("audio_filepath")
+    if not isinstance(listed, str) or not listed:
+        raise ValueError("'audio_filepath' is missing or not a string")
+    offset, duration = seconds_in(row, "offset") or 0.0, seconds_in(row, "duration")
+    if duration == 0:
+        raise ValueError("'duration' must be above 0 s")
+    source = recording_part(folder / listed, offset, duration)
+    place = Path(*(part for part in Path(listed).parts if part not in ("..", os.sep)))
+    if not isinstance(source, Excerpt):
+        return str(folder / listed), place, str(folder / listed)
+    part = f"@{round(1000 * source.start)}"
+    if source.duration is not None:
+        part += f"+{round(1000 * source.duration)}"
+    return f"{folder / listed}{part}", place.with_name(f"{place.stem}{part}{place.suffix}"), source
+
+
 def _decodes(path: Path) -> bool:
     """Whether a decoder finds audio in a file."""
     from pianissimo.audio.io import stream_audio
@@ -121,11 +171,13 @@ def about_skipped(paths: Sequence[Path]) -> str:
     return f"skipped {len(paths)} files without audio: {shown}{more}"
 
 
-def _with_outputs(listed: list[tuple[str, Path]], folder: Path | None) -> list[Input]:
-    stems = Counter(place.parent / place.stem for _, place in listed)
+def _with_outputs(
+    listed: list[tuple[str, Path, "AudioSource"]], folder: Path | None
+) -> list[Input]:
+    stems = Counter(place.parent / place.stem for _, place, _ in listed)
     inputs = []
     taken: dict[Path, str] = {}
-    for name, place in listed:
+    for name, place, source in listed:
         stem = place.parent / place.stem
         target = place if stems[stem] > 1 else stem
         if folder is not None and target in taken:
@@ -136,5 +188,5 @@ def _with_outputs(listed: list[tuple[str, Path]], folder: Path | None) -> list[I
                 f"{folder / target}.*; run them with different --output folders"
             )
         taken[target] = name
-        inputs.append(Input(name, (folder or Path()) / target))
+        inputs.append(Input(name, (folder or Path()) / target, place, source))
     return inputs

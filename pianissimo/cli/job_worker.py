@@ -2,7 +2,7 @@
 
 Requests arrive on standard input and answers leave on standard output, both pickled: both ends are
 the same program. The first request is a `Setup`, answered by `READY`; each further request is a
-list of names, answered by its outcomes and `DONE`. An exception as an answer ends the whole job.
+list of sources, answered by its outcomes and `DONE`. An exception as an answer ends the whole job.
 """
 
 import os

@@ -23,6 +23,7 @@ from pianissimo.errors import PianissimoError
 from pianissimo.protocols import Outcome, Recognizer
 
 if TYPE_CHECKING:
+    from pianissimo.audio.io import AudioSource
     from pianissimo.decoding.hotwords import Phrase
     from pianissimo.decoding.search import Decoding
 
@@ -53,15 +54,17 @@ class Setup:
         return self.model.load(self.decoding)
 
 
-def recognized(recognizer: Recognizer, names: Sequence[str], setup: Setup) -> Iterator[Outcome]:
+def recognized(
+    recognizer: Recognizer, sources: "Sequence[AudioSource]", setup: Setup
+) -> Iterator[Outcome]:
     """The recognizer's outcomes; an internal error fails only the recording that caused it.
 
     Raises PianissimoError for unusable options, which are no fault of a recording.
     """
-    missing = set(range(len(names)))
+    missing = set(range(len(sources)))
     try:
         outcomes = recognizer.outcomes(
-            [setup.excerpt.source(name) for name in names],
+            [setup.excerpt.source(source) for source in sources],
             latency_ms=setup.latency_ms,
             word_timestamps=setup.word_timestamps,
             boost=setup.hotwords,
@@ -76,13 +79,13 @@ def recognized(recognizer: Recognizer, names: Sequence[str], setup: Setup) -> It
     except Exception as error:
         if os.environ.get("PIANISSIMO_DEBUG"):
             traceback.print_exc()
-        if len(names) == 1:
+        if len(sources) == 1:
             what = f"unexpected {type(error).__name__}: {error}"
             advice = "set PIANISSIMO_DEBUG=1 for a traceback; please report it"
             yield Outcome(0, error=PianissimoError(f"{what} ({advice})"))
             return
         for index in sorted(missing):
-            for outcome in recognized(recognizer, [names[index]], setup):
+            for outcome in recognized(recognizer, [sources[index]], setup):
                 yield replace(outcome, index=index)
 
 
@@ -92,9 +95,9 @@ def batch_seconds(total: float, processes: int) -> float:
 
 
 def shared_out(
-    names: Sequence[str], batches: Sequence[list[int]], setup: Setup
+    sources: "Sequence[AudioSource]", batches: Sequence[list[int]], setup: Setup
 ) -> Generator[Outcome, None, None]:
-    """The outcomes of all batches of indices into `names`, in the order they are done.
+    """The outcomes of all batches of indices into `sources`, in the order they are done.
 
     Raises the error of a worker that could not start. Closing the generator ends all workers.
     """
@@ -102,7 +105,7 @@ def shared_out(
     for batch in batches:
         todo.put(batch)
     done: queue.SimpleQueue[Outcome | Exception | None] = queue.SimpleQueue()
-    workers = [_Worker(names, todo, done, setup) for _ in range(setup.processes)]
+    workers = [_Worker(sources, todo, done, setup) for _ in range(setup.processes)]
     for worker in workers:
         worker.start()
     working = len(workers)
@@ -131,13 +134,13 @@ class _Worker(threading.Thread):
 
     def __init__(
         self,
-        names: Sequence[str],
+        sources: "Sequence[AudioSource]",
         todo: "queue.SimpleQueue[list[int]]",
         done: "queue.SimpleQueue[Outcome | Exception | None]",
         setup: Setup,
     ) -> None:
         super().__init__(daemon=True)
-        self.names, self.todo, self.done, self.setup = names, todo, done, setup
+        self.sources, self.todo, self.done, self.setup = sources, todo, done, setup
         self._process: subprocess.Popen[bytes] | None = None
         self._ended = False
         self._lock = threading.Lock()
@@ -166,7 +169,7 @@ class _Worker(threading.Thread):
         left = dict(enumerate(batch))
         self._start_process()
         try:
-            self._ask([self.names[i] for i in batch])
+            self._ask([self.sources[i] for i in batch])
             while isinstance(outcome := self._answer(), Outcome):
                 self.done.put(replace(outcome, index=left.pop(outcome.index)))
         except (EOFError, OSError, pickle.UnpicklingError):

@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
 from pianissimo.cli.excerpts import WHOLE, ExcerptOptions
+from pianissimo.cli.inputs import Input
 from pianissimo.cli.output import emit, say
 from pianissimo.transcript import Segment, StreamEvent, Transcript
 
@@ -61,7 +62,7 @@ def open_stream(
 
 def transcribe_live(
     stream: "Stream",
-    name: str,
+    input: Input,
     said: Utterances,
     display: Display,
     excerpt: ExcerptOptions = WHOLE,
@@ -74,10 +75,12 @@ def transcribe_live(
     """
     from pianissimo.audio.io import SAMPLE_RATE, stream_audio
 
-    blocks: Iterable[Samples] = stream_audio(excerpt.source(name), block_seconds=BLOCK_SECONDS)
+    blocks: Iterable[Samples] = stream_audio(
+        excerpt.source(input.source), block_seconds=BLOCK_SECONDS
+    )
     if realtime:
         blocks = _paced(blocks, SAMPLE_RATE)
-    with shown(name, display) as show:
+    with shown(input.name, display) as show:
         push_all(stream, blocks, SAMPLE_RATE, show, said, excerpt)
 
 

@@ -36,6 +36,7 @@ class Report:
     as_json: bool
     records: bool
     headers: bool
+    failures_file: str = FAILURES_FILE
     done: int = 0
     audio_seconds: float = 0.0
     failures: list[tuple[str, BaseException]] = field(default_factory=list)
@@ -100,7 +101,7 @@ class Report:
             complain(f"{len(self.failures)} of {count} files failed")
         if self.folder is None:
             return
-        path = self.folder / FAILURES_FILE
+        path = self.folder / self.failures_file
         if not self.failures:
             path.unlink(missing_ok=True)
             return

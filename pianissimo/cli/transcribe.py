@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pianissimo.cli.command import command
 from pianissimo.cli.excerpts import ExcerptOptions
-from pianissimo.cli.inputs import about_skipped, collect, read_once
+from pianissimo.cli.inputs import STANDARD_INPUT, about_skipped, collect, read_once
 from pianissimo.cli.jobs import BATCH_SECONDS, Setup, batch_seconds, recognized, shared_out
 from pianissimo.cli.live import Display, Utterances, open_stream, transcribe_live, transcript_of
 from pianissimo.cli.options import (
@@ -24,9 +24,13 @@ from pianissimo.cli.options import (
     VerboseOption,
 )
 from pianissimo.cli.output import SOME_FAILED, complain, say
-from pianissimo.cli.report import Report, audio_bar
+from pianissimo.cli.report import FAILURES_FILE, Report, audio_bar
+from pianissimo.cli.shards import Shard
 from pianissimo.errors import OptionError, PianissimoError
 from pianissimo.protocols import Outcome, Recognizer
+
+if TYPE_CHECKING:
+    from pianissimo.audio.io import AudioSource
 
 FORMATS = ("txt", "srt", "vtt", "tsv", "json")
 
@@ -73,7 +77,7 @@ class OutputOptions:
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """How directories are processed."""
+    """How directories and manifests are processed."""
 
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Search subdirectories.")] = (
         False
@@ -92,6 +96,18 @@ class FolderOptions:
             help="Number of worker processes; each loads the model and uses a share of the cores.",
         ),
     ] = 1
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Transcribe part I of N, chosen by a hash of each name: one part per machine.",
+        ),
+    ] = None
+
+    @property
+    def part(self) -> Shard | None:
+        """The part of the inputs to transcribe; None for all. Raises OptionError."""
+        return None if self.shard is None else Shard.parse(self.shard)
 
 
 @dataclass(frozen=True)
@@ -119,7 +135,8 @@ def transcribe(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="FILE|DIR|-...", help="Audio or video files, directories, or - for stdin."
+            metavar="FILE|DIR|-...",
+            help="Audio or video files, directories, manifests (*.jsonl), or - for stdin.",
         ),
     ],
     model: ModelOptions,
@@ -135,8 +152,9 @@ def transcribe(
     prints one object per file as soon as it is done, or one per event with --stream. Inputs that
     fail are reported on stderr and do not stop the others; the exit code is then 3. With --output,
     failures are also listed in DIR/failed.jsonl. An interrupted run resumes with --skip-existing.
+    Several machines divide an archive with --shard.
     """
-    formats = output.formats
+    formats, part = output.formats, folders.part
     if folders.skip_existing and output.output is None:
         raise OptionError("--skip-existing needs --output, the directory to search for results")
     if folders.jobs > 1 and (stream.stream or any(map(read_once, sources))):
@@ -144,6 +162,10 @@ def transcribe(
     inputs, faults, skipped = collect(sources, recursive=folders.recursive, output=output.output)
     if skipped and not output.quiet:
         complain(about_skipped(skipped))
+    if part is not None:
+        if STANDARD_INPUT in sources:
+            raise OptionError("--shard divides files; standard input cannot be divided")
+        inputs = [input for input in inputs if part.has(input.place)]
     if output.output is None and not output.json and formats != ["txt"] and len(inputs) > 1:
         raise OptionError(
             f"{formats[0]} of several files cannot share stdout: add --output DIR, or use --json"
@@ -155,6 +177,7 @@ def transcribe(
         as_json=output.json,
         records=output.json and not stream.stream,
         headers=len(inputs) + len(faults) > 1,
+        failures_file=FAILURES_FILE if part is None else part.file_name(FAILURES_FILE),
     )
     _protect_recordings(report)
     for fault in faults:
@@ -247,13 +270,13 @@ def _stream_all(
     """One input after the other through a live stream."""
     for index in todo:
         said = Utterances()
-        name = report.inputs[index].name
         opened = open_stream(
             recognizer, latency_ms=setup.latency_ms, partials=partials, hotwords=setup.hotwords
         )
         try:
             with opened as stream:
-                transcribe_live(stream, name, said, display, setup.excerpt, realtime=realtime)
+                input = report.inputs[index]
+                transcribe_live(stream, input, said, display, setup.excerpt, realtime=realtime)
             outcome = Outcome(index, transcript_of(said, recognizer, setup.word_timestamps))
         except PianissimoError as error:
             outcome = Outcome(index, error=error)
@@ -270,11 +293,11 @@ def _recognize(
     """Batch after batch in this process, the shortest recordings first."""
     from pianissimo.recognizers.batches import grouped
 
-    names = {i: report.inputs[i].name for i in todo}
-    seconds = _lengths(names, setup, report)
+    sources = {i: report.inputs[i].source for i in todo}
+    seconds = _lengths(sources, setup, report)
     with audio_bar(report, seconds, shown=bar):
         for batch in grouped(seconds, BATCH_SECONDS):
-            for outcome in recognized(recognizer, [names[i] for i in batch], setup):
+            for outcome in recognized(recognizer, [sources[i] for i in batch], setup):
                 report.accept(batch[outcome.index], outcome)
 
 
@@ -282,27 +305,29 @@ def _share_out(setup: Setup, todo: list[int], report: Report, *, bar: bool, verb
     """Batches in several processes, the longest recordings first, so that all end together."""
     from pianissimo.recognizers.batches import grouped
 
-    names = {i: report.inputs[i].name for i in todo}
-    seconds = _lengths(names, setup, report)
+    sources = {i: report.inputs[i].source for i in todo}
+    seconds = _lengths(sources, setup, report)
     known = [s for s in seconds.values() if s is not None]
     most = batch_seconds(sum(known), setup.processes) if known else BATCH_SECONDS
     batches = list(grouped(seconds, most))[::-1]
     setup = replace(setup, processes=max(1, min(setup.processes, len(batches))))
     if verbose:
         say(f"{len(seconds)} files in {len(batches)} batches for {setup.processes} processes")
-    outcomes = shared_out([input.name for input in report.inputs], batches, setup)
+    outcomes = shared_out([input.source for input in report.inputs], batches, setup)
     with audio_bar(report, seconds, shown=bar), closing(outcomes):
         for outcome in outcomes:
             report.accept(outcome.index, outcome)
 
 
-def _lengths(names: Mapping[int, str], setup: Setup, report: Report) -> dict[int, float | None]:
+def _lengths(
+    given: Mapping[int, "AudioSource"], setup: Setup, report: Report
+) -> dict[int, float | None]:
     """The seconds of each recording by its index, without those that cannot be read."""
     from pianissimo.recognizers.batches import lengths
 
     seconds: dict[int, float | None] = {}
-    sources = [setup.excerpt.source(name) for name in names.values()]
-    for index, length in zip(names, lengths(sources), strict=True):
+    sources = [setup.excerpt.source(source) for source in given.values()]
+    for index, length in zip(given, lengths(sources), strict=True):
         if isinstance(length, PianissimoError):
             report.accept(index, Outcome(index, error=length))
         else:

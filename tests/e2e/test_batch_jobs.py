@@ -242,6 +242,68 @@ def test_an_interrupt_keeps_what_the_processes_did(many: Path, tmp_path: Path) -
         assert Transcript.from_json(path.read_text()).duration == 5.0
 
 
+# -- shards ----------------------------------------------------------------------------------------
+
+
+def test_shards_of_an_archive_add_up_to_it(cli: Cli, tree: Path, tmp_path: Path) -> None:
+    """In one shared folder, with a list of failures for each shard and one resumed."""
+    bad, whole, shared = tree / "bad.wav", tmp_path / "whole", tmp_path / "shared"
+    bad.write_text("These are no samples.")
+    options = ["--recursive", "-f", "json", "--quiet"]
+    assert cli("transcribe", tree, *options, "-o", whole)[0] == 3
+    codes, parts = [], []
+    for shard in ("1/2", "2/2"):
+        before = written(shared).keys()
+        codes.append(cli("transcribe", tree, *options, "-o", shared, "--shard", shard)[0])
+        parts.append(written(shared).keys() - before)
+    assert sorted(codes) == [0, 3], "one of the shards has the bad file"
+    assert all(parts) and set.union(*map(set, parts)) == PLACES
+    for place, path in written(shared).items():
+        alone = Transcript.from_json(written(whole)[place].read_text())
+        assert Transcript.from_json(path.read_text()).text == alone.text
+    (failures,) = shared.glob("failed*.jsonl")
+    assert failures.name == f"failed-{1 + codes.index(3)}-of-2.jsonl"
+    assert json.loads(failures.read_text())["file"] == str(bad)
+    # The other form of the same shard: several processes, and only what is missing.
+    lost = written(shared)[sorted(parts[0])[0]]
+    lost.unlink()
+    times = {path: path.stat().st_mtime_ns for path in written(shared).values()}
+    again = [*options, "-o", shared, "--shard", "1/2", "--skip-existing", "--jobs", "2"]
+    assert cli("transcribe", tree, *again)[0] == codes[0]
+    assert lost.exists() and {p: p.stat().st_mtime_ns for p in times} == times
+
+
+def test_shards_of_a_manifest_with_parts(cli: Cli, tree: Path, tmp_path: Path) -> None:
+    manifest = tree / "archive.jsonl"
+    rows = [
+        {"audio_filepath": "a.wav"},
+        {"audio_filepath": "sub/d.wav", "duration": 1.0, "text": "of no use here"},
+        {"audio_filepath": "sub/deep/c.ogg", "offset": 0.25, "duration": 0.5},
+        {"audio_filepath": "sub/deep/c.ogg", "offset": 0.75},
+        {"audio_filepath": str(tree / "b.flac")},
+    ]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"file": "x"}\n')
+    options, out = ["-f", "json", "--quiet"], tmp_path / "out"
+    for shard in ("1/3", "2/3", "3/3"):
+        code, _, err = cli("transcribe", manifest, *options, "-o", out, "--shard", shard)
+        assert code == 3 and "line 6: 'audio_filepath' is missing" in err
+    absolute = str((tree / "b").relative_to("/"))
+    assert written(out).keys() == {
+        *("a", "sub/d", "sub/deep/c@250+500", "sub/deep/c@750", absolute),
+    }
+    part = Transcript.from_json(written(out)["sub/deep/c@250+500"].read_text())
+    assert part.duration == pytest.approx(0.5, abs=0.01)
+    code, _, err = cli("transcribe", manifest, *options, "-o", out, "--start", "0:01")
+    assert code == 2 and "leave out --start" in err
+
+
+def test_shards_need_files(cli: Cli, tree: Path) -> None:
+    code, _, err = cli("transcribe", "-", "--shard", "1/2")
+    assert code == 2 and "standard input cannot be divided" in err
+    code, _, err = cli("transcribe", tree, "--shard", "3/2")
+    assert code == 2 and "--shard must be I/N" in err
+
+
 # -- failures --------------------------------------------------------------------------------------
 
 
