@@ -33,6 +33,8 @@ BATCHES_PER_PROCESS = 4
 """Fewest batches per process, if there is enough audio, so that no process runs out of work."""
 EXIT_SECONDS = 5.0
 """Time for a process to exit after its last answer."""
+STARTS = 2
+"""How often a process is started before a recording fails that it never saw."""
 READY, DONE = "ready", "done"
 
 
@@ -182,27 +184,34 @@ class _Worker(threading.Thread):
                     self._batch([index])
 
     def _start_process(self) -> None:
-        """Start a process unless there is one; raises PianissimoError if it cannot start."""
-        with self._lock:
-            if self._ended:
-                raise _Ended
-            if self._process is not None:
+        """Start a process unless there is one; raises PianissimoError if none loads the model.
+
+        A process that is killed while it loads has seen no recording, so another one is started.
+        """
+        for start in range(1, STARTS + 1):
+            with self._lock:
+                if self._ended:
+                    raise _Ended
+                if self._process is not None:
+                    return
+                command = [sys.executable, "-m", "pianissimo.cli.job_worker"]
+                pipe = subprocess.PIPE
+                # Its own session, so that Ctrl-C reaches only this program.
+                self._process = subprocess.Popen(
+                    command, stdin=pipe, stdout=pipe, start_new_session=True
+                )
+            try:
+                self._ask(self.setup)
+                if self._answer() != READY:
+                    raise EOFError
                 return
-            command = [sys.executable, "-m", "pianissimo.cli.job_worker"]
-            pipe = subprocess.PIPE
-            # Its own session, so that Ctrl-C reaches only this program.
-            self._process = subprocess.Popen(
-                command, stdin=pipe, stdout=pipe, start_new_session=True
-            )
-        try:
-            self._ask(self.setup)
-            if self._answer() != READY:
-                raise EOFError
-        except (EOFError, OSError, pickle.UnpicklingError) as error:
-            raise PianissimoError(
-                f"a process of --jobs {self._exit_reason()} before the model was loaded; "
-                "fewer processes need less memory"
-            ) from error
+            except (EOFError, OSError, pickle.UnpicklingError) as error:
+                reason = self._exit_reason()
+                if start == STARTS:
+                    raise PianissimoError(
+                        f"a process of --jobs {reason} before the model was loaded, {STARTS} times;"
+                        " fewer processes need less memory"
+                    ) from error
 
     def _ask(self, request: object) -> None:
         assert self._process is not None and self._process.stdin is not None

@@ -1,4 +1,4 @@
-"""The WebSocket protocol of the server: uvicorn's, with limits on frames and first messages.
+"""The WebSocket protocol of the server: uvicorn's, with limits and an orderly end.
 
 One TCP read holds thousands of small frames. They are parsed in slices, the event loop runs other
 work between two slices, and a connection that sends more frames than its budget is read later.
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from pianissimo.serve.access.budget import Budget
+from pianissimo.serve.errors import RESTARTING
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
@@ -26,6 +27,8 @@ BYTES_PER_FRAME = 32 << 10
 """Bytes that count as one more frame: 8 MiB in a second."""
 SLICE_BYTES, LARGEST_SLICE_BYTES = 512, 4096
 """Bytes parsed at once: 85 frames, about a millisecond; within a long frame more."""
+CLOSING_SECONDS = 1.0
+"""How long a connection that the server ends may take to answer the close frame."""
 EXTENSION = "pianissimo.websocket"
 """Key of the protocol among the extensions of a scope."""
 
@@ -39,6 +42,7 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         self._unparsed = bytearray()
         self._parsing: asyncio.Handle | None = None
         self._budget = Budget(FRAMES_PER_SECOND, FRAMES_BURST)
+        self._ending = False
 
     def allow_large_messages(self) -> None:
         self.conn.max_message_size = LARGEST_MESSAGE_BYTES
@@ -47,6 +51,30 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         super().handle_connect(event)
         if self.response.status_code == 101:
             self.scope["extensions"][EXTENSION] = {"protocol": self}
+
+    def shutdown(self) -> None:
+        """Send the close code 1012, and read on until the client answers it.
+
+        A TCP connection that is closed with unread data is reset, and the reset destroys a close
+        frame that the client has not read yet.
+        """
+        self._ending = True
+        if self.close_sent and self.close_timer is not None:
+            self.close_timer.cancel()
+        elif self.close_sent or not self.handshake_complete or self.transport.is_closing():
+            super().shutdown()
+            return
+        else:
+            self.stop_keepalive()
+            self.queue.put_nowait({"type": "websocket.disconnect", "code": RESTARTING})
+            self.conn.send_close(RESTARTING)
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self.close_sent = True
+        self.close_timer = self.loop.call_later(CLOSING_SECONDS, self.transport.close)
+        if self._parsing is not None:  # it may wait for its budget
+            self._parsing.cancel()
+            self._parsing = None
+        self._resume()
 
     def data_received(self, data: bytes) -> None:
         self._unparsed += data
@@ -74,7 +102,7 @@ class SocketProtocol(WebSocketsSansIOProtocol):
             if frames:
                 break
             size = min(2 * size, LARGEST_SLICE_BYTES)
-        delay = self._budget.spend(spent) if spent else 0.0
+        delay = self._budget.spend(spent) if spent and not self._ending else 0.0
         if delay or (spent and self._unparsed):
             self._parsing = self.loop.call_later(delay, self._parse)
         self._set_reading()

@@ -211,13 +211,35 @@ def test_a_killed_run_is_taken_up_without_doing_anything_twice(
         assert written(out)[name].stat().st_mtime_ns == done[name]
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes in /proc")
-def test_a_process_that_dies_costs_no_recording(many: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
+DIES_ONCE = """
+import os, sys
+def kill(event, arguments):
+    if event == {event!r} and str(arguments[0]).endswith({end!r}):
+        try:
+            os.close(os.open({marker!r}, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return
+        os.kill(os.getpid(), 9)
+if "pianissimo.cli.job_worker" in sys.orig_argv:
+    sys.addaudithook(kill)
+"""
+
+
+@pytest.mark.parametrize(
+    ("event", "end"), [("import", "torch"), ("open", "05.wav")], ids=["loading", "working"]
+)
+def test_a_process_that_dies_costs_no_recording(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, event: str, end: str
+) -> None:
+    """A worker is killed once, before its model is loaded or within a batch."""
+    out, marker = tmp_path / "out", tmp_path / "killed"
+    (tmp_path / "site").mkdir()
+    hook = DIES_ONCE.format(event=event, end=end, marker=str(marker))
+    (tmp_path / "site" / "sitecustomize.py").write_text(hook)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=os.pathsep)
     process = start("transcribe", many, "-f", "json", "-o", out, "--jobs", "2")
-    until(lambda: len(written(out)) >= COUNT // 3, process)  # both have loaded their model
-    os.kill(workers_of(process)[0], signal.SIGKILL)
     _, err = process.communicate(timeout=PATIENCE_SECONDS)
+    assert marker.exists(), "no process was killed"
     assert (process.returncode, err) == (0, "")
     assert len(written(out)) == COUNT
 

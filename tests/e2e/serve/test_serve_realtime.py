@@ -1,7 +1,9 @@
 """OpenAI's realtime dialect over a real socket: sessions, turns and commits."""
 
+import asyncio
 import base64
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -16,6 +18,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.serve.audio_in.pcm import ALAW, MULAW
+from pianissimo.serve.dialects.sockets import Client
 from pianissimo.serve.settings import Settings
 
 DELTA = "conversation.item.input_audio_transcription.delta"
@@ -311,13 +314,28 @@ def test_a_full_server_says_come_back(tiny: NativeRecognizer) -> None:
         assert httpx.get(server.http + "/readyz").status_code == 503
 
 
-def test_a_server_that_ends_closes_with_1012(tiny: NativeRecognizer) -> None:
+def test_a_server_that_ends_closes_with_1012(
+    tiny: NativeRecognizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if audio is on its way that the server has not read."""
+    reading = threading.Event()
+
+    async def waits(client: Client, idle_seconds: float | None = None) -> str | bytes:
+        await asyncio.to_thread(reading.wait)
+        return await receive(client, idle_seconds)
+
+    receive = Client.receive
+    monkeypatch.setattr(Client, "receive", waits)
     with ExitStack() as stack:
         with serving(tiny) as server:
             talk = stack.enter_context(talking(server))
             talk.until("session.created")
-            talk.append(sound())
-        assert talk.closed() == 1012
+            talk.append(sound() * 4)  # more than one read of the socket
+            threading.Timer(0.5, reading.set).start()
+        with pytest.raises(ConnectionClosed) as end:
+            talk.until("never")
+        assert talk.socket.close_code == 1012
+        assert end.value.__cause__ is None, "the connection was reset"
 
 
 def test_a_stream_that_breaks_fails_its_commits(tiny: NativeRecognizer) -> None:

@@ -182,3 +182,29 @@ def test_the_first_message_is_limited_until_it_is_lifted() -> None:
         protocol.connection_lost(None)
 
     asyncio.run(work())
+
+
+def test_the_end_of_the_server_reads_on_until_the_close_frame_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(websocket, "CLOSING_SECONDS", 0.2)
+
+    async def work(answers: bool) -> float:
+        app = Application(pace=0.001)
+        protocol, transport = await connected(app)
+        protocol.data_received(frame(b"{}") * 1000)
+        assert transport.paused
+        began = asyncio.get_running_loop().time()
+        protocol.shutdown()
+        assert b"\x88\x02\x03\xf4" in transport.written  # the close frame of 1012
+        await until(lambda: not transport.paused)
+        assert not transport.closed
+        if answers:
+            protocol.data_received(frame(b"\x03\xf4", 8))
+        await until(lambda: transport.closed)
+        seconds = asyncio.get_running_loop().time() - began
+        await until(lambda: app.received[-1] == {"type": "websocket.disconnect", "code": 1012})
+        protocol.connection_lost(None)
+        return seconds
+
+    assert asyncio.run(work(True)) < 0.2 <= asyncio.run(work(False))
