@@ -74,6 +74,14 @@ class ServedModels:
         list[str] | None,
         typer.Option(metavar="NAME=MODEL", help="Model that /admin can load later; repeatable."),
     ] = None
+    voice: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]VOICE",
+            help="Voice that speaks (see `pianissimo speak --list`); repeatable, the first is the "
+            "default [default: the installed ones].",
+        ),
+    ] = None
     device: DeviceOption = "auto"
     dtype: DtypeOption = "float32"
     gain: GainOption = None
@@ -130,6 +138,12 @@ class LimitOptions:
     max_shadows: Annotated[
         int, typer.Option(metavar="N", help="Most concurrent streams of a shadow model.")
     ] = 8
+    max_speeches: Annotated[
+        int, typer.Option(metavar="N", help="Most texts that are spoken at once.")
+    ] = 4
+    longest_text: Annotated[
+        int, typer.Option(metavar="N", help="Most characters of a text to speak.")
+    ] = 4096
     largest_upload_mb: Annotated[
         float, typer.Option(metavar="MB", help="Largest upload in MB.")
     ] = 512.0
@@ -199,7 +213,7 @@ def serve(
     access: AccessOptions,
     log: LogOptions,
 ) -> None:
-    """Start the transcription server.
+    """Start the server for transcription and speech.
 
     It speaks the APIs of OpenAI and Deepgram, WebSockets and Wyoming, and has a web page, metrics
     and model management.
@@ -222,6 +236,7 @@ def _settings(
     return Settings(
         models=tuple(models.model or ()),
         spare_models=tuple(models.spare_model or ()),
+        voices=tuple(models.voice or ()),
         device=models.device,
         dtype=models.dtype,
         gain=models.gain,
@@ -231,6 +246,8 @@ def _settings(
         max_streams=limits.max_streams,
         max_files=limits.max_files,
         max_shadows=limits.max_shadows,
+        max_speeches=limits.max_speeches,
+        longest_text=limits.longest_text,
         largest_upload_mb=limits.largest_upload_mb,
         longest_audio_seconds=limits.longest_audio_seconds,
         decoders=limits.decoders,
@@ -256,6 +273,7 @@ def _run(settings: "Settings", log: LogOptions, offline: bool) -> int:
 
         from pianissimo.serve.app import create_app
         from pianissimo.serve.shutdown import DrainingServer
+        from pianissimo.serve.speech import read_voices
         from pianissimo.serve.versions.store import read_all
     except ImportError as error:
         raise MissingExtraError(
@@ -264,9 +282,9 @@ def _run(settings: "Settings", log: LogOptions, offline: bool) -> int:
         ) from error
     if offline:
         _go_offline(settings)
-    recognizers = read_all(settings)
+    recognizers, voices = read_all(settings), read_voices(settings)
     _start_log(log)
-    app = create_app(settings, recognizers)
+    app = create_app(settings, recognizers, voices)
     server = DrainingServer(
         uvicorn.Config(
             app,
@@ -283,7 +301,7 @@ def _run(settings: "Settings", log: LogOptions, offline: bool) -> int:
         ),
         app,
     )
-    say(_summary(settings, recognizers))
+    say(_summary(settings, recognizers, tuple(voices)))
     # uvicorn shuts down on SIGTERM and raises the signal again when it is done.
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     try:
@@ -338,7 +356,9 @@ def _go_offline(settings: "Settings") -> None:
         verify(parse_source(text)[1])
 
 
-def _summary(settings: "Settings", recognizers: "Mapping[str, Recognizer]") -> str:
+def _summary(
+    settings: "Settings", recognizers: "Mapping[str, Recognizer]", voices: tuple[str, ...]
+) -> str:
     """One line: what is served, where and to whom, without keys."""
     modes = {mode for recognizer in recognizers.values() for mode in recognizer.latencies_ms}
     shown = ", ".join(map(str, sorted(modes)))
@@ -348,6 +368,5 @@ def _summary(settings: "Settings", recognizers: "Mapping[str, Recognizer]") -> s
     place = f"{scheme}://{settings.host}:{settings.port}"
     if settings.wyoming_port is not None:
         place += f" and tcp://{settings.host}:{settings.wyoming_port} (Wyoming)"
-    return (
-        f"{', '.join(recognizers)} on {place}: {live}, {settings.max_files} files at once, {keys}"
-    )
+    names = ", ".join(recognizers) + (f" and the voice {', '.join(voices)}" if voices else "")
+    return f"{names} on {place}: {live}, {settings.max_files} files at once, {keys}"

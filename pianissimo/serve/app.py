@@ -20,7 +20,7 @@ from pianissimo import __version__
 from pianissimo.errors import PianissimoError
 from pianissimo.serve.access.auth import OriginGuard, key_of, unauthorized
 from pianissimo.serve.access.connections import ConnectionLimit
-from pianissimo.serve.dialects import deepgram, openai_rest, stream
+from pianissimo.serve.dialects import deepgram, deepgram_speak, openai_rest, openai_speech, stream
 from pianissimo.serve.dialects.openai_realtime import socket as openai_realtime
 from pianissimo.serve.dialects.resumable import Streams
 from pianissimo.serve.dialects.wyoming import WyomingServer
@@ -34,9 +34,9 @@ from pianissimo.serve.versions import admin
 from pianissimo.serve.versions.store import read_all
 
 if TYPE_CHECKING:
-    from pianissimo.protocols import Recognizer
+    from pianissimo.protocols import Recognizer, Synthesizer
 
-DEEPGRAM_PATH = "/v1/listen"
+DEEPGRAM_PATHS = ("/v1/listen", "/v1/speak")
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +44,12 @@ log = logging.getLogger(__name__)
 def create_app(
     settings: Settings,
     recognizers: "Recognizer | Mapping[str, Recognizer] | None" = None,
+    voices: "Mapping[str, Synthesizer] | None" = None,
 ) -> FastAPI:
     """The server as an ASGI application, for one recognizer or for several by name.
 
-    Without recognizers it loads those in the `settings`. Loading and the start of the engines
+    Without recognizers it loads those in the `settings`; without voices it loads those of the
+    settings on first use. Loading and the start of the engines
     happen when the application starts; errors are raised there.
     """
 
@@ -56,7 +58,7 @@ def create_app(
         loaded = recognizers
         if loaded is None:
             loaded = await asyncio.to_thread(read_all, settings)
-        service = await asyncio.to_thread(Service, settings, loaded)
+        service = await asyncio.to_thread(Service, settings, loaded, voices)
         app.state.service, app.state.streams = service, Streams(service)
         app.state.started = time.time()
         app.state.wyoming = WyomingServer(service)
@@ -78,7 +80,8 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    for dialect in (openai_rest, openai_realtime, deepgram, stream, admin, page):
+    dialects = (openai_rest, openai_speech, openai_realtime, deepgram, deepgram_speak, stream)
+    for dialect in (*dialects, admin, page):
         app.include_router(dialect.router)
     for path in ("/health", "/healthz"):
         app.add_api_route(path, _health, methods=["GET"], response_class=PlainTextResponse)
@@ -147,7 +150,7 @@ async def _refuse(request: Request, error: Exception) -> Response:
         case _:
             log.error("a request failed", exc_info=error)
             refusal = Refusal(500, "the request failed inside the server; see its log")
-    if request.url.path.startswith(DEEPGRAM_PATH):
+    if request.url.path.startswith(DEEPGRAM_PATHS):
         body = refusal.deepgram(str(uuid.uuid4()))
     else:
         body = refusal.openai()

@@ -10,6 +10,7 @@ from pianissimo.errors import (
     OptionError,
     PianissimoError,
     StreamError,
+    TextError,
 )
 
 GOING_AWAY, POLICY, TOO_BIG = 1001, 1008, 1009
@@ -79,6 +80,8 @@ def refusal_for(error: PianissimoError) -> Refusal:
             return Refusal(503, str(error), error.code)
         case ModelNotFoundError():
             return Refusal(404, str(error), error.code, "model")
+        case TextError():
+            return Refusal(400, str(error), error.code, "input")
         case AudioError():
             return Refusal(400, str(error), error.code, "file")
         case OptionError() | StreamError():

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pianissimo.serve.versions.store import Lease, ServedModel, Store
 
 Engines: TypeAlias = dict[str, list[Engine | SegmentedEngine]]
+FIRST_AUDIO_BUCKETS = (0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 FINAL_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0)
 QUANTILES = (0.5, 0.99)
 MARGIN_SECONDS = 60.0
@@ -85,6 +86,25 @@ class Metrics:
             buckets=FINAL_BUCKETS,
             registry=self.registry,
         )
+        self.speech_seconds = Counter(
+            "pianissimo_speech_seconds",
+            "Seconds of audio synthesized",
+            ["dialect", "voice"],
+            registry=self.registry,
+        )
+        self.speech_characters = Counter(
+            "pianissimo_speech_characters",
+            "Characters of the texts that were spoken",
+            ["dialect", "voice"],
+            registry=self.registry,
+        )
+        self.time_to_first_audio = Histogram(
+            "pianissimo_time_to_first_audio_seconds",
+            "From a text until its first audio is synthesized, waiting included",
+            ["dialect", "voice"],
+            buckets=FIRST_AUDIO_BUCKETS,
+            registry=self.registry,
+        )
         self.resumed = Counter(
             "pianissimo_resumed", "Streams resumed on a new socket", registry=self.registry
         )
@@ -122,6 +142,15 @@ class Metrics:
     def final_after(self, dialect: str, lease: "Lease", seconds: float) -> None:
         labels = (dialect, lease.model.name, lease.experiment)
         self.time_to_final.labels(*labels).observe(seconds)
+
+    def speech_began(self, dialect: str, voice: str, seconds: float, characters: int) -> None:
+        """The first audio of a text came after that time."""
+        self.time_to_first_audio.labels(dialect, voice).observe(seconds)
+        self.speech_characters.labels(dialect, voice).inc(characters)
+
+    def spoke(self, dialect: str, voice: str, seconds: float) -> None:
+        """Some audio was synthesized."""
+        self.speech_seconds.labels(dialect, voice).inc(seconds)
 
     def retired(self, model: "ServedModel") -> None:
         """A model was unloaded; its counters are kept."""

@@ -98,6 +98,33 @@ TRANSCRIPTION: dict[int | str, dict[str, Any]] = {
         },
     )
 }
+SPEECH_BODY = _body(
+    {
+        "application/json": _object(
+            "input",
+            model=TEXT,
+            input=TEXT,
+            voice={"oneOf": [TEXT, _object("id", id=TEXT)]},
+            instructions=TEXT,
+            response_format=_one_of("mp3", "opus", "aac", "flac", "wav", "pcm"),
+            speed={"type": "number", "minimum": 0.25, "maximum": 4},
+            stream_format=_one_of("audio", "sse"),
+        )
+    }
+)
+BINARY: Schema = {"type": "string", "format": "binary"}
+SPEECH: dict[int | str, dict[str, Any]] = {
+    200: _answer(
+        "Audio in the requested format, or events",
+        {
+            **dict.fromkeys(
+                ("audio/mpeg", "audio/ogg", "audio/aac", "audio/flac", "audio/wav", "audio/pcm"),
+                BINARY,
+            ),
+            "text/event-stream": _object("data", data=TEXT),
+        },
+    )
+}
 SESSION = _object(
     type=_one_of("transcription"),
     audio=_object(
@@ -120,9 +147,7 @@ OLD_SESSION_BODY = _body({"application/json": SESSION}, required=False)
 # -- Deepgram --------------------------------------------------------------------------------------
 
 LISTEN_BODY = {
-    **_body(
-        {kind: {"type": "string", "format": "binary"} for kind in ("audio/*", "application/*")}
-    ),
+    **_body(dict.fromkeys(("audio/*", "application/*"), BINARY)),
     "parameters": [
         _query("model", TEXT),
         _query("language", TEXT),
@@ -162,4 +187,18 @@ LISTEN: dict[int | str, dict[str, Any]] = {
             )
         },
     ),
+}
+SPEAK_BODY = {
+    **_body({"application/json": _object("text", text=TEXT)}),
+    "parameters": [
+        _query("model", TEXT),
+        _query("encoding", _one_of("linear16", "mulaw", "alaw", "mp3", "opus", "flac", "aac")),
+        _query("container", _one_of("wav", "ogg", "none")),
+        _query("sample_rate", {"type": "integer", "minimum": 8000, "maximum": 48_000}),
+        _query("speed", {"type": "number", "minimum": 0.25, "maximum": 4}),
+    ],
+}
+SPEAK: dict[int | str, dict[str, Any]] = {
+    200: _answer("Audio in the requested encoding", {"audio/*": BINARY}),
+    "default": LISTEN["default"],
 }

@@ -1,4 +1,4 @@
-"""The service behind all dialects: models, capacity, usage, recordings and live streams."""
+"""The service behind all dialects: models, voices, capacity, usage, recordings and streams."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -10,7 +10,7 @@ from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.decoding.hotwords import Boost
 from pianissimo.engine.engine import Engine
 from pianissimo.engine.segmented import SegmentedEngine
-from pianissimo.errors import EngineFullError
+from pianissimo.errors import EngineFullError, OptionError
 from pianissimo.serve.access.accounts import Account
 from pianissimo.serve.access.auth import ClientSecrets, KeyRing, key_of, unauthorized
 from pianissimo.serve.access.keys import WYOMING, Limits
@@ -22,13 +22,14 @@ from pianissimo.serve.errors import draining
 from pianissimo.serve.feed import Feed
 from pianissimo.serve.metrics import Metrics
 from pianissimo.serve.settings import Settings
+from pianissimo.serve.speech import Voices
 from pianissimo.serve.versions.shadow import Shadows
 from pianissimo.serve.versions.store import Lease, ModelChoice, OpenOptions, ServedModel, Store
 from pianissimo.streaming.endpoint import EndpointRules
 from pianissimo.transcript import StreamEvent, Transcript
 
 if TYPE_CHECKING:
-    from pianissimo.protocols import Recognizer
+    from pianissimo.protocols import Recognizer, Synthesizer
     from pianissimo.streaming.session import Session
 
 NO_PAUSES = EndpointRules(trailing_silence=1e9, maximum_utterance=30.0)
@@ -45,7 +46,10 @@ class Service:
     """Created when the server starts, closed when it ends, and shared by all requests."""
 
     def __init__(
-        self, settings: Settings, recognizers: "Recognizer | Mapping[str, Recognizer]"
+        self,
+        settings: Settings,
+        recognizers: "Recognizer | Mapping[str, Recognizer]",
+        voices: "Mapping[str, Synthesizer] | None" = None,
     ) -> None:
         if not isinstance(recognizers, Mapping):
             recognizers = {recognizers.name: recognizers}
@@ -67,6 +71,10 @@ class Service:
         self.metrics = Metrics(self.store, self.accounts)
         self.store.on_retired = self.metrics.retired
         self.shadows = Shadows(self.metrics, self.transcriber, settings.max_shadows)
+        self.voices = Voices(settings, self.metrics, voices)
+        both = set(self.voices.names).intersection(recognizers)
+        if both:
+            raise OptionError(f"{min(both)} names a model and a voice; use --voice NAME=VOICE")
         self.draining = False
         self.file_threads = ThreadPoolExecutor(settings.max_files, "pianissimo-file")
         self._audio_threads = ThreadPoolExecutor(AUDIO_THREADS, "pianissimo-audio")
@@ -75,6 +83,7 @@ class Service:
         await self.decoders.close()
         await self.shadows.close()
         await self.store.close()
+        self.voices.close()
         for threads in (self.file_threads, self._audio_threads):
             threads.shutdown(wait=False, cancel_futures=True)
 
@@ -135,8 +144,8 @@ class Service:
 
     @property
     def idle(self) -> bool:
-        """Whether no stream is open and no recording is being transcribed."""
-        return self.seats.in_use == 0 and self.files.in_use == 0
+        """Whether no stream is open, no recording is being transcribed and no text spoken."""
+        return self.seats.in_use == self.files.in_use == self.voices.in_use == 0
 
     def lease(self, dialect: str, choice: ModelChoice, session: str, account: Account) -> Lease:
         """Lease the chosen model; see `Store.choose` and `Store.lease`.

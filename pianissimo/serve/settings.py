@@ -29,6 +29,8 @@ class Settings:
     """Options of `pianissimo serve`.
 
     `models` are loaded at the start, the first is the default; the embedded one if there is none.
+    `voices` speak, `[NAME=]VOICE`; the installed ones if there is none. `max_speeches` texts are
+    spoken at once, each of at most `longest_text` characters; as many more may wait.
     `spare_models`, named as `NAME=MODEL`, can be loaded later. `gain` is that of `pianissimo.load`,
     for all models. `max_streams` live streams are served and `max_files` recordings transcribed at
     once; as many recordings more may wait. A shadow processes `max_shadows` streams at once. A
@@ -42,6 +44,7 @@ class Settings:
     """
 
     models: tuple[str, ...] = ()
+    voices: tuple[str, ...] = ()
     spare_models: tuple[str, ...] = ()
     device: str = "auto"
     dtype: str = "auto"
@@ -52,6 +55,8 @@ class Settings:
     max_streams: int = 64
     max_files: int = 2
     max_shadows: int = 8
+    max_speeches: int = 4
+    longest_text: int = 4096
     largest_upload_mb: float = 512.0
     longest_audio_seconds: float = 4 * 3600.0
     decoders: int = 2
@@ -73,6 +78,8 @@ class Settings:
     def __post_init__(self) -> None:
         if min(self.max_streams, self.max_files, self.decoders) < 1:
             raise OptionError("a server needs at least one stream, one file and one decoder")
+        if min(self.max_speeches, self.longest_text) < 1:
+            raise OptionError("max_speeches and longest_text must be at least 1")
         seconds = (self.longest_audio_seconds, self.decode_stall_seconds, self.idle_seconds)
         if min(*seconds, self.largest_upload_mb) <= 0:
             raise OptionError("the limits of a server must be above 0")

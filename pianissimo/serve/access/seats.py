@@ -37,19 +37,21 @@ class Seats:
 
 
 class Queue:
-    """Limits concurrent transcriptions to `capacity`; as many more may wait for a place."""
+    """Limits concurrent work to `capacity`; as many more requests may wait for a place.
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity, self.waiting, self.in_use = capacity, 0, 0
+    `what` is the work of the places in use, in the words of the error.
+    """
+
+    def __init__(self, capacity: int, what: str = "recordings are being transcribed") -> None:
+        self.capacity, self.what, self.waiting, self.in_use = capacity, what, 0, 0
         self._places = asyncio.Semaphore(capacity)
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """Wait for a place; raises EngineFullError if `capacity` recordings wait already."""
+        """Wait for a place; raises EngineFullError if `capacity` requests wait already."""
         if self._places.locked() and self.waiting >= self.capacity:
             raise EngineFullError(
-                f"{self.capacity} recordings are being transcribed and {self.waiting} wait; "
-                "try again later"
+                f"{self.capacity} {self.what} and {self.waiting} wait; try again later"
             )
         self.waiting += 1
         try:

@@ -5,12 +5,16 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
+from starlette.requests import Request
+
+from pianissimo.serve.audio_in.upload import limited
 from pianissimo.serve.errors import Refusal
 
 JsonObject: TypeAlias = dict[str, object]
 
 SMALL_TEXT_BYTES = 64 << 10
 """Messages up to this size are parsed at once, whatever their structure."""
+LARGEST_BODY_BYTES = 1 << 20
 MOST_MARKS = 4096
 """Structural characters in a larger message. A long string has none, so audio in base64 passes;
 millions of small values, which take seconds to parse, do not."""
@@ -30,6 +34,14 @@ def parse_object(text: str | bytes) -> JsonObject:
     if not isinstance(value, dict):
         raise Refusal(400, "a message must be a JSON object", "invalid_json")
     return value
+
+
+async def json_body(request: Request) -> JsonObject:
+    """The JSON object in the body of a request; raises Refusal for another one."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise Refusal(400, "send the request as application/json", "invalid_content_type")
+    return parse_object(await limited(request, LARGEST_BODY_BYTES).body())
 
 
 def _check_structure(text: str | bytes) -> None:

@@ -33,6 +33,8 @@ DIALECT = "openai"
 FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
 GRANULARITIES = ("word", "segment")
 OWNER = "pianissimo"
+TRANSCRIBES, SPEAKS = "automatic-speech-recognition", "text-to-speech"
+"""Tasks of models, in the words of the Hugging Face hub."""
 
 router = APIRouter()
 
@@ -52,12 +54,15 @@ class TranscriptionOptions:
 async def list_models(request: Request) -> Response:
     service, _ = _admitted(request)
     models = [_model_object(name, request) for name in service.store.names]
+    models += [_model_object(name, request, SPEAKS) for name in service.voices.names]
     return JSONResponse({"object": "list", "data": models})
 
 
 @router.get("/v1/models/{name:path}")
 async def get_model(request: Request, name: str) -> Response:
     service, _ = _admitted(request)
+    if name in service.voices.names:
+        return JSONResponse(_model_object(name, request, SPEAKS))
     service.store.choose(name, caller_of(request.headers))
     return JSONResponse(_model_object(name, request))
 
@@ -266,6 +271,7 @@ def _sse(event: Mapping[str, object]) -> str:
     return f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
 
 
-def _model_object(name: str, request: Request) -> dict[str, object]:
-    created: float = getattr(request.app.state, "started", time.time())
-    return {"id": name, "object": "model", "created": round(created), "owned_by": OWNER}
+def _model_object(name: str, request: Request, task: str = TRANSCRIBES) -> dict[str, object]:
+    started: float = getattr(request.app.state, "started", time.time())
+    created = round(started)
+    return {"id": name, "object": "model", "created": created, "owned_by": OWNER, "task": task}

@@ -77,11 +77,17 @@ class Client:
         """Wait until the budget of commands of this socket covers one more."""
         await asyncio.sleep(self._commands.spend())
 
-    async def send(self, message: Mapping[str, object]) -> None:
-        """Send a JSON message; raises Gone if the client does not read it within the idle time."""
+    async def send(self, message: Mapping[str, object] | bytes) -> None:
+        """Send a JSON message, or audio as a binary one.
+
+        Raises Gone if the client does not read it within the idle time.
+        """
         try:
             async with asyncio.timeout(self.service.settings.idle_seconds):
-                await self.socket.send_text(json.dumps(message))
+                if isinstance(message, bytes):
+                    await self.socket.send_bytes(message)
+                else:
+                    await self.socket.send_text(json.dumps(message))
         except (TimeoutError, WebSocketDisconnect, RuntimeError, OSError) as error:
             raise Gone(1006) from error
 

@@ -10,19 +10,22 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Mapping
-from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, aclosing, suppress
+from dataclasses import dataclass, field
 
 from pianissimo import __version__
-from pianissimo.errors import PianissimoError
+from pianissimo.errors import MarkupError, PianissimoError
 from pianissimo.serve.audio_in.pcm import PcmReader
 from pianissimo.serve.dialects.messages import parse_object, text_field, whole_field
 from pianissimo.serve.dialects.sockets import Gone, seat, until_first
 from pianissimo.serve.errors import Refusal, busy, refusal_for
 from pianissimo.serve.feed import Feed, GrowingText
 from pianissimo.serve.service import NO_PAUSES, Service
+from pianissimo.serve.speech import Speech
 from pianissimo.serve.versions.experiments import Caller
 from pianissimo.serve.versions.store import Lease, ModelChoice
+from pianissimo.synthesis.sentences import SentenceBuffer
+from pianissimo.synthesis.text import pronounceable
 
 DIALECT = "wyoming"
 PROTOCOL_VERSION = "1.10.2"
@@ -30,6 +33,8 @@ PROTOCOL_VERSION = "1.10.2"
 LARGEST_JSON_BYTES = 64 << 10
 """Limit of the line of an event, and of its data."""
 LARGEST_PAYLOAD_BYTES = 16 << 20
+SPOKEN_CHUNK_BYTES = 4 << 10
+"""Payload of an `audio-chunk` to a client: small satellites play it."""
 PIECE_BYTES = 64 << 10
 """Payloads are read in pieces; a connection keeps one in memory."""
 MOST_CONNECTIONS_PER_SEAT = 4
@@ -140,6 +145,17 @@ class _Turn:
         self.complete = asyncio.Event()
 
 
+@dataclass
+class _Speaking:
+    """A text that is spoken while it arrives."""
+
+    voice: str
+    rate: int
+    """Of its audio, in Hz."""
+    buffer: SentenceBuffer = field(default_factory=SentenceBuffer)
+    started: bool = False
+
+
 class _WyomingConnection:
     """One client, with one turn at a time."""
 
@@ -152,6 +168,7 @@ class _WyomingConnection:
         self._caller = Caller(secrets.token_hex(12))
         self._choice: ModelChoice | None = None
         self._opened: asyncio.Queue[_Turn] = asyncio.Queue()
+        self._speaking: _Speaking | None = None
         self._resources = AsyncExitStack()
 
     async def run(self) -> None:
@@ -180,6 +197,15 @@ class _WyomingConnection:
                     continue
                 case "audio-stop":
                     await self._stop()
+                case "synthesize":
+                    if self._speaking is None:  # else a copy of the text that came in chunks
+                        await self._synthesize(event.data)
+                case "synthesize-start":
+                    self._speaking = await self._start_speaking(event.data)
+                case "synthesize-chunk":
+                    await self._speak_chunk(event.data)
+                case "synthesize-stop":
+                    await self._stop_speaking()
             async for _ in self._payload(event):
                 pass
 
@@ -228,6 +254,61 @@ class _WyomingConnection:
         await self._answer(turn.text.sent)
         self.service.metrics.final_after(DIALECT, turn.lease, time.monotonic() - requested)
         await self._end_turn()
+
+    # -- text from the client, and its audio -------------------------------------------------------
+
+    async def _synthesize(self, data: Mapping[str, object]) -> None:
+        """Speak a whole text: `audio-start`, chunks, `audio-stop`."""
+        speaking = await self._start_speaking(data)
+        await self._speak(speaking, text_field(data, "text") or "")
+        await self.send("audio-stop", {})
+
+    async def _start_speaking(self, data: Mapping[str, object]) -> "_Speaking":
+        """The voice of a request; raises Refusal for one that is not served, or for SSML."""
+        self.service.check_open(DIALECT)
+        voices = self.service.voices
+        if text_field(data, "text_format") not in (None, "text"):
+            raise MarkupError("only plain text is spoken; send text_format text")
+        wanted = data.get("voice") or {}
+        if not isinstance(wanted, dict):
+            raise Refusal(400, "voice must be an object with a name", "invalid_value", "voice")
+        voice = await voices.load(name := voices.choose(text_field(wanted, "name")))
+        language = text_field(wanted, "language")
+        if language and voice.language and language[:2].lower() != voice.language[:2].lower():
+            raise Refusal(400, f"the voice {name} speaks {voice.language}", "unknown_voice")
+        return _Speaking(name, voice.sample_rate)
+
+    async def _speak_chunk(self, data: Mapping[str, object]) -> None:
+        """Speak the sentences that a chunk of text completes."""
+        if self._speaking is None:
+            raise Refusal(400, "send synthesize-start before synthesize-chunk", "no_synthesis")
+        for sentence in self._speaking.buffer.push(text_field(data, "text") or ""):
+            if pronounceable(sentence):
+                await self._speak(self._speaking, sentence)
+
+    async def _stop_speaking(self) -> None:
+        """Speak the rest of the text; an empty one gives no audio."""
+        speaking, self._speaking = self._speaking, None
+        if speaking is not None:
+            for sentence in speaking.buffer.finish():
+                if pronounceable(sentence):
+                    await self._speak(speaking, sentence)
+            if speaking.started:
+                await self.send("audio-stop", {})
+        await self.send("synthesize-stopped", {})
+
+    async def _speak(self, speaking: "_Speaking", text: str) -> None:
+        speech = Speech(text, speaking.voice)
+        format = {"rate": speaking.rate, "width": 2, "channels": 1}
+        audio = self.service.voices.encoded(DIALECT, self.service.wyoming, speech, "pcm")
+        async with aclosing(audio):
+            async for data, _ in audio:
+                if not speaking.started:
+                    speaking.started = True
+                    await self.send("audio-start", format)
+                for start in range(0, len(data), SPOKEN_CHUNK_BYTES):
+                    chunk = data[start : start + SPOKEN_CHUNK_BYTES]
+                    await self.send("audio-chunk", format, chunk)
 
     async def _end_turn(self) -> None:
         """Release stream and seat, if there are any."""
@@ -301,14 +382,16 @@ class _WyomingConnection:
         except (asyncio.IncompleteReadError, OSError) as error:
             raise Gone(1006) from error
 
-    async def send(self, kind: str, data: Mapping[str, object]) -> None:
+    async def send(self, kind: str, data: Mapping[str, object], payload: bytes = b"") -> None:
         """Send an event; waits while the client does not read, but not for ever. Raises Gone."""
         body = json.dumps(data, ensure_ascii=False).encode() if data else b""
         head: dict[str, object] = {"type": kind, "version": PROTOCOL_VERSION}
         if body:
             head["data_length"] = len(body)
+        if payload:
+            head["payload_length"] = len(payload)
         try:
-            self._writer.write(json.dumps(head).encode() + b"\n" + body)
+            self._writer.write(json.dumps(head).encode() + b"\n" + body + payload)
             async with asyncio.timeout(self.service.settings.idle_seconds):
                 await self._writer.drain()
         except (TimeoutError, OSError) as error:
@@ -332,7 +415,7 @@ class _WyomingConnection:
 
 
 def info(service: Service) -> dict[str, object]:
-    """The answer to `describe`: models and abilities of the server."""
+    """The answer to `describe`: models, voices and abilities of the server."""
     store = service.store
     models = [
         {**_artifact(name), "languages": [model.language] if model.language else []}
@@ -346,13 +429,24 @@ def info(service: Service) -> dict[str, object]:
         "prefers_auto_gain_enabled": False,  # the model has its own gain
         "prefers_noise_reduction_enabled": False,
     }
-    return {"asr": [program]}
+    voices = [
+        {**_artifact(name, "speech synthesis"), "languages": [language] if language else []}
+        for name, language in service.voices.languages.items()
+    ]
+    if not voices:
+        return {"asr": [program]}
+    speaker = {
+        **_artifact("pianissimo", "speech synthesis"),
+        "voices": voices,
+        "supports_synthesize_streaming": True,
+    }
+    return {"asr": [program], "tts": [speaker]}
 
 
-def _artifact(name: str) -> dict[str, object]:
+def _artifact(name: str, what: str = "live speech recognition") -> dict[str, object]:
     return {
         "name": name,
-        "description": f"{name}, live speech recognition",
+        "description": f"{name}, {what}",
         "attribution": {"name": "pianissimo", "url": ""},
         "installed": True,
         "version": __version__,

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +19,7 @@ import numpy as np
 import soundfile
 import uvicorn
 
+from pianissimo.protocols import Synthesizer
 from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.serve.app import create_app
 from pianissimo.serve.dialects.resumable import Streams
@@ -54,20 +55,22 @@ class Server:
         return sum(map(float, found))
 
     def wait_until_empty(self, seconds: float = 10.0) -> None:
-        """Until all seats and slots are free again; fails if that does not happen."""
+        """Until all seats, slots and places are free again; fails if that does not happen."""
         assert self.service.engine is not None
         end = time.monotonic() + seconds
-        while self.service.seats.in_use or self.service.engine.stats.streams:
-            assert time.monotonic() < end, "a seat or a slot was not given back"
+        while not self.service.idle or self.service.engine.stats.streams:
+            assert time.monotonic() < end, "a seat, a slot or a place was not given back"
             time.sleep(0.01)
 
 
 @contextmanager
 def serving(
-    recognizer: NativeRecognizer | None, settings: Settings | None = None
+    recognizer: NativeRecognizer | None,
+    settings: Settings | None = None,
+    voices: Mapping[str, Synthesizer] | None = None,
 ) -> Iterator[Server]:
-    """Serve a recognizer until the block ends, or the models in the settings."""
-    app = create_app(settings or Settings(), recognizer)
+    """Serve a recognizer and voices until the block ends, or those in the settings."""
+    app = create_app(settings or Settings(), recognizer, voices)
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(app, log_config=None, ws=SocketProtocol, timeout_graceful_shutdown=10)
     server = uvicorn.Server(config)

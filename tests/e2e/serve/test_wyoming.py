@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from serving import RATE, Server, pcm, serving, speech
+from tiny_voice import TinyVoice
 
 from pianissimo.errors import OptionError
 from pianissimo.recognizers.fastconformer import NativeRecognizer
@@ -29,6 +30,13 @@ with warnings.catch_warnings():
     from wyoming.event import Event
     from wyoming.info import Describe, Info
     from wyoming.ping import Ping, Pong
+    from wyoming.tts import (
+        Synthesize,
+        SynthesizeChunk,
+        SynthesizeStart,
+        SynthesizeStop,
+        SynthesizeVoice,
+    )
 
 NUMBER = "enter four five two nine"
 FORMAT = {"rate": RATE, "width": 2, "channels": 1}
@@ -71,6 +79,126 @@ async def until(client: AsyncTcpClient, *kinds: str) -> list[Event]:
         assert event is not None, f"the connection ended after {events}"
         events.append(event)
     return events
+
+
+# -- speech out ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def speaking(tiny: NativeRecognizer) -> Iterator[Server]:
+    voices = {"tones": TinyVoice(), "low": TinyVoice(sample_rate=16_000)}
+    with serving(tiny, Settings(wyoming_port=0), voices) as server:
+        yield server
+
+
+def spoken_seconds(events: list[Event]) -> float:
+    """The audio between `audio-start` and `audio-stop`, whose formats must agree."""
+    start = AudioStart.from_event(events[0])
+    assert events[-1].type == "audio-stop"
+    chunks = [AudioChunk.from_event(event) for event in events[1:-1]]
+    assert {(c.rate, c.width, c.channels) for c in chunks} == {(start.rate, 2, 1)}
+    return sum(len(chunk.audio) for chunk in chunks) / 2 / start.rate
+
+
+def test_describe_lists_the_voices(speaking: Server) -> None:
+    async def talk() -> Info:
+        async with dial(speaking) as client:
+            await client.write_event(Describe().event())
+            return Info.from_event((await until(client, "info"))[-1])
+
+    (program,) = asyncio.run(talk()).tts
+    assert program.supports_synthesize_streaming and program.installed
+    assert [(v.name, v.languages) for v in program.voices] == [
+        ("tones", ["en-US"]),
+        ("low", ["en-US"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("voice", "rate"),
+    [(None, 24_000), (SynthesizeVoice(name="low"), 16_000), (SynthesizeVoice("tones"), 24_000)],
+)
+def test_a_text_is_spoken(speaking: Server, voice: SynthesizeVoice | None, rate: int) -> None:
+    async def talk() -> list[Event]:
+        async with dial(speaking) as client:
+            await client.write_event(Synthesize("One two three. Four five.", voice).event())
+            return await until(client, "audio-stop", "error")
+
+    events = asyncio.run(talk())
+    assert AudioStart.from_event(events[0]).rate == rate
+    assert spoken_seconds(events) == pytest.approx(0.9, abs=0.01)
+
+
+def test_text_in_chunks_is_spoken_while_it_arrives(speaking: Server) -> None:
+    async def talk() -> tuple[list[Event], list[Event]]:
+        async with dial(speaking) as client:
+            await client.write_event(SynthesizeStart(SynthesizeVoice("tones")).event())
+            for text in ("One two ", "three. Fo", "ur five"):
+                await client.write_event(SynthesizeChunk(text).event())
+            early = await until(client, "audio-chunk", "error")
+            await client.write_event(SynthesizeChunk(" six. 🙂").event())
+            await client.write_event(Synthesize("One two three. Four five six.").event())
+            await client.write_event(SynthesizeStop().event())
+            return early, await until(client, "synthesize-stopped", "error")
+
+    early, late = asyncio.run(talk())
+    assert [event.type for event in early] == ["audio-start", "audio-chunk"]
+    assert late[-1].type == "synthesize-stopped"
+    assert spoken_seconds([*early, *late[:-1]]) == pytest.approx(1.0, abs=0.01)
+
+
+def test_no_text_in_chunks_gives_no_audio(speaking: Server) -> None:
+    async def talk() -> list[Event]:
+        async with dial(speaking) as client:
+            await client.write_event(SynthesizeStart().event())
+            await client.write_event(SynthesizeStop().event())
+            return await until(client, "synthesize-stopped", "error")
+
+    assert [event.type for event in asyncio.run(talk())] == ["synthesize-stopped"]
+
+
+@pytest.mark.parametrize(
+    ("event", "code"),
+    [
+        (Synthesize("").event(), "text_empty"),
+        (Synthesize("🙂").event(), "text_empty"),
+        (Synthesize("你好").event(), "text_script_unsupported"),
+        (Synthesize("x" * 5_000).event(), "text_too_long"),
+        (Synthesize("Hi.", SynthesizeVoice(name="nobody")).event(), "unknown_voice"),
+        (Synthesize("Hi.", SynthesizeVoice(language="de")).event(), "unknown_voice"),
+        (Synthesize("<b/>", text_format="ssml").event(), "text_markup_unsupported"),
+        (SynthesizeChunk("Hi.").event(), "no_synthesis"),
+        (Event("synthesize", {"text": "Hi.", "voice": 3}), "invalid_value"),
+    ],
+)
+def test_unspeakable_requests_get_an_error(speaking: Server, event: Event, code: str) -> None:
+    async def talk() -> Error:
+        async with dial(speaking) as client:
+            await client.write_event(event)
+            return Error.from_event((await until(client, "error"))[-1])
+
+    assert asyncio.run(talk()).code == code
+
+
+def test_a_listener_that_vanishes_ends_the_speech(tiny: NativeRecognizer) -> None:
+    voice = TinyVoice(gates=40)
+    for gate in voice.gates[:3]:
+        gate.set()
+
+    async def talk(server: Server) -> None:
+        async with dial(server) as client:
+            await client.write_event(Synthesize("One two. " * 40).event())
+            await until(client, "audio-chunk")
+            while len(voice.spoken) < 4:
+                await asyncio.sleep(0.01)
+
+    with serving(tiny, Settings(wyoming_port=0), {"tones": voice}) as server:
+        asyncio.run(talk(server))
+        time.sleep(0.1)
+        for gate in voice.gates:
+            gate.set()
+        server.wait_until_empty()
+    assert len(voice.spoken) < 20
 
 
 # -- the client ------------------------------------------------------------------------------------
