@@ -151,7 +151,8 @@ def test_other_containers(
 def test_the_models(server: Server) -> None:
     listed = httpx.get(server.http + "/v1/models").json()
     assert listed["object"] == "list"
-    (model,) = listed["data"]
+    model, *voices = listed["data"]
+    assert {voice["task"] for voice in voices} <= {"text-to-speech"}
     assert (
         model["id"] == "tiny" and model["object"] == "model" and isinstance(model["created"], int)
     )
