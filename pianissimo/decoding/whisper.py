@@ -17,6 +17,8 @@ from torch import Tensor
 from pianissimo.models.whisper import DecoderState, TextRules, WhisperDecoder
 from pianissimo.text.loops import is_stuck
 
+UNWATCHED_TOKENS = 36
+"""Up to here a text may repeat itself, as speech does: one that loops does not end."""
 LIKELIEST = 2
 """Candidates a beam looks at, for each of its hypotheses: as many may end at once."""
 
@@ -70,7 +72,6 @@ class WhisperSearch:
             (layer, head) for layer in range(layers // 2, layers) for head in range(heads)
         )
         """The heads that follow the speech: those the model names, or all of the upper half."""
-        self._layer, self._head = (torch.tensor(part) for part in zip(*self.heads, strict=True))
 
     def begin(
         self,
@@ -86,13 +87,17 @@ class WhisperSearch:
         `frames` (B,) are those that each recording has, all by default; `most_tokens` bounds the
         text behind the longest prompt; `start` is where in the prompts the start token is.
         """
-        longest = max(map(len, prompts))
+        room = None if most_tokens is None else max(map(len, prompts)) + most_tokens
+        return self.read(self.decoder.start(encoded, frames, room), prompts, start=start)
+
+    def read(
+        self, state: DecoderState, prompts: Sequence[Sequence[int]], *, start: int = 0
+    ) -> Begun:
+        """As `begin`, from a state that has no tokens yet, and room for them. Uses it up."""
+        longest, device = max(map(len, prompts)), state.length.device
         padded = [[*prompt, *[self.end] * (longest - len(prompt))] for prompt in prompts]
-        device = encoded.device
         tokens = torch.tensor(padded, device=device)
         counts = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        room = None if most_tokens is None else longest + most_tokens
-        state = self.decoder.start(encoded, frames, room)
         hidden, weights = self.decoder.step(tokens, state, counts)
         rows = torch.arange(len(prompts), device=device)
         needed = torch.stack([hidden[rows, counts - 1], hidden[:, start]])
@@ -100,9 +105,10 @@ class WhisperSearch:
         looked = self.looked_at(weights)[rows, counts - 1].tolist()
         return Begun(last, state, looked, first.softmax(-1)[:, self.no_speech].tolist())
 
-    def languages(self, encoded: Tensor, start: int, codes: Sequence[int]) -> list[int]:
-        """Which of the language tokens `codes` is the likeliest, for each recording."""
-        begun = self.begin(encoded, [[start]] * len(encoded), most_tokens=0)
+    def languages(self, state: DecoderState, start: int, codes: Sequence[int]) -> list[int]:
+        """Which of the language tokens `codes` is the likeliest, for each recording. Uses up
+        `state`, which has no tokens yet and room for one."""
+        begun = self.read(state, [[start]] * len(state.length))
         best = begun.logits[:, list(codes)].argmax(-1)
         return [codes[i] for i in best.tolist()]
 
@@ -156,7 +162,7 @@ class WhisperSearch:
         text.tokens.append(token)
         if frame is not None:
             text.looked.append(frame)
-        return len(text.tokens) < limit and not is_stuck(text.tokens)
+        return not is_over(text.tokens, limit)
 
     # -- beams -------------------------------------------------------------------------------------
 
@@ -219,16 +225,25 @@ class WhisperSearch:
         prompt come first, the one of the end last.
         """
         rows = [[*prompt, *text, self.end] for prompt, text in zip(prompts, texts, strict=True)]
+        return self.looks(self.decoder.start(encoded, None, max(map(len, rows))), rows)
+
+    def looks(self, state: DecoderState, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Where the alignment heads look for each of these tokens: (heads, U, S) per recording.
+        Uses up `state`, which has no tokens yet and room for them."""
         longest = max(map(len, rows))
         padded = [[*row, *[self.end] * (longest - len(row))] for row in rows]
-        state = self.decoder.start(encoded, None, longest)
-        _, weights = self.decoder.step(torch.tensor(padded, device=encoded.device), state)
-        picked = weights[self._layer, :, self._head]  # (heads, R, U, S)
+        _, weights = self.decoder.step(torch.tensor(padded, device=state.length.device), state)
+        picked = self._picked(weights)  # (heads, R, U, S)
         return [picked[:, i, : len(row)].float() for i, row in enumerate(rows)]
 
-    def looked_at(self, weights: Tensor) -> Tensor:
-        """(layers, R, H, U, S) attention -> the frames (R, U) where alignment heads look most."""
-        return weights[self._layer, :, self._head].mean(0).argmax(-1)
+    def looked_at(self, weights: Sequence[Tensor]) -> Tensor:
+        """Attention (R, H, U, S) of each layer -> the frames (R, U) where alignment heads look
+        most."""
+        return self._picked(weights).mean(0).argmax(-1)
+
+    def _picked(self, weights: Sequence[Tensor]) -> Tensor:
+        """Attention (R, H, U, S) of each layer -> that of the alignment heads (heads, R, U, S)."""
+        return torch.stack([weights[layer][:, head] for layer, head in self.heads])
 
 
 class _Beam:
@@ -263,7 +278,7 @@ class _Beam:
                 chosen.append(rank)
                 running.append(Written([*before.tokens, token], log_probs))
         self.parents, self.running = [parents[rank] for rank in chosen], running
-        stopped = len(running[0].tokens) >= self.limit or is_stuck(running[0].tokens)
+        stopped = is_over(running[0].tokens, self.limit)
         if stopped:  # what was going on counts as it is, if it was likely enough to end
             for rank, text in zip(chosen, running, strict=True):
                 if rank < self.beam:
@@ -276,3 +291,8 @@ class _Beam:
         if not self.finished:
             return Written()
         return max(self.finished, key=lambda pair: pair[0])[1]
+
+
+def is_over(tokens: Sequence[int], limit: int) -> bool:
+    """Whether a text is stopped: it is at its limit, or loops."""
+    return len(tokens) >= limit or (len(tokens) >= UNWATCHED_TOKENS and is_stuck(tokens))

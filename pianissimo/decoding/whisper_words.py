@@ -21,6 +21,9 @@ SPACELESS = frozenset("zh ja th lo my yue".split())
 OPENING, CLOSING = "\"'“¡¿([{-", "\"'.。,，!！?？:：”)]}、"
 """Marks that belong to the word after them, and to the one before."""
 
+BACK_FRAMES, BACK_TOKENS = 50, 3
+"""A text begins again where so many tokens in a row look a second behind the furthest frame."""
+
 Decode = Callable[[Sequence[int]], str]
 
 
@@ -116,3 +119,13 @@ def climb(costs: npt.NDArray[np.float64]) -> list[int]:
         taken = int(steps[i, j])
         i, j = i - (taken != 2), j - (taken != 1)
     return first
+
+
+def begins_again(weights: Tensor) -> bool:
+    """Whether a text goes back to what it has written already: (heads, U, S) attention of its U
+    tokens over the frames of the recording. What follows the speech never goes back for long."""
+    if weights.shape[1] < BACK_TOKENS or not weights.shape[2]:
+        return False
+    looked = weights.mean(0).argmax(-1)
+    behind = looked < looked.cummax(0).values - BACK_FRAMES
+    return bool(behind.unfold(0, BACK_TOKENS, 1).all(-1).any())

@@ -181,6 +181,14 @@ def activation_levels() -> int:
     raise OptionError("8-bit sums are wrong on this processor; use dtype float32")
 
 
+def computes_int8() -> bool:
+    """Whether this processor has 8-bit linear layers."""
+    try:
+        return activation_levels() > 0
+    except OptionError:
+        return False
+
+
 def _int8_product(rows: Tensor, levels: int, packed: Any) -> Tensor:
     """rows (R, in) within [-1, 1] times the packed weight, dequantized: (R, out)."""
     product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32

@@ -425,24 +425,46 @@ class WhisperDecoder(nn.Module):
     ) -> DecoderState:
         """The state of texts that have not begun: encoded (B, S, D), of which each row sees its
         first `frames` (B,), or all. `most_tokens` bounds prompt and text together."""
-        config = self.config
+        key, value = self.cross(encoded)
+        return self.start_from(key, value, frames, most_tokens)
+
+    def cross(self, encoded: Tensor) -> Tensor:
+        """Encoder frames (B, S, D) -> the keys and the values that the layers attend to, once for
+        all texts: (2, layers, B, H, S, K). In memory frames are next to each other, which makes the
+        products of a single query four times as fast."""
+        config, (B, S, D) = self.config, encoded.shape
+        heads = config.decoder_heads
+        pairs = encoded.new_empty(2, config.decoder_layers, B, heads, D // heads, S)
+        for i, layer in enumerate(self.layers):
+            pair = layer.cross.key_value(encoded).view(B, S, 2, heads, D // heads)
+            pairs[:, i] = pair.permute(2, 0, 3, 4, 1)
+        return pairs.transpose(-1, -2)
+
+    def start_from(
+        self,
+        cross_key: Tensor,
+        cross_value: Tensor,
+        frames: Tensor | None = None,
+        most_tokens: int | None = None,
+    ) -> DecoderState:
+        """As `start`, from the keys and values that `cross` gave, each (layers, B, H, S, K)."""
+        config, batch = self.config, cross_key.shape[1]
         most = min(most_tokens or config.text_positions, config.text_positions)
         width = config.dim // config.decoder_heads
-        shape = (config.decoder_layers, len(encoded), config.decoder_heads, most, width)
-        pairs = [layer.cross.project(encoded) for layer in self.layers]
+        shape = (config.decoder_layers, batch, config.decoder_heads, most, width)
         return DecoderState(
-            key=encoded.new_zeros(shape),
-            value=encoded.new_zeros(shape),
-            cross_key=torch.stack([key for key, _ in pairs]),
-            cross_value=torch.stack([value for _, value in pairs]),
+            key=cross_key.new_zeros(shape),
+            value=cross_key.new_zeros(shape),
+            cross_key=cross_key,
+            cross_value=cross_value,
             frames=frames,
-            length=torch.zeros(len(encoded), dtype=torch.long, device=encoded.device),
+            length=torch.zeros(batch, dtype=torch.long, device=cross_key.device),
         )
 
     def step(
         self, tokens: Tensor, state: DecoderState, counts: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Further tokens (R, U) -> hidden (R, U, D), and where heads looked (layers, R, H, U, S).
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Further tokens (R, U) -> hidden (R, U, D), and where each layer looked (R, H, U, S).
 
         `counts` (R,) says how many tokens of each row are meant, the others being padding on the
         right. Advances `state` in place. `logits` turns what is needed of the hidden into (.., V).
@@ -468,7 +490,7 @@ class WhisperDecoder(nn.Module):
             x, weights = layer.after(x, state.cross_key[i], state.cross_value[i], heard)
             looked.append(weights)
         state.length = length + (U if counts is None else counts)
-        return self.norm(x), torch.stack(looked)
+        return self.norm(x), looked
 
 
 class Whisper(nn.Module):

@@ -3,6 +3,9 @@
 Recordings come in pieces of at most 28 s that our detector chose, and the guards are ours: of the
 package's own detector, its fallback to random sampling and its text from piece to piece nothing is
 used. The search has a beam of five, its default.
+
+The same folders are read by `whisper`, which comes first. To compute with CTranslate2, name this
+family: `pianissimo.load(folder, families=[FAMILY])`.
 """
 
 import logging
@@ -19,6 +22,7 @@ from pianissimo.decoding.whisper_words import CLOSING, OPENING
 from pianissimo.errors import CheckpointError, MissingExtraError, OptionError
 from pianissimo.hallucination.verdict import max_new_tokens
 from pianissimo.models.checkpoints.config_json import read_json
+from pianissimo.models.checkpoints.whisper import is_ctranslate2
 from pianissimo.recognizers.base import BaseRecognizer
 from pianissimo.recognizers.family import Family, LoadOptions, Task, Untyped
 from pianissimo.recognizers.long_form import (
@@ -176,11 +180,6 @@ class FasterWhisperRecognizer(BaseRecognizer):
         return rows
 
 
-def is_ctranslate2_folder(path: Path) -> bool:
-    """Whether a path looks like a folder that CTranslate2 converted."""
-    return (path / MODEL_FILE).is_file() and any(path.glob("vocabulary.*"))
-
-
 def read_faster_whisper(
     folder: Path,
     device: torch.device,
@@ -259,7 +258,7 @@ FAMILY = Family(
     name="faster_whisper",
     read=_read,
     gain="on",
-    layout=is_ctranslate2_folder,
+    layout=is_ctranslate2,
     extra="faster-whisper",
     int8=True,
     tasks=("transcribe", "translate"),

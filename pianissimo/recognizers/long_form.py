@@ -16,7 +16,7 @@ from pianissimo.audio.level import quietest_point
 from pianissimo.audio.segments import plan_segments
 from pianissimo.audio.vad import VoiceDetector
 from pianissimo.hallucination.evidence import REASONS, Evidence, Reason, Witness
-from pianissimo.hallucination.verdict import judge
+from pianissimo.hallucination.verdict import is_too_fast, judge
 from pianissimo.text.loops import LOOP_KEPT, find_loop, is_monotonous, letters, trim_loop
 from pianissimo.text.words import joined, segments_from_words
 from pianissimo.transcript import Segment, Transcript, Word
@@ -27,6 +27,7 @@ STRETCH_CUT_SECONDS = 20.0
 USER_CLIP_SECONDS = 30.0
 """A recording up to here is decoded even if no speech was found: it was made on purpose."""
 RETRY_MIN_SECONDS = 2.0
+"""Halves of less are too short to be understood."""
 _PAUSE_SAMPLES = SAMPLE_RATE // 10
 _HALVES_SHARE = 0.25
 """How much more or less text two halves may have than the whole."""
@@ -75,6 +76,15 @@ class Found:
     start: float
     seconds: float
     decoded: Decoded
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A piece with its text. In `spoken` text a repetition is in the audio."""
+
+    piece: Piece
+    decoded: Decoded
+    spoken: bool = False
 
 
 @dataclass
@@ -147,26 +157,35 @@ class PieceDecoder:
     # -- after the model ---------------------------------------------------------------------------
 
     def _take(self, group: Sequence[Piece], rows: Sequence[RecordingResult]) -> None:
-        """Decode pieces and, in halves, those that loop or were cut off; keep what may stand."""
-        first = list(zip(group, self._decoded(group), strict=True))
-        doubtful = [
-            piece
-            for piece, decoded in first
-            if piece.seconds > RETRY_MIN_SECONDS
-            and (decoded.cut_off or not decoded.ended or _loops(decoded))
-        ]
-        halves = [half for piece in doubtful for half in _halves(piece)]
-        again = iter(zip(halves, self._decoded(halves), strict=True))
-        for piece, decoded in first:
-            if piece in doubtful:
-                parts = next(again), next(again)
-                if follows_audio(decoded, [part for _, part in parts]):
-                    self._judge(piece, decoded, rows[piece.row], spoken=True)
-                    continue
-                for part in parts:
-                    self._judge(*part, rows[piece.row])
-            else:
-                self._judge(piece, decoded, rows[piece.row])
+        """Decode pieces, in parts where they loop or were cut off; keep what may stand."""
+        for part in self._settled(group, self._decoded(group)):
+            self._judge(part.piece, part.decoded, rows[part.piece.row], spoken=part.spoken)
+
+    def _settled(self, pieces: Sequence[Piece], texts: Sequence[Decoded]) -> list[_Part]:
+        """The pieces with their texts, in order; doubtful ones in halves where those know better.
+
+        A loop of the decoder is cut, a repetition in the audio is not. In the audio both halves
+        repeat what the whole repeats, and so on to parts short enough to be written without a loop.
+        """
+        doubtful = [i for i, piece in enumerate(pieces) if _is_doubtful(piece, texts[i])]
+        halves = [half for i in doubtful for half in _halves(pieces[i])]
+        decoded = self._decoded(halves)
+        instead: dict[int, list[_Part]] = {}
+        for n, i in enumerate(doubtful):
+            pair, found = halves[2 * n : 2 * n + 2], decoded[2 * n : 2 * n + 2]
+            if follows_audio(texts[i], found):
+                instead[i] = [_Part(pieces[i], texts[i], spoken=True)]
+                continue
+            instead[i] = [_Part(*both) for both in zip(pair, found, strict=True)]
+            if repeats_in_all(texts[i], found):
+                finer = self._settled(pair, found)
+                if all(map(_is_settled, finer)):
+                    instead[i] = finer
+        settled: list[_Part] = []
+        for i, (piece, text) in enumerate(zip(pieces, texts, strict=True)):
+            spoken = piece.seconds <= RETRY_MIN_SECONDS and could_be_said(text, piece.seconds)
+            settled += instead.get(i, [_Part(piece, text, spoken)])
+        return settled
 
     def _decoded(self, pieces: Sequence[Piece]) -> list[Decoded]:
         return [
@@ -176,7 +195,7 @@ class PieceDecoder:
         ]
 
     def _judge(
-        self, piece: Piece, decoded: Decoded, progress: RecordingResult, *, spoken: bool = False
+        self, piece: Piece, decoded: Decoded, progress: RecordingResult, *, spoken: bool
     ) -> None:
         """Keep what may stand; with `spoken` a repetition is in the audio."""
         # What speaks for the stretch speaks for each piece: those were chosen for speech.
@@ -237,8 +256,40 @@ def main_language(progress: RecordingResult) -> str | None:
     return seconds.most_common(1)[0][0] if seconds else None
 
 
+def _is_doubtful(piece: Piece, decoded: Decoded) -> bool:
+    """Whether a piece is decoded again in halves: its text loops, or did not end by itself."""
+    if piece.seconds <= RETRY_MIN_SECONDS:
+        return False
+    return _loops(decoded) or decoded.cut_off or not decoded.ended
+
+
+def _is_settled(part: _Part) -> bool:
+    """Whether a text ended by itself, and loops only where the audio does."""
+    decoded = part.decoded
+    return decoded.ended and not decoded.cut_off and (part.spoken or not _loops(decoded))
+
+
 def _loops(decoded: Decoded) -> bool:
     return find_loop(decoded.tokens) is not None or is_monotonous(decoded.text)
+
+
+def could_be_said(decoded: Decoded, seconds: float) -> bool:
+    """Whether text that repeats itself may be what was said in a short clip.
+
+    It ended by itself and is not too fast for anybody. A loop of the decoder goes on to the limit.
+    """
+    return decoded.ended and not decoded.cut_off and not is_too_fast(decoded.text, seconds)
+
+
+def repeats_in_all(whole: Decoded, parts: Sequence[Decoded]) -> bool:
+    """Whether every part has what the whole repeats: then the audio repeats it."""
+    words = [letters(word) for word in whole.text.split()]
+    tokens: Sequence[str] = words if len(words) > 1 else "".join(words)
+    loop = find_loop(tokens)
+    if loop is None:
+        return False
+    unit = "".join(tokens[loop.start : loop.start + loop.unit])
+    return bool(unit) and all(unit in letters(part.text) for part in parts)
 
 
 def follows_audio(whole: Decoded, halves: Sequence[Decoded]) -> bool:

@@ -1,16 +1,18 @@
 """Whisper for recordings, of any layout and size.
 
 Recordings come in pieces of at most 28 s, so no piece depends on the text of another one. Decoding
-is greedy and batched; a piece of which the model is not sure, or whose text repeats itself, is
-searched again with a beam, and one that loops or does not end even so is decoded in halves. Word
-times come from the cross-attention, aligned by dynamic time warping as in the reference.
+is greedy and batched, and a piece is encoded with little silence behind it. A piece of which the
+model is not sure, whose text repeats itself, or whose attention goes back to an earlier place is
+encoded in 30 s and searched again with a beam; one that loops or does not end even so is decoded in
+halves. Word times come from the cross-attention, aligned by dynamic time warping as in the
+reference.
 
 Shape legend: B batch, T mel frames, S encoder frames, V vocabulary.
 """
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,18 +23,19 @@ from pianissimo.audio.io import SAMPLE_RATE, Samples
 from pianissimo.audio.vad import VoiceDetector
 from pianissimo.audio.whisper_features import log_mel, mel_filters, scaled, window_of
 from pianissimo.decoding.whisper import WhisperSearch, Written
-from pianissimo.decoding.whisper_words import timed_words, token_starts
+from pianissimo.decoding.whisper_words import begins_again, timed_words, token_starts
 from pianissimo.errors import OptionError
 from pianissimo.hallucination.verdict import max_new_tokens
 from pianissimo.models.checkpoints.whisper import (
     WhisperParts,
+    is_ctranslate2,
     is_whisper,
     load_whisper,
     read_ctranslate2,
     read_transformers,
 )
-from pianissimo.models.packed import Precision, packed
-from pianissimo.models.whisper import FRAME_SECONDS, Whisper
+from pianissimo.models.packed import Precision, computes_int8, packed
+from pianissimo.models.whisper import FRAME_SECONDS, DecoderState, Whisper
 from pianissimo.recognizers.base import BaseRecognizer, default_detector
 from pianissimo.recognizers.family import Family, LoadOptions, Task
 from pianissimo.recognizers.long_form import (
@@ -55,14 +58,21 @@ DOUBTFUL_LOG_PROBABILITY = -0.5
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How texts are searched: `beam` hypotheses where that pays, or always; 1 is greedy only."""
+    """How texts are searched: `beam` hypotheses where that pays, or always; 1 is greedy only.
+
+    On a processor a piece is first heard with `tail_seconds` of silence behind it, and in the 30 s
+    of a published Whisper only where its text is doubtful; None always takes the 30 s.
+    """
 
     beam: int = 5
     always: bool = False
+    tail_seconds: float | None = 5.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.beam <= 64:
             raise OptionError(f"Whisper's beam is 1 to 64 hypotheses wide, not {self.beam}")
+        if self.tail_seconds is not None and not 0 <= self.tail_seconds <= 30:
+            raise OptionError(f"Whisper hears 0 to 30 s behind a piece, not {self.tail_seconds}")
 
 
 class WhisperRecognizer(BaseRecognizer):
@@ -142,109 +152,149 @@ class WhisperRecognizer(BaseRecognizer):
     @torch.inference_mode()
     def _decode(self, pieces: Sequence[Samples], words: bool) -> list[Decoded]:
         """Pieces of up to 30 s as one batch."""
-        encoded = self.encode(pieces)
-        languages = self._languages(encoded)
-        prompts = [self._prompt(language) for language in languages]
-        room = self.model.config.text_positions - len(prompts[0]) - 1
-        limits = [min(room, max_new_tokens(len(piece) / SAMPLE_RATE)) for piece in pieces]
-        written, no_speech = self._written(encoded, prompts, limits)
-        starts: list[list[float]] = [[]] * len(pieces)
-        if words:
-            frames = [math.ceil(len(piece) / SAMPLE_RATE / FRAME_SECONDS) for piece in pieces]
-            starts = self._starts(encoded, prompts, [w.tokens for w in written], frames)
-        return [
-            self._heard(row, silent, language, full=len(row.tokens) >= limit, starts=times)
-            for row, silent, language, limit, times in zip(
-                written, no_speech, languages, limits, starts, strict=True
-            )
+        cross = self._cross(pieces, self.options.tail_seconds)
+        languages = self._languages(cross)
+        rows = [
+            self._row(piece, heard, language)
+            for piece, heard, language in zip(pieces, cross, languages, strict=True)
         ]
+        self._search(rows, self.options.beam if self.options.always else 1, words)
+        again = [row for row in rows if self._is_doubtful(row)]
+        if again:
+            whole = self._cross([row.piece for row in again], None)
+            for row, heard in zip(again, whole, strict=True):
+                row.cross = heard
+            self._search(again, self.options.beam, words)
+        return [self._heard(row, words) for row in rows]
 
-    def encode(self, pieces: Sequence[Samples]) -> Tensor:
-        """Pieces of up to 30 s -> encoder frames (B, S, D), each heard as Whisper was trained."""
-        seconds = self.model.config.audio_positions * FRAME_SECONDS
+    def encode(self, pieces: Sequence[Samples], seconds: float | None = None) -> Tensor:
+        """Pieces of up to 30 s -> encoder frames (B, S, D), with zeros behind them up to `seconds`,
+        by default 30 s as Whisper was trained."""
+        seconds = seconds or self.model.config.audio_positions * FRAME_SECONDS
         rows = [window_of(torch.from_numpy(piece), seconds) for piece in pieces]
         samples = torch.cat(rows).to(self.model.device)
         mel = scaled(log_mel(samples, self._filters)).to(self.model.dtype)
         encoded: Tensor = self.encoder(mel)
         return encoded
 
-    def _languages(self, encoded: Tensor) -> list[str | None]:
+    def _cross(self, pieces: Sequence[Samples], tail_seconds: float | None) -> list[Tensor]:
+        """What the decoder attends to, for each piece: (2, layers, 1, H, S, K)."""
+        if self.model.device.type != "cpu":  # one batch of whole windows is the quickest
+            return list(self.decoder.cross(self.encode(pieces)).split(1, dim=2))
+        window = self.model.config.audio_positions * FRAME_SECONDS
+        tail = window if tail_seconds is None else tail_seconds
+        seconds = [min(window, math.ceil(len(piece) / SAMPLE_RATE + tail)) for piece in pieces]
+        return [
+            self.decoder.cross(self.encode([piece], length))
+            for piece, length in zip(pieces, seconds, strict=True)
+        ]
+
+    def _languages(self, cross: Sequence[Tensor]) -> list[str | None]:
         if self.language is not None:
-            return [self.language] * len(encoded)
+            return [self.language] * len(cross)
         codes = {id: code for code, id in self.tokenizer.languages.items()}
-        found = self.search.languages(encoded, self.tokenizer.start, list(codes))
-        return [codes[id] for id in found]
+        state = self._state(cross, 1)
+        return [codes[id] for id in self.search.languages(state, self.tokenizer.start, list(codes))]
 
     def _prompt(self, language: str | None) -> list[int]:
         return self.tokenizer.prompt(language if self.rules.multilingual else None, self.task)
 
-    def _written(
-        self, encoded: Tensor, prompts: Sequence[Sequence[int]], limits: Sequence[int]
-    ) -> tuple[list[Written], list[float]]:
-        """The text of each row, and its probability of no speech."""
-        begun = self.search.begin(encoded, prompts, most_tokens=max(limits))
-        if self.options.always and self.options.beam > 1:
-            return self.search.beam(begun, limits, self.options.beam), begun.no_speech
-        written = self.search.greedy(begun, limits)
-        again = [i for i, text in enumerate(written) if self._is_doubtful(text)]
-        if again and self.options.beam > 1:
-            index = torch.tensor(again, device=encoded.device)
-            fewer = [limits[i] for i in again]
-            second = self.search.begin(
-                encoded[index], [prompts[i] for i in again], most_tokens=max(fewer)
-            )
-            for i, text in zip(
-                again, self.search.beam(second, fewer, self.options.beam), strict=True
-            ):
-                if text.ended or not written[i].ended:
-                    written[i] = text
-        return written, begun.no_speech
+    def _row(self, piece: Samples, cross: Tensor, language: str | None) -> "_Row":
+        prompt = self._prompt(language)
+        room = self.model.config.text_positions - len(prompt) - 1
+        limit = min(room, max_new_tokens(len(piece) / SAMPLE_RATE))
+        return _Row(piece, cross, language, prompt, limit)
 
-    def _is_doubtful(self, text: Written) -> bool:
+    def _state(self, cross: Sequence[Tensor], room: int) -> DecoderState:
+        """The state of `room` tokens for each of what `_cross` gave, of any number of frames."""
+        counts = [heard.shape[4] for heard in cross]
+        joined = cross[0]
+        if len(cross) > 1:
+            _, layers, _, H, _, K = joined.shape
+            joined = joined.new_zeros(2, layers, len(cross), H, K, max(counts)).transpose(-1, -2)
+            for i, heard in enumerate(cross):
+                joined[:, :, i, :, : counts[i]] = heard[:, :, 0]
+        frames = None
+        if len(set(counts)) > 1:
+            frames = torch.tensor(counts, device=joined.device)
+        return self.decoder.start_from(joined[0], joined[1], frames, room)
+
+    def _search(self, rows: "Sequence[_Row]", beam: int, words: bool) -> None:
+        """Write the texts of rows; a text that ended is kept if the new one does not end."""
+        cross, prompts = [row.cross for row in rows], [row.prompt for row in rows]
+        limits = [row.limit for row in rows]
+        room = max(map(len, prompts)) + max(limits)
+        begun = self.search.read(self._state(cross, room), prompts)
+        if beam > 1:
+            texts = self.search.beam(begun, limits, beam)
+        else:
+            texts = self.search.greedy(begun, limits)
+        whole = self.model.config.audio_positions
+        for row, text, no_speech in zip(rows, texts, begun.no_speech, strict=True):
+            row.no_speech = no_speech
+            row.shortened = row.cross.shape[4] < whole
+            if text.ended or not row.written.ended:
+                row.written = text
+        if words or any(row.shortened for row in rows):
+            inputs = [[*row.prompt, *row.written.tokens, self.tokenizer.end] for row in rows]
+            state = self._state(cross, max(map(len, inputs)))
+            for row, looks in zip(rows, self.search.looks(state, inputs), strict=True):
+                row.looks = looks[..., : row.frames] if words or row.shortened else None
+
+    def _is_doubtful(self, row: "_Row") -> bool:
+        """Whether a text is searched again: whole, and with a beam."""
+        if not row.shortened and (self.options.beam == 1 or self.options.always):
+            return False
+        if row.shortened and row.looks is not None:
+            if begins_again(row.looks[:, len(row.prompt) - 1 : -1]):
+                return True
+        text = row.written
         return (
             not text.ended
             or text.mean_log_probability < DOUBTFUL_LOG_PROBABILITY
             or is_monotonous(self.tokenizer.decode(text.tokens))
         )
 
-    def _heard(
-        self,
-        written: Written,
-        no_speech: float,
-        language: str | None,
-        *,
-        full: bool,
-        starts: Sequence[float],
-    ) -> Decoded:
-        """The text of a piece; without `starts` no word has times."""
-        if is_silent(no_speech, written.mean_log_probability):
-            return Decoded("", language=language)
+    def _heard(self, row: "_Row", words: bool) -> Decoded:
+        """The text of a piece, with the times of its words or without."""
+        written = row.written
+        if is_silent(row.no_speech, written.mean_log_probability):
+            return Decoded("", language=row.language)
         ids = tuple(written.tokens)
-        script = "en" if self.task == "translate" else language
-        words: tuple[Word, ...] = ()
-        if starts:
-            words = timed_words(self.tokenizer.decode, ids, written.log_probs, starts, script)
+        script = "en" if self.task == "translate" else row.language
+        timed: tuple[Word, ...] = ()
+        if words and ids:
+            assert row.looks is not None
+            starts = token_starts(row.looks, self.rules.median_width, len(row.prompt) - 1)
+            timed = timed_words(self.tokenizer.decode, ids, written.log_probs, starts, script)
         text = self.tokenizer.decode(ids).strip()
         mean, ended = written.mean_log_probability, written.ended
-        return Decoded(text, ids, mean, full and not ended, words, language, ended)
+        full = len(ids) >= row.limit
+        return Decoded(text, ids, mean, full and not ended, timed, row.language, ended)
 
-    def _starts(
-        self,
-        encoded: Tensor,
-        prompts: Sequence[Sequence[int]],
-        texts: Sequence[Sequence[int]],
-        frames: Sequence[int],
-    ) -> list[list[float]]:
-        """When each token begins, in seconds, and at last when the text ends."""
-        if not any(texts):
-            return [[] for _ in texts]
-        weights = self.search.attention(encoded, prompts, texts)
-        return [
-            token_starts(each[..., :count], self.rules.median_width, len(prompt) - 1)
-            if text
-            else []
-            for each, prompt, text, count in zip(weights, prompts, texts, frames, strict=True)
-        ]
+
+@dataclass
+class _Row:
+    """A piece on the way to its text.
+
+    `cross` (2, layers, 1, H, S, K) is what the decoder attends to, `shortened` whether that are
+    less than 30 s, `looks` (heads, U, frames) where the alignment heads looked within the piece for
+    prompt, text and end.
+    """
+
+    piece: Samples
+    cross: Tensor
+    language: str | None
+    prompt: list[int]
+    limit: int
+    written: Written = field(default_factory=Written)
+    no_speech: float = 0.0
+    shortened: bool = False
+    looks: Tensor | None = None
+
+    @property
+    def frames(self) -> int:
+        return math.ceil(len(self.piece) / SAMPLE_RATE / FRAME_SECONDS)
 
 
 def is_silent(no_speech: float, mean_log_probability: float) -> bool:
@@ -256,7 +306,7 @@ def read_parts(folder: Path) -> WhisperParts:
     """A Whisper of any layout: our own, of CTranslate2, or of Transformers. Errors as theirs."""
     if is_whisper(folder):
         return load_whisper(folder)
-    if (folder / "model.bin").is_file():
+    if is_ctranslate2(folder):
         return read_ctranslate2(folder)
     return read_transformers(folder)
 
@@ -264,7 +314,7 @@ def read_parts(folder: Path) -> WhisperParts:
 def read_whisper(
     folder: Path,
     device: torch.device,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     *,
     int8: bool = False,
     language: str | None = None,
@@ -273,13 +323,17 @@ def read_whisper(
 ) -> WhisperRecognizer:
     """Read a folder of Whisper; `int8` computes its matrices in 8 bits, on a processor.
 
-    Raises CheckpointError for a damaged or incomplete folder, OptionError for a language or task
-    that the model does not know, or a precision that the machine does not have.
+    Without `dtype` weights that are stored in 8 bits are computed in 8 bits on a processor that
+    can, all others in float32. Raises CheckpointError for a damaged or incomplete folder,
+    OptionError for a language or task that the model does not know, or a precision that the machine
+    does not have.
     """
     if int8 and device.type != "cpu":
         raise OptionError("int8 is for the CPU; on a GPU use bfloat16")
     parts = read_parts(folder)
-    parts.network.to(device=device, dtype=dtype)
+    if dtype is None and parts.int8 and device.type == "cpu":
+        int8 = computes_int8()
+    parts.network.to(device=device, dtype=dtype or torch.float32)
     return WhisperRecognizer(
         parts,
         language=language,
@@ -293,11 +347,15 @@ def _read(folder: Path, device: torch.device, options: LoadOptions) -> WhisperRe
     return read_whisper(
         folder,
         device,
-        options.dtype or torch.float32,
+        options.dtype,
         int8=options.int8,
         language=options.language,
         task=options.task or "transcribe",
     )
+
+
+def _has_layout(path: Path) -> bool:
+    return is_whisper(path) or is_ctranslate2(path)
 
 
 FAMILY = Family(
@@ -305,7 +363,7 @@ FAMILY = Family(
     read=_read,
     gain="on",
     model_types=("whisper",),
-    layout=is_whisper,
+    layout=_has_layout,
     int8=True,
     tasks=("transcribe", "translate"),
 )

@@ -19,7 +19,7 @@ from torch import Tensor
 from pianissimo.errors import CheckpointError, OptionError
 from pianissimo.models.asr import CONFIG_FILE, WEIGHTS_FILE, from_json
 from pianissimo.models.checkpoints.config_json import Section, listed, read_capped, read_json
-from pianissimo.models.checkpoints.ctranslate2 import plain_floats, read_variables
+from pianissimo.models.checkpoints.ctranslate2 import Variables, plain_floats, read_variables
 from pianissimo.models.checkpoints.huggingface import (
     LARGEST_TOKENIZER_BYTES,
     TOKENIZER_FILE,
@@ -55,6 +55,8 @@ class WhisperParts:
     name: str
     live: LiveConfig | None = None
     """How its encoder was trained to live; None for weights as they were published."""
+    int8: bool = False
+    """Whether its matrices are stored in 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,12 @@ def load_whisper(folder: Path) -> WhisperParts:
         raise CheckpointError(f"{path}: {error}") from error
     tokenizer = _tokenizer(folder)
     source = str(folder / WEIGHTS_FILE)
-    weights = from_store(read_safetensors(folder / WEIGHTS_FILE), source)
+    stored = read_safetensors(folder / WEIGHTS_FILE)
+    weights = from_store(stored, source)
     names: Names = {name: (name,) for name in _shapes(config.network)}
     network = _adopt(config.network, weights, names, source)
-    return _parts(network, tokenizer, config.rules, config.name, folder, config.live)
+    parts = _parts(network, tokenizer, config.rules, config.name, folder, config.live)
+    return dataclasses.replace(parts, int8=has_int8(stored))
 
 
 # -- CTranslate2 -----------------------------------------------------------------------------------
@@ -146,7 +150,8 @@ def read_ctranslate2(folder: Path) -> WhisperParts:
     Raises CheckpointError for what is damaged, incomplete, no Whisper, or built in another way
     than the published ones.
     """
-    network = read_ctranslate2_weights(folder / BIN_FILE)
+    variables = read_variables(folder / BIN_FILE)
+    network = ctranslate2_network(variables, folder / BIN_FILE)
     tokenizer = _tokenizer(folder)
     root = Section(read_json(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
     rules = TextRules(
@@ -155,12 +160,27 @@ def read_ctranslate2(folder: Path) -> WhisperParts:
         suppressed_first=root.integers("suppress_ids_begin", (), most=MOST_SUPPRESSED),
         alignment_heads=_heads(root, network.config),
     )
-    return _parts(network, tokenizer, rules, folder.name, folder)
+    parts = _parts(network, tokenizer, rules, folder.name, folder)
+    return dataclasses.replace(parts, int8=has_int8(variables.tensors))
+
+
+def is_ctranslate2(folder: Path) -> bool:
+    """Whether a path is a folder that CTranslate2 converted."""
+    return (folder / BIN_FILE).is_file() and any(folder.glob("vocabulary.*"))
+
+
+def has_int8(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether matrices are stored in 8 bits."""
+    return any(tensor.dtype == torch.int8 for tensor in tensors.values() if tensor.dim() > 1)
 
 
 def read_ctranslate2_weights(path: Path) -> Whisper:
     """The network alone from CTranslate2's `model.bin`; errors as those of `read_ctranslate2`."""
-    variables = read_variables(path)
+    return ctranslate2_network(read_variables(path), path)
+
+
+def ctranslate2_network(variables: Variables, path: Path) -> Whisper:
+    """The network that the variables of `path` describe; errors as those of `read_ctranslate2`."""
     if variables.specification != SPECIFICATION or variables.revision != REVISION:
         raise CheckpointError(
             f"{path} holds {variables.specification[:40]!r} of revision {variables.revision}; of "

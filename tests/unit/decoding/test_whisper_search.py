@@ -1,6 +1,7 @@
 """Whisper's searches against Transformers' own, and what a batch may not change."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ from spoken import speech
 
 from pianissimo.audio.whisper_features import log_mel, mel_filters, scaled, window_of
 from pianissimo.decoding import whisper as searches
-from pianissimo.decoding.whisper import Begun, WhisperSearch
+from pianissimo.decoding.whisper import UNWATCHED_TOKENS, Begun, WhisperSearch
 from pianissimo.models.checkpoints.whisper import WhisperParts, read_transformers
 from pianissimo.models.whisper import TextRules
+from pianissimo.text.loops import is_stuck
 
 transformers = pytest.importorskip("transformers", reason="needs the extra families")
 sys.path.insert(0, str(Path(__file__).parents[1] / "recognizers"))
@@ -154,8 +156,30 @@ def test_a_loop_ends_the_text(both: tuple[Any, WhisperParts], encoded: torch.Ten
     with torch.inference_mode():
         texts = search.greedy(begun(search, both[1], encoded), [90] * len(encoded))
     for text in texts:
-        assert not text.ended and len(text.tokens) < 90
-        assert len(set(text.tokens[-5:])) == 1 and len(set(text.tokens[-6:])) == 2
+        assert not text.ended and UNWATCHED_TOKENS <= len(text.tokens) < 90
+        assert is_stuck(text.tokens)
+
+
+def test_a_short_text_may_repeat_itself_and_end(
+    both: tuple[Any, WhisperParts], encoded: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six times the same token, then the end: what a person said, no loop."""
+    search, tokens = search_of(both[1]), both[1].tokenizer
+    wanted = [7, 7, 7, 7, 7, 7, tokens.end]
+    written = 0
+
+    def scripted(hidden: torch.Tensor) -> torch.Tensor:
+        nonlocal written
+        written += 1
+        logits = torch.zeros(*hidden.shape[:-1], search.decoder.config.vocab_size)
+        logits[..., wanted[min(written - 1, 6)]] = 30.0
+        return logits
+
+    first = begun(search, both[1], encoded[:1])
+    monkeypatch.setattr(search.decoder.logits, "forward", scripted)
+    with torch.inference_mode():
+        [text] = search.greedy(replace(first, logits=scripted(torch.zeros(1, 1))), [LIMIT])
+    assert text.tokens == wanted[:-1] and text.ended
 
 
 def test_watched_texts_stop_where_the_sound_is_not_all_there(

@@ -165,7 +165,7 @@ def test_texts_of_different_lengths_and_recordings_share_a_batch(model: Whisper)
     torch.testing.assert_close(hidden[1:, :2], expected, atol=1e-5, rtol=1e-4)
     expected, _ = model.decoder.step(next_token[1:], alone)
     torch.testing.assert_close(after[1:], expected, atol=1e-5, rtol=1e-4)
-    assert looked[:, 1, :, :, 17:].abs().max() == 0
+    assert torch.stack(looked)[:, 1, :, :, 17:].abs().max() == 0
     assert state.length.tolist() == [5, 3]
     twice = state.texts(torch.tensor([0, 0, 1, 1]))
     tokens = torch.tensor([[1], [8], [1], [8]])

@@ -20,13 +20,21 @@ pytest.importorskip("transformers", reason="needs the extra families")
 
 from tiny_faster_whisper import save_tiny_faster_whisper  # noqa: E402, after the skip
 
-from pianissimo.recognizers.faster_whisper import FasterWhisperRecognizer  # noqa: E402, after the skip
+from pianissimo.recognizers.faster_whisper import (  # noqa: E402, after the skip
+    FAMILY,
+    FasterWhisperRecognizer,
+)
+from pianissimo.recognizers.whisper import WhisperRecognizer  # noqa: E402, after the skip
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 CLIPS = [speech(3.0), speech(27.9), speech(1.0), speech(9.9) * np.float32(0.2)]
+
+
+def load(folder: Path, **options: Any) -> Any:
+    return pianissimo.load(folder, device="cpu", families=[FAMILY], **options)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +47,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def english(folders: dict[str, Path]) -> FasterWhisperRecognizer:
-    recognizer = pianissimo.load(folders["english"], device="cpu")
+    recognizer = load(folders["english"])
     assert isinstance(recognizer, FasterWhisperRecognizer)
     return recognizer
 
@@ -59,6 +67,12 @@ def theirs(recognizer: FasterWhisperRecognizer, samples: Any, **options: Any) ->
         **options,
     )
     return next(iter(segments)), info
+
+
+def test_its_folders_are_read_natively_unless_it_is_named(folders: dict[str, Path]) -> None:
+    native = pianissimo.load(folders["many"], device="cpu", language="de")
+    assert isinstance(native, WhisperRecognizer)
+    assert native.transcribe(CLIPS[0], sample_rate=SAMPLE_RATE).language == "de"
 
 
 def test_texts_times_and_scores_are_those_of_the_pipeline(
@@ -119,7 +133,7 @@ def test_it_is_live_from_pause_to_pause(english: FasterWhisperRecognizer) -> Non
 
 
 def test_languages_are_found_or_chosen(folders: dict[str, Path]) -> None:
-    finds = pianissimo.load(folders["many"], device="cpu")
+    finds = load(folders["many"])
     assert isinstance(finds, FasterWhisperRecognizer)
     [ours] = finds._decode(CLIPS[:1], False)
     expected, info = theirs(finds, CLIPS[0])
@@ -129,7 +143,7 @@ def test_languages_are_found_or_chosen(folders: dict[str, Path]) -> None:
     found = finds.transcribe(CLIPS[0], sample_rate=SAMPLE_RATE)
     assert found.language == info.language
     for options in ({"language": "zh"}, {"language": "DE", "task": "translate"}):
-        chosen = pianissimo.load(folders["many"], device="cpu", **options)
+        chosen = load(folders["many"], **options)
         language, task = options["language"].lower(), options.get("task", "transcribe")
         expected, _ = theirs(chosen, CLIPS[0], language=language, task=task)
         [ours] = chosen._decode(CLIPS[:1], True)
@@ -139,8 +153,8 @@ def test_languages_are_found_or_chosen(folders: dict[str, Path]) -> None:
 
 
 def test_precisions(folders: dict[str, Path]) -> None:
-    exact = pianissimo.load(folders["english"], device="cpu", dtype="float32")
-    small = pianissimo.load(folders["english"], device="cpu", dtype="int8")
+    exact = load(folders["english"], dtype="float32")
+    small = load(folders["english"], dtype="int8")
     assert exact.model.model.compute_type == "float32"
     assert small.model.model.compute_type.startswith("int8")
     assert exact._decode(CLIPS[:1], False)[0].text
@@ -148,7 +162,7 @@ def test_precisions(folders: dict[str, Path]) -> None:
     unable = {"float16", "bfloat16"} - ctranslate2.get_supported_compute_types("cpu")
     for dtype in unable:
         with pytest.raises(OptionError, match="cannot be computed"):
-            pianissimo.load(folders["english"], device="cpu", dtype=dtype)
+            load(folders["english"], dtype=dtype)
 
 
 def test_options_it_lacks_are_refused(folders: dict[str, Path]) -> None:
@@ -160,7 +174,7 @@ def test_options_it_lacks_are_refused(folders: dict[str, Path]) -> None:
         ("many", {"task": "sing"}, "unknown task"),
     ):
         with pytest.raises(OptionError, match=message):
-            pianissimo.load(folders[name], device="cpu", **options)
+            load(folders[name], **options)
 
 
 def test_damaged_folders_are_refused_and_nothing_is_fetched(
@@ -184,7 +198,7 @@ def test_damaged_folders_are_refused_and_nothing_is_fetched(
         if data is not None:
             (folder / damaged).write_bytes(data)
         with pytest.raises(CheckpointError, match=folder.name):
-            pianissimo.load(folder, device="cpu")
+            load(folder)
 
 
 def test_without_the_package_the_error_names_the_extra(
@@ -192,4 +206,4 @@ def test_without_the_package_the_error_names_the_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, "faster_whisper", None)
     with pytest.raises(MissingExtraError, match=r"pianissimo\[faster-whisper\]"):
-        pianissimo.load(folders["english"], device="cpu")
+        load(folders["english"])

@@ -121,7 +121,7 @@ def test_a_text_that_repeats_itself_is_tried_in_halves_and_trimmed() -> None:
         return [Decoded(text, tuple(text.split())) for _ in some]
 
     [found] = hear([[speech(10.0)]], 2, decode)
-    assert len(asked) == 3 and asked[1] + asked[2] == asked[0]
+    assert asked[1] + asked[2] == asked[0]
     assert found.text == " ".join(["again and again and"] * 2)
     assert found.reasons[0] == "repetition"
 
@@ -146,6 +146,49 @@ def test_a_loop_that_did_not_end_by_itself_is_trimmed(stop: dict[str, bool]) -> 
 
     [found] = hear([[speech(20.0)]], 2, decode)
     assert found.text == "no no no no"
+    assert "repetition" in found.reasons
+
+
+def rounds(seconds: float) -> int:
+    """A word is said this often in a clip of that length: twice a second."""
+    return round(2 * seconds)
+
+
+def test_many_rounds_are_kept_where_the_decoder_loses_count_of_them() -> None:
+    """It stops at ten rounds as in a loop; the audio has forty, and parts with fewer are right."""
+
+    def decode(some: Sequence[Samples]) -> list[Decoded]:
+        found = []
+        for count in (rounds(len(samples) / RATE) for samples in some):
+            words = ("no",) * min(count, 10)
+            found.append(Decoded(" ".join(words), words, ended=count < 10))
+        return found
+
+    [found] = hear([[speech(20.0)]], 2, decode)
+    assert set(found.text.split()) == {"no"}
+    assert len(found.text.split()) == pytest.approx(40, abs=4)
+    assert "repetition" not in found.reasons
+
+
+def test_a_short_clip_may_repeat_itself() -> None:
+    def decode(some: Sequence[Samples]) -> list[Decoded]:
+        return [Decoded("no no no no no no", ("no",) * 6) for _ in some]
+
+    [found] = hear([[speech(1.8)]], 2, decode)
+    assert found.text == "no no no no no no"
+    assert "repetition" not in found.reasons
+
+
+@pytest.mark.parametrize("stop", [{"cut_off": True}, {"ended": False}, {}])
+def test_a_loop_on_a_short_clip_is_trimmed(stop: dict[str, bool]) -> None:
+    """It does not end by itself, or has more words than fit into the clip."""
+    words = ("repeat",) * (30 if not stop else 8)
+
+    def decode(some: Sequence[Samples]) -> list[Decoded]:
+        return [Decoded(" ".join(words), words, **stop) for _ in some]
+
+    [found] = hear([[speech(1.8)]], 2, decode)
+    assert found.text == "repeat repeat"
     assert "repetition" in found.reasons
 
 

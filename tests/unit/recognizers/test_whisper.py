@@ -16,11 +16,14 @@ from tiny_whisper import save_tiny_whisper
 
 import pianissimo
 from pianissimo.decoding.whisper import Written
-from pianissimo.decoding.whisper_words import climb, grouped, token_starts
+from pianissimo.decoding.whisper_words import begins_again, climb, grouped, token_starts
 from pianissimo.errors import CheckpointError, OptionError
 from pianissimo.hallucination.verdict import max_new_tokens
+from pianissimo.models.checkpoints.whisper import read_transformers, save_whisper
+from pianissimo.models.packed import Int8Linear
 from pianissimo.protocols import Recognizer, StreamRecognizer
 from pianissimo.recognizers import long_form as pieces_module
+from pianissimo.recognizers import whisper as whisper_module
 from pianissimo.recognizers.whisper import SearchOptions, WhisperRecognizer
 from pianissimo.transcript import Transcript
 
@@ -95,7 +98,7 @@ def assert_same(found: Transcript, expected: Transcript) -> None:
 )
 def test_tokens_are_those_of_transformers(folder: Path, options: dict[str, Any]) -> None:
     ours = load(folder, **options)
-    ours.options = SearchOptions(beam=1)
+    ours.options = SearchOptions(beam=1, tail_seconds=None)
     clips = [speech(3.0), speech(7.3), speech(1.1) * 0.5]
     mine = ours._decode(clips, words=False)
     for samples, decoded in zip(clips, mine, strict=True):
@@ -110,7 +113,7 @@ def test_tokens_are_those_of_transformers(folder: Path, options: dict[str, Any])
 
 def test_english_models_take_no_language(english_folder: Path) -> None:
     ours = load(english_folder)
-    ours.options = SearchOptions(beam=1)
+    ours.options = SearchOptions(beam=1, tail_seconds=None)
     samples = speech(4.0)
     [decoded] = ours._decode([samples], words=False)
     ours_stops = len(decoded.tokens)  # at a loop, which random weights soon find
@@ -162,16 +165,63 @@ def test_words_begin_when_ctranslate2_says(tmp_path: Path) -> None:
     _, extractor = opened(tmp_path / "ours")
     mel = extractor(clips, sampling_rate=RATE, return_tensors="np")["input_features"]
     with torch.inference_mode():
-        encoded = ours.encode(clips)
         prompts = [ours._prompt("de")] * len(clips)
         tokens = [list(decoded.tokens) for decoded in ours._decode(clips, words=False)]
-        starts = ours._starts(encoded, prompts, tokens, frames)
+        looks = ours.search.attention(ours.encode(clips), prompts, tokens)
+        starts = [
+            token_starts(look[..., :count], ours.rules.median_width, len(prompts[0]) - 1)
+            for look, count in zip(looks, frames, strict=True)
+        ]
     heard = model.encode(ctranslate2.StorageView.from_array(mel))
     found = model.align(heard, prompts[0][:-1], tokens, [2 * count for count in frames])
     for ids, times, expected in zip(tokens, starts, found, strict=True):
         first = {token: frame for token, frame in reversed(expected.alignments)}
         assert len(times) == len(ids) + 1 > 5
         assert times == pytest.approx([0.02 * first[i] for i in range(len(times))])
+
+
+def test_a_doubtful_text_is_searched_again_in_the_whole_window(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = load(folder, language="en")
+    clips = [speech(3.0), speech(7.3)]
+    ours.options = SearchOptions(always=True, tail_seconds=None)
+    expected = [decoded.tokens for decoded in ours._decode(clips, words=True)]
+    seconds: list[float | None] = []
+    encode = ours.encode
+    monkeypatch.setattr(
+        ours, "encode", lambda pieces, s=None: seconds.append(s) or encode(pieces, s)
+    )
+    ours.options = SearchOptions(tail_seconds=4.0)
+    monkeypatch.setattr(whisper_module, "begins_again", lambda looks: True)
+    again = ours._decode(clips, words=True)
+    assert seconds == [7.0, 12.0, 30.0, 30.0]
+    assert [decoded.tokens for decoded in again] == expected
+    assert all(decoded.words for decoded in again)
+
+
+def test_a_text_begins_again_where_attention_goes_back() -> None:
+    def looks(frames: list[int]) -> torch.Tensor:
+        weights = torch.zeros(2, len(frames), 400)
+        weights[:, range(len(frames)), frames] = 1.0
+        return weights
+
+    assert not begins_again(looks([10, 60, 110, 160, 210, 260]))
+    assert not begins_again(looks([10, 200, 60, 70, 210, 260]))  # two tokens may look back
+    assert begins_again(looks([10, 100, 200, 12, 60, 98, 201, 260]))
+    assert not begins_again(looks([10, 50, 12, 40, 20, 45]))  # within a second
+    assert not begins_again(looks([5]))
+
+
+def test_weights_in_8_bits_are_computed_in_8_bits(folder: Path, tmp_path: Path) -> None:
+    save_whisper(tmp_path / "small", read_transformers(folder), torch.int8)
+    layers = {
+        dtype: type(load(tmp_path / "small", dtype=dtype).decoder.logits)
+        for dtype in ("auto", "float32", "int8")
+    }
+    assert layers["auto"] is layers["int8"] is Int8Linear
+    assert layers["float32"] is not Int8Linear
+    assert type(load(folder).decoder.logits) is not Int8Linear
 
 
 # -- recordings ------------------------------------------------------------------------------------
@@ -244,7 +294,9 @@ def test_the_text_is_dropped_where_the_model_hears_nobody(recognizer: WhisperRec
     unsure, sure = Written([5, 6], [-2.0, -2.0]), Written([5, 6], [-0.1, -0.1])
 
     def text(written: Written, no_speech: float) -> str:
-        return recognizer._heard(written, no_speech, "en", full=False, starts=()).text
+        row = recognizer._row(speech(1.0), torch.zeros(0), "en")
+        row.written, row.no_speech = written, no_speech
+        return recognizer._heard(row, False).text
 
     assert text(unsure, 0.9) == ""
     assert text(unsure, 0.1)
