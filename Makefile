@@ -17,7 +17,7 @@ PEERS_BIN := .venv-peers/bin
 PEERS_READY := .venv-peers/.ready
 CLIENTS_READY := $(patsubst tests/clients/requirements-%.txt,.venv-clients/%/.ready,$(wildcard tests/clients/requirements-*.txt))
 
-.PHONY: help run test parity clients fuzz bench quietbench bench-peers lint types format docs clean
+.PHONY: help run test parity clients scale fuzz bench quietbench bench-peers lint types format docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,7 +27,7 @@ run: $(READY) ## live words from the example clips, or from FILE=yours.mp3
 
 # The tests of a file share servers and models, so a file stays in one process.
 test: $(READY) ## fast tests, on the CPU and offline, in JOBS=2 processes
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow and not gpu and not network"
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow and not gpu and not network and not scale"
 
 parity: $(READY) $(PARITY_READY) ## compare numerics with the reference implementations
 	$(BIN)/python -m pytest -q tests/parity/test_live.py tests/parity/test_live_families.py
@@ -44,6 +44,11 @@ bench-peers: $(PEERS_READY) ## install other engines and their models for bench/
 
 clients: $(READY) $(CLIENTS_READY) ## test unmodified third-party clients against the server; 1 GB
 	$(BIN)/python -m pytest -q tests/clients
+
+scale: $(READY) ## several servers: kills under load, a proxy, the Helm chart; 10 minutes
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[scale]'
+	$(BIN)/python -m pytest -q -s tests/e2e/deploy
+	$(BIN)/python -m pytest -q -s -m scale tests/e2e/serve
 
 fuzz: $(READY) ## random requests, messages and recordings; FUZZ_MINUTES=10 of recordings
 	$(BIN)/python -m pip install -q -r tests/fuzz/requirements.txt

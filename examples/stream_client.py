@@ -11,14 +11,17 @@
 Reads a WAV file of 16 bits, or raw samples (16 bit, mono, 16 kHz) from standard input; --fast sends
 a file as fast as the server accepts it. docs/server-api.md describes the protocol: input is counted
 in frames, output in events, and after a broken connection both sides continue behind the last
-number that the other side has. If the server lost the stream, because it was killed, the client
-opens a new one and sends the audio since the last final text again.
+number that the other side has. A server with --state-folder says which frames are in the state that
+it stored, and the client keeps the others: if the server is killed, any server that shares the
+folder continues from there. If the stream is lost all the same, the client opens a new one and
+sends the audio since the last final text again.
 """
 
 import argparse
 import asyncio
 import json
 import os
+import random
 import sys
 import wave
 from collections import deque
@@ -29,11 +32,16 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
 
+LOST = ("no_stream", "frames_lost", "state_invalid")
+"""Error codes of a server that cannot continue the stream."""
 BLOCK_SECONDS = 0.1
 MOST_UNSENT = 600
 """Frames kept without a connection: a minute. Then `send` waits."""
 SAMPLE_BYTES = {"pcm_s16le": 2, "pcm_f32le": 4, "mulaw": 1, "alaw": 1}
-RETRY = ("server_full", "key_limit", "draining", "restarting", "engine_failed", "engine_full")
+RETRY = (
+    *("server_full", "key_limit", "draining", "restarting", "engine_failed", "engine_full"),
+    *("store_down", "taken_over"),
+)
 """Error codes of a server that may serve the stream later."""
 
 
@@ -67,9 +75,11 @@ class StreamClient:
         self.url, self.on_event, self.options = f"{url.rstrip('/')}/v1/stream", on_event, options
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.stream: str | None = None
-        self.frames: deque[Frame] = deque()  # those that a final text does not cover yet
+        self.frames: deque[Frame] = deque()  # those that may have to be sent again
         self.dropped = 0  # frames of this stream that are no longer in `frames`
         self.acknowledged = self.events = self.connections = self.restarts = 0
+        self.covered = 0  # frames that final texts answer
+        self.saved: int | None = None  # frames in the stored state; None if nothing is stored
         self.start = self.end = 0.0  # seconds: where this stream begins, and where the audio ends
         self.changed = asyncio.Event()
         self.room = asyncio.Event()
@@ -101,7 +111,9 @@ class StreamClient:
         pause = 0.1
         while True:
             try:
-                async with connect(self.url, additional_headers=self.headers) as socket:
+                # In the URL the token lets a proxy find the server that has the stream.
+                place = f"{self.url}?stream={self.stream}" if self.stream else self.url
+                async with connect(place, additional_headers=self.headers) as socket:
                     await self._open(socket)
                     pause = 0.1
                     sending = asyncio.create_task(self._send(socket))
@@ -124,7 +136,7 @@ class StreamClient:
             except Retry as error:
                 if not self.connections:
                     raise RuntimeError(f"the server refused the stream: {error}") from error
-            await asyncio.sleep(pause)
+            await asyncio.sleep(random.uniform(0.5, 1.0) * pause)
             pause = min(2 * pause, 5.0)
 
     def _queue(self, data: bytes | str) -> None:
@@ -135,16 +147,18 @@ class StreamClient:
         if self.stream is None:
             first = {"type": "start", **self.options}
         else:
-            first = {"type": "resume", "stream": self.stream, "events": self.events}
+            counts = {"events": self.events, "frames": self.dropped}
+            first = {"type": "resume", "stream": self.stream, **counts}
         await socket.send(json.dumps(first))
         ready = json.loads(await socket.recv())
         if ready["type"] != "ready":
-            if self.stream is not None and ready.get("code") == "no_stream":
+            if self.stream is not None and ready.get("code") in LOST:
                 self._start_again()
             self._fail(ready)
         self.stream = ready["stream"]
         self.connections += 1
-        self._acknowledge(ready["frames"])
+        self.acknowledged = ready["frames"]  # less than before if it goes on from a stored state
+        self._drop(ready)
 
     def _start_again(self) -> None:
         """The server lost the stream: the next one begins where no final text covers the audio."""
@@ -153,13 +167,14 @@ class StreamClient:
         spoken = len(first.data) / self.bytes_per_second if first is not None else 0.0
         self.start = first.end - spoken if first is not None else self.end
         self.stream = None
-        self.dropped = self.acknowledged = self.events = 0
+        self.dropped = self.acknowledged = self.events = self.covered = 0
+        self.saved = None
         self.restarts += 1
 
     def _fail(self, error: dict[str, Any]) -> None:
         """Raises Retry if a later connection may succeed, RuntimeError otherwise."""
         message = error.get("message", str(error))
-        if error.get("code") in (*RETRY, "no_stream"):
+        if error.get("code") in (*RETRY, *LOST):
             raise Retry(message)
         raise RuntimeError(f"the server refused the stream: {message}")
 
@@ -180,7 +195,8 @@ class StreamClient:
             event = json.loads(text)
             match event["type"]:
                 case "ack":
-                    self._acknowledge(event["frames"])
+                    self.acknowledged = max(self.acknowledged, event["frames"])
+                    self._drop(event)
                     continue
                 case "error":
                     self._fail(event)
@@ -191,28 +207,22 @@ class StreamClient:
                 self.events = event["event"]
                 event = self._shifted(event)
                 if event["type"] == "final":
-                    self._drop_covered(event)
+                    self.covered = max(self.covered, event["frames"])
+                    self._drop(event)
                 self.on_event(event)
             await socket.send(json.dumps({"type": "ack", "events": self.events}))
             if event["type"] == "end":
                 return True
         return False
 
-    def _acknowledge(self, frames: int) -> None:
-        self.acknowledged = max(self.acknowledged, frames)
-        self.room.set()
-
-    def _drop_covered(self, final: dict[str, Any]) -> None:
-        """Forget the frames that the server has and a final text covers."""
-        answered = final["reason"] != "finalize"
-        while self.frames and self.dropped < self.acknowledged:
-            frame = self.frames[0]
-            command = isinstance(frame.data, str)
-            if (command and answered) or (not command and frame.end > final["end"] + 0.001):
-                return
-            answered = answered or command
+    def _drop(self, message: dict[str, Any]) -> None:
+        """Forget the frames that the server has, a final text covers and the stored state holds."""
+        self.saved = message.get("saved", self.saved)
+        safe = self.covered if self.saved is None else min(self.covered, self.saved)
+        while self.frames and self.dropped < min(self.acknowledged, safe):
             self.frames.popleft()
             self.dropped += 1
+        self.room.set()
 
     def _shifted(self, event: dict[str, Any]) -> dict[str, Any]:
         """The event with times from the first sample on, not from the start of this stream."""

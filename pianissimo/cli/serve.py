@@ -158,17 +158,57 @@ class LimitOptions:
         float,
         typer.Option(metavar="SECONDS", help="How long an interrupted /v1/stream can be resumed."),
     ] = 120.0
-    state_folder: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Keep interrupted streams across restarts in DIR; the files contain transcripts.",
-        ),
-    ] = None
     drain_seconds: Annotated[
         float,
         typer.Option(metavar="SECONDS", help="Time for streams to finish after SIGTERM."),
     ] = 10.0
+
+
+@dataclass(frozen=True)
+class ReplicaOptions:
+    """What survives this process, and what it shares with other servers."""
+
+    state_folder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Store the states of /v1/stream in DIR; every server that shares DIR can resume "
+            "them. The files contain transcripts.",
+        ),
+    ] = None
+    checkpoint_seconds: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="Store each stream that often; 0: only when the server ends.",
+        ),
+    ] = 5.0
+    replica: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name of this server in the tokens of its streams [default: random].",
+        ),
+    ] = None
+    replicas: Annotated[
+        int, typer.Option(metavar="N", help="Number of servers; limits of keys are divided by it.")
+    ] = 1
+    resume_seats: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Streams from other servers beside --max-streams "
+            "[default: an eighth of it with --state-folder].",
+        ),
+    ] = None
+    signing_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="Accept client secrets of servers with the same KEY. Prefer "
+            "PIANISSIMO_SIGNING_KEY.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -210,6 +250,7 @@ def serve(
     models: ServedModels,
     network: NetworkOptions,
     limits: LimitOptions,
+    replica: ReplicaOptions,
     access: AccessOptions,
     log: LogOptions,
 ) -> None:
@@ -222,15 +263,19 @@ def serve(
     finish, then sockets are closed with code 1012 and their state is saved. A second signal stops
     it at once.
     """
-    settings = _settings(models, network, limits, access)
+    settings = _settings(models, network, limits, replica, access)
     raise typer.Exit(_run(settings, log, models.offline))
 
 
 def _settings(
-    models: ServedModels, network: NetworkOptions, limits: LimitOptions, access: AccessOptions
+    models: ServedModels,
+    network: NetworkOptions,
+    limits: LimitOptions,
+    replica: ReplicaOptions,
+    access: AccessOptions,
 ) -> "Settings":
     from pianissimo.serve.access.keys import read_keys
-    from pianissimo.serve.settings import Settings
+    from pianissimo.serve.settings import Settings, random_name
 
     file_keys = read_keys(access.key_file) if access.key_file else ()
     return Settings(
@@ -254,7 +299,12 @@ def _settings(
         idle_seconds=limits.idle_seconds,
         resume_seconds=limits.resume_seconds,
         linger_seconds=min(Settings.linger_seconds, limits.resume_seconds),
-        state_folder=limits.state_folder,
+        state_folder=replica.state_folder,
+        checkpoint_seconds=replica.checkpoint_seconds,
+        replica=replica.replica or random_name(),
+        replicas=replica.replicas,
+        resume_seats=replica.resume_seats,
+        signing_key=replica.signing_key,
         drain_seconds=limits.drain_seconds,
         api_keys=(*(access.api_key or ()), *file_keys),
         admin_key=access.admin_key,

@@ -5,6 +5,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, NamedTuple, Protocol, Self, TypeVar
@@ -148,8 +149,8 @@ class StreamEngine(ABC, Generic[Record]):
         """End the stream without its remaining text."""
 
     @abstractmethod
-    def export(self, stream: HostedStream, input: SavedInput) -> bytes:
-        """The stream as bytes; raises StreamError if that is not possible."""
+    def snapshot(self, stream: HostedStream, input: SavedInput) -> Callable[[], bytes]:
+        """A copy of the stream, which the call makes bytes; StreamError if that is impossible."""
 
     # -- with the lock held ------------------------------------------------------------------------
 

@@ -12,8 +12,9 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -277,7 +278,7 @@ class Engine(StreamEngine[_LiveRecord]):
             if stream in self._streams:
                 self._end(stream)
 
-    def export(self, stream: HostedStream, input: SavedInput) -> bytes:
+    def snapshot(self, stream: HostedStream, input: SavedInput) -> Callable[[], bytes]:
         with self._room:
             stream.check_accepts("export")
             record = self._streams[stream]
@@ -298,7 +299,7 @@ class Engine(StreamEngine[_LiveRecord]):
                 "prompt": options.prompt,
                 "input": input,
             }
-            return saved.to_bytes(document, self.runner.arena.save(stream.slot))
+            return partial(saved.to_bytes, document, self.runner.arena.save(stream.slot))
 
     # -- with the lock held ------------------------------------------------------------------------
 

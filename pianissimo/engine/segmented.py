@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -170,7 +170,7 @@ class SegmentedEngine(StreamEngine[_SegmentedRecord]):
                 stream.mailbox.end()
                 self._release(stream)
 
-    def export(self, stream: HostedStream, input: SavedInput) -> bytes:
+    def snapshot(self, stream: HostedStream, input: SavedInput) -> Callable[[], bytes]:
         """Raises StreamError: segments that wait for their model cannot be saved."""
         raise StreamError(
             f"a stream of {self.recognizer.name} cannot be exported; finish it instead"

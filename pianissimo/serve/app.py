@@ -22,8 +22,8 @@ from pianissimo.serve.access.auth import OriginGuard, key_of, unauthorized
 from pianissimo.serve.access.connections import ConnectionLimit
 from pianissimo.serve.dialects import deepgram, deepgram_speak, openai_rest, openai_speech, stream
 from pianissimo.serve.dialects.openai_realtime import socket as openai_realtime
-from pianissimo.serve.dialects.resumable import Streams
 from pianissimo.serve.dialects.wyoming import WyomingServer
+from pianissimo.serve.durable.streams import Streams
 from pianissimo.serve.errors import Refusal, refusal_for
 from pianissimo.serve.openapi import ERRORS
 from pianissimo.serve.page import routes as page
@@ -114,14 +114,19 @@ async def _health() -> Response:
 
 
 async def _ready(request: Request) -> Response:
-    """All engines serve, a seat is free, and the server does not drain."""
+    """All engines serve, a seat is free for a resumed stream, and the server does not drain.
+
+    With `?for=new` a seat must be free for a new stream.
+    """
     service: Service = request.app.state.service
     fault = service.store.fault()
+    new = request.query_params.get("for") == "new"
     if service.draining:
         fault = "draining"
-    elif fault is None and service.seats.in_use >= service.seats.capacity:
+    elif fault is None and not service.seats.has_free(reserved=not new):
         fault = "full"
-    return PlainTextResponse(f"{fault or 'ready'}\n", 503 if fault else 200)
+    state = "ready" if service.seats.has_free() else "ready for resumed streams"
+    return PlainTextResponse(f"{fault or state}\n", 503 if fault else 200)
 
 
 async def _metrics(request: Request) -> Response:

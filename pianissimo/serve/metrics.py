@@ -1,10 +1,17 @@
 """Metrics for Prometheus: the server's own, and those of its engines, read on request."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -13,6 +20,7 @@ from pianissimo.engine.segmented import SegmentedEngine
 
 if TYPE_CHECKING:
     from pianissimo.serve.access.accounts import Account
+    from pianissimo.serve.access.seats import Queue, Seats
     from pianissimo.serve.versions.store import Lease, ServedModel, Store
 
 Engines: TypeAlias = dict[str, list[Engine | SegmentedEngine]]
@@ -108,6 +116,17 @@ class Metrics:
         self.resumed = Counter(
             "pianissimo_resumed", "Streams resumed on a new socket", registry=self.registry
         )
+        self.checkpoints = Counter(
+            "pianissimo_checkpoints",
+            "States of streams for the state folder: stored, failed, or lost to another server",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.checkpoint_age = Gauge(
+            "pianissimo_checkpoint_age_seconds",
+            "Age of the oldest stored state of a stream that has changed since",
+            registry=self.registry,
+        )
         self.shadow_words = Counter(
             "pianissimo_shadow_words",
             "Words of a model that were compared with its shadow",
@@ -129,9 +148,23 @@ class Metrics:
         self.draining = Gauge(
             "pianissimo_draining", "1 while the server drains", registry=self.registry
         )
+        ProcessCollector(registry=self.registry)
         self._engines = _EngineCollector(store)
         self.registry.register(self._engines)
         self.registry.register(_AccountCollector(accounts))
+
+    def show_capacity(self, seats: "Seats", files: "Queue") -> None:
+        """Add gauges of live seats and of recordings, by which servers are scaled."""
+        shown: dict[str, tuple[str, Callable[[], float]]] = {
+            "seats": ("Seats for new live streams", lambda: seats.capacity),
+            "seats_used": ("Seats in use, those of resumed streams included", lambda: seats.in_use),
+            "resume_seats": ("Further seats for resumed streams", lambda: seats.reserve),
+            "files_running": ("Recordings being transcribed", lambda: files.in_use),
+            "files_waiting": ("Recordings waiting for a place", lambda: files.waiting),
+        }
+        for name, (meaning, value) in shown.items():
+            gauge = Gauge(f"pianissimo_{name}", meaning, registry=self.registry)
+            gauge.set_function(value)
 
     def began(self, dialect: str, lease: "Lease") -> None:
         self.sessions.labels(dialect, lease.model.name, lease.experiment).inc()

@@ -54,21 +54,24 @@ class Service:
         if not isinstance(recognizers, Mapping):
             recognizers = {recognizers.name: recognizers}
         self.settings = settings
-        self.keys = KeyRing(settings.keys, settings.admin_key)
-        self.secrets = ClientSecrets()
+        self.keys = KeyRing(settings.keys, settings.admin_key, settings.replicas)
+        self.secrets = ClientSecrets(self.keys, settings.signing_key)
         self.wyoming = Account(WYOMING, Limits())
         self.seats, self.files = Seats(settings.max_streams), Queue(settings.max_files)
         self.uploads = UploadPlaces(UPLOADS_PER_FILE * settings.max_files)
         self.decoders = Decoders(
             settings.decoders, settings.decode_stall_seconds, settings.longest_audio_seconds
         )
-        slots = settings.max_streams + settings.max_files + settings.max_shadows
+        resumes = settings.seats_for_resumes
+        self.seats.reserve = resumes
+        slots = settings.max_streams + resumes + settings.max_files + settings.max_shadows
         self.live_decoders = Seats(
             LIVE_DECODERS_PER_DECODER * settings.decoders, "live streams of containers"
         )
         self.transcriber = Transcriber(self.decoders)
         self.store = Store(settings, recognizers, slots)
         self.metrics = Metrics(self.store, self.accounts)
+        self.metrics.show_capacity(self.seats, self.files)
         self.store.on_retired = self.metrics.retired
         self.shadows = Shadows(self.metrics, self.transcriber, settings.max_shadows)
         self.voices = Voices(settings, self.metrics, voices)
@@ -114,14 +117,16 @@ class Service:
         account.requests += 1
         return account
 
-    def acquire_seat(self, dialect: str, account: Account) -> None:
+    def acquire_seat(self, dialect: str, account: Account, *, resumed: bool = False) -> None:
         """Acquire a seat for a live stream; call `release_seat` once afterwards.
+
+        A resumed stream may take a seat of the reserve.
 
         Raises EngineFullError if all seats are in use, Refusal at the limit of the key.
         """
         account.acquire_stream()
         try:
-            self.seats.acquire()
+            self.seats.acquire(reserved=resumed)
         except EngineFullError:
             account.release_stream()
             self.metrics.refusals.labels(dialect, "full").inc()

@@ -2,8 +2,9 @@
 
 import ipaddress
 import re
+import secrets
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 CONNECTIONS_PER_SEAT, LEAST_CONNECTIONS = 4, 64
 """Open sockets for each stream that can be served; most wait for their first message."""
+RESUMES_PER_SEAT = 8
+REPLICA = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+SHORTEST_SIGNING_KEY = 16
 NAMED = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)", re.S)
 
 
@@ -22,6 +26,11 @@ def parse_source(text: str | None) -> tuple[str | None, str | None]:
     """The name, if any, and the source of `NAME=MODEL` or `MODEL`."""
     found = NAMED.fullmatch(text or "")
     return (found[1], found[2]) if found else (None, text)
+
+
+def random_name() -> str:
+    """A name for a server that was given none."""
+    return secrets.token_hex(3)
 
 
 @dataclass(frozen=True)
@@ -35,11 +44,16 @@ class Settings:
     for all models. `max_streams` live streams are served and `max_files` recordings transcribed at
     once; as many recordings more may wait. A shadow processes `max_shadows` streams at once. A
     socket that sends nothing for `idle_seconds` is closed. A disconnected /v1/stream can be resumed
-    for `resume_seconds`; it keeps its seat for `linger_seconds` of them, and survives a restart if
-    there is a `state_folder`. At SIGTERM, streams have `drain_seconds` to finish. Plain `api_keys`
-    have no names and no limits of their own. `insecure` admits other machines without a key.
-    Wyoming has its own port, if one is set, and no authentication. With `tls_certificate` and
-    `tls_key`, PEM files, the server speaks TLS, except on the Wyoming port. The page shows the
+    for `resume_seconds`; it keeps its seat for `linger_seconds` of them. With a `state_folder` its
+    state is stored there every `checkpoint_seconds` (0: only when the server ends), and every
+    server that shares the folder can resume it. `replica` names this server in the tokens of its
+    streams; `resume_seats` more seats are for streams that come from another server, an eighth of
+    `max_streams` by default if there is a state folder. Servers with the same `signing_key` accept
+    each other's client secrets. Limits of keys are divided by `replicas`. At SIGTERM, streams have
+    `drain_seconds` to finish. Plain `api_keys` have no names and no limits of their own. `insecure`
+    admits other machines without a key. Wyoming has its own port, if one is set, and no
+    authentication. With `tls_certificate` and `tls_key`, PEM files, the server speaks TLS, except
+    on the Wyoming port. The page shows the
     report of `pianissimo quietbench` in the folder `quietbench`.
     """
 
@@ -65,6 +79,11 @@ class Settings:
     resume_seconds: float = 120.0
     linger_seconds: float = 5.0
     state_folder: Path | None = None
+    checkpoint_seconds: float = 5.0
+    replica: str = field(default_factory=random_name)
+    replicas: int = 1
+    resume_seats: int | None = None
+    signing_key: str | None = field(default=None, repr=False)
     drain_seconds: float = 10.0
     api_keys: tuple[str | ApiKey, ...] = ()
     admin_key: str | None = None
@@ -87,6 +106,7 @@ class Settings:
             raise OptionError("linger_seconds must be from 0 to resume_seconds")
         if self.drain_seconds < 0 or self.max_shadows < 1:
             raise OptionError("drain_seconds must be at least 0 and max_shadows at least 1")
+        self._check_replica()
         for text in self.spare_models:
             if parse_source(text)[0] is None:
                 raise OptionError(f"a spare model needs a name: --spare-model NAME={text}")
@@ -112,6 +132,28 @@ class Settings:
                 f"the Wyoming protocol has no authentication: on {self.host} it needs --insecure; "
                 "or listen on 127.0.0.1"
             )
+
+    def _check_replica(self) -> None:
+        if not 0 <= self.checkpoint_seconds < 1e6:
+            raise OptionError("checkpoint_seconds must be 0 or more")
+        if not REPLICA.fullmatch(self.replica):
+            raise OptionError(
+                f"the replica {self.replica!r} needs a name of letters, digits, _ and -"
+            )
+        if self.replicas < 1 or (self.resume_seats or 0) < 0:
+            raise OptionError("replicas must be at least 1 and resume_seats at least 0")
+        if self.signing_key is not None and len(self.signing_key) < SHORTEST_SIGNING_KEY:
+            raise OptionError(
+                f"the signing key needs at least {SHORTEST_SIGNING_KEY} characters; "
+                "`openssl rand -hex 32` makes one"
+            )
+
+    @property
+    def seats_for_resumes(self) -> int:
+        """Seats beside `max_streams` for streams that come from another server."""
+        if self.resume_seats is not None:
+            return self.resume_seats
+        return 0 if self.state_folder is None else -(-self.max_streams // RESUMES_PER_SEAT)
 
     def _check_tls(self) -> None:
         assert self.tls_certificate is not None

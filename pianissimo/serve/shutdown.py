@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pianissimo.serve.dialects.resumable import Streams
+from pianissimo.serve.durable.streams import Streams
 from pianissimo.serve.service import Service
 from pianissimo.serve.websocket import SocketProtocol
 

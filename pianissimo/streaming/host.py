@@ -1,6 +1,7 @@
 """What a session asks of its engine, and what both know of a stream."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -56,8 +57,8 @@ class StreamHost(Protocol):
         """End the stream without its remaining text."""
         ...
 
-    def export(self, stream: HostedStream, input: SavedInput) -> bytes:
-        """The stream as bytes, with the state of its input filters."""
+    def snapshot(self, stream: HostedStream, input: SavedInput) -> Callable[[], bytes]:
+        """A copy of the stream, with the state of its input filters; the call makes it bytes."""
         ...
 
     def backlog_seconds(self, stream: HostedStream) -> float:

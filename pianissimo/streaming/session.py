@@ -1,7 +1,7 @@
 """A client's handle on one stream of an engine: push audio from any thread, read events."""
 
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import numpy.typing as npt
 
@@ -73,8 +73,13 @@ class Session:
         They contain everything that was pushed, consumed or not, and no unread events. The stream
         continues here unless it is closed. Raises StreamError after its end.
         """
+        return self.snapshot()()
+
+    def snapshot(self) -> Callable[[], bytes]:
+        """As `export`, but it only copies the state, which takes the engine a moment; the call of
+        the result makes the bytes, in any thread."""
         with self._input_lock:
-            return self._host.export(self._stream, self._input.save())
+            return self._host.snapshot(self._stream, self._input.save())
 
     # -- out ---------------------------------------------------------------------------------------
 

@@ -4,10 +4,13 @@ A key is compared with all known keys, by their digests and in constant time: th
 does not depend on the guess.
 """
 
+import base64
 import hashlib
 import hmac
+import json
 import secrets
 import time
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -23,7 +26,8 @@ from pianissimo.serve.errors import POLICY, Refusal
 from pianissimo.serve.versions.experiments import Caller
 
 SECRET_PREFIX = "ek_"
-MOST_SECRETS = 10_000
+LONGEST_SECRET = 6000
+"""Letters of a client secret: browsers send it in a header."""
 SHORTEST_SECRET_SECONDS, LONGEST_SECRET_SECONDS = 10, 7200
 KEY_PROTOCOLS = ("openai-insecure-api-key.", "pianissimo-key.")
 """Prefixes of keys among the subprotocols that a browser offers."""
@@ -31,10 +35,17 @@ LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
 
 
 class KeyRing:
-    """The API keys of the server; without any it is open to every client that can connect."""
+    """The API keys of the server; without any it is open to every client that can connect.
 
-    def __init__(self, keys: Iterable[ApiKey], admin_key: str | None = None) -> None:
-        self._known = [(digest(key.key), Account(key.name, key.limits)) for key in keys]
+    Each of several `replicas` allows its share of every limit.
+    """
+
+    def __init__(
+        self, keys: Iterable[ApiKey], admin_key: str | None = None, replicas: int = 1
+    ) -> None:
+        self._known = [
+            (digest(key.key), Account(key.name, key.limits.divided(replicas))) for key in keys
+        ]
         self._anyone = Account(ANYONE, Limits())
         self._admin = None if admin_key is None else digest(admin_key)
 
@@ -42,6 +53,10 @@ class KeyRing:
     def accounts(self) -> tuple[Account, ...]:
         """One per key; on an open server the one that all clients share."""
         return tuple(account for _, account in self._known) or (self._anyone,)
+
+    def named(self, name: str) -> Account | None:
+        """The account of that name."""
+        return next((each for each in self.accounts if each.name == name), None)
 
     def account(self, key: str | None) -> Account | None:
         """The account of this key, or of a client without one; None if it is not admitted."""
@@ -72,27 +87,61 @@ class ClientSecret:
 
 
 class ClientSecrets:
-    """Short-lived keys for the realtime socket, each with the session it was made for."""
+    """Short-lived keys for the realtime socket, each with the session it was made for.
 
-    def __init__(self) -> None:
-        self._made: dict[bytes, ClientSecret] = {}
+    A secret carries its session and a signature. Nothing is remembered, so every server with the
+    same `signing_key` and API keys accepts it; without a key only the process that made it does.
+    """
+
+    def __init__(self, keys: KeyRing, signing_key: str | None = None) -> None:
+        self._keys = keys
+        self._key = secrets.token_bytes(32) if signing_key is None else digest(signing_key)
 
     def make(self, session: dict[str, object], seconds: float, account: Account) -> tuple[str, int]:
-        """Make a secret; returns it and its expiry in seconds since 1970."""
-        now = time.time()
-        self._made = {k: made for k, made in self._made.items() if made.expires > now}
-        if len(self._made) >= MOST_SECRETS:
+        """Make a secret; returns it and its expiry in seconds since 1970.
+
+        Raises Refusal if the session is too large to travel in a header.
+        """
+        expires = time.time() + seconds
+        content = {
+            "session": session,
+            "expires": expires,
+            "account": account.name,
+            "nonce": secrets.token_hex(8),
+        }
+        body = _text(zlib.compress(json.dumps(content).encode(), 9))
+        secret = f"{SECRET_PREFIX}{body}.{_text(self._signature(body))}"
+        if len(secret) > LONGEST_SECRET:
             raise Refusal(
-                429, "too many unused client secrets; wait until some expire", "too_many_secrets"
+                413,
+                "the session is too large for a client secret; shorten its prompt and keywords, or "
+                "send them with session.update",
+                "session_too_large",
             )
-        secret, expires = SECRET_PREFIX + secrets.token_urlsafe(32), now + seconds
-        self._made[digest(secret)] = ClientSecret(expires, session, account)
         return secret, round(expires)
 
     def find(self, secret: str | None) -> ClientSecret | None:
-        """The secret, if it is known and has not expired."""
-        made = self._made.get(digest(secret or ""))
-        return made if made is not None and made.expires > time.time() else None
+        """The secret, if it was signed here, has not expired and its API key is still known."""
+        if secret is None or not secret.startswith(SECRET_PREFIX) or len(secret) > LONGEST_SECRET:
+            return None
+        body, _, signature = secret.removeprefix(SECRET_PREFIX).partition(".")
+        signed = signature.encode("utf-8", "surrogateescape")
+        if not hmac.compare_digest(_text(self._signature(body)).encode(), signed):
+            return None
+        content = json.loads(zlib.decompress(base64.urlsafe_b64decode(body + "===")))
+        account = self._keys.named(content["account"])
+        if account is None or content["expires"] <= time.time():
+            return None
+        return ClientSecret(content["expires"], content["session"], account)
+
+    def _signature(self, body: str) -> bytes:
+        given = body.encode("utf-8", "surrogateescape")
+        return hmac.digest(self._key, given, "sha256")
+
+
+def _text(data: bytes) -> str:
+    """Bytes in the letters of a header value."""
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def key_of(headers: Mapping[str, str]) -> str | None:

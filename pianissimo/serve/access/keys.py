@@ -27,6 +27,17 @@ class Limits:
             if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < 1e12:
                 raise OptionError(f"{each.name} of a key must be a number above 0, not {value!r}")
 
+    def divided(self, servers: int) -> "Limits":
+        """The share of each of several servers; a limit of streams is at least 1."""
+        if servers == 1:
+            return self
+        streams, audio = self.streams, self.audio_seconds_per_minute
+        return Limits(
+            None if streams is None else -(-streams // servers),
+            None if audio is None else audio / servers,
+            self.upload_mb,
+        )
+
 
 @dataclass(frozen=True)
 class ApiKey:

@@ -12,14 +12,21 @@ from pianissimo.errors import EngineFullError
 
 
 class Seats:
-    """Counts the streams that clients have open; refuses more than `capacity`."""
+    """Counts the streams that clients have open; refuses more than `capacity`.
 
-    def __init__(self, capacity: int, name: str = "streams") -> None:
-        self.capacity, self.name, self.in_use = capacity, name, 0
+    Beside it there is a `reserve` of seats for streams that come from another server.
+    """
 
-    def acquire(self) -> None:
+    def __init__(self, capacity: int, name: str = "streams", reserve: int = 0) -> None:
+        self.capacity, self.name, self.in_use, self.reserve = capacity, name, 0, reserve
+
+    def has_free(self, *, reserved: bool = False) -> bool:
+        """Whether a seat is free, one of the reserve included if `reserved`."""
+        return self.in_use < self.capacity + (self.reserve if reserved else 0)
+
+    def acquire(self, *, reserved: bool = False) -> None:
         """Raises EngineFullError if all seats are in use; call `release` once afterwards."""
-        if self.in_use >= self.capacity:
+        if not self.has_free(reserved=reserved):
             raise EngineFullError(f"all {self.capacity} {self.name} are in use; try again later")
         self.in_use += 1
 

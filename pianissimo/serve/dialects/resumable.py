@@ -1,23 +1,22 @@
-"""Streams that outlive their connection and, with a state folder, the server.
+"""One stream that outlives its connection and, if its state is stored, the server.
 
 Input is counted in frames (a message with audio, or a command), output in events; both counts begin
 at 1 and have no gaps. To resume, the client states the last event it has and gets the last frame
 that arrived; both sides send the rest again. Nothing is lost or duplicated.
+
+A stream that another server continues from its stored state counts again from there. The client
+sends the frames since then once more; events that it has already are made again and dropped.
 """
 
 import asyncio
 import base64
-import hashlib
 import json
 import logging
-import os
-import secrets
 import time
-from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal
 
 from pianissimo.decoding.hotwords import Phrase
@@ -38,10 +37,9 @@ DIALECT = "stream"
 Command = Literal["finalize", "finish"]
 MOST_UNACKNOWLEDGED = 1000
 """Unacknowledged events that are kept; with more the stream pauses."""
-MOST_AWAY_PER_SEAT = 4
-"""Disconnected streams that are kept for each seat; the oldest are dropped first."""
 LAST_SECONDS = 5.0
 """How long a finishing stream may take when the server ends."""
+END_TOLERANCE_SECONDS = 0.001
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +61,15 @@ class StreamOptions:
     boost: tuple[Phrase, ...] = ()
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """A running stream after so many frames and events; `to_bytes` may run in any thread."""
+
+    frames: int
+    events: int
+    to_bytes: Callable[[], bytes]
+
+
 class ResumableStream:
     """One stream, connected or not.
 
@@ -75,6 +82,12 @@ class ResumableStream:
     ) -> None:
         self.service, self.options, self.token = service, options, token
         self.frames = 0
+        self.covered = 0
+        """Frames that finals have answered: their audio and commands are needed no more."""
+        self.saved: int | None = None
+        """Frames in the stored state; None for a stream that is not stored."""
+        self.acknowledged = 0
+        self.restored_from_store = False
         self.events: deque[tuple[int, dict[str, object]]] = deque()
         self.last_event = 0
         self.partial: dict[str, object] | None = None
@@ -96,7 +109,15 @@ class ResumableStream:
         self._accepting: asyncio.Task[None] | None = None
         self._state = state
         self._finals_requested: deque[float] = deque()
+        self._uncovered: deque[tuple[float, bool]] = deque()
+        """By frame after `covered`: where it ends in seconds, and whether it is a command."""
+        self._seconds = 0.0
         self.failure: PianissimoError | None = None
+
+    @property
+    def resumed(self) -> bool:
+        """Whether the stream began on an earlier connection."""
+        return self.restored_from_store or self._lease is not None
 
     @property
     def done(self) -> bool:
@@ -159,7 +180,10 @@ class ResumableStream:
             return False
         if not self._feed.hold(frame):
             return False
-        self.service.record_audio(DIALECT, self._lease, self._feed.seconds_of(frame))
+        seconds = self._feed.seconds_of(frame)
+        self.service.record_audio(DIALECT, self._lease, seconds)
+        self._seconds += seconds
+        self._uncovered.append((self._seconds, False))
         self.frames += 1
         return True
 
@@ -171,10 +195,18 @@ class ResumableStream:
             if self.finishing or self._feed is None:
                 raise Refusal(400, "the stream has finished; open another one", "stream_state")
             if isinstance(frame, bytes):
-                seconds = await self._feed.push(frame)
+                end = self._seconds + self._feed.seconds_of(frame)
+                self._uncovered.append((end, False))  # first: its final may come while it is pushed
+                try:
+                    seconds = await self._feed.push(frame)
+                except BaseException:
+                    self._uncovered.pop()
+                    raise
+                self._seconds = end
                 assert self._lease is not None
                 self.service.record_audio(DIALECT, self._lease, seconds)
             else:
+                self._uncovered.append((self._seconds, True))
                 self._finals_requested.append(time.monotonic())
                 self.finishing = frame == "finish"
                 await (self._feed.finish() if self.finishing else self._feed.finalize())
@@ -185,7 +217,15 @@ class ResumableStream:
         return [(number, event) for number, event in self.events if number > after]
 
     def acknowledge(self, number: int) -> None:
-        """The client has all events up to this number; drop them."""
+        """The client has all events up to this number; drop them.
+
+        It may have events that this server, continuing from a stored state, will make once more.
+        """
+        if not self.restored_from_store:
+            number = min(number, self.last_event)
+        self.acknowledged = max(self.acknowledged, number)
+        if self.last_event < self.acknowledged:
+            self.partial = None  # of an utterance that the client has the final of
         while self.events and self.events[0][0] <= number:
             self.events.popleft()
         self._room.set()
@@ -194,7 +234,7 @@ class ResumableStream:
 
     async def _activate(self, state: bytes | None, account: Account) -> None:
         """Acquire a seat and open a stream; raises EngineFullError, Refusal at the key's limit."""
-        self.service.acquire_seat(DIALECT, account)
+        self.service.acquire_seat(DIALECT, account, resumed=state is not None or self.resumed)
         try:
             if self._lease is None:
                 options = self.options
@@ -235,7 +275,8 @@ class ResumableStream:
 
     def _keep(self, event: StreamEvent) -> None:
         if event.type == "partial":
-            self.partial = _message(event)
+            if self.last_event >= self.acknowledged:
+                self.partial = _message(event)
         elif event.type == "endpoint":
             self._add({"type": "endpoint", "end": event.end})
         else:
@@ -244,11 +285,29 @@ class ResumableStream:
                 assert self._lease is not None
                 self.service.metrics.final_after(DIALECT, self._lease, spent)
             self.partial = None
-            self._add({**_message(event), "reason": event.reason})
+            self._cover(event)
+            self._add({**_message(event), "reason": event.reason, "frames": self.covered})
         self.news.set()
+
+    def _cover(self, final: StreamEvent) -> None:
+        """Count the frames that a final answers.
+
+        One that was requested answers all frames up to the request, another one the audio before
+        its end.
+        """
+        requested = final.reason in ("finalize", "finish")
+        while self._uncovered:
+            end, command = self._uncovered[0]
+            if not requested and (command or end > final.end + END_TOLERANCE_SECONDS):
+                return
+            self._uncovered.popleft()
+            self.covered += 1
+            requested = requested and not command
 
     def _add(self, event: dict[str, object]) -> None:
         self.last_event += 1
+        if self.last_event <= self.acknowledged:
+            return  # the client has it from the server that had the stream before
         self.events.append((self.last_event, {**event, "event": self.last_event}))
 
     async def _release(self, feed: Feed) -> None:
@@ -265,22 +324,49 @@ class ResumableStream:
             if self._feed is None or self.finishing or self._connected:
                 return
             feed = self._feed
-            assert self._pump is not None
-            self._pump.cancel()
-            await asyncio.gather(self._pump, return_exceptions=True)
-            try:
-                assert self._lease is not None
-                engine = self._lease.model.engine
-                self._state, rest = await asyncio.to_thread(_export, feed.session, engine)
-            except Exception as error:  # it failed, or cannot be exported
-                if not isinstance(error, PianissimoError):
-                    log.exception("a stream could not be parked")
+            snapshot = await self._paused(feed, close=True)
+            if snapshot is not None:
+                self._state = await asyncio.to_thread(snapshot)
+                await self._release(feed)
+
+    async def snapshot(self) -> Snapshot | None:
+        """The running stream, which continues; None if it has ended or ends.
+
+        Raises StreamError if streams of its model cannot be exported.
+        """
+        async with self._lock:
+            if self._feed is None or self.finishing:
+                return None
+            feed = self._feed
+            state = await self._paused(feed, close=False)
+            self._pump = asyncio.create_task(self._collect(feed))
+            if state is None:
+                return None
+            head = self._document()
+        return Snapshot(self.frames, self.last_event, lambda: _encode(head, state()))
+
+    async def _paused(self, feed: Feed, *, close: bool) -> Callable[[], bytes] | None:
+        """Stop reading events and copy the stream, with all events before the copy kept.
+
+        With `close` the stream has ended in the engine. None, and events are read again, if it
+        failed; a stream that is not closed must be read again by the caller.
+        """
+        assert self._pump is not None and self._lease is not None
+        self._pump.cancel()
+        await asyncio.gather(self._pump, return_exceptions=True)
+        try:
+            engine = self._lease.model.engine
+            state, rest = await asyncio.to_thread(_copied, feed.session, engine, close)
+        except Exception as error:  # it failed, or cannot be exported
+            if not isinstance(error, PianissimoError):
+                log.exception("a stream could not be exported")
+            if close:
                 self._pump = asyncio.create_task(self._collect(feed))
-                return
-            for event in rest:
-                feed.observe(event)
-                self._keep(event)
-            await self._release(feed)
+            return None
+        for event in rest:
+            feed.observe(event)
+            self._keep(event)
+        return state
 
     async def suspend(self) -> bytes | None:
         """The server ends: the stream as bytes. Later frames are neither accepted nor counted, so
@@ -314,15 +400,32 @@ class ResumableStream:
             self._state, self.ended = None, True
             self.events.clear()
 
+    def lose(self) -> None:
+        """Close the connection: another server has the stream."""
+        self._suspending = True
+        self._displace(Refusal(409, "another server resumed this stream", "taken_over"))
+
     # -- files -------------------------------------------------------------------------------------
 
     def save(self) -> bytes | None:
         """A parked or ended stream as bytes; None for a running one."""
         if self._state is None and not self.ended:
             return None
-        document = {
+        return _encode(self._document(), self._state or b"")
+
+    def as_new(self) -> bytes:
+        """The stream before its first frame as bytes."""
+        return _encode(self._document(), b"")
+
+    def _document(self) -> dict[str, object]:
+        """Everything but the engine's state, as JSON values that nothing changes later."""
+        return {
             "options": asdict(self.options),
+            "compute": self._compute,
             "frames": self.frames,
+            "covered": self.covered,
+            "uncovered": list(self._uncovered),
+            "seconds": self._seconds,
             "events": list(self.events),
             "last_event": self.last_event,
             "partial": self.partial,
@@ -330,11 +433,20 @@ class ResumableStream:
             "finishing": self.finishing,
             "rest": base64.b64encode(self.reader.rest).decode(),
         }
-        return json.dumps(document).encode() + b"\n" + (self._state or b"")
+
+    @property
+    def _compute(self) -> str:
+        """On what the words depend besides the weights: device and number format."""
+        name, lease = self.options.choice.name, self._lease
+        model = self.service.store.models[name] if lease is None else lease.model
+        return f"{model.recognizer.device.partition(':')[0]}, {model.recognizer.dtype}"
 
     @classmethod
     def restored(cls, service: Service, token: str, data: bytes) -> "ResumableStream":
-        """The stream that `save` wrote; raises StateError if it is damaged."""
+        """The stream that `save` or `snapshot` wrote.
+
+        Raises StateError if it is damaged, or if words would differ here.
+        """
         head, _, state = data.partition(b"\n")
         try:
             document = json.loads(head)
@@ -345,123 +457,40 @@ class ResumableStream:
             options["boost"] = tuple(Phrase(**phrase) for phrase in options.get("boost", ()))
             stream = cls(service, StreamOptions(**options), token, state or None)
             stream.frames, stream.last_event = document["frames"], document["last_event"]
+            stream.covered, stream._seconds = document["covered"], document["seconds"]
+            stream._uncovered = deque((end, command) for end, command in document["uncovered"])
             stream.events = deque((number, event) for number, event in document["events"])
             stream.partial, stream.ended = document["partial"], document["ended"]
             stream.finishing = document["finishing"]
             stream.reader.rest = base64.b64decode(document["rest"])
         except (ValueError, KeyError, TypeError) as error:
             raise StateError(f"the saved stream is damaged ({error})") from error
-        return stream
-
-
-class Streams:
-    """All streams of one server, by token."""
-
-    def __init__(self, service: Service) -> None:
-        self.service = service
-        self._streams: OrderedDict[str, ResumableStream] = OrderedDict()
-        self._away: OrderedDict[str, asyncio.Task[None]] = OrderedDict()
-        self._closing: asyncio.Task[None] | None = None
-        self._folder = service.settings.state_folder
-        if self._folder is not None:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _delete_expired(self._folder, service.settings.resume_seconds)
-
-    def __len__(self) -> int:
-        return len(self._streams)
-
-    def start(self, options: StreamOptions) -> ResumableStream:
-        self._check_open()
-        token = secrets.token_urlsafe(24)
-        stream = self._streams[token] = ResumableStream(self.service, options, token)
-        return stream
-
-    def resume(self, token: str) -> ResumableStream:
-        """The stream of that token; raises Refusal if it is unknown or expired."""
-        self._check_open()
-        if token not in self._streams and self._folder is not None:
-            path = self._folder / _file_name(token)
-            with suppress(FileNotFoundError):
-                self._streams[token] = ResumableStream.restored(
-                    self.service, token, path.read_bytes()
-                )
-                path.unlink()
-        if token not in self._streams:
-            raise Refusal(
-                404, "the stream is unknown or has expired; start another one", "no_stream"
+        if options["choice"].name not in service.store.models:
+            raise StateError(f"this server has no model {options['choice'].name!r}")
+        if document["compute"] != stream._compute:
+            raise StateError(
+                f"the stream was computed on {document['compute']}, and this server computes on "
+                f"{stream._compute}: its words could change"
             )
-        return self._streams[token]
-
-    def connected(self, stream: ResumableStream) -> None:
-        """A connection is being attached: the stream must not be parked or dropped."""
-        task = self._away.pop(stream.token, None)
-        if task is not None:
-            task.cancel()
-
-    def disconnected(self, stream: ResumableStream) -> None:
-        """The connection is gone; the stream waits for the next one until it expires."""
-        if stream.token not in self._streams:
-            return
-        self._away[stream.token] = asyncio.create_task(self._wait(stream))
-        while len(self._away) > MOST_AWAY_PER_SEAT * self.service.seats.capacity:
-            token, task = self._away.popitem(last=False)
-            task.cancel()
-            asyncio.create_task(self._streams.pop(token).discard())  # noqa: RUF006  ends by itself
-
-    async def forget(self, stream: ResumableStream) -> None:
-        """Drop a stream: the client has everything, or the stream has expired."""
-        self._streams.pop(stream.token, None)
-        self.connected(stream)
-        await stream.discard()
-
-    async def _wait(self, stream: ResumableStream) -> None:
-        settings = self.service.settings
-        await asyncio.sleep(settings.linger_seconds)
-        await asyncio.shield(asyncio.create_task(stream.park()))
-        await asyncio.sleep(settings.resume_seconds - settings.linger_seconds)
-        self._away.pop(stream.token, None)
-        await self.forget(stream)
-
-    def _check_open(self) -> None:
-        if self._closing is not None:
-            raise restarting()
-
-    async def close(self) -> None:
-        """Park all streams, save them if there is a state folder, and then close the connections.
-
-        Returns when all streams are closed; may be called again.
-        """
-        if self._closing is None:
-            self._closing = asyncio.create_task(self._suspend_all())
-        await asyncio.shield(self._closing)
-
-    async def _suspend_all(self) -> None:
-        for task in self._away.values():
-            task.cancel()
-        async with asyncio.TaskGroup() as group:
-            for stream in self._streams.values():
-                group.create_task(self._suspend(stream))
-        self._streams.clear()
-
-    async def _suspend(self, stream: ResumableStream) -> None:
-        data = await stream.suspend()
-        if self._folder is not None and data is not None:
-            try:
-                await asyncio.to_thread(_write, self._folder / _file_name(stream.token), data)
-            except OSError:
-                log.exception("a stream could not be saved")
-        stream.disconnect()
-        await stream.discard()
+        stream.restored_from_store = True
+        return stream
 
 
-def _export(session: Session, engine: Engine | SegmentedEngine) -> tuple[bytes, list[StreamEvent]]:
-    """Export and close a stream; returns its state and its unread events."""
+def _copied(
+    session: Session, engine: Engine | SegmentedEngine, close: bool
+) -> tuple[Callable[[], bytes], list[StreamEvent]]:
+    """A copy of a stream and the unread events before it; `close` ends the stream."""
     with engine.lock:
-        state, rest = session.export(), []
+        state, rest = session.snapshot(), []
         while (event := session.get_nowait()) is not None:
             rest.append(event)
-        session.close()
+        if close:
+            session.close()
     return state, rest
+
+
+def _encode(document: dict[str, object], state: bytes) -> bytes:
+    return json.dumps(document).encode() + b"\n" + state
 
 
 def _message(event: StreamEvent) -> dict[str, object]:
@@ -472,25 +501,3 @@ def _message(event: StreamEvent) -> dict[str, object]:
         "start": event.start,
         "end": event.end,
     }
-
-
-def _file_name(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest() + ".stream"
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write the whole file or none; only its owner may read it."""
-    draft = path.with_suffix(f".{secrets.token_hex(8)}.tmp")
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
-
-
-def _delete_expired(folder: Path, seconds: float) -> None:
-    """Delete the files of expired streams."""
-    for path in [*folder.glob("*.stream"), *folder.glob("*.tmp")]:
-        with suppress(FileNotFoundError):
-            if path.stat().st_mtime < time.time() - seconds:
-                path.unlink()

@@ -20,8 +20,9 @@ from pianissimo.serve.dialects.messages import (
     unknown_type,
     whole_field,
 )
-from pianissimo.serve.dialects.resumable import ResumableStream, StreamOptions, Streams
+from pianissimo.serve.dialects.resumable import ResumableStream, StreamOptions
 from pianissimo.serve.dialects.sockets import Client, Gone, client, parse_message, until_first
+from pianissimo.serve.durable.streams import Streams
 from pianissimo.serve.errors import Refusal, refusal_for
 from pianissimo.serve.websocket import FIRST_MESSAGE_BYTES
 from pianissimo.streaming.endpoint import ENDPOINT, EndpointRules
@@ -30,6 +31,7 @@ DIALECT = "stream"
 ACK_FRAMES = 8
 """Frames after which the client gets an acknowledgment."""
 MOST_SECONDS = 1e9
+TOKEN_HEADER = "pianissimo-stream"
 KEYS: dict[str, tuple[str, ...]] = {
     "start": (
         "type",
@@ -44,7 +46,7 @@ KEYS: dict[str, tuple[str, ...]] = {
         "user",
         "events",
     ),
-    "resume": ("type", "stream", "events"),
+    "resume": ("type", "stream", "events", "frames"),
     "finalize": ("type",),
     "finalise": ("type",),
     "finish": ("type",),
@@ -81,7 +83,16 @@ async def _serve(one: Client, streams: Streams) -> None:
     check_keys(first, KEYS["resume" if resumed else "start"], "the first message")
     last_seen, known = whole_field(first, "events", 0, 0), resumed
     if resumed:
-        served = streams.resume(text_field(first, "stream") or "")
+        served = await streams.resume(_token(one, first))
+        dropped = whole_field(first, "frames", 0, 0)
+        if served.frames < dropped:
+            streams.disconnected(served)
+            raise Refusal(
+                409,
+                f"the stored stream ends at frame {served.frames}, and the client has dropped "
+                f"{dropped} frames; start another stream",
+                "frames_lost",
+            )
     else:
         one.service.check_open(DIALECT)
         served = streams.start(_read_options(one, first))
@@ -91,7 +102,9 @@ async def _serve(one: Client, streams: Streams) -> None:
         async with served.attached(one.account):
             known = True
             one.allow_large_messages()
-            await _StreamConnection(one, served, last_seen).run(resumed)
+            if not resumed:
+                await streams.keep(served)
+            await _StreamConnection(one, served, streams, last_seen).run(resumed)
         await streams.forget(served)
     except BaseException:
         if not known:
@@ -104,9 +117,12 @@ async def _serve(one: Client, streams: Streams) -> None:
 class _StreamConnection:
     """One connection of a stream."""
 
-    def __init__(self, one: Client, served: ResumableStream, last_seen: int) -> None:
-        self.one, self.served, self.sent = one, served, last_seen
+    def __init__(
+        self, one: Client, served: ResumableStream, streams: Streams, last_seen: int
+    ) -> None:
+        self.one, self.served, self.streams, self.sent = one, served, streams, last_seen
         self._ended = False
+        self._saved_sent: int | None = None
 
     async def run(self, resumed: bool) -> None:
         served, service = self.served, self.one.service
@@ -120,6 +136,7 @@ class _StreamConnection:
                 "latency_ms": served.options.latency_ms,
                 "frames": served.frames,
                 "resume_seconds": service.settings.resume_seconds,
+                **self._saved(),
             }
         )
         await until_first(self._receive(), self._send(), self._yield_when_displaced())
@@ -153,7 +170,13 @@ class _StreamConnection:
         if self._ended:  # `end` is the last message of a stream
             return
         gain = round(self.served.gain_db, 1)
-        await self.one.send({"type": "ack", "frames": self.served.frames, "gain_db": gain})
+        counts = {"frames": self.served.frames, **self._saved()}
+        await self.one.send({"type": "ack", **counts, "gain_db": gain})
+
+    def _saved(self) -> dict[str, int]:
+        """The frames that the client may drop, if the stream is stored."""
+        self._saved_sent = self.served.saved
+        return {} if self.served.saved is None else {"saved": self.served.saved}
 
     async def _send(self) -> None:
         """Events in order, each once on this connection; between them the newest partial."""
@@ -161,6 +184,8 @@ class _StreamConnection:
         while True:
             self.served.news.clear()
             for number, event in self.served.unacknowledged(self.sent):
+                if not await self.streams.still_here(self.served):
+                    raise Refusal(409, "another server resumed this stream", "taken_over")
                 self._ended = event.get("type") == "end"
                 await self.one.send(event)
                 self.sent = number
@@ -170,12 +195,26 @@ class _StreamConnection:
             if partial is not None and partial is not shown:
                 shown = partial
                 await self.one.send(partial)
+            if self.served.saved != self._saved_sent:
+                await self._acknowledge()
+            if self.served.done:
+                return  # after a replay of events that the client has
             await self.served.news.wait()
 
     async def _yield_when_displaced(self) -> None:
         await self.served.displaced.wait()
         assert self.served.closing_reason is not None
         raise self.served.closing_reason
+
+
+def _token(one: Client, first: Mapping[str, object]) -> str:
+    """The token of a resume: in the message, or where a proxy sees it, in the URL or a header."""
+    socket = one.socket
+    seen = socket.query_params.get("stream") or socket.headers.get(TOKEN_HEADER)
+    token = text_field(first, "stream") or seen or ""
+    if seen is not None and seen != token:
+        raise Refusal(400, "the URL or header names another stream than the message", "stream")
+    return token
 
 
 # -- the first message -----------------------------------------------------------------------------

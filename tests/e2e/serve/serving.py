@@ -22,7 +22,7 @@ import uvicorn
 from pianissimo.protocols import Synthesizer
 from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.serve.app import create_app
-from pianissimo.serve.dialects.resumable import Streams
+from pianissimo.serve.durable.streams import Streams
 from pianissimo.serve.service import Service
 from pianissimo.serve.settings import Settings
 from pianissimo.serve.websocket import SocketProtocol

@@ -17,7 +17,7 @@ from pianissimo.serve.settings import Settings
 
 DOCKER = Path(__file__).parents[3] / "docker"
 DASHBOARD = DOCKER / "grafana" / "dashboards" / "pianissimo.json"
-NAME = re.compile(r"\bpianissimo_\w+")
+NAME = re.compile(r"\b(?:pianissimo|process)_\w+")
 GROUPING = re.compile(r"\bby \(([^)]*)\)")
 SELECTOR = re.compile(r"\b(pianissimo_\w+){([^}]*)}")
 

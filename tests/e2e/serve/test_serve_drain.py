@@ -64,7 +64,7 @@ def test_drained_streams_finish_or_resume_elsewhere(
             assert closed(short) == 1000
             # Who does not end is sent away when the state lies there, not before.
             assert closed(long) == 1012
-            assert len([*tmp_path.glob("*.stream")]) == 1
+            assert len([*tmp_path.glob("*/state-*")]) == 1
         assert running.wait(60) == 0
     with process(tiny_model_folder, *state, "60") as (running, port):
         with connect(f"ws://127.0.0.1:{port}/v1/stream") as long:

@@ -22,6 +22,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.serve.dialects import resumable
+from pianissimo.serve.durable.streams import MOST_AWAY_PER_SEAT
 from pianissimo.serve.settings import Settings
 from pianissimo.streaming.session import Session
 
@@ -188,17 +189,23 @@ def test_a_stream_outlives_its_server(embedded: NativeRecognizer, tmp_path: Path
             socket.ping().wait(10)
         rest(socket)
         assert socket.close_code == 1012
-        (file,) = (tmp_path / "streams").iterdir()
-        assert token not in file.name and file.stat().st_mode & 0o077 == 0
+        (folder,) = (tmp_path / "streams").iterdir()
+        (file,) = folder.glob("state-*")
+        assert token not in str(file) and token.encode() not in file.read_bytes()
+        assert folder.stat().st_mode & 0o077 == file.stat().st_mode & 0o077 == 0
         with serving(embedded, settings) as server:
             first = {"type": "resume", "stream": token, "events": 0}
             socket = stack.enter_context(streaming(server, first))
             ready = receive(socket)
-            assert ready["frames"] == 1 and not file.exists()
+            assert ready["frames"] == ready["saved"] == 1
             socket.send(samples[33_333:])
             socket.send(json.dumps({"type": "finish"}))
             finals = [event for event in rest(socket) if event["type"] == "final"]
             assert [event["text"] for event in finals] == [NUMBER]
+            assert finals[0]["frames"] == 3
+            socket.close()
+            server.wait_until_empty()
+            assert not folder.exists()
 
 
 def test_the_last_text_of_a_stream_outlives_its_server_too(
@@ -251,7 +258,7 @@ def test_streams_expire_if_they_are_not_resumed(tiny: NativeRecognizer) -> None:
 
 def test_the_oldest_are_forgotten_when_many_were_cut(tiny: NativeRecognizer) -> None:
     """Streams that wait for their client hold no seat, but not more wait than there is room for."""
-    most = resumable.MOST_AWAY_PER_SEAT
+    most = MOST_AWAY_PER_SEAT
     tokens = []
     with serving(tiny, Settings(max_streams=1, linger_seconds=0.0)) as server:
         for _ in range(most + 2):
@@ -314,16 +321,16 @@ def test_a_stream_that_cannot_be_parked_costs_no_other(
     tiny: NativeRecognizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """It stays where it is until it is forgotten, and at the end of the server it alone is lost."""
-    export = resumable._export
+    copied = resumable._copied
     broken: list[object] = []
 
-    def fails_for_one(session: Session, engine: Any) -> Any:
+    def fails_for_one(session: Session, engine: Any, close: bool) -> Any:
         broken.append(session)
         if session is broken[0]:
             raise RuntimeError("bad luck")
-        return export(session, engine)
+        return copied(session, engine, close)
 
-    monkeypatch.setattr(resumable, "_export", fails_for_one)
+    monkeypatch.setattr(resumable, "_copied", fails_for_one)
     with serving(tiny, Settings(linger_seconds=0.0, resume_seconds=0.5)) as server:
         with streaming(server) as socket:
             receive(socket)
@@ -339,7 +346,8 @@ def test_a_stream_that_cannot_be_parked_costs_no_other(
             receive(socket)
         assert server.service.seats.in_use == 2
     assert len(broken) == 2
-    assert len([*tmp_path.glob("*.stream")]) == 1
+    states = [path.read_bytes() for path in tmp_path.glob("*/state-*")]
+    assert sum(b"pianissimo.stream" in state for state in states) == 1
 
 
 def test_a_finished_stream_is_released_after_a_broken_connection(server: Server) -> None:

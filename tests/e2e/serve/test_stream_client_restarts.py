@@ -1,4 +1,4 @@
-"""examples/stream_client.py across restarts of the server: SIGTERM with a state folder, kill -9."""
+"""examples/stream_client.py across restarts of the server, planned ones and kill -9."""
 
 import asyncio
 import os
@@ -30,7 +30,7 @@ STOP_AT = 15
 class RestartableServer:
     """`pianissimo serve` on one port, started again and again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | None) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.folder = folder
@@ -38,7 +38,8 @@ class RestartableServer:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "pianissimo", "serve", "-m", f"m={MODEL}", "--verbose"]
-        options = ["--port", str(self.port), "--state-folder", str(self.folder)]
+        options = ["--port", str(self.port)]
+        options += [] if self.folder is None else ["--state-folder", str(self.folder)]
         clean = {k: v for k, v in os.environ.items() if not k.startswith("PIANISSIMO_")}
         self.running = subprocess.Popen(
             [*command, *options, "--drain-seconds", "0.5"],
@@ -59,9 +60,9 @@ class RestartableServer:
         self.running.stderr.close()
 
 
-@pytest.fixture
-def restartable(tmp_path: Path) -> Iterator[RestartableServer]:
-    server = RestartableServer(tmp_path)
+@pytest.fixture(params=["stored", "not stored"])
+def restartable(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RestartableServer]:
+    server = RestartableServer(tmp_path if request.param == "stored" else None)
     server.start()
     yield server
     if server.running is not None and server.running.poll() is None:
@@ -100,15 +101,26 @@ def text_of(finals: list[dict[str, Any]]) -> str:
     return " ".join(final["text"] for final in finals if final["text"])
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_the_client_survives_a_restart(restartable: RestartableServer, how: signal.Signals) -> None:
+def test_the_client_survives_a_kill(restartable: RestartableServer) -> None:
+    """Without a word changed if the server stores its streams; else the client starts again."""
     _, whole = asyncio.run(transcribed(restartable, {}))
-    client, finals = asyncio.run(transcribed(restartable, {STOP_AT: how}))
+    client, finals = asyncio.run(transcribed(restartable, {STOP_AT: signal.SIGKILL}))
     assert client.connections >= 2
-    assert client.restarts == (how == signal.SIGKILL)
+    if restartable.folder is not None:
+        assert client.restarts == 0 and finals == whole
+        return
+    assert client.restarts == 1
     errors = word_errors(f"{SENTENCE} {SENTENCE}", text_of(finals))
     assert errors.errors <= 2, text_of(finals)
     assert finals[0]["words"][0]["text"] == "enter", "the words before the restart are lost"
     words = [word for final in finals for word in final["words"]]
     assert all(a["start"] <= b["start"] + 0.2 for a, b in pairwise(words))
     assert words[-1]["end"] == pytest.approx(whole[-1]["words"][-1]["end"], abs=0.5)
+
+
+@pytest.mark.parametrize("restartable", ["stored"], indirect=True)
+def test_the_client_survives_a_planned_restart(restartable: RestartableServer) -> None:
+    _, whole = asyncio.run(transcribed(restartable, {}))
+    client, finals = asyncio.run(transcribed(restartable, {STOP_AT: signal.SIGTERM}))
+    assert client.connections >= 2 and client.restarts == 0
+    assert text_of(finals) == text_of(whole)

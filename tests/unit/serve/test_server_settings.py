@@ -1,10 +1,10 @@
 """Invalid settings, keys, and origins."""
 
+import random
+
 import pytest
 
 from pianissimo.errors import OptionError
-from pianissimo.serve.access import auth
-from pianissimo.serve.access.accounts import Account
 from pianissimo.serve.access.auth import ClientSecrets, KeyRing, key_of
 from pianissimo.serve.access.keys import ApiKey, Limits
 from pianissimo.serve.errors import Refusal
@@ -19,6 +19,10 @@ from pianissimo.serve.settings import Settings
         {"max_streams": 0},
         {"port": 70_000},
         {"largest_upload_mb": 0.0},
+        {"replica": "a.b"},
+        {"replicas": 0},
+        {"checkpoint_seconds": -1.0},
+        {"signing_key": "short"},
         {"linger_seconds": 9.0, "resume_seconds": 5.0},
         {"api_keys": (" ",)},
         {"api_keys": ("a", "a")},
@@ -59,21 +63,43 @@ def test_a_key_ring_admits_its_keys_only() -> None:
     assert everybody.admits_admin(None)
 
 
-def test_no_more_secrets_wait_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auth, "MOST_SECRETS", 2)
-    secrets, account = ClientSecrets(), Account("a", Limits())
-    secrets.make({}, 0, account)  # expired at once, so it does not count
-    for _ in range(2):
-        found, _ = secrets.make({}, 60, account)
-        assert secrets.find(found) is not None
-    with pytest.raises(Refusal, match="too many") as refused:
-        secrets.make({}, 60, account)
-    assert refused.value.status == 429
+def test_servers_with_one_signing_key_accept_each_others_secrets() -> None:
+    ring = KeyRing([ApiKey("alice", "a")])
+    first, second = (ClientSecrets(ring, "one key for all servers") for _ in range(2))
+    secret, _ = first.make({"type": "transcription"}, 60, ring.accounts[0])
+    found = second.find(secret)
+    assert found is not None and found.session == {"type": "transcription"}
+    assert found.account is ring.accounts[0]
+    for changed in (
+        secret[:-1],
+        secret[:8] + "x" + secret[9:],
+        secret.partition(".")[0],
+        "ek_.",
+        "",
+    ):
+        assert second.find(changed) is None
+    others = ClientSecrets(ring), ClientSecrets(ring, "a key of other servers")
+    assert not any(other.find(secret) for other in others)
+    assert ClientSecrets(KeyRing([]), "one key for all servers").find(secret) is None
+
+
+def test_a_session_that_fits_in_no_header_gets_no_secret() -> None:
+    ring = KeyRing([])
+    noise = "".join(map(chr, random.Random(1).choices(range(33, 127), k=8000)))
+    with pytest.raises(Refusal, match="too large") as refused:
+        ClientSecrets(ring).make({"prompt": noise}, 60, ring.accounts[0])
+    assert refused.value.status == 413
+
+
+def test_replicas_divide_the_limits_of_a_key() -> None:
+    limits = Limits(streams=4, audio_seconds_per_minute=90.0, upload_mb=5.0)
+    (account,) = KeyRing([ApiKey("alice", "a", limits)], replicas=3).accounts
+    assert account.limits == Limits(2, 30.0, 5.0)
 
 
 def test_secrets_expire() -> None:
-    made = ClientSecrets()
-    maker = Account("alice", Limits())
+    ring = KeyRing([ApiKey("alice", "a")])
+    made, (maker,) = ClientSecrets(ring), ring.accounts
     secret, _ = made.make({"type": "transcription"}, 60, maker)
     old, _ = made.make({}, -1, maker)
     found = made.find(secret)
