@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -55,8 +55,8 @@ def proxy(servers: list[Replica]) -> Iterator[int]:
         running.wait()
 
 
-def start(port: int) -> tuple[ClientConnection, str]:
-    client = connect(f"ws://127.0.0.1:{port}/v1/stream")
+def start(stack: ExitStack, port: int) -> tuple[ClientConnection, str]:
+    client = stack.enter_context(connect(f"ws://127.0.0.1:{port}/v1/stream"))
     client.send(json.dumps({"type": "start"}))
     return client, json.loads(client.recv(timeout=30))["stream"]
 
@@ -85,8 +85,12 @@ def test_streams_move_to_the_other_server_when_one_is_killed(tmp_path: Path) -> 
 
 def test_a_token_finds_its_server_and_a_full_server_takes_resumed_streams(tmp_path: Path) -> None:
     options = ("--max-streams", "1", "--resume-seats", "1")
-    with replicas(tmp_path, "a", "b", options=options) as servers, proxy(servers) as port:
-        clients = [start(port) for _ in servers]
+    with (
+        replicas(tmp_path, "a", "b", options=options) as servers,
+        proxy(servers) as port,
+        ExitStack() as stack,
+    ):
+        clients = [start(stack, port) for _ in servers]
         assert {token[:2] for _, token in clients} == {"a.", "b."}
         time.sleep(2.5)  # both are full for new streams now, and known as such
         assert httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 503
@@ -110,8 +114,12 @@ def test_a_token_finds_its_server_and_a_full_server_takes_resumed_streams(tmp_pa
 
 
 def test_the_proxy_costs_less_than_ten_milliseconds(tmp_path: Path) -> None:
-    with replicas(tmp_path, "a", "b") as servers, proxy(servers) as port:
-        direct, through = start(servers[0].port)[0], start(port)[0]
+    with (
+        replicas(tmp_path, "a", "b") as servers,
+        proxy(servers) as port,
+        ExitStack() as stack,
+    ):
+        direct, through = start(stack, servers[0].port)[0], start(stack, port)[0]
         times: dict[str, list[float]] = {"direct": [], "proxy": []}
         for _ in range(200):
             for name, client in (("direct", direct), ("proxy", through)):
