@@ -2,9 +2,11 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pianissimo.errors import ModelNotFoundError
+from pianissimo.errors import CheckpointError, ModelNotFoundError
+from pianissimo.zoo.folder import models_folder
 
 if TYPE_CHECKING:
     from pianissimo.protocols import Synthesizer
@@ -33,9 +35,30 @@ def load_voice(
     name = DEFAULT_VOICE if voice is None else os.fspath(voice)
     if name == DEFAULT_VOICE or name in {known.name for known in hibari_voices()}:
         return HibariSynthesizer(name)
+    folder = Path(name).expanduser()
+    if not folder.is_dir() and (models_folder() / name).is_dir():
+        folder = models_folder() / name
+    if folder.is_dir():
+        return _read(folder, device)
     raise ModelNotFoundError(
         f"unknown voice {name[:80]!r}; choose {', '.join(known.name for known in list_voices())}"
     )
+
+
+def _read(folder: Path, device: str) -> "Synthesizer":
+    """The voice in a folder, by the family that its configuration names."""
+    from pianissimo.models.checkpoints.config_json import read_json, shown
+    from pianissimo.models.checkpoints.fastspeech2 import MODEL_TYPES
+    from pianissimo.synthesis.fastspeech2 import FastSpeech2Synthesizer
+    from pianissimo.zoo.load import choose_device
+
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind not in MODEL_TYPES:
+        raise CheckpointError(
+            f"{folder} holds a model of the kind {shown(kind)}, which is no voice; known are "
+            f"{', '.join(MODEL_TYPES)}"
+        )
+    return FastSpeech2Synthesizer(folder, choose_device(device))
 
 
 def list_voices() -> list[VoiceInfo]:

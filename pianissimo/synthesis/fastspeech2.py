@@ -1,0 +1,60 @@
+"""Voices of FastSpeech2Conformer, on the network of this package."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from pianissimo.audio.io import Samples
+from pianissimo.errors import NothingToSayError
+from pianissimo.models.checkpoints.fastspeech2 import read_fastspeech2
+from pianissimo.synthesis.arpabet import EnglishPhonemes
+from pianissimo.synthesis.base import BaseSynthesizer
+
+SAMPLE_RATE = 22_050
+"""Of the published voices; their configurations do not state it."""
+END = "<sos/eos>"
+LONGEST_SYMBOLS = 200
+"""Of one run of the network, whose memory grows with the square: about 16 s."""
+
+
+class FastSpeech2Synthesizer(BaseSynthesizer):
+    """An English voice; the vocoder runs in chunks, so that audio begins before it is complete.
+
+    Raises CheckpointError, and MissingExtraError without the extra `tts`, which reads the words.
+    """
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        parts = read_fastspeech2(folder)
+        super().__init__(folder.name, "en-US", SAMPLE_RATE)
+        self._acoustic, self._vocoder = parts.acoustic.to(device), parts.vocoder.to(device)
+        self._vocabulary, self._device = parts.vocabulary, device
+        self._phonemes = EnglishPhonemes(parts.vocabulary)
+        self._reading = threading.Lock()  # the lexicon fills caches
+
+    @torch.inference_mode()
+    def _mel(self, ids: list[int], speed: float) -> torch.Tensor:
+        return self._acoustic(torch.tensor(ids, device=self._device), speed)[0]
+
+    def _sentence(self, text: str, speed: float, seed: int | None) -> Iterator[Samples]:
+        """The network has no random parts: `seed` changes nothing."""
+        with self._reading:
+            symbols = self._phonemes.read(text)
+        if not any(symbol[0].isalpha() for symbol in symbols):
+            raise NothingToSayError(f"{text[:40]!r} has no sound in English; send other words")
+        for run in _runs(symbols):
+            mel = self._mel([self._vocabulary[symbol] for symbol in (*run, END)], speed)
+            for chunk in self._vocoder.chunks(mel):
+                yield chunk.cpu().numpy()
+
+
+def _runs(symbols: list[str]) -> Iterator[list[str]]:
+    """Symbols in runs of at most LONGEST_SYMBOLS, cut behind punctuation where there is some."""
+    while len(symbols) > LONGEST_SYMBOLS:
+        marks = [i for i, s in enumerate(symbols[:LONGEST_SYMBOLS]) if not s[0].isalpha()]
+        end = marks[-1] + 1 if marks else LONGEST_SYMBOLS
+        yield symbols[:end]
+        symbols = symbols[end:]
+    if symbols:
+        yield symbols
