@@ -3,11 +3,12 @@
 import json
 import os
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pianissimo.audio.notes import NOTE_TEXTS, NOTES, Note
 from pianissimo.errors import OptionError
 from pianissimo.text import formats
 from pianissimo.text.words import Segment as Segment
@@ -20,7 +21,8 @@ class Transcript:
 
     `words` is empty when word times were not asked for. `language` is a tag such as "en-US", or
     None when it is not known. `duration` is the length of the audio in seconds. `reasons` name the
-    hallucination filters that acted: why a text is empty, or what is doubtful about it.
+    hallucination filters that acted: why a text is empty, or what is doubtful about it; then the
+    notes on how the recording was read.
     """
 
     text: str
@@ -30,6 +32,16 @@ class Transcript:
     duration: float
     model: str
     reasons: tuple[str, ...] = ()
+
+    def noted(self, notes: Collection[Note]) -> "Transcript":
+        """The transcript with these notes among its reasons."""
+        told = (note for note in NOTES if note in notes and note not in self.reasons)
+        return replace(self, reasons=(*self.reasons, *told)) if notes else self
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """A sentence for people about each note on how the recording was read."""
+        return tuple(NOTE_TEXTS[reason] for reason in self.reasons if reason in NOTE_TEXTS)
 
     def to_txt(self) -> str:
         """Plain text, one segment per line."""

@@ -21,7 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pianissimo.audio import SAMPLE_RATE as SAMPLE_RATE
-from pianissimo.audio.downmix import Downmix, Note
+from pianissimo.audio.downmix import Downmix
+from pianissimo.audio.joined import Slice, file_starts
+from pianissimo.audio.notes import Note
 from pianissimo.audio.resample import StreamingResampler, check_sample_rate
 from pianissimo.audio.wav_parts import as_wav, wav_parts
 from pianissimo.errors import (
@@ -194,8 +196,7 @@ def from_array(
 
     `samples` is a NumPy array, torch tensor or list of shape (samples,) or (samples, channels), of
     int16, int32, uint8 (offset 128) or floating point; integers are scaled to [-1, 1), channels
-    become one as `Downmix` says, with its `notes`. An empty array gives an empty array. For pieces
-    of one stream `from_piece` averages the channels instead.
+    become one as `Downmix` says, with its `notes`. An empty array gives an empty array.
 
     Raises AudioValueError for another type or shape, for (channels, samples), for NaN or infinite
     values (naming the time of the first), and for rates outside 1..384 kHz.
@@ -211,14 +212,15 @@ def from_array(
 
 
 def from_piece(samples: npt.ArrayLike, sample_rate: int) -> Samples:
-    """Return a piece of a live stream as mono float32 (n,) at its own rate, channels averaged.
+    """Return a piece of a live stream as float32 (n, channels) at its own rate, scaled and checked.
 
     Takes what `from_array` takes, and raises its errors. Pieces joined are the whole.
     """
     rate = check_sample_rate(sample_rate, "sample_rate")
-    mono = _mono(_as_channels(samples))
-    _check_finite(mono, 0.0, rate, "the given array")
-    return mono
+    scaled = _scaled(_as_channels(samples))
+    for channel in range(scaled.shape[1]):
+        _check_finite(scaled[:, channel], 0.0, rate, "the given array")
+    return scaled
 
 
 def describe(source: AudioSource) -> AudioInfo:
@@ -307,13 +309,34 @@ def _reblocked(blocks: Iterable[Samples], size: int) -> Iterator[Samples]:
 
 
 def _decoded(reader: "_Source", rate: int, notes: set[Note] | None) -> Iterator[Samples]:
+    """Mono blocks (n,) at `rate` Hz of a file, or of several that were joined end to end."""
+    starts = file_starts(reader)
+    if len(starts) == 1:
+        yield from _decoded_file(reader, rate, notes)
+        return
+    if notes is not None:
+        notes.add("joined_files")
+    end = reader.seek(0, os.SEEK_END)
+    for start, after in zip(starts, [*starts[1:], end], strict=True):
+        piece = io.BufferedReader(Slice(reader, start, after - start))
+        try:
+            yield from _decoded_file(_Source(piece, reader.label, reader.track), rate, notes)
+        except AudioDecodeError:
+            if not start:
+                raise
+            if notes is not None:
+                notes.add("unread_rest")
+        reader.check()
+
+
+def _decoded_file(reader: "_Source", rate: int, notes: set[Note] | None) -> Iterator[Samples]:
     """Mono blocks (n,) at `rate` Hz from the first decoder that finds any sample."""
     for decoder in _decoders(reader):
-        if notes is not None and decoder.tracks > 1 and reader.track is None:
-            notes.add("several_tracks")
         seconds, resampler = 0.0, None
         with closing(decoder):
             for block, source_rate in _downmixed(decoder.blocks(), notes):
+                if notes is not None:
+                    notes |= decoder.notes
                 if not np.isfinite(block).all():
                     _check_finite(block, seconds, source_rate, reader.label)
                 if resampler is not None and resampler.source_rate != source_rate:
@@ -351,7 +374,8 @@ def _downmixed(
 
 class _Decoder(Protocol):
     info: AudioInfo
-    tracks: int
+    notes: set[Note]
+    """What is worth telling; complete after the last block."""
 
     def blocks(self) -> Iterator[tuple[Samples, int]]:
         """Float32 (n, channels) with their rate in Hz."""
@@ -391,13 +415,12 @@ class _SndfileDecoder:
     writes to stderr about MP3. libav does none of these.
     """
 
-    tracks = 1
-
     def __init__(self, reader: "_Source") -> None:
         import soundfile
 
         self._error = soundfile.LibsndfileError
         self._reader, self._parts = reader, wav_parts(reader) or []
+        self.notes: set[Note] = {"joined_files"} if len(self._parts) > 1 else set()
         reader.seek(0)
         try:
             self._file = soundfile.SoundFile(
@@ -473,7 +496,8 @@ class _LibavDecoder:
             raise _Refused(fault)
         best = self._container.streams.best("audio")
         self._stream = best if best in known else known[0]
-        self.tracks = len(tracks)
+        several = len(tracks) > 1 and reader.track is None
+        self.notes: set[Note] = {"several_tracks"} if several else set()
         if reader.track is not None:
             if reader.track > len(tracks) or tracks[reader.track - 1] not in known:
                 self.close()
@@ -520,6 +544,8 @@ class _LibavDecoder:
                     kind = (frame.format.name, frame.layout.name, frame.sample_rate)
                 work: list[tuple[av.AudioResampler, av.AudioFrame | None]] = []
                 silence = 0 if frame is None or clock is None else clock.missing(frame)
+                if silence:
+                    self.notes.add("gaps")
                 if kind != signature or silence:
                     if pack is not None:
                         work.append((pack, None))  # None flushes it
@@ -773,15 +799,3 @@ def _scaled(block: npt.NDArray[np.generic]) -> Samples:
     elif block.dtype.kind == "i":
         scaled *= np.float32(2.0 ** (1 - 8 * block.dtype.itemsize))
     return scaled
-
-
-def _mono(block: npt.NDArray[np.generic]) -> Samples:
-    """Average (samples, channels) of any sample type into float32 (samples,)."""
-    scaled = _scaled(block)
-    with np.errstate(over="ignore", invalid="ignore"):
-        mono: Samples = scaled[:, 0]
-        for channel in range(1, scaled.shape[1]):
-            mono = mono + scaled[:, channel]  # much faster than mean(axis=1)
-        if scaled.shape[1] > 1:
-            mono /= scaled.shape[1]
-    return mono

@@ -16,6 +16,7 @@ from pianissimo.transcript import Segment, StreamEvent, Transcript
 
 if TYPE_CHECKING:
     from pianissimo.audio.io import Samples
+    from pianissimo.audio.notes import Note
     from pianissimo.decoding.hotwords import Phrase
     from pianissimo.protocols import Recognizer, Stream
 
@@ -68,20 +69,23 @@ def transcribe_live(
     excerpt: ExcerptOptions = WHOLE,
     *,
     realtime: bool = False,
-) -> None:
+) -> "set[Note]":
     """Push a recording block by block; show every event and collect final results in `said`.
 
-    With `realtime` a block is pushed when its last sample would have been spoken.
+    With `realtime` a block is pushed when its last sample would have been spoken. Returns what is
+    worth telling about the recording.
     """
     from pianissimo.audio.io import SAMPLE_RATE, stream_audio
 
+    notes: set[Note] = set()
     blocks: Iterable[Samples] = stream_audio(
-        excerpt.source(input.source), block_seconds=BLOCK_SECONDS
+        excerpt.source(input.source), block_seconds=BLOCK_SECONDS, notes=notes
     )
     if realtime:
         blocks = _paced(blocks, SAMPLE_RATE)
     with shown(input.name, display) as show:
         push_all(stream, blocks, SAMPLE_RATE, show, said, excerpt)
+    return notes
 
 
 def push_all(

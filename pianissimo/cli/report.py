@@ -37,6 +37,8 @@ class Report:
     records: bool
     headers: bool
     failures_file: str = FAILURES_FILE
+    remarks: bool = True
+    """Whether stderr gets one line for each file about which there is something to tell."""
     done: int = 0
     audio_seconds: float = 0.0
     failures: list[tuple[str, BaseException]] = field(default_factory=list)
@@ -56,6 +58,9 @@ class Report:
             assert outcome.error is not None
             self.fail(input.label, outcome.error)
         elif self.folder is None or self._save(input, transcript):
+            if self.remarks and transcript.remarks:
+                with self._bar_hidden():
+                    complain(f"{input.label}: {'; '.join(transcript.remarks)}")
             self.done += 1
             self.audio_seconds += transcript.duration
             if self.records:

@@ -178,6 +178,7 @@ def transcribe(
         records=output.json and not stream.stream,
         headers=len(inputs) + len(faults) > 1,
         failures_file=FAILURES_FILE if part is None else part.file_name(FAILURES_FILE),
+        remarks=not output.quiet,
     )
     _protect_recordings(report)
     for fault in faults:
@@ -276,8 +277,11 @@ def _stream_all(
         try:
             with opened as stream:
                 input = report.inputs[index]
-                transcribe_live(stream, input, said, display, setup.excerpt, realtime=realtime)
-            outcome = Outcome(index, transcript_of(said, recognizer, setup.word_timestamps))
+                notes = transcribe_live(
+                    stream, input, said, display, setup.excerpt, realtime=realtime
+                )
+            found = transcript_of(said, recognizer, setup.word_timestamps)
+            outcome = Outcome(index, found.noted(notes))
         except PianissimoError as error:
             outcome = Outcome(index, error=error)
         except KeyboardInterrupt:

@@ -68,6 +68,7 @@ def stream_from_bytes(data: bytes) -> tuple[SavedStream, SavedSlot]:
                 "sample_rate": int(input["sample_rate"]),
                 "resampler": input["resampler"],
                 "level": input["level"],
+                "downmix": input.get("downmix"),
             },
         }
     except (KeyError, TypeError, ValueError) as error:

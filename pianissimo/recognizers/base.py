@@ -8,13 +8,11 @@ import copy
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import ClassVar, Self
 
 from torch import nn
 
-from pianissimo.audio.downmix import NOTES, Note
 from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.gain import GainMode
 from pianissimo.audio.io import (
@@ -26,6 +24,7 @@ from pianissimo.audio.io import (
     read_blocks,
 )
 from pianissimo.audio.level import check_samples
+from pianissimo.audio.notes import Note
 from pianissimo.audio.vad import SpeechModel, VoiceDetector, available
 from pianissimo.decoding.hotwords import Boost
 from pianissimo.engine.segmented import SegmentedStream
@@ -147,7 +146,7 @@ class BaseRecognizer(ABC):
         notes = set[Note]()
         blocks = read_blocks(source, sample_rate, block_seconds=self.block_seconds, notes=notes)
         found = next(recognizer.recognize([blocks], word_timestamps, latency_ms))
-        return _noted(found, notes)
+        return found.noted(notes)
 
     def transcribe_many(
         self,
@@ -221,7 +220,7 @@ class BaseRecognizer(ABC):
                     yield Outcome(i, error=error)
             transcripts = recognizer.recognize(list(loaded.values()), word_timestamps, latency_ms)
             for i, transcript in zip(loaded, transcripts, strict=True):
-                yield Outcome(i, _noted(transcript, notes[i]))
+                yield Outcome(i, transcript.noted(notes[i]))
 
     def transcribe_together(self, recordings: Sequence[Samples]) -> Iterator[Transcript]:
         """Transcribe arrays (n,) of mono float32 at 16 kHz; results in the order given.
@@ -258,9 +257,3 @@ class BaseRecognizer(ABC):
             known = ", ".join(map(str, self.latencies_ms)) or "none: it needs whole recordings"
             raise OptionError(f"latency {latency_ms} ms is not a mode of this model ({known})")
         return self.boosted(boost) if boost else self
-
-
-def _noted(transcript: Transcript, notes: set[Note]) -> Transcript:
-    """The transcript with what reading its recording showed among its reasons."""
-    told = tuple(note for note in NOTES if note in notes)
-    return replace(transcript, reasons=(*transcript.reasons, *told)) if told else transcript

@@ -6,6 +6,7 @@ from typing import Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 
+from pianissimo.audio.downmix import LiveDownmix, SavedDownmix
 from pianissimo.audio.front_end import FrontEnd, export_state, import_state
 from pianissimo.audio.io import Samples, from_piece
 from pianissimo.audio.resample import SavedResampler, StreamingResampler, check_sample_rate
@@ -19,6 +20,8 @@ class SavedInput(TypedDict):
     resampler: SavedResampler | None
     """None where the rate is that of the model; early releases wrote an empty one."""
     level: Mapping[str, Any] | None
+    downmix: SavedDownmix | None
+    """None for one channel, and in streams of early releases."""
 
 
 class StreamInput:
@@ -31,6 +34,7 @@ class StreamInput:
         self._resampler: StreamingResampler | None = None
         if self.sample_rate != model_rate:
             self._resampler = StreamingResampler(self.sample_rate, model_rate)
+        self._downmix: LiveDownmix | None = None
         self._front_end = front_end
         self._level = None if front_end is None else front_end.start(live=True)
 
@@ -44,7 +48,15 @@ class StreamInput:
                 f"this stream was opened for {self.sample_rate} Hz and cannot accept "
                 f"{sample_rate} Hz; open another stream, or resample"
             )
-        block = from_piece(samples, self.sample_rate)
+        channels = from_piece(samples, self.sample_rate)
+        count, rest = channels.shape[1], np.zeros(0, np.float32)
+        if self._downmix is not None and self._downmix.channels != count:
+            rest, self._downmix = self._downmix.finish(), None
+        if self._downmix is None and count > 1:
+            self._downmix = LiveDownmix(count, self.sample_rate)
+        block = channels[:, 0] if self._downmix is None else self._downmix.push(channels)
+        if len(rest):
+            block = np.concatenate([rest, block])
         if self._resampler is not None:
             block = self._resampler.push(block)
         if self._front_end is None or self._level is None:
@@ -53,7 +65,9 @@ class StreamInput:
 
     def finish(self) -> Samples:
         """The samples still inside the filters."""
-        rest = np.zeros(0, np.float32) if self._resampler is None else self._resampler.finish()
+        rest = np.zeros(0, np.float32) if self._downmix is None else self._downmix.finish()
+        if self._resampler is not None:
+            rest = np.concatenate([self._resampler.push(rest), self._resampler.finish()])
         if self._front_end is None or self._level is None:
             return rest
         leveled = self._front_end.push(rest, self._level).samples
@@ -70,6 +84,7 @@ class StreamInput:
             "sample_rate": self.sample_rate,
             "resampler": None if self._resampler is None else self._resampler.save(),
             "level": None if self._level is None else export_state(self._level),
+            "downmix": None if self._downmix is None else self._downmix.save(),
         }
 
     def restore(self, saved: SavedInput) -> None:
@@ -79,5 +94,7 @@ class StreamInput:
             if saved["resampler"] is None:
                 raise ValueError("the saved stream has no resampler")
             self._resampler.restore(saved["resampler"])
+        if saved["downmix"] is not None:
+            self._downmix = LiveDownmix.restored(saved["downmix"], self.sample_rate)
         if self._level is not None and saved["level"] is not None:
             self._level = import_state(saved["level"])

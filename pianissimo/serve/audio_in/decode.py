@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from pianissimo.audio.notes import NOTES, Note
 from pianissimo.errors import AudioDecodeError, AudioError, AudioNotFoundError, AudioValueError
 from pianissimo.serve.audio_in.decode_worker import AUDIO, DONE, HEADER
 from pianissimo.serve.audio_in.pcm import Encoding
@@ -59,11 +60,12 @@ class Decoders:
         self.killed = 0
 
     async def blocks(
-        self, upload: Upload, sample_rate: int
+        self, upload: Upload, sample_rate: int, notes: set[Note] | None = None
     ) -> AsyncGenerator[npt.NDArray[np.float32]]:
         """Mono samples (n,) of an upload at `sample_rate` Hz; raises AudioError.
 
-        The decoder pauses while the next block is not requested.
+        The decoder pauses while the next block is not requested. `notes` gets what is worth telling
+        about the recording, after the last block.
         """
         async with self._places:
             process = await self._process()
@@ -98,6 +100,9 @@ class Decoders:
         if kind != DONE:
             failure = json.loads(payload)
             raise ERRORS.get(failure["code"], AudioError)(failure["message"])
+        if notes is not None and payload:
+            told = json.loads(payload)
+            notes |= {note for note in NOTES if note in told}
 
     async def _process(self) -> Process:
         while self._idle:

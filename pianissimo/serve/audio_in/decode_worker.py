@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
+from pianissimo.audio.notes import Note
 from pianissimo.serve.audio_in.pcm import Encoding, PcmReader
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ BLOCK_SECONDS = 5.0
 RAW_BYTES = 1 << 18
 HEADER, LENGTH = struct.Struct("<cI"), struct.Struct("<I")
 AUDIO, DONE, ERROR, MARK = b"a", b"d", b"e", b"m"
-"""Kinds of frames: float32 samples; the end of the recording; an error; a mark of the input."""
+"""Kinds of frames: float32 samples; the end of the recording, with its notes as JSON; an error; a
+mark of the input."""
 
 
 def limit_this_process() -> None:
@@ -45,15 +47,16 @@ def answer(request: dict[str, object], out: BinaryIO) -> None:
     from pianissimo.audio.io import stream_audio
     from pianissimo.errors import PianissimoError
 
+    notes = set[Note]()
     path, rate, raw = str(request["path"]), int(str(request["sample_rate"])), request.get("raw")
     try:
         if isinstance(raw, dict):
-            blocks = _raw_blocks(path, rate, **raw)
+            blocks = _raw_blocks(path, rate, notes, **raw)
         else:
-            blocks = stream_audio(path, sample_rate=rate, block_seconds=BLOCK_SECONDS)
+            blocks = stream_audio(path, sample_rate=rate, block_seconds=BLOCK_SECONDS, notes=notes)
         for block in blocks:
             write_frame(out, AUDIO, block.astype("<f4").tobytes())
-        write_frame(out, DONE, b"")
+        write_frame(out, DONE, json.dumps(sorted(notes)).encode())
     except PianissimoError as error:
         message = str(error).replace(path, "the recording")
         write_frame(out, ERROR, json.dumps({"code": error.code, "message": message}).encode())
@@ -65,19 +68,27 @@ def answer(request: dict[str, object], out: BinaryIO) -> None:
 
 
 def _raw_blocks(
-    path: str, target_rate: int, encoding: Encoding, sample_rate: int, channels: int
+    path: str,
+    target_rate: int,
+    notes: "set[Note]",
+    encoding: Encoding,
+    sample_rate: int,
+    channels: int,
 ) -> "Iterator[npt.NDArray[np.float32]]":
     """The samples (n,) of a file without a header; raises AudioValueError."""
+    from pianissimo.audio.downmix import Downmix
     from pianissimo.audio.io import from_piece
     from pianissimo.audio.resample import StreamingResampler, check_sample_rate
 
     reader = PcmReader(encoding, channels)
     source_rate = check_sample_rate(sample_rate, "sample_rate")
     resampler = StreamingResampler(source_rate, target_rate)
+    downmix = Downmix(channels, source_rate, notes)
     with open(path, "rb") as file:
         while data := file.read(RAW_BYTES):
             samples = reader.push(data)
-            yield resampler.push(from_piece(samples, source_rate))
+            yield resampler.push(downmix.push(from_piece(samples, source_rate)))
+    yield resampler.push(downmix.finish())
     yield resampler.finish()
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pianissimo.audio.io import SAMPLE_RATE
+from pianissimo.audio.notes import Note
 from pianissimo.decoding.hotwords import Boost
 from pianissimo.serve.audio_in.decode import Decoders, Upload
 from pianissimo.serve.errors import restarting
@@ -94,12 +95,14 @@ class Transcriber:
         blocks = blocks or RecordingBlocks()
         self._running.add(blocks)
         try:
-            async with aclosing(self.decoders.blocks(upload, SAMPLE_RATE)) as decoded:
+            notes = set[Note]()
+            async with aclosing(self.decoders.blocks(upload, SAMPLE_RATE, notes)) as decoded:
                 filling = asyncio.create_task(blocks.fill(decoded))
                 try:
-                    return await asyncio.get_running_loop().run_in_executor(
+                    found = await asyncio.get_running_loop().run_in_executor(
                         threads, lambda: recognizer.transcribe(blocks, boost=boost)
                     )
+                    return found.noted(notes)
                 finally:
                     blocks.cancel()
                     filling.cancel()

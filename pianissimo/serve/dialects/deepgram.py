@@ -21,6 +21,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, Response
 from starlette.websockets import WebSocket
 
+from pianissimo.audio.notes import NOTE_TEXTS
 from pianissimo.decoding.hotwords import LARGEST_WEIGHT, Phrase
 from pianissimo.errors import OptionError, PianissimoError
 from pianissimo.serve.access.accounts import Account
@@ -299,6 +300,12 @@ async def listen_to_recording(request: Request) -> Response:
         found = await unless_gone(request, service.transcribe(upload, lease, requested.boost))
         service.record_audio(DIALECT, lease, found.duration)
     about = _metadata(lease, request_id, digest, found.duration, 1)
+    if found.remarks:
+        about["warnings"] = [
+            {"parameter": "audio", "type": reason, "message": NOTE_TEXTS[reason]}
+            for reason in found.reasons
+            if reason in NOTE_TEXTS
+        ]
     return JSONResponse({"metadata": about, "results": _recording_results(found, requested)})
 
 

@@ -190,6 +190,8 @@ def _verbose(transcript: Transcript, requested: TranscriptionOptions) -> dict[st
         "segments": [_segment(i, each) for i, each in enumerate(transcript.segments)],
         "usage": usage(transcript.duration),
     }
+    if transcript.reasons:  # a field of this server; SDKs keep unknown fields
+        body["reasons"] = transcript.reasons
     if "word" in requested.granularities:
         body["words"] = [
             {"word": word.text, "start": word.start, "end": word.end} for word in transcript.words

@@ -164,6 +164,8 @@ async def _lines(
                 else:
                     service.record_audio(DIALECT, lease, each.duration)
                     line = {"type": "transcript", **json.loads(each.to_json())}
+                    if each.remarks:
+                        line["remarks"] = each.remarks
                 yield json.dumps(line, ensure_ascii=False) + "\n"
     except PianissimoError as error:
         refusal = refusal_for(error)

@@ -7,7 +7,7 @@ import soundfile
 from spoken import pink, scaled, speech
 from tiny import cut
 
-from pianissimo.audio.downmix import Downmix
+from pianissimo.audio.downmix import Downmix, LiveDownmix
 from pianissimo.audio.io import from_array, load_audio, stream_audio
 
 RATE = 16_000
@@ -114,3 +114,50 @@ def test_the_failing_case_has_its_speech_again():
     if not path.exists():
         pytest.skip("the shared cases are not here")
     assert np.abs(load_audio(path)).max() > 0.05
+
+
+# -- live ------------------------------------------------------------------------------------------
+
+
+def live(channels, sizes=(7_777,)):
+    downmix = LiveDownmix(channels.shape[1], RATE)
+    parts = [downmix.push(channels[part]) for part in cut(len(channels), sizes)]
+    return np.concatenate([*parts, downmix.finish()])
+
+
+def test_ordinary_live_stereo_is_averaged_bit_by_bit():
+    left = speech(12, -26)
+    for right in (left, np.zeros_like(left), np.roll(scaled(left, -4), 70_000)):
+        channels = np.stack([left, right], axis=1)
+        np.testing.assert_array_equal(live(channels), (left + right) / np.float32(2))
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.5, 2.0])
+@pytest.mark.parametrize("noise_db", [-120, -50])
+def test_live_channels_in_opposite_phase_do_not_cancel(gain, noise_db):
+    left = speech(8, -26)
+    right = np.float32(-gain) * left + pink(8, noise_db, seed=5)
+    out = live(np.stack([left, right], axis=1))
+    for part in (slice(0, RATE), slice(RATE, None)):  # the first second, too
+        assert abs(likeness(out[part], left[part])) > 0.95
+        assert np.abs(out[part]).max() > 0.7 * np.abs(left[part]).max()
+
+
+def test_a_noisy_channel_of_a_live_stream_is_left_out_after_a_while():
+    left = speech(20, -26)
+    channels = np.stack([left, pink(20, -20, seed=6)], axis=1)
+    out = live(channels)
+    np.testing.assert_array_equal(out[12 * RATE :], left[12 * RATE :])
+
+
+def test_live_blocks_of_any_size_and_a_saved_state_give_the_same_bits():
+    left = speech(5, -26)
+    channels = np.stack([left, -left + pink(5, -40, seed=7), pink(5, -30, seed=8)], axis=1)
+    whole = live(channels, (len(channels),))
+    for sizes in ((1, 319, 320, 321), (16_000,), (13,)):
+        np.testing.assert_array_equal(live(channels, sizes), whole)
+    first, at = LiveDownmix(3, RATE), 33_333
+    parts = [first.push(channels[:at])]
+    second = LiveDownmix.restored(first.save(), RATE)
+    parts += [second.push(channels[at:]), second.finish()]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
