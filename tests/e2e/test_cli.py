@@ -505,6 +505,30 @@ def test_doctor(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert wrong.keys() == {"model", "models folder"} and all(wrong.values())
 
 
+@pytest.mark.parametrize(
+    ("seconds", "healthy"), [((5.0, 1.0), True), ((12.0, 11.0), False)], ids=["first", "slow"]
+)
+def test_doctor_reports_a_machine_that_is_slower_than_speech(
+    monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, ...], healthy: bool
+) -> None:
+    """Only the first call may be slow: it loads what is needed once."""
+    from pianissimo.cli import doctor
+
+    class Slow:
+        name = "slow"
+
+        def transcribe(self, samples: object, *, sample_rate: int) -> None:
+            clock.append(clock[-1] + spent.pop(0))
+
+    clock, spent = [0.0], list(seconds)
+    monkeypatch.setattr("pianissimo.zoo.load.load", lambda *given, **options: Slow())
+    monkeypatch.setattr(doctor.time, "monotonic", lambda: clock[-1])
+    result = doctor.check_model(None, "cpu")
+    assert f"in {seconds[1]:.1f} s" in result.state
+    assert bool(result.fix) is not healthy
+    assert healthy or "slower than real time" in result.fix
+
+
 @pytest.fixture
 def manifest(tmp_path: Path) -> Path:
     rows = [
