@@ -215,7 +215,7 @@ def _frame_energies(x: npt.NDArray[np.float64], sample_rate: int) -> npt.NDArray
     size = max(1, round(_FRAME_SECONDS * sample_rate))
     frames = len(x) // size
     energies: npt.NDArray[np.float64] = np.mean(
-        (x[: frames * size] ** 2).reshape(frames, size, -1), axis=1
+        (x[: frames * size] ** 2).reshape(frames, size, x.shape[1]), axis=1
     )
     return energies
 

@@ -58,11 +58,19 @@ def decode(kind: str, rate: int, source: LiveInput, out: BinaryIO) -> None:
     """Decode until the input ends; raises what libav raises."""
     import av
 
-    resampler = av.AudioResampler("flt", "mono", rate)
+    from pianissimo.audio.downmix import LiveDownmix
+
+    resampler = av.AudioResampler("flt", None, rate)  # packed, with the channels of the input
+    downmix: LiveDownmix | None = None
 
     def send(frame: "av.AudioFrame | None") -> None:
+        nonlocal downmix
         for each in resampler.resample(frame):
-            write_frame(out, AUDIO, each.to_ndarray().astype("<f4").tobytes())
+            channels = len(each.layout.channels)
+            downmix = downmix or LiveDownmix(channels, rate)
+            mono = downmix.push(each.to_ndarray().astype("f4").reshape(-1, channels))
+            if len(mono):
+                write_frame(out, AUDIO, mono.astype("<f4").tobytes())
 
     for frame in _opus(source) if kind == "opus" else _container(source):
         if len(frame.layout.channels) > LARGEST_CHANNELS:
@@ -70,6 +78,8 @@ def decode(kind: str, rate: int, source: LiveInput, out: BinaryIO) -> None:
         frame.pts = None  # gaps between packets are not filled
         send(frame)
     send(None)
+    if downmix is not None:
+        write_frame(out, AUDIO, downmix.finish().astype("<f4").tobytes())
 
 
 def _container(source: LiveInput) -> "Iterator[av.AudioFrame]":

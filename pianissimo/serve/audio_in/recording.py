@@ -102,7 +102,7 @@ class Transcriber:
                     found = await asyncio.get_running_loop().run_in_executor(
                         threads, lambda: recognizer.transcribe(blocks, boost=boost)
                     )
-                    return found.noted(notes)
+                    return found.noted(notes) if notes else found
                 finally:
                     blocks.cancel()
                     filling.cancel()

@@ -23,14 +23,16 @@ OPUS_MS = 20
 
 
 def encoded(container: str, codec: str, samples: np.ndarray, rate: int = 48_000) -> bytes:
-    """Speech at 16 kHz in a container."""
+    """Speech at 16 kHz, samples (n,) or (2, n), in a container."""
+    samples = np.atleast_2d(samples)
+    layout = "mono" if len(samples) == 1 else "stereo"
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
-        stream = output.add_stream(codec, rate=rate, layout="mono")
-        frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+        stream = output.add_stream(codec, rate=rate, layout=layout)
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
         frame.sample_rate, frame.time_base = RATE, Fraction(1, RATE)
         size = stream.codec_context.frame_size or 1024
-        resampler = av.AudioResampler(stream.format.name, "mono", rate, size)
+        resampler = av.AudioResampler(stream.format.name, layout, rate, size)
         for each in [*resampler.resample(frame), *resampler.resample(None)]:
             output.mux(stream.encode(each))
         output.mux(stream.encode(None))
@@ -121,6 +123,12 @@ def test_live_containers_are_recognized(
     rate = 44_100 if codec == "mp3" else 48_000
     body = encoded(container, codec, speech(SECONDS), rate)
     assert text_of(live(words_server, query, cut(body, 1000))) == SENTENCE
+
+
+def test_a_live_container_in_opposite_phase_has_its_words(words_server: Server) -> None:
+    samples = speech(SECONDS)
+    body = encoded("ogg", "libopus", np.stack([samples, -samples]))
+    assert text_of(live(words_server, "", cut(body, 1000))) == SENTENCE
 
 
 def test_a_live_container_gives_words_before_its_end(words_server: Server) -> None:

@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from pianissimo.audio.notes import Note
 from pianissimo.errors import AudioDecodeError
 from pianissimo.serve.audio_in.decode import Decoders, Upload
 from pianissimo.serve.audio_in.recording import BLOCKS_AHEAD, Transcriber
@@ -26,7 +27,9 @@ class FakeDecoders:
     def __init__(self, count: int, error: Exception | None = None) -> None:
         self.count, self.error, self.decoded, self.closed = count, error, 0, False
 
-    async def blocks(self, upload: Upload, sample_rate: int) -> AsyncGenerator[np.ndarray]:
+    async def blocks(
+        self, upload: Upload, sample_rate: int, notes: set[Note] | None = None
+    ) -> AsyncGenerator[np.ndarray]:
         try:
             for number in range(self.count):
                 await asyncio.sleep(0)
