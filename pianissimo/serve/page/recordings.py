@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from starlette.requests import Request
 
 from pianissimo.audio.gain import GAIN_MODES
+from pianissimo.decoding.hotwords import Boost
 from pianissimo.serve.audio_in.decode import Upload
 from pianissimo.serve.audio_in.recording import RecordingBlocks
 from pianissimo.serve.errors import Refusal
@@ -46,6 +47,7 @@ async def progress_of(
     upload: Upload,
     request: Request,
     stack: AsyncExitStack,
+    boost: Boost = (),
 ) -> AsyncGenerator[RecordingProgress | Transcript]:
     """The progress of a recording, then its transcript; raises the errors of `transcribe`.
 
@@ -56,7 +58,7 @@ async def progress_of(
     async def work() -> Transcript:
         async with stack, service.files.place():
             return await service.transcriber.transcribe(
-                upload, recognizer, service.file_threads, blocks=blocks
+                upload, recognizer, service.file_threads, boost, blocks=blocks
             )
 
     # A task of its own: the end of this generator must not disturb the cleanup of the work.

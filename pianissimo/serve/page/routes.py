@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from fastapi import APIRouter, Request
+from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 
@@ -22,6 +23,7 @@ from pianissimo import __version__
 from pianissimo.errors import PianissimoError
 from pianissimo.serve.access.accounts import Account
 from pianissimo.serve.access.auth import caller_of
+from pianissimo.serve.access.phrases import read_boost
 from pianissimo.serve.audio_in.decode import Upload
 from pianissimo.serve.audio_in.upload import form_with_file
 from pianissimo.serve.errors import Refusal, refusal_for
@@ -111,6 +113,7 @@ async def server(request: Request) -> Response:
             ],
             "largest_upload_mb": settings.largest_upload_mb,
             "quietbench": settings.quietbench is not None,
+            "admin": service.keys.has_admin,
         }
     )
 
@@ -134,9 +137,10 @@ async def quietbench(request: Request) -> Response:
 
 @router.post("/page/recordings")
 async def recordings(request: Request) -> Response:
-    """Form fields `file`, `model` and `gain`; responds with JSON lines: progress, then transcript.
+    """Form fields `file`, `model`, `gain`, `language` and `hotwords`, a JSON list as `boost` is.
 
-    The transcript is that of `pianissimo transcribe`, with the reasons of the hallucination filter.
+    Responds with JSON lines: progress, then the transcript. It is that of `pianissimo transcribe`,
+    with the reasons of the hallucination filter and remarks on how the recording was read.
     """
     service, account = _admitted(request)
     service.check_open(DIALECT)
@@ -144,13 +148,28 @@ async def recordings(request: Request) -> Response:
         most = account.largest_upload_bytes(service.settings.largest_upload_bytes)
         upload = form_with_file(request, most, service.uploads)
         form, _, path = await stack.enter_async_context(upload)
-        model, gain = form.get("model"), form.get("gain")
         caller = caller_of(request.headers)
-        choice = service.store.choose(model if isinstance(model, str) else None, caller)
+        choice = service.store.choose(_text(form, "model"), caller)
         lease = stack.enter_context(service.lease(DIALECT, choice, caller.session, account))
-        recognizer = with_gain(lease.model.recognizer, gain if isinstance(gain, str) else None)
-        updates = progress_of(service, recognizer, Upload(path), request, stack.pop_all())
+        recognizer = with_gain(lease.model.recognizer, _text(form, "gain"))
+        lease.model.check_language(_text(form, "language"))
+        phrases = read_boost(_json(form, "hotwords"))
+        boost = await asyncio.to_thread(lease.model.hints, phrases)
+        updates = progress_of(service, recognizer, Upload(path), request, stack.pop_all(), boost)
         return StreamingResponse(_lines(service, lease, updates), media_type="application/x-ndjson")
+
+
+def _text(form: FormData, name: str) -> str | None:
+    value = form.get(name)
+    return value if isinstance(value, str) else None
+
+
+def _json(form: FormData, name: str) -> object:
+    text = _text(form, name)
+    try:
+        return json.loads(text) if text else None
+    except ValueError as error:
+        raise Refusal(400, f"{name} is not JSON: {error}", "invalid_value", name) from error
 
 
 async def _lines(

@@ -185,6 +185,7 @@ def _state(service: Service) -> JsonObject:
         "shadow": rule and {"model": rule.model, "of": rule.of, "share": rule.share},
         "draining": service.draining,
         "streams": service.seats.in_use,
+        "seats": service.seats.capacity,
         "recordings": service.files.in_use,
     }
 

@@ -56,6 +56,10 @@ def take_all(page: Any, size: str) -> None:
     page.locator("#file-input").set_input_files({**clip, "buffer": wav(both)})
     page.locator("#file-text .word").first.wait_for()
     save(page, f"file-{size}")
+    page.get_by_role("tab", name="History").click()
+    page.locator("#history-list .link", has_text="number").click()
+    page.locator("#history-text .word").first.wait_for()
+    save(page, f"history-{size}")
     page.get_by_role("tab", name="Compare").click()
     page.locator("#lane-b").select_option("embedded-en, whole")
     page.locator("#compare-input").set_input_files(

@@ -11,6 +11,7 @@ import pytest
 from serving import RATE, Server, serving, speech, wav
 
 import pianissimo
+from pianissimo.decoding.hotwords import Phrase
 from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.serve.page.routes import STATIC, static_files
 from pianissimo.serve.settings import Settings
@@ -114,6 +115,27 @@ def test_gain_can_be_turned_on_and_off(words_server: Server, embedded: NativeRec
         assert text == same.transcribe(quiet).text
     assert texts["off"] != texts["on"]
     assert embedded.front_end is not None and embedded.front_end.mode == "auto"
+
+
+def test_language_and_hotwords_of_a_form_reach_the_model(
+    words_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[object] = []
+    transcriber = words_server.service.transcriber
+    transcribe = transcriber.transcribe
+
+    def spy(upload, recognizer, threads, boost=(), blocks=None):
+        given.extend(boost)
+        return transcribe(upload, recognizer, threads, boost, blocks)
+
+    monkeypatch.setattr(transcriber, "transcribe", spy)
+    data, phrases = wav(speech(2.5)), [{"text": "center", "weight": 3}, "nine"]
+    last = upload(words_server, data, language="en-US", hotwords=json.dumps(phrases))[-1]
+    assert last["text"] == NUMBER and given == [Phrase("center", 3), Phrase("nine")]
+    files = {"file": ("clip.wav", data)}
+    for fields in ({"language": "de"}, {"hotwords": "{"}, {"hotwords": '{"nine": 1}'}):
+        answer = httpx.post(f"{words_server.http}/page/recordings", files=files, data=fields)
+        assert answer.status_code == 400, answer.text
 
 
 def test_page_reports_undecodable_and_unknown_input(server: Server) -> None:

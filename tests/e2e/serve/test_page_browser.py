@@ -4,9 +4,11 @@ import json
 import re
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -28,6 +30,14 @@ const Socket = window.WebSocket;
 window.sockets = [];
 window.WebSocket = class extends Socket {
   constructor(...given) { super(...given); window.sockets.push(this); }
+};
+"""
+KEPT_FORM = """
+const send = window.fetch;
+window.fetch = (address, options) => {
+  const form = options?.body;
+  if (form instanceof FormData) window.sent = [form.get("language"), form.get("hotwords")];
+  return send(address, options);
 };
 """
 CUT = """new Promise((resolve) => {
@@ -232,7 +242,7 @@ def test_a_long_file_shows_how_far_it_is_and_can_be_cancelled(
     long.write_bytes(wav(speech(600.0)))
     with visiting(browser, words_server.http + "/#file") as page:
         page.locator("#file-input").set_input_files(long)
-        page.get_by_text(re.compile(r"transcribing: \d+:\d\d of 10:00")).wait_for()
+        page.get_by_text(re.compile(r"transcribing: \d+:\d\d of \d+:\d\d")).wait_for()
         assert 0 < page.locator("#file-progress").evaluate("p => p.value") < 1
         page.get_by_role("button", name="Cancel").click()
         page.get_by_text("Cancelled.").wait_for()
@@ -340,18 +350,19 @@ def test_the_key_is_asked_for_once(browser: Any, embedded: NativeRecognizer) -> 
         visiting(browser, server.http, expected="401") as page,
     ):
         for key in ("wrong", "pp-3f9c"):
-            page.get_by_label("API key").fill(key)
+            page.get_by_role("textbox", name="API key").fill(key)
             page.get_by_role("button", name="Use key").click()
             page.wait_for_load_state("networkidle")
         page.get_by_role("button", name="Listen").click()
         page.locator("#live-text .partial p", has_text="enter").wait_for()
+        page.on("dialog", lambda dialog: dialog.accept())
         page.reload()
         page.get_by_role("button", name="Listen").and_(page.locator(":enabled")).wait_for()
         assert not page.get_by_role("dialog").is_visible()
         assert page.evaluate("localStorage.length") == 0
 
 
-@pytest.mark.parametrize("tab", ["live", "file", "compare", "quiet", "api"])
+@pytest.mark.parametrize("tab", ["live", "file", "history", "compare", "quiet", "api"])
 def test_it_fits_a_phone(browser: Any, words_server: Server, tab: str) -> None:
     phone = {"width": 375, "height": 700}
     with visiting(browser, f"{words_server.http}/#{tab}", viewport=phone) as page:
@@ -372,3 +383,212 @@ def test_the_keyboard_reaches_everything(browser: Any, words_server: Server) -> 
         assert page.locator("#file-text .word.active").text_content() == "five"
         page.keyboard.press("Enter")
         assert page.locator("#file-audio").evaluate("a => a.currentTime") > 0.5
+
+
+# -- several files, drops, history, search, exports ------------------------------------------------
+
+DROP = """(target) => {
+  const transfer = new DataTransfer();
+  for (const [name, bytes] of window.given) {
+    transfer.items.add(new File([new Uint8Array(bytes)], name, { type: "audio/wav" }));
+  }
+  const event = (kind) => new DragEvent(kind, {
+    dataTransfer: transfer, bubbles: true, cancelable: true,
+  });
+  const over = !document.querySelector(target).dispatchEvent(event("dragover"));
+  return over && !document.querySelector(target).dispatchEvent(event("drop"));
+}"""
+
+
+def test_a_file_dropped_anywhere_is_transcribed(browser: Any, words_server: Server) -> None:
+    given = [["dropped.wav", [*wav(speech(2.5))]]]
+    with visiting(browser, words_server.http) as page:
+        page.locator("#live-listen:enabled").wait_for()
+        page.evaluate("given => { window.given = given; }", given)
+        assert page.evaluate(DROP, "header h1"), "the browser would have opened the file"
+        page.locator("#file-text .word").first.wait_for()
+        assert words(page, "#file-text") == NUMBER.split()
+        assert page.url.endswith("#file")
+
+
+def test_several_files_wait_in_a_queue(browser: Any, words_server: Server) -> None:
+    broken = {"name": "broken.wav", "mimeType": "audio/wav", "buffer": b"no sound at all" * 100}
+    files = [recording(2.5, "one.wav"), broken, recording(2.5, "three.wav")]
+    with visiting(browser, words_server.http + "/#file") as page:
+        page.locator("#file-input").set_input_files(files)
+        rows = page.locator("#file-queue li")
+        rows.nth(2).filter(has_text="done").wait_for()
+        assert words(page, "#file-text") == NUMBER.split(), "the first one stays on the page"
+        assert "decoded" in rows.nth(1).text_content()
+        rows.nth(1).get_by_role("button", name="broken.wav").click()
+        page.locator("#file-note.wrong").wait_for()
+        assert words(page, "#file-text") == []
+        rows.nth(2).get_by_role("button", name="three.wav").click()
+        page.locator("#file-text .word").first.wait_for()
+        name = saved_name(
+            page, page.locator("#file").get_by_role("button", name="Save as txt").click
+        )
+        assert name == "three.txt"
+
+
+def saved_name(page: Any, click: Callable[[], None]) -> str:
+    with page.expect_download() as download:
+        click()
+    return download.value.suggested_filename
+
+
+def test_a_reload_keeps_the_history_until_it_is_deleted(browser: Any, words_server: Server) -> None:
+    with visiting(browser, words_server.http + "/#file") as page:
+        page.locator("#file-input").set_input_files(recording(2.5, "kept.wav"))
+        page.locator("#file-text .word").first.wait_for()
+        panel = page.locator("#file")
+        panel.get_by_role("button", name="Edit").click()
+        panel.get_by_role("textbox", name="Paragraph").fill("enter four five two ten")
+        panel.get_by_role("button", name="Done").click()
+        page.reload()
+        page.get_by_role("tab", name="History").click()
+        page.get_by_role("button", name="kept", exact=True).click()
+        page.locator("#history-text .word").first.wait_for()
+        assert words(page, "#history-text") == "enter four five two ten".split()
+        (entry,) = json.loads(saved(page, page.get_by_role("button", name="Export all").click))
+        assert entry["name"] == "kept"
+        assert entry["transcript"]["segments"][0]["text"] == "enter four five two ten"
+        page.on("dialog", lambda dialog: dialog.accept())
+        page.get_by_role("button", name="Delete all").click()
+        page.get_by_text("Nothing has been transcribed here yet.").wait_for()
+        page.reload()
+        page.get_by_text("Nothing has been transcribed here yet.").wait_for()
+
+
+def test_live_text_is_kept_and_a_reload_warns(browser: Any, words_server: Server) -> None:
+    asked: list[str] = []
+    with visiting(browser, words_server.http) as page:
+        page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
+        page.reload()
+        assert asked == [], "nothing would be lost"
+        page.get_by_role("button", name="Listen").click()
+        paragraphs(page, 1)
+        page.reload()
+        assert asked == ["beforeunload"]
+        page.get_by_role("tab", name="History").click()
+        page.locator("#history-list li", has_text=NUMBER).wait_for()
+
+
+def test_search_and_playback_show_their_place(browser: Any, words_server: Server) -> None:
+    long = np.concatenate([speech(2.5), pause(1.0)] * 12)
+    file = {"name": "long.wav", "mimeType": "audio/wav", "buffer": wav(long)}
+    small = {"width": 900, "height": 420}
+    with visiting(browser, words_server.http + "/#file", viewport=small) as page:
+        page.locator("#file-input").set_input_files(file)
+        page.locator("#file-text .word", has_text="nine").nth(11).wait_for()
+        field = page.locator("#file-find input")
+        field.fill("two ni")
+        page.get_by_text("1 of 12").wait_for()
+        assert page.locator("#file-text .word.found").count() == 24
+        field.press("Shift+Enter")
+        page.get_by_text("12 of 12").wait_for()
+        current = page.locator("#file-text .word.current")
+        assert current.text_content() == "two" and in_sight(current)
+        field.fill("seven")
+        page.get_by_text("not found").wait_for()
+        page.evaluate("scrollTo(0, 0)")
+        page.locator("#file-audio").evaluate("a => { a.currentTime = 38; return a.play(); }")
+        playing = page.locator("#file-text .word.playing")
+        playing.first.wait_for()
+        assert in_sight(playing.first)
+
+
+MARKED = "four < five & \N{MUSICAL SYMBOL PIANO}"
+
+
+def in_sight(element: Any) -> bool:
+    return bool(
+        element.evaluate(
+            "e => e.getBoundingClientRect().top >= 0 "
+            "&& e.getBoundingClientRect().bottom <= innerHeight"
+        )
+    )
+
+
+def test_a_transcript_becomes_a_word_document(browser: Any, words_server: Server) -> None:
+    with visiting(browser, words_server.http + "/#file") as page:
+        page.locator("#file-input").set_input_files(recording(2.5))
+        page.locator("#file-text .word").first.wait_for()
+        panel = page.locator("#file")
+        panel.get_by_role("button", name="Edit").click()
+        panel.get_by_role("textbox", name="Paragraph").fill(MARKED)
+        panel.get_by_role("button", name="Done").click()
+        with page.expect_download() as download:
+            panel.get_by_role("button", name="Save as docx").click()
+        with zipfile.ZipFile(download.value.path()) as document:
+            assert document.testzip() is None
+            root = ElementTree.fromstring(document.read("word/document.xml"))
+    assert "".join(root.itertext()).endswith(MARKED)
+
+
+def test_language_and_hotwords_reach_the_model(browser: Any, words_server: Server) -> None:
+    options = {"expected": "400", "script": KEPT_FORM}
+    with visiting(browser, words_server.http + "/#file", **options) as page:
+        panel = page.locator("#file")
+        panel.get_by_text("Language and hotwords").click()
+        panel.get_by_label("Language", exact=True).fill("de")
+        page.locator("#file-input").set_input_files(recording(2.5))
+        page.locator("#file-note.wrong", has_text="supports 'en' only").wait_for()
+        panel.get_by_label("Language", exact=True).fill("en-US")
+        panel.get_by_label("Hotwords").fill("nine, Ada Lovelace")
+        page.locator("#file-input").set_input_files(recording(2.5))
+        page.locator("#file-text .word").first.wait_for()
+        assert page.evaluate("sent") == ["en-US", '["nine","Ada Lovelace"]']
+        assert words(page, "#file-text") == NUMBER.split()
+        page.get_by_role("tab", name="Live").click()
+        page.locator("#live").get_by_text("Language and hotwords").click()
+        page.locator("#live").get_by_label("Hotwords").fill("nine")
+        frames: list[str] = []
+        page.on(
+            "websocket", lambda socket: socket.on("framesent", lambda data: frames.append(data))
+        )
+        page.get_by_role("button", name="Listen").click()
+        page.locator("#live-text .partial p").wait_for()
+        start = next(json.loads(frame) for frame in frames if isinstance(frame, str))
+        assert start["boost"] == ["nine"]
+
+
+def test_the_theme_is_chosen_and_remembered(browser: Any, server: Server) -> None:
+    color = "getComputedStyle(document.body).backgroundColor"
+    with visiting(browser, server.http, color_scheme="light") as page:
+        light = page.evaluate(color)
+        for name in ("Theme: auto", "Theme: light"):
+            page.get_by_role("button", name=name).click()
+        dark = page.evaluate(color)
+        assert dark != light
+        page.reload()
+        page.get_by_role("button", name="Theme: dark").wait_for()
+        assert page.evaluate(color) == dark
+        page.get_by_role("button", name="Theme: dark").click()
+        assert page.evaluate(color) == light
+
+
+def test_the_operator_sees_models_seats_keys_and_margins(
+    browser: Any, tiny: NativeRecognizer
+) -> None:
+    settings = Settings(admin_key="s3cret", max_streams=7)
+    with (
+        serving({"small": tiny}, settings) as server,
+        visiting(browser, server.http, expected="401") as page,
+    ):
+        page.get_by_role("tab", name="Operator").click()
+        for key in ("wrong", "s3cret"):
+            page.get_by_label("Admin key").fill(key)
+            page.get_by_role("button", name="Open").click()
+            if key == "wrong":
+                page.get_by_text("does not accept this admin key").wait_for()
+        page.get_by_text("0 of 7 seats in use, 0 recordings").wait_for()
+        assert page.locator("#operator-models tbody th").all_text_contents() == ["small"]
+        assert "serving" in page.locator("#operator-models tbody tr").text_content()
+        assert page.locator("#operator-keys tbody th").all_text_contents() == ["anyone"]
+
+
+def test_without_an_admin_key_there_is_no_operators_view(browser: Any, server: Server) -> None:
+    with visiting(browser, server.http) as page:
+        page.locator("#live-listen:enabled").wait_for()
+        assert not page.get_by_role("tab", name="Operator").is_visible()

@@ -33,15 +33,16 @@ export class LiveSession {
 
   /**
    * Hears `recording` from its `start` in seconds on; `latency` is null for a model that hears what
-   * was said between two pauses. Of the `handlers`, `partial` and `final` get
+   * was said between two pauses. `hints` is {language, hotwords}. Of the `handlers`, `partial` and `final` get
    * {text, words, start, end}, the `delay` in ms since the last word was spoken (of the final that
    * was `asked` for, since then; null where that means nothing), and `joins`: it goes on with the
    * paragraph before. A final may be empty.
    */
-  constructor(recording, { model, latency, start = recording.seconds }, handlers) {
+  constructor(recording, { model, latency, hints = {}, start = recording.seconds }, handlers) {
     this.recording = recording;
     this.model = model;
     this.latency = latency;
+    this.hints = hints;
     this.handlers = handlers;
     this.#quit = recording.onGrowth(() => this.#wake());
     this.done = new Promise((resolve) => {
@@ -52,10 +53,11 @@ export class LiveSession {
     this.#open(start);
   }
 
-  /** Go on with another model or in another latency mode; no word is lost. */
-  switchTo({ model, latency }) {
-    if (this.#finishing || (model === this.model && latency === this.latency)) return;
-    Object.assign(this, { model, latency });
+  /** Go on with another model, latency mode or other hints; no word is lost. */
+  switchTo({ model, latency, hints = {} }) {
+    const now = JSON.stringify([this.model, this.latency, this.hints]);
+    if (this.#finishing || JSON.stringify([model, latency, hints]) === now) return;
+    Object.assign(this, { model, latency, hints });
     this.#end ??= this.recording.length;
     this.#wake();
   }
@@ -80,6 +82,8 @@ export class LiveSession {
     this.#offset = this.#position / this.recording.rate;
     this.#end = this.#finishing ? this.recording.length : null;
     const options = { sample_rate: this.recording.rate, model: this.model, latency_ms: this.latency };
+    if (this.hints.language) options.language = this.hints.language;
+    if (this.hints.hotwords?.length) options.boost = this.hints.hotwords;
     this.#client = new StreamClient(options, {
       event: (event) => this.#take(event),
       state: (state, why) => this.handlers.state?.(state, why),

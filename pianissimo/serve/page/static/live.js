@@ -1,5 +1,7 @@
 // The Live tab: what the microphone hears, as words.
 
+import { addHints } from "/page/hints.js";
+import { keep } from "/page/history-store.js";
 import { LiveSession } from "/page/live-session.js";
 import { Microphone, decibels } from "/page/microphone.js";
 import { Recording, playPart } from "/page/recording.js";
@@ -19,6 +21,9 @@ let session = null;
 let microphone = null;
 let wakeLock = null;
 let gain = 0;
+let hints = null;
+let kept = null; // the entry of the history that grows with the text
+let unsaved = false; // sound that was not saved
 let peak = FLOOR_DB;
 
 const view = new TranscriptView(at("text"), (start, end) => hear(start, end));
@@ -33,6 +38,7 @@ export function startLive(server, handOver) {
     showModes();
     session?.switchTo(way());
   };
+  hints = addHints(at("hints"), () => session?.switchTo(way()));
   showModes();
   at("listen").disabled = false;
   at("listen").onclick = () => (microphone ? stop() : listen());
@@ -43,10 +49,15 @@ function model() {
   return models.find(({ name }) => name === at("model").value);
 }
 
-/** What hears: a model, and its latency mode or null where it has none. */
+/** Whether a reload would lose something: words to come, or sound. */
+export function liveBusy() {
+  return microphone !== null || unsaved;
+}
+
+/** What hears: a model, its latency mode or null where it has none, and hints. */
 function way() {
   const mode = at("modes").querySelector(":checked");
-  return { model: model().name, latency: mode && Number(mode.value) };
+  return { model: model().name, latency: mode && Number(mode.value), hints: hints.read() };
 }
 
 function showModes() {
@@ -67,11 +78,32 @@ function showModes() {
 
 function tools(handOver) {
   addTools(at("tools"), view, about, [
-    ["Save sound", () => recording && saveFile(recording.wav(), `${about().name}.wav`)],
+    ["Save sound", saveSound],
     ["Transcribe the whole", () => recording && handOver(recording.wav())],
     ["Clear", clear],
-  ]);
+  ], keepText);
   showTools();
+}
+
+function saveSound() {
+  if (!recording) return;
+  saveFile(recording.wav(), `${about().name}.wav`);
+  unsaved = microphone !== null;
+}
+
+/** Keeps the text so far in the history. */
+async function keepText() {
+  kept ??= { at: Date.now() };
+  const entry = kept;
+  const { model, duration } = about();
+  const transcript = { segments: view.segments, duration, model, language: null };
+  Object.assign(entry, { name: "Live", transcript });
+  entry.keeping = (entry.keeping ?? Promise.resolve()).then(async () => {
+    const { keeping, ...plain } = entry;
+    const id = await keep(plain);
+    if (id !== null) entry.id = id;
+  });
+  await entry.keeping;
 }
 
 function about() {
@@ -94,11 +126,13 @@ async function listen() {
     microphone = await Microphone.open((block) => take(block), stop);
     if (recording?.rate !== microphone.rate) {
       view.clear();
+      kept = null;
       recording = new Recording(microphone.rate);
     }
     begin();
     take = (block) => {
       recording.append(block.pcm);
+      unsaved = true;
       showLevel(block);
     };
     early.forEach(take);
@@ -121,7 +155,10 @@ function begin() {
       view.add(final);
       if (delay !== null) at("final").textContent = milliseconds(delay);
       at("final").title = asked ? "since Stop" : "since the last word, including the pause";
-      if (final.text) announce(final.text);
+      if (final.text) {
+        announce(final.text);
+        keepText();
+      }
       showTools();
     },
     gain: (db) => {
@@ -150,11 +187,16 @@ async function stop() {
   at("listen").disabled = false;
   showListening();
   showLevel({ power: 0, peak: 0 });
-  if (view.empty) note("No speech found.");
+  if (view.empty) {
+    note("No speech found.");
+    unsaved = false;
+  }
 }
 
 function clear() {
   view.clear();
+  kept = null;
+  unsaved = false;
   if (microphone) return;
   recording = null;
   showTools();

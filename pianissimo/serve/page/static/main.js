@@ -1,11 +1,15 @@
 // The page: its tabs, and what the server has handed to each of them.
 
 import { startCompare } from "/page/compare.js";
-import { startFile, take } from "/page/file.js";
+import { acceptDrops } from "/page/drop.js";
+import { fileBusy, startFile, take } from "/page/file.js";
+import { startHistory } from "/page/history.js";
 import { startInterfaces } from "/page/interfaces.js";
-import { startLive } from "/page/live.js";
+import { liveBusy, startLive } from "/page/live.js";
+import { startOperator } from "/page/operator.js";
 import { startQuiet } from "/page/quiet.js";
 import { describe } from "/page/server.js";
+import { addThemeSwitch } from "/page/theme.js";
 
 const tabs = [...document.querySelectorAll("[role=tab]")];
 const FIRST = "live";
@@ -27,31 +31,41 @@ function go(name, focus) {
   show(name, focus);
 }
 
-for (const [i, tab] of tabs.entries()) {
+for (const tab of tabs) {
   tab.onclick = () => go(tab.getAttribute("aria-controls"));
   tab.onkeydown = (event) => {
-    const to = { ArrowRight: i + 1, ArrowLeft: i - 1, Home: 0, End: tabs.length - 1 }[event.key];
+    const open = tabs.filter((each) => !each.hidden);
+    const here = open.indexOf(tab);
+    const to = { ArrowRight: here + 1, ArrowLeft: here - 1, Home: 0, End: open.length - 1 }[event.key];
     if (to === undefined) return;
     event.preventDefault();
-    go(tabs[(to + tabs.length) % tabs.length].getAttribute("aria-controls"), true);
+    go(open[(to + open.length) % open.length].getAttribute("aria-controls"), true);
   };
 }
 addEventListener("hashchange", () => {
   if (location.hash !== "#main") show(location.hash.slice(1));
 });
 show(location.hash.slice(1));
+addThemeSwitch(document.getElementById("top"));
 startInterfaces();
+startHistory();
+addEventListener("beforeunload", (event) => {
+  if (liveBusy() || fileBusy()) event.preventDefault();
+});
 
 try {
   const server = await describe();
   document.getElementById("served").textContent = server.models.map(({ name }) => name).join(", ");
-  startLive(server, (file) => {
+  const transcribeFiles = (files) => {
     go("file", true);
-    take(file);
-  });
+    take(files);
+  };
+  startLive(server, (file) => transcribeFiles([file]));
   startFile(server);
   startCompare(server);
   startQuiet(server);
+  startOperator(server);
+  acceptDrops(transcribeFiles);
 } catch (error) {
   const note = document.getElementById("live-note");
   note.textContent = `The server sent an unexpected answer: ${error.message}`;

@@ -59,10 +59,15 @@ export function openSocket(path) {
  * The transcript of a recording heard whole. `progress(fraction, text)` is called on the way;
  * aborting `signal` ends the work on the server too.
  */
-export async function transcribe(file, { model, gain, signal, progress = () => {} }) {
+export async function transcribe(
+  file,
+  { model, gain, language = "", hotwords = [], signal, progress = () => {} },
+) {
   const form = new FormData();
   form.append("model", model);
   if (gain) form.append("gain", gain);
+  if (language) form.append("language", language);
+  if (hotwords.length) form.append("hotwords", JSON.stringify(hotwords));
   form.append("file", file, file.name ?? "recording.wav");
   const response = await request("/page/recordings", { method: "POST", body: form, signal });
   if (!response.ok) await read(response);

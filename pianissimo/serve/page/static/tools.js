@@ -1,12 +1,17 @@
 // The row below a transcript: correct, copy, save.
 
+import { toDocx } from "/page/docx.js";
 import { KINDS, toText } from "/page/subtitles.js";
+
+const DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document";
+const SAVES = { ...KINDS, docx: [DOCX, toDocx] };
 
 /**
  * Fills `root` with buttons for `view`. `about()` gives {model, duration, language, name} of the
- * transcript; `extra` are further buttons as [label, action].
+ * transcript; `extra` are further buttons as [label, action]. `edited(segments)` is called after a
+ * correction.
  */
-export function addTools(root, view, about, extra = []) {
+export function addTools(root, view, about, extra = [], edited = () => {}) {
   const kept = document.createElement("span");
   kept.className = "kept";
   kept.setAttribute("role", "status");
@@ -15,9 +20,7 @@ export function addTools(root, view, about, extra = []) {
   };
   const transcript = () => {
     if (view.editing) edit.click();
-    const segments = view.paragraphs
-      .filter(({ text }) => text !== "")
-      .map(({ text, words, start, end }) => ({ text, start, end, words }));
+    const { segments } = view;
     const { model, duration, language = null } = about();
     return { model, duration, language, segments };
   };
@@ -25,6 +28,7 @@ export function addTools(root, view, about, extra = []) {
     view.edit(!view.editing);
     edit.textContent = view.editing ? "Done" : "Edit";
     edit.setAttribute("aria-pressed", view.editing);
+    if (!view.editing) edited(view.segments);
   });
   const copy = button("Copy", async () => {
     try {
@@ -34,7 +38,7 @@ export function addTools(root, view, about, extra = []) {
       say("The browser does not allow copying here; save the text instead.");
     }
   });
-  const saves = Object.entries(KINDS).map(([suffix, [type, write]]) => {
+  const saves = Object.entries(SAVES).map(([suffix, [type, write]]) => {
     const save = button(suffix, () => {
       saveFile(new Blob([write(transcript())], { type }), `${about().name}.${suffix}`);
     });

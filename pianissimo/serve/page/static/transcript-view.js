@@ -1,6 +1,6 @@
 // A transcript on the page: paragraphs of words that can be heard, corrected and marked.
 
-import { align } from "/page/align.js";
+import { align, plain } from "/page/align.js";
 import { timed } from "/page/subtitles.js";
 
 const SURE = 0.8;
@@ -28,6 +28,13 @@ export class TranscriptView {
 
   get empty() {
     return this.paragraphs.length === 0;
+  }
+
+  /** The paragraphs that have text, as segments of a transcript. */
+  get segments() {
+    return this.paragraphs
+      .filter(({ text }) => text !== "")
+      .map(({ text, words, start, end }) => ({ text, start, end, words }));
   }
 
   get words() {
@@ -88,12 +95,40 @@ export class TranscriptView {
     });
   }
 
-  /** Shows which word is being played at this time; null for none. */
-  follow(seconds) {
+  /** Shows which word is being played at this time, null for none; `scroll` keeps it in sight. */
+  follow(seconds, scroll = false) {
     for (const element of this.root.querySelectorAll(".word")) {
       const { start, end } = this.#words.get(element);
-      element.classList.toggle("playing", seconds !== null && start <= seconds && seconds < end);
+      const playing = seconds !== null && start <= seconds && seconds < end;
+      if (playing && scroll && !element.classList.contains("playing")) {
+        element.scrollIntoView({ block: "center" });
+      }
+      element.classList.toggle("playing", playing);
     }
+  }
+
+  /** Marks where these words stand, the last one as far as it is typed; the first word of each. */
+  find(text) {
+    const wanted = text.split(/\s+/).map(plain).filter(Boolean);
+    const elements = [...this.root.querySelectorAll(".word")];
+    const texts = elements.map((element) => plain(element.textContent));
+    for (const element of elements) element.classList.remove("found", "current");
+    const places = [];
+    for (let i = 0; wanted.length && i + wanted.length <= texts.length; i += 1) {
+      const last = wanted.length - 1;
+      const same = wanted.every((word, k) => (k < last ? texts[i + k] === word : texts[i + k].startsWith(word)));
+      if (!same) continue;
+      places.push(elements[i]);
+      for (let k = 0; k <= last; k += 1) elements[i + k].classList.add("found");
+    }
+    return places;
+  }
+
+  /** Brings a place that `find` gave into sight. */
+  reveal(element) {
+    for (const other of this.root.querySelectorAll(".current")) other.classList.remove("current");
+    element.classList.add("current");
+    element.scrollIntoView({ block: "center" });
   }
 
   get editing() {
