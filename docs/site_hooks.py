@@ -18,7 +18,7 @@ PAGES = {
     "CHANGELOG.md": "changes.md",
     "CONTRIBUTING.md": "contributing.md",
     "bench/RESULTS.md": "results.md",
-    "pianissimo/assets/embedded-en/README.md": "model-card.md",
+    "pianissimo/assets/embedded-commands/README.md": "model-card.md",
 }
 """Files outside docs/ that are pages of the site: path in the repository to path on the site."""
 LINK = re.compile(r"(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")

@@ -72,7 +72,7 @@ BLANK_DISCOUNT = 1.0
 FEATURES = FeatureConfig(n_mels=80)
 ENCODER = EncoderConfig(n_mels=80, dim=192, layers=6, heads=4, ff_dim=768, subsampling_channels=64)
 MODEL = AsrConfig(
-    name="embedded-en",
+    name="embedded-commands",
     language="en",
     vocab_size=VOCABULARY,
     features=FEATURES,

@@ -81,7 +81,7 @@ class Setting:
     @property
     def model(self) -> AsrConfig:
         return AsrConfig(
-            name="embedded-en-gpu",
+            name="embedded-commands-gpu",
             language="en",
             vocab_size=self.vocabulary,
             features=FeatureConfig(n_mels=self.encoder.n_mels),

@@ -12,7 +12,7 @@ from pianissimo.cli.command import ENVIRONMENT, command
 from pianissimo.cli.options import JsonOption, QuietOption
 from pianissimo.cli.output import emit
 from pianissimo.errors import ModelNotFoundError
-from pianissimo.zoo.catalog import CATALOG, EMBEDDED, CatalogEntry, find
+from pianissimo.zoo.catalog import CATALOG, CatalogEntry, find
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -184,7 +184,7 @@ def _path(entry: CatalogEntry) -> str | None:
     from pianissimo.zoo.folder import locate
 
     try:
-        path = locate(None if entry.name == EMBEDDED else entry.name)
+        path = locate(entry.name)
     except ModelNotFoundError:
         return None
     return str(path) if path.exists() else None

@@ -24,7 +24,7 @@ ModelOption = Annotated[
         "-m",
         metavar="MODEL",
         help="Model name (see `pianissimo models list`), model folder or .nemo file "
-        "[default: embedded-en].",
+        "[default: embedded-commands].",
     ),
 ]
 DeviceOption = Annotated[

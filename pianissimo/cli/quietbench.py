@@ -50,7 +50,7 @@ class BenchOptions:
             "--model",
             "-m",
             metavar="MODEL",
-            help="Model name, folder or .nemo file; repeatable [default: embedded-en].",
+            help="Model name, folder or .nemo file; repeatable [default: embedded-commands].",
         ),
     ] = None
     mini: Annotated[bool, typer.Option("--mini", help="Use six clips per scenario.")] = False

@@ -1,5 +1,6 @@
 """The known models: where they come from, what they are good for, what they cost. No torch here."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,9 @@ from typing import Literal
 
 from pianissimo.errors import ModelNotFoundError
 
-EMBEDDED = "embedded-en"
+EMBEDDED = "embedded-commands"
+"""The small transducer inside the package."""
+RENAMED = {"embedded-en": EMBEDDED}
 ASSETS = Path(__file__).parents[1] / "assets"
 
 
@@ -92,7 +95,7 @@ def _whisper(size: str, millions: float, megabytes: float, gflop: float) -> Cata
 CATALOG = (
     CatalogEntry(
         name=EMBEDDED,
-        summary="small English model inside the package: spelled letters, digits, short commands",
+        summary="built in, small: spelled English letters, digits and short commands from 80 ms on",
         languages=("en",),
         license="Apache-2.0",
         parameters_millions=6.3,
@@ -101,7 +104,7 @@ CATALOG = (
     ),
     CatalogEntry(
         name="whisper-tiny-en",
-        summary="Whisper tiny.en inside the package: English prose with punctuation and case",
+        summary="built in, Whisper tiny.en: English prose with punctuation and case",
         languages=("en",),
         license="MIT",
         parameters_millions=38,
@@ -221,7 +224,14 @@ CATALOG = (
 
 
 def find(name: str, entries: Sequence[CatalogEntry] = CATALOG) -> CatalogEntry:
-    """The entry of that full or short name, whatever its case; ModelNotFoundError otherwise."""
+    """The entry of that full or short name, whatever its case; ModelNotFoundError otherwise.
+
+    A former name is accepted with a DeprecationWarning.
+    """
+    if name.lower() in RENAMED:
+        new = RENAMED[name.lower()]
+        warnings.warn(f"{name} is now called {new}", DeprecationWarning, stacklevel=2)
+        name = new
     for entry in entries:
         if name.lower() in (entry.name.lower(), entry.short_name.lower()):
             return entry

@@ -93,7 +93,7 @@ def test_openai(served: Served) -> None:
     assert told["text"] == told["deltas"] == NUMBER and told["done"] == [NUMBER]
     assert [word for word, _, _ in told["words"]] == WORDS
     assert NUMBER in told["srt"] and told["refused"] == "model_not_found"
-    assert told["models"] == ["embedded-en"]
+    assert told["models"] == ["embedded-commands"]
     for live in (found["realtime"], found["realtime, committed"]):
         assert live["text"] == live["deltas"] == NUMBER and "error" not in live["events"]
     started = "input_audio_buffer.speech_started"
@@ -115,7 +115,7 @@ def test_deepgram(served: Served) -> None:
 def test_wyoming(served: Served) -> None:
     found = served.talk("wyoming")
     assert found["text"] == found["chunks"] == NUMBER
-    assert found["models"] == ["embedded-en"] and found["languages"] == ["en"]
+    assert found["models"] == ["embedded-commands"] and found["languages"] == ["en"]
 
 
 def test_pipecat(served: Served) -> None:

@@ -306,7 +306,7 @@ def test_what_the_model_cannot_do_is_a_usage_error(
     run: Run, models: Callable[[str], Path], recordings: Recordings, name: str, head: str
 ) -> None:
     live = ["--stream", "--latency", "160"]
-    partials = ["--partials", "embedded-en"]
+    partials = ["--partials", "embedded-commands"]
     for option in (live, ["--latency", "160"], ["--head", head], partials):
         code, out, err = run("--model", models(name), *option, recordings.brief)
         assert (code, out) == (2, ""), option
@@ -382,7 +382,7 @@ def test_glm_asr_listens_and_another_model_shows_words_meanwhile(
     sound = np.concatenate([sentence(), np.zeros(16_000, np.float32)])
     command = [sys.executable, "-m", "pianissimo", "listen", "-", "--json"]
     done = subprocess.run(
-        [*command, "--model", str(models("glm_asr")), "--partials", "embedded-en"],
+        [*command, "--model", str(models("glm_asr")), "--partials", "embedded-commands"],
         input=(sound * 32767).astype("<i2").tobytes(),
         capture_output=True,
         check=False,

@@ -67,7 +67,7 @@ def test_the_text_goes_to_stdout(text: str, rate: int) -> None:
 
 def test_a_model_that_hears_recordings_whole_listens_too() -> None:
     model = Path(__file__).parents[1] / "parity" / "golden_families" / "wav2vec2"
-    options = ("--model", str(model), "--partials", "embedded-en", "--json")
+    options = ("--model", str(model), "--partials", "embedded-commands", "--json")
     out, errors = listen("-", *options).communicate(raw() + bytes(64_000), timeout=120)
     events = [json.loads(line) for line in out.decode().splitlines()]
     assert errors == b""

@@ -34,15 +34,15 @@ def folder(bare: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_leaves_tables_curve_page_and_results(folder: Path) -> None:
     table = (folder / "table.md").read_text("utf-8")
-    assert "embedded-en, gain off" in table
-    assert "embedded-en, gain on" in table
+    assert "embedded-commands, gain off" in table
+    assert "embedded-commands, gain on" in table
     assert "whisper -45 dB" in table
     assert (folder / "sweep.csv").read_text("utf-8").count("\n") == 1 + 2 * 2 * 8
     assert "data:image/png;base64," in (folder / "report.html").read_text("utf-8")
     rows = (folder / "results.jsonl").read_text("utf-8").splitlines()
     assert len(rows) == 2 * (6 + 16 + 8 * 2)
     summary = json.loads((folder / "summary.json").read_text("utf-8"))
-    assert summary["environment"]["recognizers"]["embedded-en"]["device"] == "cpu"
+    assert summary["environment"]["recognizers"]["embedded-commands"]["device"] == "cpu"
 
 
 def test_silence_and_microphone_noise_give_no_text(folder: Path) -> None:

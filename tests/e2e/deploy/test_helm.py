@@ -13,7 +13,7 @@ CHART = Path(__file__).parents[3] / "deploy" / "helm" / "pianissimo"
 KUBERNETES = "1.29"
 FULL: dict[str, Any] = {
     "existingSecret": "keys",
-    "models": ["en=/models/en", "embedded-en"],
+    "models": ["en=/models/en", "embedded-commands"],
     "pull": ["one", "two"],
     "seats": 100,
     "resumeSeats": 0,

@@ -61,7 +61,7 @@ def take_all(page: Any, size: str) -> None:
     page.locator("#history-text .word").first.wait_for()
     save(page, f"history-{size}")
     page.get_by_role("tab", name="Compare").click()
-    page.locator("#lane-b").select_option("embedded-en, whole")
+    page.locator("#lane-b").select_option("embedded-commands, whole")
     page.locator("#compare-input").set_input_files(
         {**clip, "name": "talk.wav", "buffer": wav(speech(8.0))}
     )

@@ -259,11 +259,11 @@ def test_two_ways_of_hearing_stand_side_by_side(browser: Any, words_server: Serv
     with visiting(browser, words_server.http + "/#compare") as page:
         page.locator("#lane-b option:checked").wait_for(state="attached")
         names = page.locator("#lane-a option:checked, #lane-b option:checked").all_text_contents()
-        assert names == ["embedded-en, live at 80 ms", "embedded-en, live at 1120 ms"]
+        assert names == ["embedded-commands, live at 80 ms", "embedded-commands, live at 1120 ms"]
         page.locator("#compare-input").set_input_files(recording(2.5))
         page.get_by_text("Both transcripts are equal.").wait_for()
         assert words(page, "#text-a") == words(page, "#text-b") == NUMBER.split()
-        page.locator("#lane-b").select_option("embedded-en, whole")
+        page.locator("#lane-b").select_option("embedded-commands, whole")
         page.get_by_role("button", name="Use the microphone").click()
         # The microphone may begin in the middle of its loop: what counts is one whole round.
         page.wait_for_function(

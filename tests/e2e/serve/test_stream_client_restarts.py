@@ -19,7 +19,7 @@ from serving import RATE, pcm, speech
 
 from pianissimo.evaluate.wer import word_errors
 
-MODEL = Path(__file__).parents[3] / "pianissimo" / "assets" / "embedded-en"
+MODEL = Path(__file__).parents[3] / "pianissimo" / "assets" / "embedded-commands"
 BLOCK = RATE // 10
 SENTENCE = "enter four five two nine"
 SPEECH = np.concatenate([speech(2.5), np.zeros(RATE, np.float32), speech(2.5)])

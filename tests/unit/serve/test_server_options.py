@@ -12,7 +12,7 @@ from pianissimo.serve.settings import Settings
 
 DOCS = Path(__file__).parents[3] / "docs"
 FILE = """
-model = ["en=/models/en", "small=embedded-en"]
+model = ["en=/models/en", "small=embedded-commands"]
 max-streams = 32
 max_files = 3
 longest-audio-seconds = 60
@@ -37,7 +37,7 @@ def test_a_file_says_what_nothing_else_does(
     assert main(["serve", "--settings", str(tmp_path / "serve.toml"), "--max-streams", "9"]) == 0
     monkeypatch.setenv("PIANISSIMO_SETTINGS", str(tmp_path / "serve.toml"))
     assert main(["serve"]) == 0
-    models = ("en=/models/en", "small=embedded-en")
+    models = ("en=/models/en", "small=embedded-commands")
     for found, streams in zip(asked, (9, 32), strict=True):
         assert (found.models, found.max_streams, found.max_files) == (models, streams, 5)
         assert (found.longest_audio_seconds, found.state_folder) == (60.0, Path("/state"))

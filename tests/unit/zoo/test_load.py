@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import make_talker, noise, tensor
 
+import pianissimo
 from pianissimo.cli import main
 from pianissimo.errors import ModelNotFoundError, OptionError
 from pianissimo.models.asr import LanguagePrompt, PromptConfig, save_model
@@ -84,3 +85,9 @@ def test_an_unknown_language_names_those_of_the_model(
     assert "it has auto, de-DE, en-US" in capsys.readouterr().err
     assert main(["transcribe", str(clip), *options, "de", "--json"]) == 0
     assert '"language": "de-DE"' in capsys.readouterr().out
+
+
+def test_a_former_name_is_accepted_with_a_warning() -> None:
+    with pytest.warns(DeprecationWarning, match="embedded-en is now called embedded-commands"):
+        found = pianissimo.load("embedded-en", device="cpu")
+    assert found.name == "embedded-commands"

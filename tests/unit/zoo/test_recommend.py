@@ -93,11 +93,11 @@ def test_on_a_gpu_speed_is_unknown_and_excludes_nothing() -> None:
 
 
 def test_a_narrow_model_is_the_last_resort() -> None:
-    assert name(Wish(cores=1, live=True)) != "embedded-en"
-    only = [find("embedded-en"), replace(find("whisper-tiny"), name="x/parakeet-ctc-0.6b")]
+    assert name(Wish(cores=1, live=True)) != "embedded-commands"
+    only = [find("embedded-commands"), replace(find("whisper-tiny"), name="x/parakeet-ctc-0.6b")]
     assert recommend(Wish(cores=1), only).entry.short_name == "parakeet-ctc-0.6b"
     alone = recommend(Wish(cores=1, max_rtf=0.01))
-    assert alone.entry.short_name == "embedded-en" and "only some words" in alone.why
+    assert alone.entry.short_name == "embedded-commands" and "only some words" in alone.why
 
 
 def test_of_several_the_largest_is_chosen_and_the_others_are_told() -> None:
@@ -105,7 +105,7 @@ def test_of_several_the_largest_is_chosen_and_the_others_are_told() -> None:
     able: list[CatalogEntry] = [e for e in CATALOG if "de" in e.languages]
     assert choice.entry == max(able, key=lambda entry: entry.parameters_millions)
     assert choice.passed_over["whisper-tiny"] == "is smaller"
-    assert choice.passed_over["embedded-en"] == "does not know de"
+    assert choice.passed_over["embedded-commands"] == "does not know de"
     assert choice.why.endswith("; rather than whisper-large-v3, which is smaller")
 
 
@@ -121,7 +121,7 @@ def test_it_says_what_to_run_and_what_that_takes() -> None:
         "pianissimo pull GLM-ASR-Nano-2512 && pianissimo transcribe --model GLM-ASR-Nano-2512 FILE"
         "  # 4520 MB, needs pip install 'pianissimo[families]', MIT"
     )
-    embedded = recommend(Wish(live=True), [find("embedded-en")])
+    embedded = recommend(Wish(live=True), [find("embedded-commands")])
     assert embedded.how == "pianissimo listen  # part of the package, Apache-2.0"
     assert "rather than" not in embedded.why
     unverified = recommend(Wish(), [find("whisper-base")])
