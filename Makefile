@@ -50,7 +50,7 @@ scale: $(READY) ## several servers: kills under load, a proxy, the Helm chart; 1
 	$(BIN)/python -m pytest -q -s tests/e2e/deploy
 	$(BIN)/python -m pytest -q -s -m scale tests/e2e/serve
 
-fuzz: $(READY) ## random requests, messages and recordings; FUZZ_MINUTES=10 of recordings
+fuzz: $(READY) ## random requests, messages and recordings; FUZZ_MINUTES=10 of each
 	$(BIN)/python -m pip install -q -r tests/fuzz/requirements.txt
 	FUZZ=20 FUZZ_MINUTES=$(FUZZ_MINUTES) $(BIN)/python -m pytest -q tests/fuzz
 	$(BIN)/python tests/fuzz/decoder_target.py runs/fuzz/decoder \

@@ -4,11 +4,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fuzzing import Share
 from serving import Server, serving
 
 import pianissimo
 from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.serve.settings import Settings
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    Share.tests = max(1, len(items))
 
 
 @pytest.fixture(scope="session")
