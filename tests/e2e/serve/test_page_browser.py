@@ -15,6 +15,7 @@ import pytest
 import soundfile
 from browsing import browsing, need_browser, visiting
 from serving import RATE, Server, pcm, serving, speech, wav
+from tiny_voice import TinyVoice
 
 from pianissimo.recognizers.base import BaseRecognizer
 from pianissimo.recognizers.fastconformer import NativeRecognizer
@@ -299,6 +300,56 @@ def test_two_models_stand_side_by_side(
         assert words(page, "#file-text") != NUMBER.split()
 
 
+def test_a_text_is_spoken_and_saved(browser: Any, tiny: NativeRecognizer) -> None:
+    with (
+        serving(tiny, voices={"tones": TinyVoice()}) as server,
+        visiting(browser, server.http + "/#speak") as page,
+    ):
+        page.get_by_label("Text to speak").fill("One two three. Four.")
+        page.get_by_role("button", name="Speak", exact=True).click()
+        page.get_by_role("button", name="Save as wav").wait_for()
+        assert "0.8 s of speech" in page.locator("#speak-note").text_content()
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Save as wav").click()
+        samples, rate = soundfile.read(download.value.path())
+        assert len(samples) / rate == pytest.approx(0.8) and np.abs(samples).max() > 0.2
+
+
+def test_stop_ends_the_synthesis(browser: Any, tiny: NativeRecognizer) -> None:
+    voice = TinyVoice(gates=40)
+    voice.gates[0].set()
+    with (
+        serving(tiny, voices={"tones": voice}) as server,
+        visiting(browser, server.http + "/#speak") as page,
+    ):
+        page.get_by_label("Text to speak").fill("One two. " * 40)
+        page.get_by_role("button", name="Speak", exact=True).click()
+        page.get_by_role("button", name="Stop").click()
+        page.get_by_text("Stopped.").wait_for()
+        for gate in voice.gates:
+            gate.set()
+        server.wait_until_empty()
+        assert len(voice.spoken) < 10
+
+
+def test_an_unspeakable_text_and_a_missing_voice_are_explained(
+    browser: Any, tiny: NativeRecognizer
+) -> None:
+    with (
+        serving(tiny, voices={"tones": TinyVoice()}) as server,
+        visiting(browser, server.http + "/#speak", expected="400") as page,
+    ):
+        page.get_by_label("Text to speak").fill("你好")
+        page.get_by_role("button", name="Speak", exact=True).click()
+        page.get_by_text("the voice reads Latin letters").wait_for()
+    with (
+        serving(tiny, voices={}) as server,
+        visiting(browser, server.http + "/#speak") as page,
+    ):
+        page.get_by_text("No voice is installed").wait_for()
+        assert page.get_by_role("button", name="Speak", exact=True).is_disabled()
+
+
 def test_quiet_clip_is_transcribed_with_and_without_gain(
     browser: Any, words_server: Server
 ) -> None:
@@ -362,7 +413,7 @@ def test_the_key_is_asked_for_once(browser: Any, embedded: NativeRecognizer) -> 
         assert page.evaluate("localStorage.length") == 0
 
 
-@pytest.mark.parametrize("tab", ["live", "file", "history", "compare", "quiet", "api"])
+@pytest.mark.parametrize("tab", ["live", "file", "history", "speak", "compare", "quiet", "api"])
 def test_it_fits_a_phone(browser: Any, words_server: Server, tab: str) -> None:
     phone = {"width": 375, "height": 700}
     with visiting(browser, f"{words_server.http}/#{tab}", viewport=phone) as page:

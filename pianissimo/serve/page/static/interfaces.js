@@ -4,6 +4,8 @@ import { button } from "/page/tools.js";
 
 const ADDRESSES = [
   ["POST", "/v1/audio/transcriptions", "recordings, as OpenAI takes them"],
+  ["POST", "/v1/audio/speech", "text to speech, as OpenAI"],
+  ["WebSocket, POST", "/v1/speak", "text to speech, as Deepgram"],
   ["GET", "/v1/models", "what is served here"],
   ["WebSocket", "/v1/realtime", "live, as OpenAI's realtime transcription"],
   ["WebSocket, POST", "/v1/listen", "live and recordings, as Deepgram"],

@@ -9,6 +9,7 @@ import { liveBusy, startLive } from "/page/live.js";
 import { startOperator } from "/page/operator.js";
 import { startQuiet } from "/page/quiet.js";
 import { describe } from "/page/server.js";
+import { startSpeak } from "/page/speak.js";
 import { addThemeSwitch } from "/page/theme.js";
 
 const tabs = [...document.querySelectorAll("[role=tab]")];
@@ -62,6 +63,7 @@ try {
   };
   startLive(server, (file) => transcribeFiles([file]));
   startFile(server);
+  startSpeak(server);
   startCompare(server);
   startQuiet(server);
   startOperator(server);
