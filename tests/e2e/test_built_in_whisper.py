@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import pianissimo
 from pianissimo.audio.io import load_audio
 from pianissimo.cli import main
 from pianissimo.protocols import Recognizer
+from pianissimo.text.normalize import normalize_for_scoring
 
+NO = Path(__file__).parents[3] / "shared" / "cases" / "no-pause-no.flac"
 CLIPS = Path(__file__).parents[2] / "examples" / "audio"
 SENTENCE = "The boy was there with his mother and father."
 
@@ -31,6 +34,18 @@ def test_a_stream_gives_the_sentence_as_a_final(whisper: Recognizer) -> None:
     with whisper.stream() as stream:
         events = [*stream.push(load_audio(CLIPS / "sentence.flac")), *stream.finish()]
     assert [event.text for event in events if event.type == "final" and event.text] == [SENTENCE]
+
+
+@pytest.mark.skipif(not NO.is_file(), reason="no recorded cases beside the checkout")
+def test_words_that_a_person_repeats_are_kept(whisper: Recognizer) -> None:
+    """Twelve times the same "no" with short pauses: no loop of the decoder."""
+    sound = load_audio(NO)[:12_000]
+    loud = np.flatnonzero(np.abs(sound) > 0.05 * np.abs(sound).max())
+    word = sound[max(0, loud[0] - 800) : loud[-1] + 800] / np.abs(sound).max() / 2
+    rounds = np.tile(np.concatenate([word, np.zeros(1600, np.float32)]), 12)
+    transcript = whisper.transcribe(rounds, sample_rate=16_000)
+    assert set(normalize_for_scoring(transcript.text).split()) == {"no"}
+    assert len(transcript.text.split()) == pytest.approx(12, abs=2)
 
 
 def test_the_command_line_knows_it_by_name(capsys: pytest.CaptureFixture[str]) -> None:
