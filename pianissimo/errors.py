@@ -20,6 +20,10 @@
     │   └── StateError               a saved stream cannot be resumed
     ├── EngineError              the streaming engine cannot serve
     │   └── EngineFullError          all its slots are in use
+    ├── LanguageModelError       the language model of a voice agent gave no answer
+    │   ├── LanguageModelUnreachableError  it cannot be reached
+    │   ├── LanguageModelTimeoutError      it wrote nothing for too long
+    │   └── LanguageModelReplyError        it refused, sent garbage, ended early or said nothing
     └── ManifestError            a manifest has unusable lines
 
 A message says what happened, what was expected, and what to do. `code` is a stable identifier for
@@ -147,6 +151,30 @@ class EngineFullError(EngineError):
     """All slots of the engine are in use."""
 
     code = "engine_full"
+
+
+class LanguageModelError(PianissimoError):
+    """The language model of a voice agent gave no answer."""
+
+    code = "llm_failed"
+
+
+class LanguageModelUnreachableError(LanguageModelError):
+    """The language model cannot be reached: it is down, or its address is wrong."""
+
+    code = "llm_unreachable"
+
+
+class LanguageModelTimeoutError(LanguageModelError):
+    """The language model wrote nothing for too long."""
+
+    code = "llm_timeout"
+
+
+class LanguageModelReplyError(LanguageModelError):
+    """The reply of the language model is unusable: an error status, garbage, cut off, or empty."""
+
+    code = "llm_reply"
 
 
 class ManifestError(PianissimoError, ValueError):

@@ -236,11 +236,18 @@ class VadState:
 class VoiceDetector:
     """Finds speech in streams of mono floats at 16 kHz; holds options and weights only.
 
-    `model` None means the energy alone decides.
+    `model` None means the energy alone decides. With fewer `group_windows` the state is known
+    sooner, and the model takes longer.
     """
 
-    def __init__(self, options: VadOptions | None = None, model: SpeechModel | None = None) -> None:
+    def __init__(
+        self,
+        options: VadOptions | None = None,
+        model: SpeechModel | None = None,
+        group_windows: int = GROUP_WINDOWS,
+    ) -> None:
         self.options, self.model = options or PRESETS["normal"], model
+        self._group_windows = group_windows
         hertz = np.fft.rfftfreq(WINDOW_SAMPLES, 1 / SAMPLE_RATE)
         low, high = _SPEECH_BAND_HZ
         self._audible = hertz >= _RUMBLE_HZ
@@ -261,10 +268,10 @@ class VoiceDetector:
         block = check_samples(samples)
         state.received += len(block)
         x = np.concatenate([state.rest, block])
-        size = GROUP_WINDOWS * WINDOW_SAMPLES
+        size = self._group_windows * WINDOW_SAMPLES
         whole = len(x) - len(x) % size
         state.rest = x[whole:].copy()
-        groups = x[:whole].reshape(-1, GROUP_WINDOWS, WINDOW_SAMPLES)
+        groups = x[:whole].reshape(-1, self._group_windows, WINDOW_SAMPLES)
         return [span for group in groups for span in self._step(group, state)]
 
     def finish(self, state: VadState) -> list[SpeechSpan]:

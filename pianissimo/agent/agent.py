@@ -1,0 +1,514 @@
+"""A spoken conversation: hears turns, asks a language model, and speaks its answers.
+
+    listening ──turn ended──> thinking ──first audio──> speaking ──> listening
+        ^                        │ user goes on              │ user speaks
+        └──────answer discarded──┴───────answer cut──────────┘
+
+All state belongs to one event loop. Each answer has a generation; an interruption raises the
+number, and what an older answer still sends is dropped.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+from pianissimo.agent.answer import (
+    APOLOGY,
+    Answer,
+    AnswerEnd,
+    AnswerEvent,
+    AudioBlock,
+    ItemDone,
+    ItemStarted,
+    SpeakOptions,
+)
+from pianissimo.agent.chat import ChatModel, ChatRequest
+from pianissimo.agent.ear import Ear, Sound
+from pianissimo.agent.history import History, Item, Message, new_id
+from pianissimo.agent.playback import MOST_AHEAD_SECONDS, Playback
+from pianissimo.agent.turn_detector import TurnSignal
+from pianissimo.errors import StreamError
+from pianissimo.protocols import Synthesizer
+from pianissimo.transcript import StreamEvent
+
+INSTRUCTIONS = (
+    "You are a voice assistant. Your answers are spoken aloud: answer in one to three short "
+    "sentences of plain language, without lists, headings, code or emoji. If a request is unclear, "
+    "which happens because it was recognized from speech, ask."
+)
+BACKCHANNELS = frozenset(
+    "yeah yes yep mhm mm hmm uh-huh uhuh okay ok right sure aha ah oh i see".split()
+)
+"""Words that show that one listens, and ask for no answer."""
+MOST_BACKCHANNEL_WORDS = 2
+FALSE_END_SECONDS = 1.5
+"""A turn that begins so soon after another one continues it: its end was called too early."""
+
+
+@dataclass(frozen=True)
+class AgentOptions:
+    """How one conversation is led.
+
+    `eager` prepares an answer when a turn has probably ended. `respond` answers turns by itself,
+    `interrupt` stops an answer when the user speaks. With `interrupt_by_words` the voice alone does
+    not: it takes a word that is no backchannel.
+    """
+
+    instructions: str = INSTRUCTIONS
+    spoken: bool = True
+    speed: float = 1.0
+    tools: tuple[dict[str, object], ...] = ()
+    tool_choice: object = "auto"
+    parallel_tool_calls: bool | None = None
+    max_tokens: int | None = None
+    trim: bool = True
+    eager: bool = False
+    respond: bool = True
+    interrupt: bool = True
+    interrupt_by_words: bool = False
+    apology: str = APOLOGY
+
+
+@dataclass(frozen=True)
+class SpeechStarted:
+    """The user speaks; what they say will be in the item of this id. `at` in seconds of audio."""
+
+    item_id: str
+    at: float
+
+
+@dataclass(frozen=True)
+class SpeechStopped:
+    """The user's turn ended at `at` seconds of audio."""
+
+    item_id: str
+    at: float
+
+
+@dataclass(frozen=True)
+class UserSaid:
+    """An event of the recognizer, about the item of this id."""
+
+    item_id: str
+    event: StreamEvent
+
+
+@dataclass(frozen=True)
+class TurnCommitted:
+    """The user's audio became an item; its text follows in `TurnTranscribed`."""
+
+    message: Message
+    previous_id: str | None
+
+
+@dataclass(frozen=True)
+class TurnTranscribed:
+    """The text of a committed item. `seconds` is the length of its audio."""
+
+    message: Message
+    seconds: float
+
+
+@dataclass(frozen=True)
+class AnswerStarted:
+    """An answer begins, with the client's name for it, if it has one."""
+
+    answer: Answer
+    metadata: object = None
+
+
+@dataclass(frozen=True)
+class AnswerSent:
+    """A part of an answer; `previous_id` is the item of the history before the one it is about."""
+
+    answer: Answer
+    event: AnswerEvent
+    in_history: bool = True
+    previous_id: str | None = None
+
+
+@dataclass(frozen=True)
+class AnswerEnded:
+    """An answer is over."""
+
+    answer: Answer
+    end: AnswerEnd
+    metadata: object = None
+
+
+AgentEvent: TypeAlias = (
+    SpeechStarted
+    | SpeechStopped
+    | UserSaid
+    | TurnCommitted
+    | TurnTranscribed
+    | AnswerStarted
+    | AnswerSent
+    | AnswerEnded
+)
+
+
+class Observer(Protocol):
+    """What is told of the times and outcomes of turns; the server's metrics are one."""
+
+    def stage(self, stage: str, seconds: float) -> None: ...
+
+    def count(self, outcome: str) -> None: ...
+
+
+@dataclass
+class _Turn:
+    """The turn that the user is in, or will be."""
+
+    item_id: str = field(default_factory=lambda: new_id("item"))
+    locked: str = ""
+    partial: str = ""
+    started: TurnSignal | None = None
+    announced: bool = False
+    ended_at: float = 0.0
+    """When its last sound arrived, by the monotonic clock."""
+
+    @property
+    def text(self) -> str:
+        return f"{self.locked} {self.partial}".strip()
+
+
+@dataclass
+class _Running:
+    """The answer in progress."""
+
+    answer: Answer
+    task: "asyncio.Task[None]"
+    turn: _Turn | None
+    in_history: bool
+    metadata: object
+    announced: asyncio.Event = field(default_factory=asyncio.Event)
+    heard: bool = False
+    previous_id: str | None = None
+
+    def sent(self, event: AnswerEvent) -> AnswerSent:
+        return AnswerSent(self.answer, event, self.in_history, self.previous_id)
+
+
+class Agent:
+    """One conversation. `emit` delivers its events; they are never emitted concurrently.
+
+    Call `hear`, `commit`, `clear`, `respond` and `interrupt` one at a time, and run `listen` and
+    `failed` beside them. `close` ends everything.
+    """
+
+    def __init__(
+        self,
+        chat: ChatModel,
+        voice: Synthesizer,
+        threads: Executor,
+        options: AgentOptions,
+        emit: Callable[[AgentEvent], Awaitable[None]],
+        observer: Observer | None = None,
+    ) -> None:
+        self.options, self.history, self.playback = options, History(), Playback()
+        self.generation = 0
+        self.voice = voice
+        self._chat, self._threads = chat, threads
+        self._emit, self._observer = emit, observer
+        self._emitting = asyncio.Lock()
+        self._turn = _Turn()
+        self._last_end = float("-inf")  # of a turn, in seconds of audio
+        self._committed = 0.0  # seconds of audio up to the last committed or cleared
+        self._running: _Running | None = None
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    # -- hearing -----------------------------------------------------------------------------------
+
+    async def hear(self, ear: Ear, samples: Sound) -> None:
+        """Hear samples (n,) of the user, and do what follows from them."""
+        for piece in ear.pieces(samples):
+            signals = await ear.push(piece)
+            while True:
+                for signal in signals:
+                    await self._follow(signal, ear)
+                if not signals or signals[-1].kind != "paused":
+                    break
+                signals = await ear.continued()
+
+    async def listen(self, events: AsyncIterator[StreamEvent]) -> None:
+        """Take the events of the recognizer until they end."""
+        async for event in events:
+            turn = self._turn
+            if event.type == "final":
+                turn.locked, turn.partial = f"{turn.locked} {event.text}".strip(), ""
+            elif event.type == "partial":
+                turn.partial = event.text
+            if turn.started is not None and not turn.announced and _is_request(turn.text):
+                await self._announce(turn)
+            if event.type != "endpoint":
+                await self._say(UserSaid(turn.item_id, event))
+
+    async def _follow(self, signal: TurnSignal, ear: Ear) -> None:
+        turn = self._turn
+        match signal.kind:
+            case "started":
+                turn.started = signal
+                if signal.at - self._last_end < FALSE_END_SECONDS:
+                    self._count("false_end")
+                waits = self.options.interrupt_by_words and self._answering
+                if not waits or _is_request(turn.text):
+                    await self._announce(turn)
+            case "paused":
+                began = time.monotonic()
+                await ear.finalize()
+                self._stage("final", time.monotonic() - began)
+            case "eager_end":
+                if self.options.eager and self.options.respond and turn.announced and turn.text:
+                    await self._prepare(turn)
+            case "resumed":
+                if self._running is not None and not self._running.answer.confirmed.is_set():
+                    self._count("discarded")
+                    await self._cancel("turn_detected")
+            case "ended":
+                turn.ended_at = time.monotonic() - (ear.seconds - signal.at)
+                await self._end_turn(turn, signal.at, ear.seconds)
+
+    async def _announce(self, turn: _Turn) -> None:
+        """The user has the floor: tell the client, and stop the answer."""
+        assert turn.started is not None
+        turn.announced = True
+        await self._say(SpeechStarted(turn.item_id, turn.started.at))
+        if self.options.interrupt:
+            await self.interrupt("turn_detected")
+
+    async def _end_turn(self, turn: _Turn, at: float, now: float) -> None:
+        self._last_end = at
+        if not turn.announced and not _is_request(turn.text):
+            if self._answering or not turn.text:
+                self._turn = _Turn()  # a backchannel, or a noise
+                self._count("backchannel")
+                return
+        if not turn.announced:
+            await self._announce(turn)
+        await self._say(SpeechStopped(turn.item_id, at))
+        message = await self._commit(turn, now)
+        await self._transcribed(turn, message, now)
+        if not self.options.respond or not turn.text:
+            return
+        running = self._running
+        if running is not None and not running.answer.confirmed.is_set():
+            await self._confirm(running)
+        elif running is None:
+            await self._start(turn=turn)
+
+    async def commit(self, ear: Ear) -> None:
+        """End the user's turn here, and wait for its text."""
+        turn = self._turn
+        if self._running is not None and not self._running.answer.confirmed.is_set():
+            await self._cancel("turn_detected")
+        message = await self._commit(turn, ear.seconds, keep=True)
+        await ear.finalize()
+        turn.ended_at = time.monotonic()
+        await self._transcribed(turn, message, ear.seconds)
+
+    async def clear(self, ear: Ear) -> None:
+        """Forget what the user said since the last turn."""
+        if self._running is not None and not self._running.answer.confirmed.is_set():
+            await self._cancel("turn_detected")
+        await ear.finalize()
+        self._turn, self._committed = _Turn(), ear.seconds
+
+    def uncommitted_seconds(self, ear: Ear) -> float:
+        """Audio since the last committed or cleared."""
+        return ear.seconds - self._committed
+
+    async def _commit(self, turn: _Turn, now: float, *, keep: bool = False) -> Message:
+        message = Message("user", turn.text, turn.item_id, complete=not keep, spoken=True)
+        before = self.history.add(message)
+        if not keep:
+            self._turn = _Turn()
+        await self._say(TurnCommitted(message, before))
+        return message
+
+    async def _transcribed(self, turn: _Turn, message: Message, now: float) -> None:
+        message.text, message.complete = turn.text, True
+        seconds, self._committed = now - self._committed, now
+        if self._turn is turn:
+            self._turn = _Turn()
+        await self._say(TurnTranscribed(message, seconds))
+
+    # -- answering ---------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> Answer | None:
+        """The answer in progress that the client knows of."""
+        running = self._running
+        return running.answer if running is not None and running.answer.confirmed.is_set() else None
+
+    @property
+    def _answering(self) -> bool:
+        return self.running is not None or self.playback.playing
+
+    async def respond(
+        self,
+        options: AgentOptions | None = None,
+        items: list[Item] | None = None,
+        *,
+        in_history: bool = True,
+        metadata: object = None,
+    ) -> None:
+        """Answer the conversation so far, or other items; see `response.create`.
+
+        Raises StreamError while an answer is in progress.
+        """
+        if self.running is not None:
+            raise StreamError("an answer is in progress; cancel it, or wait for its end")
+        await self._cancel("turn_detected")
+        await self._start(options, items, in_history=in_history, metadata=metadata)
+
+    async def interrupt(self, reason: str) -> None:
+        """Stop the answer, and cut its text to what was played."""
+        if self._answering:
+            self._count("interrupted")
+        self.playback.stop()
+        await self._cancel(reason)
+
+    async def failed(self) -> None:
+        """Wait for an unexpected failure of an answer, such as a client that is gone; raises it."""
+        await asyncio.shield(self._failure)
+
+    async def close(self) -> None:
+        """End the answer in progress, without telling the client."""
+        self.generation += 1
+        if self._running is not None:
+            self._running.task.cancel()
+            await asyncio.wait([self._running.task])
+            self._running = None
+        if self._failure.done() and not self._failure.cancelled():
+            self._failure.exception()  # it was raised where it was awaited
+
+    async def _prepare(self, turn: _Turn) -> None:
+        await self._cancel("turn_detected")
+        await self._start(turn=turn, held=True)
+
+    async def _start(
+        self,
+        options: AgentOptions | None = None,
+        items: list[Item] | None = None,
+        *,
+        turn: _Turn | None = None,
+        held: bool = False,
+        in_history: bool = True,
+        metadata: object = None,
+    ) -> None:
+        given = options or self.options
+        if held and turn is not None:
+            items = [*self.history.items, Message("user", turn.text)]
+        request = ChatRequest(
+            self.history.messages(given.instructions, items, trim=given.trim),
+            given.tools,
+            given.tool_choice,
+            given.parallel_tool_calls if given.tools else None,
+            given.max_tokens,
+        )
+        speak = SpeakOptions(given.spoken, given.speed, given.apology)
+        answer = Answer(self.generation, self._chat, self.voice, self._threads, request, speak)
+        task = asyncio.create_task(self._answer(answer))
+        self._running = _Running(answer, task, turn, in_history, metadata)
+        if not held:
+            await self._confirm(self._running)
+
+    async def _confirm(self, running: _Running) -> None:
+        """Tell the client of an answer, and let it speak."""
+        running.answer.confirmed.set()
+        await self._say(AnswerStarted(running.answer, running.metadata))
+        running.announced.set()
+
+    async def _cancel(self, reason: str) -> None:
+        """End the answer in progress; a confirmed one is reported with this reason."""
+        running, self._running = self._running, None
+        self.generation += 1
+        if running is None:
+            return
+        running.task.cancel()
+        await asyncio.wait([running.task])
+        if not running.answer.confirmed.is_set():
+            return
+        self._note_stages(running)
+        if (item := running.answer.open_item) is not None:
+            item.complete = False
+            await self._say(running.sent(ItemDone(item)))
+        end = AnswerEnd("cancelled", reason)
+        self._count(end.status)
+        await self._say(AnswerEnded(running.answer, end, running.metadata))
+
+    async def _answer(self, answer: Answer) -> None:
+        """The task of one answer."""
+        running = self._running
+        assert running is not None and running.answer is answer
+
+        async def send(event: AnswerEvent) -> None:
+            await self._send(running, event)
+
+        try:
+            end = await answer.run(send)
+            async with self._emitting:
+                if answer.generation != self.generation:
+                    return
+                self._running = None
+                self._note_stages(running)
+                self._count(end.status)
+                await self._emit(AnswerEnded(answer, end, running.metadata))
+        except Exception as error:
+            while isinstance(error, ExceptionGroup):
+                error = error.exceptions[0]
+            if not self._failure.done():
+                self._failure.set_exception(error)
+
+    async def _send(self, running: _Running, event: AnswerEvent) -> None:
+        """Emit a part of an answer, unless a newer generation has begun."""
+        await running.announced.wait()
+        if isinstance(event, AudioBlock):
+            while (ahead := self.playback.ahead_seconds) > MOST_AHEAD_SECONDS:
+                await asyncio.sleep(ahead - MOST_AHEAD_SECONDS)
+        async with self._emitting:
+            if running.answer.generation != self.generation:
+                return
+            if isinstance(event, ItemStarted) and running.in_history:
+                running.previous_id = self.history.add(event.item)
+            elif isinstance(event, AudioBlock):
+                if not running.heard and running.turn is not None:
+                    self._stage("voice_to_voice", time.monotonic() - running.turn.ended_at)
+                running.heard = True
+                seconds = len(event.samples) / running.answer.sample_rate
+                self.playback.sent(event.item, seconds)
+            await self._emit(running.sent(event))
+
+    async def _say(self, event: AgentEvent) -> None:
+        async with self._emitting:
+            await self._emit(event)
+
+    # -- measuring ---------------------------------------------------------------------------------
+
+    def _note_stages(self, running: _Running) -> None:
+        stages = running.answer.stages
+        for name, since, until in (
+            ("first_token", stages.asked, stages.first_token),
+            ("first_piece", stages.first_token, stages.first_piece),
+            ("first_audio", stages.first_piece, stages.first_audio),
+        ):
+            if since is not None and until is not None:
+                self._stage(name, until - since)
+
+    def _stage(self, stage: str, seconds: float) -> None:
+        if self._observer is not None:
+            self._observer.stage(stage, seconds)
+
+    def _count(self, outcome: str) -> None:
+        if self._observer is not None:
+            self._observer.count(outcome)
+
+
+def _is_request(text: str) -> bool:
+    """Whether a text is more than a sign of listening."""
+    words = [word.strip(".,!?…").lower() for word in text.split()]
+    return len(words) > MOST_BACKCHANNEL_WORDS or not BACKCHANNELS.issuperset(words)
