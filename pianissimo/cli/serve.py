@@ -238,6 +238,51 @@ class AccessOptions:
 
 
 @dataclass(frozen=True)
+class AgentOptions:
+    """The language model that answers on the realtime socket, and when it does."""
+
+    llm_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="OpenAI-compatible endpoint of a language model, such as "
+            "http://127.0.0.1:11434/v1; /v1/realtime then answers.",
+        ),
+    ] = None
+    llm_model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the language model.")
+    ] = None
+    llm_key: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="Key of the endpoint. Prefer PIANISSIMO_LLM_KEY."),
+    ] = None
+    llm_timeout: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", help="Longest wait for the language model's next token."),
+    ] = 15.0
+    llm_instructions: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="System prompt of clients that bring none."),
+    ] = None
+    llm_eager: Annotated[
+        bool | None,
+        typer.Option(
+            "--llm-eager/--no-llm-eager",
+            help="Prepare answers before a turn has surely ended; discarded ones cost tokens "
+            "[default: for endpoints on this machine].",
+        ),
+    ] = None
+    smart_turn: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|pipecat",
+            help="Smart Turn v3 model (.onnx) for semantic_vad, or pipecat for the one in that "
+            "package [default: rules].",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
 class LogOptions:
     """What is logged, and how."""
 
@@ -252,6 +297,7 @@ def serve(
     limits: LimitOptions,
     replica: ReplicaOptions,
     access: AccessOptions,
+    agent: AgentOptions,
     log: LogOptions,
 ) -> None:
     """Start the server for transcription and speech.
@@ -263,7 +309,7 @@ def serve(
     finish, then sockets are closed with code 1012 and their state is saved. A second signal stops
     it at once.
     """
-    settings = _settings(models, network, limits, replica, access)
+    settings = _settings(models, network, limits, replica, access, agent)
     raise typer.Exit(_run(settings, log, models.offline))
 
 
@@ -273,6 +319,7 @@ def _settings(
     limits: LimitOptions,
     replica: ReplicaOptions,
     access: AccessOptions,
+    agent: AgentOptions,
 ) -> "Settings":
     from pianissimo.serve.access.keys import read_keys
     from pianissimo.serve.settings import Settings, random_name
@@ -314,6 +361,13 @@ def _settings(
         insecure=access.insecure,
         strict_commits=network.strict_commits,
         quietbench=network.quietbench,
+        llm_url=agent.llm_url,
+        llm_model=agent.llm_model,
+        llm_key=agent.llm_key,
+        llm_timeout_seconds=agent.llm_timeout,
+        llm_instructions=agent.llm_instructions,
+        llm_eager=agent.llm_eager,
+        smart_turn=agent.smart_turn,
     )
 
 
@@ -332,7 +386,10 @@ def _run(settings: "Settings", log: LogOptions, offline: bool) -> int:
         ) from error
     if offline:
         _go_offline(settings)
-    recognizers, voices = read_all(settings), read_voices(settings)
+    voices = read_voices(settings)
+    if settings.llm_url is not None and not voices:
+        raise MissingExtraError("an agent needs a voice: pip install 'pianissimo[tts]'")
+    recognizers = read_all(settings)
     _start_log(log)
     app = create_app(settings, recognizers, voices)
     server = DrainingServer(
@@ -418,5 +475,7 @@ def _summary(
     place = f"{scheme}://{settings.host}:{settings.port}"
     if settings.wyoming_port is not None:
         place += f" and tcp://{settings.host}:{settings.wyoming_port} (Wyoming)"
+    if settings.llm_model is not None:
+        live += f" that {settings.llm_model} answers"
     names = ", ".join(recognizers) + (f" and the voice {', '.join(voices)}" if voices else "")
     return f"{names} on {place}: {live}, {settings.max_files} files at once, {keys}"

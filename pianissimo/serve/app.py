@@ -20,6 +20,7 @@ from pianissimo import __version__
 from pianissimo.errors import PianissimoError
 from pianissimo.serve.access.auth import OriginGuard, key_of, unauthorized
 from pianissimo.serve.access.connections import ConnectionLimit
+from pianissimo.serve.agent import AgentService
 from pianissimo.serve.dialects import deepgram, deepgram_speak, openai_rest, openai_speech, stream
 from pianissimo.serve.dialects.openai_realtime import socket as openai_realtime
 from pianissimo.serve.dialects.wyoming import WyomingServer
@@ -60,6 +61,9 @@ def create_app(
             loaded = await asyncio.to_thread(read_all, settings)
         service = await asyncio.to_thread(Service, settings, loaded, voices)
         app.state.service, app.state.streams = service, Streams(service)
+        if settings.llm_url is not None:
+            voice = await service.voices.load(service.voices.choose())
+            service.agent = await asyncio.to_thread(AgentService, settings, service.voices, voice)
         app.state.started = time.time()
         app.state.wyoming = WyomingServer(service)
         try:

@@ -145,6 +145,7 @@ class Metrics:
             ["shadow", "reason"],
             registry=self.registry,
         )
+        self.agent = AgentMetrics(self.registry)
         self.draining = Gauge(
             "pianissimo_draining", "1 while the server drains", registry=self.registry
         )
@@ -192,6 +193,31 @@ class Metrics:
     def text(self) -> bytes:
         """The metrics in the text format of Prometheus."""
         return generate_latest(self.registry)
+
+
+class AgentMetrics:
+    """Times and outcomes of the turns of spoken conversations."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._stages = Histogram(
+            "pianissimo_agent_stage_seconds",
+            "Stages of an answer; voice_to_voice is from the last sound of the user to the first",
+            ["stage"],
+            buckets=FINAL_BUCKETS,
+            registry=registry,
+        )
+        self._outcomes = Counter(
+            "pianissimo_agent_events",
+            "Answers by outcome, interruptions, discarded answers, and ends called too early",
+            ["event"],
+            registry=registry,
+        )
+
+    def stage(self, stage: str, seconds: float) -> None:
+        self._stages.labels(stage).observe(seconds)
+
+    def count(self, outcome: str) -> None:
+        self._outcomes.labels(outcome).inc()
 
 
 class _AccountCollector(Collector):

@@ -15,6 +15,7 @@ from pianissimo.serve.access.accounts import Account
 from pianissimo.serve.access.auth import ClientSecrets, KeyRing, key_of, unauthorized
 from pianissimo.serve.access.keys import WYOMING, Limits
 from pianissimo.serve.access.seats import Queue, Seats, UploadPlaces
+from pianissimo.serve.agent import AgentService
 from pianissimo.serve.audio_in.decode import Decoders, Upload
 from pianissimo.serve.audio_in.pcm import PcmReader
 from pianissimo.serve.audio_in.recording import Transcriber
@@ -78,16 +79,20 @@ class Service:
         both = set(self.voices.names).intersection(recognizers)
         if both:
             raise OptionError(f"{min(both)} names a model and a voice; use --voice NAME=VOICE")
+        self.agent: AgentService | None = None
+        """What answers on the realtime socket; None without a language model."""
         self.draining = False
         self.file_threads = ThreadPoolExecutor(settings.max_files, "pianissimo-file")
-        self._audio_threads = ThreadPoolExecutor(AUDIO_THREADS, "pianissimo-audio")
+        self.audio_threads = ThreadPoolExecutor(AUDIO_THREADS, "pianissimo-audio")
 
     async def close(self) -> None:
         await self.decoders.close()
         await self.shadows.close()
         await self.store.close()
+        if self.agent is not None:
+            await self.agent.close()
         self.voices.close()
-        for threads in (self.file_threads, self._audio_threads):
+        for threads in (self.file_threads, self.audio_threads):
             threads.shutdown(wait=False, cancel_futures=True)
 
     @property
@@ -264,7 +269,7 @@ class Service:
         resumed = options.pop("state", None) is not None
         shadow = None if resumed else self.shadows.stream(lease, **options)
         rate = options["sample_rate"]
-        return Feed(session, reader, rate, self._audio_threads, shadow, lease.account)
+        return Feed(session, reader, rate, self.audio_threads, shadow, lease.account)
 
 
 async def _opened(model: ServedModel, options: OpenOptions) -> "Session":

@@ -53,8 +53,11 @@ class Settings:
     `drain_seconds` to finish. Plain `api_keys` have no names and no limits of their own. `insecure`
     admits other machines without a key. Wyoming has its own port, if one is set, and no
     authentication. With `tls_certificate` and `tls_key`, PEM files, the server speaks TLS, except
-    on the Wyoming port. The page shows the
-    report of `pianissimo quietbench` in the folder `quietbench`.
+    on the Wyoming port. The page shows the report of `pianissimo quietbench` in the folder
+    `quietbench`. With `llm_url` and `llm_model`, an OpenAI-compatible chat endpoint, the realtime
+    socket answers; with `llm_eager` answers are prepared before a turn has surely ended, by default
+    on this machine only. `smart_turn` is the path of a Smart Turn model, or "pipecat" for the one
+    in that package.
     """
 
     models: tuple[str, ...] = ()
@@ -93,6 +96,13 @@ class Settings:
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     quietbench: Path | None = None
+    llm_url: str | None = None
+    llm_model: str | None = None
+    llm_key: str | None = None
+    llm_timeout_seconds: float = 15.0
+    llm_eager: bool | None = None
+    llm_instructions: str | None = None
+    smart_turn: str | None = None
 
     def __post_init__(self) -> None:
         if min(self.max_streams, self.max_files, self.decoders) < 1:
@@ -125,6 +135,10 @@ class Settings:
             )
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise OptionError("TLS needs both: --tls-certificate and --tls-key")
+        if (self.llm_url is None) != (self.llm_model is None):
+            raise OptionError("a language model needs both: --llm-url and --llm-model")
+        if self.llm_url is not None:
+            self._check_agent()
         if self.tls_certificate is not None:
             self._check_tls()
         if self.wyoming_port is not None and not (self.loopback or self.insecure):
@@ -154,6 +168,15 @@ class Settings:
         if self.resume_seats is not None:
             return self.resume_seats
         return 0 if self.state_folder is None else -(-self.max_streams // RESUMES_PER_SEAT)
+
+    def _check_agent(self) -> None:
+        from pianissimo.agent.chat import ChatOptions
+        from pianissimo.agent.smart_turn import find_model
+
+        assert self.llm_url is not None and self.llm_model is not None
+        ChatOptions(self.llm_url, self.llm_model, self.llm_key, self.llm_timeout_seconds)
+        if self.smart_turn is not None:
+            find_model(self.smart_turn)
 
     def _check_tls(self) -> None:
         assert self.tls_certificate is not None

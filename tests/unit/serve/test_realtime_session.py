@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 
 from pianissimo.serve.dialects.openai_realtime.session import MOST_CHOICES, SessionSettings
-from pianissimo.serve.dialects.openai_realtime.socket import _Conversation
+from pianissimo.serve.dialects.openai_realtime.wire import Wire
 from pianissimo.serve.dialects.sockets import Client
 from pianissimo.serve.errors import Refusal
 from pianissimo.serve.service import Service
@@ -73,10 +73,10 @@ def test_events_of_one_cause_stay_together() -> None:
             told.append(message["type"])
 
     async def talk() -> None:
-        conversation = _Conversation(cast(Client, Slow()), session())
+        wire = Wire(cast(Client, Slow()))
         async with asyncio.TaskGroup() as group:
             for name in "ab":
-                group.create_task(conversation._emit([{"type": f"{name}{i}"} for i in range(3)]))
+                group.create_task(wire.emit([{"type": f"{name}{i}"} for i in range(3)]))
 
     asyncio.run(talk())
     assert told == ["a0", "a1", "a2", "b0", "b1", "b2"]

@@ -72,10 +72,16 @@ def test_the_documents_name_options_that_are_there() -> None:
     options = {option for param in commands["serve"].params for option in param.opts}
     server = {option for option in options if option.startswith("--")}
     text = (DOCS / "operations.md").read_text()
-    for name in ("security", "server-api", "clients", "web-page"):
+    for name in ("security", "server-api", "clients", "web-page", "voice-agent"):
         text += (DOCS / f"{name}.md").read_text()
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
     others = {"--help", "--revision", "--latency"}  # of pull, and of bench/serve.py
+    others |= {
+        "--headphones",
+        "--instructions",
+        "--turns",
+        "--no-llm-eager",
+    }  # of talk, bench/agent.py
     assert named - server <= others
     missing = server - named - {"--device", "--dtype", "--host", "--port"}
     assert not missing, "an operator should read of them"

@@ -51,13 +51,14 @@ KEYS: dict[str, tuple[str, ...]] = {
         "include",
         *("input_audio_format", "input_audio_transcription", "input_audio_noise_reduction"),
         "turn_detection",
-        # Documented, and without meaning for a session that only transcribes.
+        # Documented; without meaning for a session that only transcribes.
         *("id", "object", "expires_at", "client_secret", "model", "instructions", "modalities"),
         *("output_modalities", "voice", "speed", "tools", "tool_choice", "parallel_tool_calls"),
         *("temperature", "max_output_tokens", "max_response_output_tokens", "prompt", "reasoning"),
         *("output_audio_format", "tracing", "truncation"),
     ),
     "session.audio": ("input", "output"),
+    "session.audio.output": ("format", "voice", "speed"),
     "session.audio.input": tuple(DEFAULTS),
     "session.audio.input.format": ("type", "rate"),
     "session.audio.input.noise_reduction": ("type",),
@@ -105,21 +106,22 @@ class SessionSettings:
         self._chose_turns = False
         self._choose({})  # now: a session keeps its model when a split changes
 
-    def update(self, given: object) -> None:
-        """Merge a session that a client sent, in the present or in the beta shape.
+    def update(self, given: object, kind: str = "transcription") -> None:
+        """Merge a session of this kind that a client sent, in the present or in the beta shape.
 
         Absent fields stay, null clears. Raises Refusal for invalid values, OptionError and
         ModelNotFoundError for unsupported ones; the session is unchanged then.
         """
         if not isinstance(given, dict):
-            raise _wrong("session", "must be an object")
-        if given.get("type", "transcription") != "transcription":
-            raise _wrong(
-                "session.type", "must be 'transcription'; this server does not generate responses"
-            )
+            raise wrong("session", "must be an object")
+        if given.get("type", kind) != kind:
+            reason = "the first message fixes it"
+            if self._service.agent is None:
+                reason = "this server has no language model to answer with (--llm-url)"
+            raise wrong("session.type", f"must be {kind!r}: {reason}")
         audio = given.get("audio") or {}
         if not isinstance(audio, dict) or not isinstance(audio.get("input") or {}, dict):
-            raise _wrong("session.audio.input", "must be an object")
+            raise wrong("session.audio.input", "must be an object")
         changes = {**_old_shape(given), **(audio.get("input") or {})}
         merged = {**self.input, **{k: v for k, v in changes.items() if k in DEFAULTS}}
         merged["format"] = merged["format"] or DEFAULTS["format"]
@@ -128,17 +130,18 @@ class SessionSettings:
             merged["turn_detection"] = {**base, **merged["turn_detection"]}
         include = given.get("include", self.include) or []
         if not isinstance(include, list) or not all(isinstance(each, str) for each in include):
-            raise _wrong("session.include", "must be a list of names")
+            raise wrong("session.include", "must be a list of names")
         transcription = merged["transcription"]
         chose_turns = self._chose_turns or "turn_detection" in changes
         if transcription is not None:
             if not isinstance(transcription, dict):
-                raise _wrong("session.audio.input.transcription", "must be an object")
+                raise wrong("session.audio.input.transcription", "must be an object")
             model = self._service.store.models[self._choose(transcription).name]
             model.check_language(_text(transcription, "language"))
             model.check_languages(_texts(transcription, "languages"))
             named = _text(transcription, "model") or ""
-            if named.startswith(COMMITTED_MODELS) and not chose_turns:
+            committed = kind == "transcription" and named.startswith(COMMITTED_MODELS)
+            if committed and not chose_turns:
                 merged["turn_detection"] = None
         self.config_for(merged)
         self.input, self.include, self._chose_turns = merged, include, chose_turns
@@ -173,7 +176,7 @@ class SessionSettings:
         known = self._choices.get((name, user))
         if known is None or known.name not in store.models:
             if known is None and len(self._choices) >= MOST_CHOICES:
-                raise _wrong("transcription.user", "changed too often; open another session")
+                raise wrong("transcription.user", "changed too often; open another session")
             caller = caller_of(self._headers, user, self.id)
             known = store.choose(name or self._model, caller, lenient=not name)
             self._choices[name, user] = known
@@ -183,7 +186,7 @@ class SessionSettings:
         if delay is None:
             return None
         if delay not in DELAYS:
-            raise _wrong("transcription.delay", f"must be one of {', '.join(DELAYS)}")
+            raise wrong("transcription.delay", f"must be one of {', '.join(DELAYS)}")
         modes = self._service.store.models[choice.name].latencies_ms
         return modes[min(DELAYS.index(delay), len(modes) - 1)] if modes else None
 
@@ -216,7 +219,7 @@ def _old_shape(given: Mapping[str, object]) -> JsonObject:
     if "input_audio_format" in given:
         name = given["input_audio_format"]
         if name not in tuple(OLD_FORMATS):  # it may be unhashable
-            raise _wrong("input_audio_format", f"must be one of {', '.join(OLD_FORMATS)}")
+            raise wrong("input_audio_format", f"must be one of {', '.join(OLD_FORMATS)}")
         changes["format"] = OLD_FORMATS[name]
     for old, new in (
         ("input_audio_transcription", "transcription"),
@@ -236,11 +239,11 @@ def _format(given: object) -> tuple[Encoding, int]:
     if kind == "audio/pcma":
         return "alaw", 8000
     if kind != "audio/pcm":
-        raise _wrong("session.audio.input.format", "must be audio/pcm, audio/pcmu or audio/pcma")
+        raise wrong("session.audio.input.format", "must be audio/pcm, audio/pcmu or audio/pcma")
     rate = format.get("rate", 24_000)
     if rate not in RATES:
         known = ", ".join(map(str, RATES))
-        raise _wrong("session.audio.input.format.rate", f"must be one of {known}")
+        raise wrong("session.audio.input.format.rate", f"must be one of {known}")
     return "pcm_s16le", rate
 
 
@@ -252,10 +255,10 @@ def _endpoint(given: object) -> EndpointRules | None:
     if kind == "semantic_vad":
         eagerness = turns.get("eagerness") or "auto"
         if eagerness not in tuple(EAGERNESS_SECONDS):
-            raise _wrong("turn_detection.eagerness", "must be low, medium, high or auto")
+            raise wrong("turn_detection.eagerness", "must be low, medium, high or auto")
         return replace(ENDPOINT, trailing_silence=EAGERNESS_SECONDS[eagerness])
     if kind != "server_vad":
-        raise _wrong("turn_detection.type", "must be server_vad or semantic_vad, or null for none")
+        raise wrong("turn_detection.type", "must be server_vad or semantic_vad, or null for none")
     pause = _number(turns.get("silence_duration_ms", 500), "silence_duration_ms", 0, 60_000) / 1000
     return replace(ENDPOINT, trailing_silence=max(pause, SHORTEST_PAUSE_SECONDS))
 
@@ -266,21 +269,21 @@ def _object(value: object) -> Mapping[str, object]:
 
 def _number(value: object, name: str, least: float, most: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        raise _wrong(f"turn_detection.{name}", f"must be a number from {least} to {most}")
+        raise wrong(f"turn_detection.{name}", f"must be a number from {least} to {most}")
     return value
 
 
 def _text(given: Mapping[str, object], name: str) -> str | None:
     value = given.get(name)
     if value is not None and not isinstance(value, str):
-        raise _wrong(f"transcription.{name}", "must be text")
+        raise wrong(f"transcription.{name}", "must be text")
     return value
 
 
 def _texts(given: Mapping[str, object], name: str) -> list[str]:
     values = given.get(name) or []
     if not isinstance(values, list) or not all(isinstance(each, str) for each in values):
-        raise _wrong(f"transcription.{name}", "must be a list of strings")
+        raise wrong(f"transcription.{name}", "must be a list of strings")
     return values
 
 
@@ -294,5 +297,6 @@ def _phrases(transcription: Mapping[str, object]) -> tuple[Phrase, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _wrong(param: str, what: str) -> Refusal:
+def wrong(param: str, what: str) -> Refusal:
+    """The refusal of a value that is not valid."""
     return Refusal(400, f"{param} {what}", "invalid_value", param)

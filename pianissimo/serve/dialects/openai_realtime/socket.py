@@ -1,4 +1,4 @@
-"""OpenAI's realtime socket for transcription, and its client secrets.
+"""OpenAI's realtime socket, its sessions for transcription, and its client secrets.
 
 Sessions, events and their order follow platform.openai.com/docs/guides/realtime-transcription; the
 flat messages of the beta are accepted. An `error` event reports a fault of the client only, since
@@ -6,11 +6,8 @@ some clients give up at the first one. An unknown key is reported once, by a `wa
 """
 
 import asyncio
-import base64
-import binascii
-import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
@@ -26,35 +23,23 @@ from pianissimo.serve.access.auth import (
 )
 from pianissimo.serve.audio_in.pcm import PcmReader
 from pianissimo.serve.audio_in.upload import limited
-from pianissimo.serve.dialects.messages import (
-    LONGEST_SHOWN_NAME,
-    SMALL_TEXT_BYTES,
-    JsonObject,
-    nearest_first,
-    parse_object,
-    unknown_keys,
-    unknown_type,
-)
+from pianissimo.serve.dialects.messages import JsonObject, parse_object, unknown_type
+from pianissimo.serve.dialects.openai_realtime.agent_session import AgentSession
+from pianissimo.serve.dialects.openai_realtime.agent_socket import AgentConversation
 from pianissimo.serve.dialects.openai_realtime.session import (
     LOGPROBS,
     SessionSettings,
     StreamConfig,
-    unknown_session_keys,
 )
 from pianissimo.serve.dialects.openai_realtime.turns import Turns
-from pianissimo.serve.dialects.sockets import Client, client, parse_message, seat, until_first
+from pianissimo.serve.dialects.openai_realtime.wire import DIALECT, Wire, decoded
+from pianissimo.serve.dialects.sockets import client, seat, until_first
 from pianissimo.serve.errors import GOING_AWAY, Refusal, refusal_for
 from pianissimo.serve.feed import Feed
 from pianissimo.serve.openapi import OLD_SESSION_BODY, SECRET_BODY
 from pianissimo.serve.service import Service
-from pianissimo.serve.websocket import LARGEST_MESSAGE_BYTES
 from pianissimo.transcript import StreamEvent
 
-DIALECT = "openai-realtime"
-LARGEST_APPEND_BYTES = 15 << 20
-BASE64_PIECE = 1 << 18
-"""Characters of base64 decoded at once, a multiple of 4."""
-MOST_WARNINGS = 32
 KEYS: dict[str, tuple[str, ...]] = {
     "session.update": ("type", "event_id", "session"),
     "transcription_session.update": ("type", "event_id", "session"),
@@ -82,9 +67,47 @@ async def realtime(socket: WebSocket) -> None:
     ):
         one.allow_large_messages()
         settings = SessionSettings(service, socket.headers, socket.query_params.get("model"))
-        if prepared is not None and prepared.session:
-            settings.update(prepared.session)
-        await _Conversation(one, settings).run()
+        given = {} if prepared is None else prepared.session or {}
+        default = "transcription"
+        if service.agent is not None and socket.query_params.get("intent") != "transcription":
+            default = "realtime"
+        session = _prepared(service, settings, given, default)
+        expires_at = round(time.time()) + LONGEST_SESSION_SECONDS
+        wire = Wire(one)
+        await wire.emit([{"type": "session.created", "session": session.shown(expires_at)}])
+        # The first message may ask for the other kind; upstream the address does.
+        first = await one.receive()
+        if service.agent is not None and not given:
+            session = _prepared(service, settings, {}, _requested(first, default))
+        if isinstance(session, AgentSession):
+            await AgentConversation(wire, session, expires_at).run(first)
+        else:
+            await _Conversation(wire, settings, expires_at).run(first)
+
+
+def _prepared(
+    service: Service, settings: SessionSettings, given: JsonObject, default: str
+) -> SessionSettings | AgentSession:
+    """The session of the kind that `given` asks for, with its values."""
+    session: SessionSettings | AgentSession = settings
+    if given.get("type", default) == "realtime" and service.agent is not None:
+        session = AgentSession(service.agent, settings)
+    if given:
+        session.update(given)
+    return session
+
+
+def _requested(first: str | bytes, default: str) -> str:
+    """The kind of session that a first message asks for; a faulty one is reported later."""
+    try:
+        given = parse_object(first)
+    except Refusal:
+        return default
+    if given.get("type") == "transcription_session.update":
+        return "transcription"
+    session = given.get("session")
+    kind = session.get("type") if isinstance(session, dict) else None
+    return kind if kind in ("transcription", "realtime") else default
 
 
 class _Conversation:
@@ -94,29 +117,28 @@ class _Conversation:
     times of the new stream continue those of the old one.
     """
 
-    def __init__(self, one: Client, settings: SessionSettings) -> None:
-        self.one, self.settings = one, settings
-        self.expires_at = round(time.time()) + LONGEST_SESSION_SECONDS
+    def __init__(self, wire: Wire, settings: SessionSettings, expires_at: int) -> None:
+        self.wire, self.one, self.settings = wire, wire.one, settings
+        self.expires_at = expires_at
         self.turns = Turns()
         self.feed: Feed | None = None
         self.offset = 0.0  # seconds consumed by earlier streams of this session
         self.uncommitted_seconds = 0.0
         self._opened: asyncio.Queue[tuple[Feed, float]] = asyncio.Queue()
         self._drained = asyncio.Event()
-        self._sending = asyncio.Lock()
-        self._warned: set[str] = set()
         self._resources = AsyncExitStack()
 
-    async def run(self) -> None:
-        await self._emit([{"type": "session.created", "session": self._shown()}])
+    async def run(self, first: str | bytes) -> None:
+        """Serve the client, whose first message was read already."""
         try:
             async with self._resources, asyncio.timeout(LONGEST_SESSION_SECONDS):
-                await until_first(self._receive(), self._send())
+                receiving = self.wire.receive(self._handle, KEYS, first)
+                await until_first(receiving, self._send())
         except TimeoutError:
             await self.one.close(GOING_AWAY, "the session has expired")
         except (Refusal, PianissimoError) as error:
             refusal = error if isinstance(error, Refusal) else refusal_for(error)
-            await self._emit(self.turns.fail(refusal.message, refusal.code or refusal.kind))
+            await self.wire.emit(self.turns.fail(refusal.message, refusal.code or refusal.kind))
             raise
 
     @property
@@ -125,22 +147,6 @@ class _Conversation:
         return self.offset + (0.0 if self.feed is None else self.feed.seconds)
 
     # -- from the client ---------------------------------------------------------------------------
-
-    async def _receive(self) -> None:
-        while True:
-            message = await self.one.receive()
-            event_id = None
-            try:
-                if isinstance(message, bytes):
-                    raise Refusal(400, "send audio as base64 in JSON, not binary", "invalid_json")
-                given = await parse_message(message, LARGEST_MESSAGE_BYTES)
-                event_id = given.get("event_id")
-                await self._warn_unknown_keys(given)
-                await self._handle(given)
-            except Refusal as refusal:
-                if refusal.status == 429:
-                    raise  # the message is valid; the session ends
-                await self._send_error(refusal, event_id)
 
     async def _handle(self, given: Mapping[str, object]) -> None:
         match given.get("type"):
@@ -153,32 +159,11 @@ class _Conversation:
             case "input_audio_buffer.clear":
                 await self.one.pace_command()
                 feed = await self._open()
-                await self._emit(self.turns.clear(self.now))
+                await self.wire.emit(self.turns.clear(self.now))
                 self.uncommitted_seconds = 0.0
                 await feed.finalize()
             case kind:
                 raise unknown_type(kind, KEYS)
-
-    async def _warn_unknown_keys(self, given: Mapping[str, object]) -> None:
-        """Report each unknown key once; newer SDKs send optional fields that are unknown here."""
-        kind = given.get("type")
-        valid = KEYS.get(kind) if isinstance(kind, str) else None
-        if valid is None:
-            return
-        unknown = [
-            (key[:LONGEST_SHOWN_NAME], nearest_first(key, valid))
-            for key in unknown_keys(given, valid)[:MOST_WARNINGS]
-        ]
-        for key, names in (*unknown, *unknown_session_keys(given.get("session"))):
-            if key in self._warned or len(self._warned) >= MOST_WARNINGS:
-                continue
-            self._warned.add(key)
-            warning = {
-                "code": "unknown_key",
-                "param": key,
-                "message": f"the key {key} is unknown and ignored; valid keys: {', '.join(names)}",
-            }
-            await self._emit([{"type": "warning", "warning": warning}])
 
     async def _update(self, given: object) -> None:
         await self.one.pace_command()
@@ -190,15 +175,12 @@ class _Conversation:
         self.turns.logprobs = LOGPROBS in self.settings.include
         if self.settings.stream_config != before:
             await self._replace()
-        await self._emit([{"type": "session.updated", "session": self._shown()}])
+        await self.wire.emit(
+            [{"type": "session.updated", "session": self.settings.shown(self.expires_at)}]
+        )
 
     async def _append(self, audio: object) -> None:
-        if not isinstance(audio, str) or len(audio) > LARGEST_APPEND_BYTES * 4 // 3 + 4:
-            raise Refusal(400, "audio must be base64 text of at most 15 MiB", "invalid_audio")
-        if len(audio) > SMALL_TEXT_BYTES:
-            data = await asyncio.to_thread(_decoded, audio)
-        else:
-            data = _decoded(audio)
+        data = await decoded(audio)
         feed = await self._open()
         seconds = await feed.push(data)
         self.uncommitted_seconds += seconds
@@ -211,7 +193,7 @@ class _Conversation:
         await self.one.pace_command()
         feed = await self._open()
         # In this order: the final of the stream belongs to an item that is committed.
-        await self._emit(self.turns.commit(self.now))
+        await self.wire.emit(self.turns.commit(self.now))
         self.uncommitted_seconds = 0.0
         self.one.final_requested()
         await feed.finalize()
@@ -255,37 +237,10 @@ class _Conversation:
         while True:
             feed, offset = await self._opened.get()
             async for event in feed:
-                await self._emit(self.turns.accept(_shifted(event, offset)))
+                await self.wire.emit(self.turns.accept(_shifted(event, offset)))
                 if event.reason == "finalize":
                     self.one.final_sent()
             self._drained.set()
-
-    # -- to the client -----------------------------------------------------------------------------
-
-    async def _emit(self, messages: Iterable[Mapping[str, object]]) -> None:
-        # Events of one cause stay together, even if the client reads slowly.
-        found = list(messages)
-        async with self._sending:
-            for message in found:
-                await self.one.send({"event_id": f"event_{secrets.token_hex(12)}", **message})
-
-    async def _send_error(self, refusal: Refusal, event_id: object) -> None:
-        error = {**refusal.body(), "event_id": event_id}
-        await self._emit([{"type": "error", "error": error}])
-
-    def _shown(self) -> JsonObject:
-        return self.settings.shown(self.expires_at)
-
-
-def _decoded(audio: str) -> bytes:
-    """The bytes of base64 text, decoded in pieces that leave other threads their turn."""
-    try:
-        starts = range(0, len(audio), BASE64_PIECE)
-        return b"".join(
-            base64.b64decode(audio[start : start + BASE64_PIECE], validate=True) for start in starts
-        )
-    except (binascii.Error, ValueError) as error:
-        raise Refusal(400, f"audio is not base64: {error}", "invalid_audio", "audio") from error
 
 
 def _shifted(event: StreamEvent, seconds: float) -> StreamEvent:
@@ -334,6 +289,6 @@ async def _secret(request: Request, *, nested: bool) -> tuple[str, int, JsonObje
             "expires_after.seconds",
         )
     settings = SessionSettings(service, request.headers)
-    settings.update(requested)
+    session = _prepared(service, settings, requested, "transcription")
     secret, expires = service.secrets.make(requested, seconds, account)
-    return secret, expires, settings.shown(expires)
+    return secret, expires, session.shown(expires)
