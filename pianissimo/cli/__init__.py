@@ -24,6 +24,7 @@ from pianissimo.cli import (
     quietbench,
     serve,
     speak,
+    talk,
     train,
     transcribe,
 )
@@ -40,7 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _function in (transcribe.transcribe, listen.listen, speak.speak):
+for _function in (transcribe.transcribe, listen.listen, speak.speak, talk.talk):
     app.command(context_settings=ENVIRONMENT, epilog=EPILOG)(_function)
 app.add_typer(models.app, name="models")
 for _function in (models.pull, evaluate.evaluate):
