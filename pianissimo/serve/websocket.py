@@ -76,7 +76,24 @@ class SocketProtocol(WebSocketsSansIOProtocol):
             self._parsing = None
         self._resume()
 
+    def handle_parser_exception(self) -> None:
+        """Send the close code of a faulty or too large message, and drop what still arrives.
+
+        As in `shutdown`, a connection that is closed with unread data would be reset.
+        """
+        assert self.conn.close_sent is not None
+        code, reason = self.conn.close_sent.code, self.conn.close_sent.reason
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.close_sent = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()  # the client closes its side at once
+        self.close_timer = self.loop.call_later(CLOSING_SECONDS, self.transport.close)
+        self._set_reading()
+
     def data_received(self, data: bytes) -> None:
+        if self.conn.parser_exc is not None:
+            return
         self._unparsed += data
         if self._parsing is None:
             self._parse()

@@ -250,6 +250,17 @@ def test_the_first_message_has_a_small_limit(server: Server, whole: bool) -> Non
     assert socket.close_code == 1009
 
 
+def test_a_message_that_is_too_large_gets_its_close_code_and_no_reset(server: Server) -> None:
+    """A reset would destroy the close frame before a slow client reads it."""
+    with connect(server.ws + "/v1/stream") as socket:
+        with pytest.raises(ConnectionClosed) as end:
+            socket.send(bytes(8 * FIRST_MESSAGE_BYTES))
+            while True:
+                socket.recv(timeout=30)
+        assert socket.close_code == 1009
+        assert not isinstance(end.value.__cause__, (ConnectionResetError, BrokenPipeError))
+
+
 def test_large_text_is_refused_where_audio_is_binary(server: Server) -> None:
     with connect(server.ws + "/v1/stream") as socket:
         socket.send('{"type": "start"}')

@@ -41,6 +41,9 @@ class FakeTransport:
     def resume_reading(self) -> None:
         self.paused = False
 
+    def can_write_eof(self) -> bool:
+        return False
+
     def close(self) -> None:
         self.closed = True
 
