@@ -24,6 +24,7 @@ RECIPE = re.compile(r'^```python title="(\w+)"\n(.*?)^```$', re.MULTILINE | re.D
 CLIENTS = ("deepgram", "livekit", "openai", "pipecat", "wyoming")
 NUMBER = "enter four five two nine"
 WORDS = NUMBER.split()
+TEXT = "Seven streams at once. And one more."
 START_SECONDS, TALK_SECONDS = 120.0, 300.0
 
 
@@ -50,6 +51,13 @@ class Served:
         )
         assert done.returncode == 0, done.stderr[-4000:]
         return done.stdout
+
+    def spoken(self, client: str) -> dict[str, Any]:
+        """What the client's program here plays of TEXT."""
+        program = Path(__file__).with_name(f"speak_{client}.py")
+        place = f"127.0.0.1:{self.port}"
+        found: dict[str, Any] = json.loads(self.run(client, program, place, TEXT))
+        return found
 
     def talk(self, client: str) -> dict[str, Any]:
         """What the client's program here says about the clip."""
@@ -93,7 +101,7 @@ def test_openai(served: Served) -> None:
     assert told["text"] == told["deltas"] == NUMBER and told["done"] == [NUMBER]
     assert [word for word, _, _ in told["words"]] == WORDS
     assert NUMBER in told["srt"] and told["refused"] == "model_not_found"
-    assert told["models"] == ["embedded-commands"]
+    assert told["models"] == ["embedded-commands", "heart"]
     for live in (found["realtime"], found["realtime, committed"]):
         assert live["text"] == live["deltas"] == NUMBER and "error" not in live["events"]
     started = "input_audio_buffer.speech_started"
@@ -139,6 +147,16 @@ def test_livekit(served: Served) -> None:
         assert found[name]["events"][0] == "start_of_speech"
         assert "end_of_speech" in found[name]["events"]
     assert found["deepgram"]["words"] == len(WORDS)
+
+
+@pytest.mark.parametrize("client", ["livekit", "pipecat"])
+def test_services_play_speech(served: Served, client: str) -> None:
+    """OpenAI's speech as events and as audio in LiveKit, OpenAI's and Deepgram's in pipecat."""
+    found = served.spoken(client)
+    assert len(found) == 2
+    for name, played in found.items():
+        assert 2 < played["seconds"] < 4 and played["peak"] > 3_000, (name, played)
+        assert not played.get("errors"), (name, played)
 
 
 RECIPES = RECIPE.findall(PAGE.read_text(encoding="utf-8"))

@@ -5,6 +5,7 @@ Requests and responses follow platform.openai.com/docs/api-reference/audio/creat
 
 import base64
 import json
+import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ async def create_speech(request: Request) -> Response:
         PCM_RATE if requested.format == "pcm" else None,
     )
     audio = await begun(request, audio)
-    headers = {"x-voice": requested.speech.voice}
+    headers = {"x-voice": requested.speech.voice, "x-request-id": str(uuid.uuid4())}
     if requested.ignored:
         headers["x-ignored-fields"] = ", ".join(requested.ignored)
     if requested.events:
