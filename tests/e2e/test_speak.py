@@ -13,6 +13,8 @@ import pytest
 import pianissimo
 from pianissimo.audio.io import load_audio
 from pianissimo.cli import main
+from pianissimo.evaluate.wer import word_errors
+from pianissimo.text.normalize import normalize_for_scoring
 from pianissimo.zoo import voices
 
 pytest.importorskip("hibari", reason="needs the extra tts")
@@ -191,6 +193,15 @@ def test_a_synthesis_that_fails_leaves_no_file(
     monkeypatch.setattr(voices, "load_voice", lambda name, **options: fake)
     assert main(["speak", "Hi.", "-o", str(tmp_path / "said.wav")]) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recognizer_understands_what_was_said(tmp_path: Path) -> None:
+    text = "The train to the north leaves from the second platform. Please call me before Friday."
+    path = tmp_path / "said.wav"
+    assert main(["speak", text, "-o", str(path), "-q", "--seed", "0"]) == 0
+    found = pianissimo.load("whisper-tiny-en", device="cpu").transcribe(path).text
+    errors = word_errors(normalize_for_scoring(text), normalize_for_scoring(found))
+    assert errors.rate <= 0.1, found
 
 
 def test_the_voices_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
