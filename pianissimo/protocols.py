@@ -42,6 +42,10 @@ class Capabilities:
     """A live stream can be exported and resumed elsewhere."""
     batched_recordings: bool = False
     """`transcribe_together` gives each recording the text it gets alone."""
+    whole_recordings: bool = False
+    """Recordings are decoded whole, not as live streams are, unless a latency mode is chosen."""
+    second_pass: bool = False
+    """Finals of live streams are decoded again from the whole utterance, unless that is off."""
     hotwords: bool = False
     """`boost` is accepted."""
     gain: bool = False

@@ -7,7 +7,7 @@ age `settle_seconds` of a token, and `pause_seconds` without a new token.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, NoReturn, TypeVar
 
@@ -203,8 +203,9 @@ class BeamState(Generic[H]):
         """Raises StateError: beams are not saved."""
         raise StateError("a stream decoded with a beam cannot be saved; use greedy search")
 
-    def check(self) -> None:
-        """As for `GreedyState`; beams are never read from elsewhere."""
+    def restore(self, saved: Mapping[str, Tensor]) -> NoReturn:
+        """Raises StateError: beams are not saved."""
+        raise StateError("a stream decoded with a beam cannot be resumed; use greedy search")
 
 
 def log_add(a: float, b: float) -> float:

@@ -1,12 +1,13 @@
 """Greedy CTC search: the best symbol of each frame, repeats and blanks dropped."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pianissimo.decoding.confidence import Confidence
+from pianissimo.decoding.decoder import copy_saved
 from pianissimo.decoding.hotwords import PhraseTrie, StreamHotwords, start_hotwords
 from pianissimo.decoding.token import Hypothesis
 from pianissimo.errors import OptionError
@@ -46,8 +47,9 @@ class CtcGreedyState:
         saved = {} if self.hotwords is None else {"boosts": self.hotwords.places}
         return saved | {"last": self.last, "frames": self.frames, "ahead": self.ahead}
 
-    def check(self) -> None:
-        """Raises ValueError for a state that was read from elsewhere and cannot be right."""
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """Set one stream to what `tensors` gave; raises ValueError for anything else."""
+        copy_saved(self.tensors(), saved)
         if self.hotwords is not None:
             self.hotwords.check()
 

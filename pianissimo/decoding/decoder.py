@@ -1,6 +1,6 @@
 """Searches and decoders: their interfaces, and the decoder of a model with heads."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
@@ -24,11 +24,25 @@ class SearchState(Protocol):
 
     def tensors(self) -> dict[str, Tensor]: ...
 
-    def check(self) -> None: ...
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """Set the state of one stream to what `tensors` gave; ValueError for anything else."""
+        ...
 
     def flush(self) -> list[Hypothesis]:
         """The remaining tokens of each stream where its text ends or is locked."""
         ...
+
+
+def copy_saved(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Copy saved tensors in place; raises ValueError for one that is missing, of another shape, or
+    not finite."""
+    for name, tensor in tensors.items():
+        given = saved.get(name)
+        if given is None or given.shape != tensor.shape:
+            raise ValueError(f"{name} is missing or of another shape")
+        if given.is_floating_point() and not bool(given.isfinite().all()):
+            raise ValueError(f"{name} holds numbers that are not finite")
+        tensor.copy_(given)
 
 
 class Search(Protocol):
@@ -67,14 +81,14 @@ class Decoder(Protocol):
         self,
         encoded: Tensor,
         lengths: Tensor | None,
-        state: SearchState,
+        state: Any,
         prompts: Tensor | None = None,
     ) -> list[Hypothesis]:
         """The tokens that further frames (B, S, D) add to each stream."""
         ...
 
     def finish(
-        self, encoded: Tensor, lengths: Tensor, state: SearchState, prompts: Tensor | None = None
+        self, encoded: Tensor, lengths: Tensor, state: Any, prompts: Tensor | None = None
     ) -> list[Hypothesis]:
         """The tokens that each stream has left, given the frames of its tail (B, S, D), S >= 0.
 

@@ -12,13 +12,14 @@ several turns can be recorded as one CUDA graph; see `engine/cuda_graphs.py`. Ho
 on the host; only then does a turn wait for the device.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pianissimo.decoding.confidence import Confidence
+from pianissimo.decoding.decoder import copy_saved
 from pianissimo.decoding.hotwords import PhraseTrie, StreamHotwords, start_hotwords
 from pianissimo.decoding.token import Hypothesis
 from pianissimo.errors import OptionError
@@ -78,8 +79,9 @@ class GreedyState:
             "ahead": self.ahead,
         }
 
-    def check(self) -> None:
-        """Raises ValueError for a state that was read from elsewhere and cannot be right."""
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """Set one stream to what `tensors` gave; raises ValueError for anything else."""
+        copy_saved(self.tensors(), saved)
         if self.hotwords is not None:
             self.hotwords.check()
 

@@ -22,6 +22,9 @@ UNWATCHED_TOKENS = 36
 LIKELIEST = 2
 """Candidates a beam looks at, for each of its hypotheses: as many may end at once."""
 
+REWIND_FRAMES = 50
+"""Attention that goes back by a second does not follow the speech any more."""
+
 
 @dataclass
 class Written:
@@ -115,16 +118,29 @@ class WhisperSearch:
     # -- greedy ------------------------------------------------------------------------------------
 
     def greedy(
-        self, begun: Begun, limits: Sequence[int], *, watch: Sequence[int] | None = None
+        self,
+        begun: Begun,
+        limits: Sequence[int],
+        *,
+        watch: Sequence[int] | None = None,
+        reached: Sequence[int] | None = None,
+        continued: Sequence[bool] | None = None,
     ) -> list[Written]:
         """The likeliest token at each step, until the end, a limit or a loop. Uses up `begun`.
 
-        With `watch` (B,), a frame for each recording, the frames looked at are noted, and a text
-        stops before the first token whose frame is not before it: the sound is not all there yet.
+        Texts that are `continued` (B,) have begun in their prompts: what no text begins with may
+        come next. With `watch` (B,), a frame for each recording, the frames looked at are noted,
+        and a text stops before the first token whose frame is not before it: the sound is not all
+        there yet. It also stops before a token that goes back by `REWIND_FRAMES`, from the furthest
+        frame so far, or from `reached` (B,): all was written, and the text would begin again.
         """
         texts = [Written() for _ in limits]
+        furthest = [0 for _ in limits] if reached is None else list(reached)
         state, logits, looked = begun.state, begun.logits, begun.looked
         banned = self._banned_first.to(logits.device)
+        if continued is not None:
+            later = torch.tensor(continued, device=logits.device)[:, None]
+            banned = torch.where(later, self._banned.to(logits.device), banned)
         row_of: list[int | None] = [i if limit > 0 else None for i, limit in enumerate(limits)]
         while any(i is not None for i in row_of):
             values, best = (logits + banned).log_softmax(-1).max(-1)
@@ -134,9 +150,13 @@ class WhisperSearch:
                 if i is None:
                     continue
                 frame = None if watch is None else looked[row]
-                if watch is not None and looked[row] >= watch[i]:
-                    row_of[row] = None
-                elif not self._goes_on(texts[i], token, value, limits[i], frame):
+                if watch is not None:
+                    early = looked[row] < watch[i]
+                    if not early or looked[row] < furthest[i] - REWIND_FRAMES:
+                        row_of[row] = None
+                        continue
+                    furthest[i] = max(furthest[i], looked[row])
+                if not self._goes_on(texts[i], token, value, limits[i], frame):
                     row_of[row] = None
             kept = [row for row, i in enumerate(row_of) if i is not None]
             if not kept:

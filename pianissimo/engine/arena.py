@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pianissimo.decoding.decoder import Decoder, SearchState
+from pianissimo.decoding.decoder import Decoder, SearchState, copy_saved
 from pianissimo.decoding.hotwords import PhraseTrie
 from pianissimo.models.streaming_encoder import Memory, Rows, SlotTensor, StreamingEncoder
 
@@ -98,22 +98,19 @@ class Arena:
 
         Raises ValueError if a tensor is missing, of another shape, not finite or out of range.
         """
-        for name, expected in self.save(slot).items():
-            given = saved.get(name)
-            if given is None or given.shape != expected.shape:
-                raise ValueError(f"{name} is missing or of another shape")
-            if given.is_floating_point() and not bool(given.isfinite().all()):
-                raise ValueError(f"{name} holds numbers that are not finite")
-        prompt = int(saved["prompt"]) if self.decoder.prompts > 1 else self.decoder.prompt(None)
+        prompt = self.decoder.prompt(None)
+        if self.decoder.prompts > 1:
+            if (given := saved.get("prompt")) is None or given.numel() != 1:
+                raise ValueError("prompt is missing or of another shape")
+            prompt = int(given)
         if not 0 <= prompt < self.decoder.prompts:
             raise ValueError(f"prompt {prompt} is out of range")
-        for name, tensor in self.tensors.items():
-            tensor.select(self.slot_tensors[name].axis, slot).copy_(saved[name])
+        slots = {n: t.select(self.slot_tensors[n].axis, slot) for n, t in self.tensors.items()}
+        copy_saved(slots, saved)
         row = torch.tensor([slot], device=self.prompts.device)
         rows = self.search.rows(row)
-        for name, tensor in rows.tensors().items():
-            tensor.copy_(saved[f"search.{name}"])
-        rows.check()
+        prefix = "search."
+        rows.restore({n.removeprefix(prefix): t for n, t in saved.items() if n.startswith(prefix)})
         self.search.write(row, rows)
         self.prompts[slot], self.frames[slot] = prompt, frames
 

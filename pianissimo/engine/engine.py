@@ -15,28 +15,27 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
 
 from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.io import Samples
-from pianissimo.decoding.hotwords import Boost, Phrase, make_trie
+from pianissimo.decoding.hotwords import Boost, Phrase, PhraseTrie
 from pianissimo.decoding.token import Hypothesis
-from pianissimo.decoding.vocabulary import Vocabulary
 from pianissimo.engine import saved
 from pianissimo.engine.base import Answered, StreamEngine
 from pianissimo.engine.live_model import LiveModel
 from pianissimo.engine.runner import Runner
 from pianissimo.engine.scheduler import Batch, Group, Scheduler
 from pianissimo.errors import EngineError, OptionError, StateError
-from pianissimo.models.asr import AsrModel
 from pianissimo.streaming.endpoint import ENDPOINT, WATCHDOG, EndpointRules, Mark, WatchdogRules
 from pianissimo.streaming.grid import ChunkWork, TailWork
 from pianissimo.streaming.host import HostedStream
 from pianissimo.streaming.input import SavedInput, StreamInput
-from pianissimo.streaming.live import LiveOptions, LiveStream
+from pianissimo.streaming.live import LiveOptions
+from pianissimo.streaming.live_segments import Live, open_live
 from pianissimo.streaming.session import Session
 from pianissimo.text.tokenizer import Tokenizer
 
@@ -50,6 +49,7 @@ log = logging.getLogger(__name__)
 Work: TypeAlias = ChunkWork | TailWork
 
 
+@runtime_checkable
 class StreamingRecognizer(Protocol):
     """What an engine needs of a recognizer."""
 
@@ -58,17 +58,19 @@ class StreamingRecognizer(Protocol):
     @property
     def latencies_ms(self) -> tuple[int, ...]: ...
     @property
-    def model(self) -> AsrModel: ...
+    def parameter_count(self) -> int | None: ...
     @property
     def live(self) -> LiveModel: ...
     @property
-    def tokenizer(self) -> Tokenizer: ...
-    @property
-    def vocabulary(self) -> Vocabulary: ...
+    def stream_tokenizer(self) -> Tokenizer: ...
     @property
     def front_end(self) -> FrontEnd | None: ...
     def live_lookahead(self, latency_ms: int | None) -> int:
         """The lookahead of a latency mode in encoder frames."""
+        ...
+
+    def live_trie(self, boost: Boost | None) -> PhraseTrie | None:
+        """The hotwords of a stream; OptionError for those that the model cannot boost."""
         ...
 
     def live_options(
@@ -79,6 +81,7 @@ class StreamingRecognizer(Protocol):
         *,
         guard: bool = True,
         language: str | None = None,
+        second_pass: bool | None = None,
     ) -> LiveOptions:
         """The options of a stream with these rules."""
         ...
@@ -115,7 +118,7 @@ class EngineOptions:
 class _LiveRecord:
     """What the engine knows of one stream."""
 
-    live: LiveStream
+    live: Live
     restores: saved.SavedSlot | None = None
     """Tensors to restore before the first step."""
     fresh: bool = True
@@ -187,6 +190,7 @@ class Engine(StreamEngine[_LiveRecord]):
         watchdog: WatchdogRules | None = WATCHDOG,
         boost: Boost | None = None,
         language: str | None = None,
+        second_pass: bool | None = None,
         state: bytes | None = None,
     ) -> Session:
         """Open a stream of samples at `sample_rate` Hz (the model's, by default).
@@ -194,8 +198,9 @@ class Engine(StreamEngine[_LiveRecord]):
         `latency_ms` is one of the recognizer's, by default the shortest from 160 ms on. `endpoint`
         and `watchdog` None turn those rules off. `boost` are the hotwords of this stream, and
         `language` is what is spoken in it, for a model with language prompts; by default the
-        recognizer's language. With the `state` of an exported stream it continues that one, in its
-        latency, rate and language and with its hotwords.
+        recognizer's language. `second_pass` decodes each final again from the whole utterance, by
+        default where the model has a cheap one. With the `state` of an exported stream it continues
+        that one, in its latency, rate and language and with its hotwords.
 
         Raises EngineFullError when all streams are in use, OptionError for an unknown latency or
         language or a hotword that cannot be boosted, AudioValueError for an unusable rate,
@@ -213,16 +218,22 @@ class Engine(StreamEngine[_LiveRecord]):
                 raise StateError("the stream was saved with another model; load the same model")
             lookahead, sample_rate = document["lookahead"], document["input"]["sample_rate"]
             boost = [Phrase(text, weight) for text, weight in document["boost"]]
+            second_pass = document["second_pass"]
         options = self.recognizer.live_options(
-            lookahead, endpoint, watchdog, guard=self.options.guard, language=language
+            lookahead,
+            endpoint,
+            watchdog,
+            guard=self.options.guard,
+            language=language,
+            second_pass=second_pass,
         )
         if document is not None and document["prompt"] is not None:
             if not 0 <= document["prompt"] < self.model.decoder.prompts:
                 raise StateError(f"the model has no language prompt {document['prompt']}")
             options = replace(options, prompt=document["prompt"], language=document["language"])
-        options = replace(options, trie=make_trie(boost, self.recognizer.vocabulary))
+        options = replace(options, trie=self.recognizer.live_trie(boost))
         try:
-            live = LiveStream(self.model.grid(lookahead), self.recognizer.tokenizer, options)
+            live = open_live(self.model.grid(lookahead), self.recognizer.stream_tokenizer, options)
             input = StreamInput(sample_rate, rate, self.recognizer.front_end)
             if document is not None:
                 live.restore(document["live"])
@@ -297,6 +308,7 @@ class Engine(StreamEngine[_LiveRecord]):
                 "boost": [(p.text, p.weight) for p in options.trie.phrases] if options.trie else [],
                 "language": options.language,
                 "prompt": options.prompt,
+                "second_pass": options.second_pass,
                 "input": input,
             }
             return partial(saved.to_bytes, document, self.runner.arena.save(stream.slot))
@@ -398,7 +410,7 @@ class Engine(StreamEngine[_LiveRecord]):
     def _prepare(self) -> None:
         threads = self.options.threads
         if threads is None and self.model.device.type == "cpu":
-            few = self.recognizer.model.parameter_count() < SMALL_MODEL_PARAMETERS
+            few = (self.recognizer.parameter_count or 0) < SMALL_MODEL_PARAMETERS
             threads = 1 if few else len(os.sched_getaffinity(0))
         if threads is not None:
             torch.set_num_threads(threads)

@@ -1,8 +1,9 @@
 """A model made ready for live streams: the encoder and the decoder that a runner drives."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,8 +12,22 @@ from pianissimo.decoding.decoder import Decoder, Search, SearchDecoder
 from pianissimo.engine.slot_encoder import SlotEncoder
 from pianissimo.errors import OptionError
 from pianissimo.models.asr import AsrModel
-from pianissimo.models.streaming_encoder import StreamingEncoder
+from pianissimo.models.streaming_encoder import Memory, Rows, StreamingEncoder
 from pianissimo.streaming.grid import ChunkGrid
+
+
+class SecondPass(Protocol):
+    """Encodes what streams said since their state began once more, as well as the model can."""
+
+    def again(
+        self, features: Sequence[Tensor | None], rows: Rows, memory: Memory
+    ) -> tuple[Tensor, Tensor]:
+        """The features (T, F) behind the last chunk of each row, or None -> encoder frames of all
+        audio since the state began (B, S, D), and their number in each row (B,).
+
+        `Decoder.finish` gets them with a new state, and gives the whole text. `memory` stays.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -20,11 +35,13 @@ class LiveModel:
     """An encoder and the decoder behind it, shared by all runners and their arenas.
 
     `fingerprint` names configuration and weights: a saved stream continues on no other model.
+    `second_pass` is None for a model without one.
     """
 
     encoder: StreamingEncoder
     decoder: Decoder
     fingerprint: str
+    second_pass: SecondPass | None = None
 
     @property
     def device(self) -> torch.device:

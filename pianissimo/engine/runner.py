@@ -101,20 +101,46 @@ class Runner:
     @torch.inference_mode()
     def finish(self, works: Sequence[TailWork], grid: ChunkGrid) -> list[Hypothesis]:
         """What several streams have left at their end, or at a point where their text is locked."""
-        arena, device = self.arena, self.model.encoder.device
-        slots = [work.slot for work in works]
-        rows = Rows.of(slots, [arena.frames[slot] for slot in slots], device)
-        features = [
-            self._features(work.samples[None], work.valid)[0] if work.mel_frames else None
-            for work in works
-        ]
-        encoded, counts = self.model.encoder.tail(features, rows, arena.tensors, grid.chunk)
+        results = [Hypothesis() for _ in works]
+        for again in (False, True):
+            chosen = [i for i, work in enumerate(works) if work.again == again]
+            if chosen:
+                part = [works[i] for i in chosen]
+                found = self._again(part) if again else self._finish(part, grid)
+                for i, hypothesis in zip(chosen, found, strict=True):
+                    results[i] = hypothesis
+        return results
+
+    def _finish(self, works: Sequence[TailWork], grid: ChunkGrid) -> list[Hypothesis]:
+        arena, rows = self.arena, self._rows(works)
+        encoded, counts = self.model.encoder.tail(
+            self._tails(works), rows, arena.tensors, grid.chunk
+        )
         search = arena.search.rows(rows.slots)
         results = self.model.decoder.finish(encoded, counts, search, arena.prompts[rows.slots])
         if continuing := [i for i, work in enumerate(works) if work.continues]:
-            index = torch.tensor(continuing, device=device)
+            index = torch.tensor(continuing, device=self.model.device)
             arena.search.write(rows.slots[index], search.rows(index))
         return results
+
+    def _again(self, works: Sequence[TailWork]) -> list[Hypothesis]:
+        """The whole text since the state of each stream began, by the second pass."""
+        assert self.model.second_pass is not None
+        arena, rows = self.arena, self._rows(works)
+        encoded, counts = self.model.second_pass.again(self._tails(works), rows, arena.tensors)
+        search = self.model.decoder.start(len(works))
+        search.frames += arena.search.frames[rows.slots] - rows.frames
+        return self.model.decoder.finish(encoded, counts, search, arena.prompts[rows.slots])
+
+    def _rows(self, works: Sequence[TailWork]) -> Rows:
+        slots = [work.slot for work in works]
+        return Rows.of(slots, [self.arena.frames[slot] for slot in slots], self.model.device)
+
+    def _tails(self, works: Sequence[TailWork]) -> list[Tensor | None]:
+        return [
+            self._features(work.samples[None], work.valid)[0] if work.mel_frames else None
+            for work in works
+        ]
 
     def _features(self, samples: npt.NDArray[np.float32], valid: int | None = None) -> Tensor:
         encoder = self.model.encoder

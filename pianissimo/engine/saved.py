@@ -17,7 +17,6 @@ from torch import Tensor
 
 from pianissimo.errors import StateError
 from pianissimo.streaming.input import SavedInput
-from pianissimo.streaming.live import SavedLive
 
 VERSION = 1
 LARGEST_HEADER_BYTES = 1 << 24
@@ -33,12 +32,14 @@ class SavedStream(TypedDict):
     lookahead: int
     frames: int
     """Encoder frames since its state began."""
-    live: SavedLive
+    live: Mapping[str, Any]
+    """Of a `LiveStream`, or of `LiveSegments`."""
     boost: list[tuple[str, float]]
     """Hotwords and their weights."""
     language: str | None
     prompt: int | None
     """The language prompt; None for the model's default."""
+    second_pass: bool
     input: SavedInput
 
 
@@ -64,6 +65,7 @@ def stream_from_bytes(data: bytes) -> tuple[SavedStream, SavedSlot]:
             "boost": [(str(text), float(weight)) for text, weight in document.get("boost", [])],
             "language": None if (language := document.get("language")) is None else str(language),
             "prompt": None if (prompt := document.get("prompt")) is None else int(prompt),
+            "second_pass": bool(document.get("second_pass", False)),
             "input": {
                 "sample_rate": int(input["sample_rate"]),
                 "resampler": input["resampler"],

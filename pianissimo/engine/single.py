@@ -1,23 +1,50 @@
 """One live stream without an engine: every chunk is recognized before `push` returns."""
 
+from dataclasses import replace
+
 import numpy.typing as npt
 
 from pianissimo.audio.io import Samples
+from pianissimo.decoding.hotwords import Boost
+from pianissimo.engine.engine import StreamingRecognizer
 from pianissimo.engine.runner import Runner
 from pianissimo.errors import StreamError
-from pianissimo.streaming.endpoint import Mark
+from pianissimo.streaming.endpoint import WATCHDOG, EndpointRules, Mark, WatchdogRules
 from pianissimo.streaming.grid import ChunkWork
 from pianissimo.streaming.input import StreamInput
-from pianissimo.streaming.live import LiveStream
+from pianissimo.streaming.live_segments import Live, open_live
 from pianissimo.transcript import StreamEvent
 
 SLOT = 0
 
 
+def open_single(
+    recognizer: StreamingRecognizer,
+    *,
+    latency_ms: int | None = None,
+    sample_rate: int,
+    endpoint: EndpointRules | None,
+    watchdog: WatchdogRules | None = WATCHDOG,
+    boost: Boost | None = None,
+    language: str | None = None,
+    second_pass: bool | None = None,
+) -> "SingleStream":
+    """One stream of a streaming model; the options and errors are those of `Engine.open`."""
+    lookahead = recognizer.live_lookahead(latency_ms)
+    grid = recognizer.live.grid(lookahead)
+    options = recognizer.live_options(
+        lookahead, endpoint, watchdog, language=language, second_pass=second_pass
+    )
+    options = replace(options, trie=recognizer.live_trie(boost))
+    stream = open_live(grid, recognizer.stream_tokenizer, options)
+    input = StreamInput(sample_rate, grid.features.sample_rate, recognizer.front_end)
+    return SingleStream(Runner(recognizer.live, 1), stream, input)
+
+
 class SingleStream:
     """One stream on a runner of its own; each call returns its events."""
 
-    def __init__(self, runner: Runner, live: LiveStream, input: StreamInput) -> None:
+    def __init__(self, runner: Runner, live: Live, input: StreamInput) -> None:
         self._runner, self._live, self._input = runner, live, input
         self._open = True
         runner.clear(SLOT, trie=live.options.trie, prompt=live.options.prompt)

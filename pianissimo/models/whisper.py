@@ -26,6 +26,8 @@ from pianissimo.errors import OptionError
 
 MELS_PER_FRAME = 2
 FRAME_SECONDS = 0.02
+SILENCE_FRAMES = 500
+"""10 s: with less the decoder does not always see that a text is over."""
 QUERIES_PER_WINDOW = 112
 """Frames of several chunks that share an attention window where a whole stream is known."""
 
@@ -528,6 +530,11 @@ def chunk_windows(frames: int, chunk: int, left: int) -> Tensor:
     begin = query // chunk * chunk
     seen = (key < begin + chunk) & (key >= begin - left) & (key >= 0) & (key < frames)
     return seen[:, None]
+
+
+def silence_frames(audio: int, positions: int) -> int:
+    """Frames of silence that the decoder is given behind that many frames of a live stream."""
+    return max(0, min(SILENCE_FRAMES, positions - audio))
 
 
 def sinusoids(length: int, dim: int) -> Tensor:

@@ -27,9 +27,8 @@ from pianissimo.decoding.search import Decoding, Head, make_search
 from pianissimo.decoding.token import Hypothesis
 from pianissimo.decoding.vocabulary import Vocabulary
 from pianissimo.engine.live_model import LiveModel, live_model
-from pianissimo.engine.runner import Runner
 from pianissimo.engine.segmented import SegmentedStream
-from pianissimo.engine.single import SingleStream
+from pianissimo.engine.single import SingleStream, open_single
 from pianissimo.errors import CheckpointError, OptionError
 from pianissimo.hallucination.evidence import Intake, Reason
 from pianissimo.hallucination.verdict import supported_words, weigh
@@ -52,8 +51,7 @@ from pianissimo.streaming.endpoint import (
     WatchdogRules,
 )
 from pianissimo.streaming.grid import ChunkGrid
-from pianissimo.streaming.input import StreamInput
-from pianissimo.streaming.live import LiveOptions, LiveStream
+from pianissimo.streaming.live import LiveOptions
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.text.words import WordOptions, segments_from_words, words_from_tokens
 from pianissimo.transcript import Transcript
@@ -337,6 +335,7 @@ class NativeRecognizer(BaseRecognizer):
         partials: StreamRecognizer | None = None,
         boost: Boost | None = None,
         language: str | None = None,
+        second_pass: bool | None = None,
     ) -> SingleStream | SegmentedStream:
         """Open a live stream of samples at `sample_rate` Hz; an `Engine` serves many at once.
 
@@ -345,8 +344,8 @@ class NativeRecognizer(BaseRecognizer):
         them off. `boost` is a list of hotwords. A model without latency modes runs on the segments
         between pauses; `partials` is then a streaming recognizer that writes the partials.
         `language` is the one spoken, for a model with language prompts. Raises OptionError for an
-        unknown mode or language, for `partials` of a streaming model, or for a hotword that the
-        model cannot boost.
+        unknown mode or language, for `partials` of a streaming model, for a hotword that the model
+        cannot boost, or for a `second_pass`, which the model does not have.
         """
         if not self.latencies_ms and latency_ms is None:
             if language is not None and language != self.language:
@@ -361,13 +360,25 @@ class NativeRecognizer(BaseRecognizer):
             )
         if partials is not None:
             raise OptionError(f"{self.name} writes partials by itself; remove partials")
-        lookahead = self.live_lookahead(latency_ms)
-        grid = self.live.grid(lookahead)
-        options = self.live_options(lookahead, endpoint, watchdog, language=language)
-        options = replace(options, trie=make_trie(boost, self.vocabulary))
-        stream = LiveStream(grid, self.tokenizer, options)
-        input = StreamInput(sample_rate, grid.features.sample_rate, self.front_end)
-        return SingleStream(Runner(self.live, 1), stream, input)
+        return open_single(
+            self,
+            latency_ms=latency_ms,
+            sample_rate=sample_rate,
+            endpoint=endpoint,
+            watchdog=watchdog,
+            boost=boost,
+            language=language,
+            second_pass=second_pass,
+        )
+
+    @property
+    def stream_tokenizer(self) -> Tokenizer:
+        """The vocabulary of live streams."""
+        return self.tokenizer
+
+    def live_trie(self, boost: Boost | None) -> PhraseTrie | None:
+        """The hotwords of a stream; OptionError for those that the model cannot boost."""
+        return make_trie(boost, self.vocabulary)
 
     def live_options(
         self,
@@ -377,8 +388,11 @@ class NativeRecognizer(BaseRecognizer):
         *,
         guard: bool = True,
         language: str | None = None,
+        second_pass: bool | None = None,
     ) -> LiveOptions:
         """The options of a stream. `guard` needs a detector and leveled samples."""
+        if second_pass:
+            raise OptionError(f"{self.name} has no second pass; remove second_pass")
         leveled = self.front_end is not None and self.front_end.mode != "off"
         config = (
             self.model.config if language is None else self.model.config.with_language(language)

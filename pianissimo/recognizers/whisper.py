@@ -12,7 +12,8 @@ Shape legend: B batch, T mel frames, S encoder frames, V vocabulary.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -22,8 +23,12 @@ from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.io import SAMPLE_RATE, Samples
 from pianissimo.audio.vad import VoiceDetector
 from pianissimo.audio.whisper_features import log_mel, mel_filters, scaled, window_of
+from pianissimo.decoding.hotwords import Boost, PhraseTrie
 from pianissimo.decoding.whisper import WhisperSearch, Written
 from pianissimo.decoding.whisper_words import begins_again, timed_words, token_starts
+from pianissimo.engine.live_model import LiveModel
+from pianissimo.engine.segmented import SegmentedStream
+from pianissimo.engine.single import SingleStream, open_single
 from pianissimo.errors import OptionError
 from pianissimo.hallucination.verdict import max_new_tokens
 from pianissimo.models.checkpoints.whisper import (
@@ -36,6 +41,7 @@ from pianissimo.models.checkpoints.whisper import (
 )
 from pianissimo.models.packed import Precision, computes_int8, packed
 from pianissimo.models.whisper import FRAME_SECONDS, DecoderState, Whisper
+from pianissimo.protocols import Capabilities, StreamRecognizer
 from pianissimo.recognizers.base import BaseRecognizer, default_detector
 from pianissimo.recognizers.family import Family, LoadOptions, Task
 from pianissimo.recognizers.long_form import (
@@ -45,7 +51,17 @@ from pianissimo.recognizers.long_form import (
     main_language,
     transcript,
 )
+from pianissimo.recognizers.whisper_live import (
+    chosen_lookahead,
+    live_lookaheads,
+    live_segments,
+    transcribed_live,
+    whisper_live_model,
+)
+from pianissimo.streaming.endpoint import ENDPOINT, EndpointRules, WatchdogRules
+from pianissimo.streaming.live import LiveOptions
 from pianissimo.text.loops import is_monotonous
+from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.transcript import Transcript, Word
 
 PIECES = {"cpu": 4, "cuda": 32}
@@ -112,6 +128,9 @@ class WhisperRecognizer(BaseRecognizer):
             self.decoder, self.rules, end=self.tokenizer.end, no_speech=self.tokenizer.no_speech
         )
         self._filters = mel_filters(self.model.config.n_mels).to(self.model.device)
+        # A translation does not follow the order of the speech: it is live from pause to pause.
+        self.lookaheads = live_lookaheads(parts.live) if task == "transcribe" else {}
+        self.latencies_ms = tuple(self.lookaheads)
 
     def _known_language(self, language: str | None) -> str | None:
         if language is None:
@@ -131,6 +150,10 @@ class WhisperRecognizer(BaseRecognizer):
         words: bool,
         latency_ms: int | None = None,
     ) -> Iterator[Transcript]:
+        if latency_ms is not None:
+            for blocks in recordings:
+                yield transcribed_live(self, blocks, latency_ms, words)
+            return
         decoder = PieceDecoder(
             self.front_end,
             lambda pieces: self._decode(pieces, words),
@@ -271,6 +294,103 @@ class WhisperRecognizer(BaseRecognizer):
         mean, ended = written.mean_log_probability, written.ended
         full = len(ids) >= row.limit
         return Decoded(text, ids, mean, full and not ended, timed, row.language, ended)
+
+    # -- live --------------------------------------------------------------------------------------
+
+    @property
+    def capabilities(self) -> Capabilities:
+        live = bool(self.latencies_ms)
+        return replace(
+            super().capabilities,
+            batched_streams=live,
+            saved_streams=live,
+            whole_recordings=True,
+            second_pass=live,
+        )
+
+    @cached_property
+    def live(self) -> LiveModel:
+        """The model prepared for live streams, shared by all of them."""
+        return whisper_live_model(
+            self.parts, self.encoder, self.search, language=self.language, task=self.task
+        )
+
+    @cached_property
+    def stream_tokenizer(self) -> Tokenizer:
+        """The vocabulary of live streams."""
+        return self.tokenizer.for_streams()
+
+    def stream(
+        self,
+        *,
+        latency_ms: int | None = None,
+        sample_rate: int = SAMPLE_RATE,
+        endpoint: EndpointRules | None = ENDPOINT,
+        partials: StreamRecognizer | None = None,
+        boost: Boost | None = None,
+        language: str | None = None,
+        second_pass: bool | None = None,
+    ) -> SingleStream | SegmentedStream:
+        """Open a live stream of samples at `sample_rate` Hz; an `Engine` serves many at once.
+
+        `latency_ms` is one of `latencies_ms`, by default the usual one of the weights. `endpoint`
+        says when an utterance is over; None ends it in pauses of 2 s. `language` is the one
+        spoken, by default that of the recognizer. With `second_pass`, the default, a final is
+        decoded again from the utterance encoded whole; without it a final keeps the words of its
+        partials. A translation is written from pause to pause, with `partials` of another
+        recognizer. Raises OptionError for an unknown mode or language, and for hotwords.
+        """
+        if not self.latencies_ms:
+            recognizer = self._configured(latency_ms, boost)
+            return SegmentedStream(
+                recognizer, sample_rate=sample_rate, endpoint=endpoint, partials=partials
+            )
+        if partials is not None:
+            raise OptionError(f"{self.name} writes partials by itself; remove partials")
+        return open_single(
+            self,
+            latency_ms=latency_ms,
+            sample_rate=sample_rate,
+            endpoint=endpoint,
+            boost=boost,
+            language=language,
+            second_pass=second_pass,
+        )
+
+    def live_options(
+        self,
+        lookahead: int,
+        endpoint: EndpointRules | None,
+        watchdog: WatchdogRules | None,
+        *,
+        guard: bool = True,
+        language: str | None = None,
+        second_pass: bool | None = None,
+    ) -> LiveOptions:
+        """The options of a stream. `guard` needs a detector and leveled samples."""
+        leveled = self.front_end is not None and self.front_end.mode != "off"
+        code = self.language if language is None else self._known_language(language)
+        return LiveOptions(
+            lookahead,
+            endpoint,
+            None,
+            self.detector,
+            guard=guard and leveled and self.detector is not None,
+            language=code,
+            prompt=self.live.decoder.prompt(code),
+            segments=live_segments(self.model.config),
+            second_pass=second_pass is not False,
+        )
+
+    def live_lookahead(self, latency_ms: int | None) -> int:
+        """The lookahead of a stream in that latency mode; see `stream`."""
+        return chosen_lookahead(self.name, self.lookaheads, self.parts.live, latency_ms)
+
+    def live_trie(self, boost: Boost | None) -> PhraseTrie | None:
+        """None; raises OptionError for hotwords, which Whisper cannot boost."""
+        if boost:
+            self.boosted(boost)
+        return None
 
 
 @dataclass

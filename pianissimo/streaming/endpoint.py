@@ -120,5 +120,27 @@ class WatchdogRules:
             raise OptionError("the watchdog needs 0 < speech_seconds <= replay_seconds")
 
 
+@dataclass(frozen=True)
+class SegmentRules:
+    """Where segments begin and end, for a model whose state lives from pause to pause.
+
+    A segment begins `preroll_seconds` before speech. It ends where the endpoint rules say, or in a
+    pause of `pause_seconds` whatever they say; once it is three quarters of `longest_seconds` long,
+    in a pause of `full_pause_seconds`; and without a pause before `longest_seconds`, where its last
+    `cut_seconds` are quietest.
+    """
+
+    longest_seconds: float = 26.0
+    preroll_seconds: float = 0.4
+    pause_seconds: float = 2.0
+    full_pause_seconds: float = 0.3
+    cut_seconds: float = 2.0
+
+    def __post_init__(self) -> None:
+        shortest = min(self.preroll_seconds, self.cut_seconds, self.full_pause_seconds)
+        if shortest <= 0 or self.longest_seconds <= 2 * max(self.cut_seconds, self.pause_seconds):
+            raise OptionError(f"segment rules need seconds above 0, the longest apart: {self}")
+
+
 ENDPOINT, WATCHDOG, ONSET = EndpointRules(), WatchdogRules(), OnsetRules()
 """The rules of a stream that does not bring its own."""

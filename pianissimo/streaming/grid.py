@@ -35,12 +35,13 @@ class ChunkGrid:
 
     Chunk k, counted from 0, has `chunk` encoder frames; its features are the feature frames
     first_frame(k) to first_frame(k + 1) - 1. Encoder frame s reads no feature frame after
-    `factor` * s.
+    `factor` * s + `ahead`.
     """
 
     chunk: int
     factor: int
     features: Framing
+    ahead: int = 0
 
     @cached_property
     def chunk_samples(self) -> int:
@@ -52,18 +53,20 @@ class ChunkGrid:
 
     def first_frame(self, k: int) -> int:
         """The first feature frame that chunk k reads and no earlier chunk does."""
-        return max(0, (self.chunk * k - 1) * self.factor + 1)
+        return self._last_frame(k - 1) + 1 if k else 0
+
+    def _last_frame(self, k: int) -> int:
+        """The last feature frame that chunk k reads."""
+        return max(0, (self.chunk * (k + 1) - 1) * self.factor + self.ahead)
 
     def needed(self, k: int) -> int:
         """The number of samples, from the beginning, that complete chunk k."""
-        last = max(0, (self.chunk * (k + 1) - 1) * self.factor)
-        return last * self.features.hop_samples + self.features.reach_samples
+        return self._last_frame(k) * self.features.hop_samples + self.features.reach_samples
 
     def window(self, k: int) -> tuple[int, int]:
         """The samples [start, end) from which the features of chunk k are computed."""
         hop, fft = self.features.hop_samples, self.features.fft_samples
-        first = max(0, (self.chunk * k - 1) * self.factor + 1)
-        last = (self.chunk * (k + 1) - 1) * self.factor
+        first, last = self.first_frame(k), self._last_frame(k)
         # One sample more on the left, for the pre-emphasis.
         return first * hop - fft // 2 - 1, last * hop - fft // 2 + fft
 
@@ -90,7 +93,8 @@ class TailWork:
     """What one stream has after its complete chunks: `samples` are those of `ChunkGrid.rest`.
 
     `valid` of them are audio, the others lie after the end. With `continues` the stream continues
-    as if the tail had not been encoded, but its frames are not searched again.
+    as if the tail had not been encoded, but its frames are not searched again. With `again` all
+    audio since the state began is encoded and decoded a second time, see `SecondPass`.
     """
 
     slot: int
@@ -98,3 +102,4 @@ class TailWork:
     mel_frames: int
     valid: int
     continues: bool
+    again: bool = False

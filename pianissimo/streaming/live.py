@@ -7,7 +7,7 @@ events are equal.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypedDict
 
@@ -27,6 +27,7 @@ from pianissimo.streaming.endpoint import (
     EndpointRules,
     FinalReason,
     Mark,
+    SegmentRules,
     SpeechMeter,
     WatchdogRules,
 )
@@ -63,6 +64,10 @@ class LiveOptions:
     """The language prompt of the encoder's frames; None for the model's default."""
     trie: PhraseTrie | None = None
     """The phrases that the stream boosts."""
+    segments: SegmentRules | None = None
+    """Where segments begin and end, for a model whose state lives from pause to pause."""
+    second_pass: bool = False
+    """Finals are decoded again from the whole segment; only for a model with segments."""
 
 
 class _SavedRecently(TypedDict, total=False):
@@ -434,7 +439,7 @@ class LiveStream:
             return None
         return asdict(self._voice if self._guard else replace(self._voice, track=None))
 
-    def restore(self, saved: SavedLive) -> None:
+    def restore(self, saved: Mapping[str, Any]) -> None:
         """Fill a new stream with what `save` returned; raises what a malformed one provokes."""
         self._origin, self._chunks = int(saved["origin"]), int(saved["chunks"])
         self.consumed = (self._origin + self._chunks * self.grid.chunk_samples) / self._rate

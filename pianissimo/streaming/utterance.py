@@ -11,9 +11,10 @@ from pianissimo.transcript import StreamEvent, Word
 class UtteranceText:
     """Collects the tokens since the last final; only those are kept, so memory stays flat."""
 
-    def __init__(self, tokenizer: Tokenizer, frame_seconds: float) -> None:
+    def __init__(self, tokenizer: Tokenizer, frame_seconds: float, extend_frames: int = 2) -> None:
+        """Words end up to `extend_frames` after their last token, see `WordOptions`."""
         self._tokenizer, self._frame_seconds = tokenizer, frame_seconds
-        self._assembler = WordAssembler(tokenizer, WordOptions(frame_seconds))
+        self._assembler = WordAssembler(tokenizer, WordOptions(frame_seconds, extend_frames))
         self._detokenizer = IncrementalDetokenizer(tokenizer)
         self._clear()
 

@@ -41,6 +41,7 @@ class Tokenizer:
         unk_id: int | None,
         special_ids: Iterable[int],
         encoder: Callable[[str], list[int]],
+        byte_values: Mapping[int, bytes] | None = None,
     ) -> None:
         """Use `from_sentencepiece` or `from_hf_json` instead."""
         tags = {i for i, piece in enumerate(pieces) if _TAG.fullmatch(piece)}
@@ -50,10 +51,12 @@ class Tokenizer:
         self.unk_id = unk_id
         self.special_ids = frozenset(special_ids) | tags | unknown
         """Ids that never enter text: control and added special tokens, tags, the unknown piece."""
-        self.byte_values: Mapping[int, int] = {
-            i: int(match[1], 16) for i, p in enumerate(pieces) if (match := _BYTE.fullmatch(p))
+        self.byte_values: Mapping[int, bytes] = byte_values or {
+            i: bytes([int(match[1], 16)])
+            for i, p in enumerate(pieces)
+            if (match := _BYTE.fullmatch(p))
         }
-        """The byte of each piece such as `<0x41>`, by id."""
+        """The bytes of each piece that may be part of a character, such as `<0x41>`, by id."""
         self._data = data
         self._encoder = encoder
 
@@ -158,7 +161,7 @@ class Tokenizer:
                 )
             byte = self.byte_values.get(id)
             if byte is not None:
-                pending.append(byte)
+                pending += byte
                 continue
             if pending:
                 parts.append(pending.decode("utf-8", errors="replace"))
@@ -223,15 +226,19 @@ class IncrementalDetokenizer:
 
     def _whole_characters(self) -> int:
         """The number of pending ids before an incomplete UTF-8 character."""
-        run = bytearray()
+        run: list[bytes] = []
         for id in reversed(self._pending):
             byte = self._tokenizer.byte_values.get(id)
             if byte is None:
                 break
             run.append(byte)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        decoder.decode(bytes(reversed(run)))
-        return len(self._pending) - len(decoder.getstate()[0])
+        decoder.decode(b"".join(reversed(run)))
+        open_bytes, ids = len(decoder.getstate()[0]), 0
+        while open_bytes > 0:
+            open_bytes -= len(run[ids])
+            ids += 1
+        return len(self._pending) - ids
 
 
 class _SentencePieceEncoder:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pianissimo.errors import CheckpointError
-from pianissimo.text.tokenizer import HfEncoder
+from pianissimo.text.tokenizer import WORD_START, HfEncoder, Tokenizer
 
 START, END = "<|startoftranscript|>", "<|endoftext|>"
 NO_TIMESTAMPS, PREVIOUS = "<|notimestamps|>", "<|startofprev|>"
@@ -63,6 +63,22 @@ class WhisperTokenizer:
     def encode(self, text: str) -> list[int]:
         """Text to ids, without marks around it."""
         return self._encoder(text)
+
+    def for_streams(self) -> Tokenizer:
+        """The same vocabulary as pieces in which `▁` begins a word, as live streams use them."""
+        texts = {id: self._bytes.get(id, b"") for id in range(self.size)}
+        pieces: list[str] = []
+        partial: dict[int, bytes] = {}
+        for id, data in texts.items():
+            text = data.decode("utf-8", errors="replace")
+            if "\ufffd" in text:
+                partial[id] = data
+            pieces.append(WORD_START + text[1:] if text.startswith(" ") else text)
+        silent = {id for id, data in texts.items() if not data}
+        encode = self._encoder
+        return Tokenizer(
+            "huggingface", self._data, tuple(pieces), None, self._special | silent, encode, partial
+        )
 
     def prompt(self, language: str | None, task: str | None) -> list[int]:
         """What a text begins with; without a language it is that of a model of one language."""

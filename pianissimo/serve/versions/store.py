@@ -17,7 +17,7 @@ import numpy as np
 
 from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.decoding.hotwords import Boost
-from pianissimo.engine.engine import Engine
+from pianissimo.engine.engine import Engine, StreamingRecognizer
 from pianissimo.engine.segmented import SegmentedEngine
 from pianissimo.errors import ModelError, ModelNotFoundError, OptionError, StateError
 from pianissimo.serve.access.accounts import Account
@@ -164,11 +164,9 @@ class ServedModel:
 
 
 def _engine(recognizer: "Recognizer", slots: int) -> Engine | SegmentedEngine:
-    from pianissimo.recognizers.fastconformer import NativeRecognizer
-
     capabilities = recognizer.capabilities
     if capabilities.batched_streams:
-        assert isinstance(recognizer, NativeRecognizer)
+        assert isinstance(recognizer, StreamingRecognizer)
         return Engine(recognizer, max_streams=slots)
     partials = recognizer if capabilities.streams else None
     return SegmentedEngine(recognizer, max_streams=slots, partials=partials)

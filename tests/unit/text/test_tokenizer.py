@@ -162,7 +162,7 @@ def test_bytes_join_to_characters() -> None:
 
     assert BYTES.decode(of(*"é字🎉".encode())) == "é字🎉"
     assert BYTES.decode([*of(0xE5), *BYTES.encode("the"), *of(0x41)]) == "\ufffd theA"
-    assert BYTES.byte_values.get(of(0x41)[0]) == 0x41
+    assert BYTES.byte_values.get(of(0x41)[0]) == b"A"
     assert BYTES.byte_values.get(0) is None
 
 

@@ -1,0 +1,440 @@
+"""Whisper's decoder for live streams: words while people speak, and the text of a whole segment.
+
+Shape legend: B streams, S new encoder frames, D encoder width, N layers, H heads, K head width,
+U tokens, V vocabulary.
+
+A segment is what a stream said since its state began. Its encoder frames are kept as keys and
+values of the cross-attention. At each chunk the tokens so far are read again with all frames known
+by now, and continued until the alignment heads look at the newest frames: there the sound of the
+next token is not all there yet (AlignAtt, Papi et al. 2023, arXiv 2305.11408). What was written
+stays. At the end of a segment, `finish` writes on to the end of the text.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pianissimo.decoding.hotwords import PhraseTrie
+from pianissimo.decoding.token import Hypothesis
+from pianissimo.decoding.whisper import WhisperSearch, Written
+from pianissimo.decoding.whisper_words import token_starts
+from pianissimo.errors import OptionError
+from pianissimo.hallucination.verdict import max_new_tokens
+from pianissimo.models.whisper import FRAME_SECONDS, DecoderState, TextRules, silence_frames
+from pianissimo.text.loops import find_loop, is_monotonous, is_stuck, trim_loop
+from pianissimo.text.whisper_tokenizer import WhisperTokenizer
+
+WATCHED_FRAMES = 10
+"""A token that looks at the last 0.2 s is not written yet."""
+LEAST_LOG_PROBABILITY = math.log(0.4)
+"""A token that is less likely waits for the sound after it."""
+ROOM_STEP = 128
+"""Frames by which the room of a segment grows."""
+FIRST_TOKEN_SECONDS = 0.4
+"""The longest first token of a text, where nothing else says when it begins."""
+FINAL_BEAM = 5
+"""Hypotheses of the beam that searches a text again which greedy search is not sure of."""
+DOUBTFUL_LOG_PROBABILITY = -0.5
+NO_SPEECH_PROBABILITY, UNSURE_LOG_PROBABILITY = 0.6, -1.0
+"""Where no speech is likelier than the first, and tokens are less likely than the second in the
+mean, nothing was said."""
+AUTO = 0
+"""The prompt of streams whose language is found by the model."""
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """What one stream said since its state began.
+
+    cross (2, N, H, room, K): keys and values, of which the first `frames` are valid; what lies
+    behind them belongs to nobody. tokens, looked and log_probs are those written so far, with the
+    frame of each. language is a token, None while it is not known.
+    """
+
+    cross: Tensor
+    frames: int = 0
+    tokens: tuple[int, ...] = ()
+    looked: tuple[int, ...] = ()
+    log_probs: tuple[float, ...] = ()
+    language: int | None = None
+
+    def extended(self, cross: Tensor) -> "Segment":
+        """With further keys and values (2, N, H, S, K)."""
+        end, room = self.frames + cross.shape[3], self.cross.shape[3]
+        kept = self.cross
+        if end > room:
+            kept = cross_room(
+                kept, max(-(-end // ROOM_STEP) * ROOM_STEP, min(2 * room, room + 512))
+            )
+            kept[:, :, :, : self.frames] = self.cross[:, :, :, : self.frames]
+        kept[:, :, :, self.frames : end] = cross
+        return replace(self, cross=kept, frames=end)
+
+    def written(self, found: Hypothesis, first: int) -> "Segment":
+        """With further tokens, whose frames count from `first`."""
+        return replace(
+            self,
+            tokens=(*self.tokens, *found.tokens),
+            looked=(*self.looked, *(frame - first for frame in found.frames)),
+            log_probs=(*self.log_probs, *found.log_probs),
+        )
+
+
+@dataclass
+class WhisperState:
+    """The segments of B streams, and their frames since the beginning of the stream."""
+
+    segments: list[Segment]
+    frames: Tensor
+    ahead: Tensor
+
+    def rows(self, index: Tensor) -> "WhisperState":
+        chosen = index.tolist()
+        return WhisperState(
+            [self.segments[i] for i in chosen], self.frames[index], self.ahead[index]
+        )
+
+    def write(self, index: Tensor, rows: "WhisperState") -> None:
+        for i, segment in zip(index.tolist(), rows.segments, strict=True):
+            self.segments[i] = segment
+        self.frames[index], self.ahead[index] = rows.frames, rows.ahead
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything by name, for saving one stream: of `rows` with a single index."""
+        segment = self.segments[0]
+        return {
+            "cross": segment.cross[:, :, :, : segment.frames],
+            "tokens": torch.tensor([segment.tokens, segment.looked], dtype=torch.long),
+            "log_probs": torch.tensor(segment.log_probs, dtype=torch.float64),
+            "language": torch.tensor([-1 if segment.language is None else segment.language]),
+            "frames": self.frames,
+            "ahead": self.ahead,
+        }
+
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """Set one stream to what `tensors` gave; raises ValueError for anything else."""
+        segment = self.segments[0]
+        missing = self.tensors().keys() - saved.keys()
+        if missing:
+            raise ValueError(f"{min(missing)} is missing")
+        cross, tokens = saved["cross"], saved["tokens"].long()
+        log_probs, language = saved["log_probs"], int(saved["language"])
+        shape, expected = list(cross.shape), list(segment.cross.shape)
+        if len(shape) != len(expected) or [*shape[:3], *shape[4:]] != [
+            *expected[:3],
+            *expected[4:],
+        ]:
+            raise ValueError("cross has another shape")
+        if tokens.shape != (2, len(log_probs)) or not bool(cross.isfinite().all()):
+            raise ValueError("the text of the segment is damaged")
+        ids, looked = tokens.tolist()
+        for name, tensor in (("frames", self.frames), ("ahead", self.ahead)):
+            tensor.copy_(saved[name])
+        empty = Segment(segment.cross, language=None if language < 0 else language)
+        self.segments[0] = replace(
+            empty.extended(cross.to(segment.cross)),
+            tokens=tuple(ids),
+            looked=tuple(looked),
+            log_probs=tuple(log_probs.tolist()),
+        )
+
+    def flush(self) -> list[Hypothesis]:
+        """The remaining tokens of each stream: none, `finish` writes them."""
+        return [Hypothesis() for _ in self.segments]
+
+
+class WhisperLiveDecoder:
+    """See `Decoder`. Frames of silence follow those of a tail, see `WhisperSlots.tail`.
+
+    The prompts are the languages of a multilingual model, in the order of their codes, behind the
+    one of streams whose language is to be found. `language` is that of streams without another.
+    `silence` (P, D) are the encoder's frames of nothing but silence, one for each position: while
+    people speak they stand behind what was heard, since a decoder that sees the sound break off
+    writes anything.
+    """
+
+    def __init__(
+        self,
+        search: WhisperSearch,
+        tokenizer: WhisperTokenizer,
+        rules: TextRules,
+        language: str | None,
+        task: str,
+        silence: Tensor,
+    ) -> None:
+        self.search, self.tokenizer, self.rules, self.task = search, tokenizer, rules, task
+        self._silence: Tensor = search.decoder.cross(silence[None])[:, :, 0]  # (2, N, H, P, K)
+        self.config = search.decoder.config
+        self.languages = sorted(tokenizer.languages) if rules.multilingual else []
+        self.prompts = len(self.languages) + 1
+        self._default = self.prompt(language)
+
+    def prompt(self, language: str | None) -> int:
+        if not self.rules.multilingual:
+            if language not in (None, "en"):
+                raise OptionError(f"this Whisper knows English only, not {language!r}")
+            return AUTO
+        if language is None:
+            return getattr(self, "_default", AUTO)
+        if language not in self.languages:
+            known = ", ".join(self.languages)
+            raise OptionError(f"this Whisper does not know the language {language!r}: {known}")
+        return self.languages.index(language) + 1
+
+    def start(
+        self, batch: int = 1, tries: Sequence[PhraseTrie | None] | None = None
+    ) -> WhisperState:
+        if tries is not None and any(trie is not None for trie in tries):
+            raise OptionError("a live Whisper cannot boost hotwords; remove boost")
+        config = self.config
+        weight = self.search.decoder.positions
+        width = config.dim // config.decoder_heads
+        shape = (2, config.decoder_layers, config.decoder_heads, 0, width)
+        zeros = torch.zeros(batch, dtype=torch.long, device=weight.device)
+        segments = [Segment(weight.new_empty(shape)) for _ in range(batch)]
+        return WhisperState(segments, zeros, zeros.clone())
+
+    # -- while people speak ------------------------------------------------------------------------
+
+    def decode(
+        self,
+        encoded: Tensor,
+        lengths: Tensor | None,
+        state: WhisperState,
+        prompts: Tensor | None = None,
+    ) -> list[Hypothesis]:
+        """The tokens that further frames (B, S, D) make certain. Mutates `state`."""
+        counts = [encoded.shape[1]] * len(encoded) if lengths is None else lengths.tolist()
+        state.segments = self._extended(state.segments, encoded, counts, prompts)
+        first = state.frames - torch.tensor(
+            [segment.frames - count for segment, count in zip(state.segments, counts, strict=True)],
+            device=state.frames.device,
+        )
+        segments, results = state.segments, [Hypothesis() for _ in counts]
+        limits = [self._limit(segment.frames, len(segment.tokens)) for segment in segments]
+        rows = [i for i, segment in enumerate(segments) if segment.frames and limits[i] > 0]
+        if rows:
+            chosen, most = [segments[i] for i in rows], [limits[i] for i in rows]
+            quiet = [self._with_silence(segment) for segment in chosen]
+            begun = self.search.read(self._joined(quiet, max(most)), self._prompts(chosen))
+            texts = self.search.greedy(
+                begun,
+                most,
+                watch=[segment.frames - WATCHED_FRAMES for segment in chosen],
+                reached=[max(segment.looked, default=0) for segment in chosen],
+                continued=[bool(segment.tokens) for segment in chosen],
+            )
+            for i, text in zip(rows, texts, strict=True):
+                results[i] = self._certain(segments[i], text, int(first[i]))
+                segments[i] = segments[i].written(results[i], int(first[i]))
+        state.frames += torch.tensor(counts, device=state.frames.device)
+        return results
+
+    def _with_silence(self, segment: Segment) -> Segment:
+        """A copy that is followed by silence."""
+        end = segment.frames + silence_frames(segment.frames, self.config.audio_positions)
+        cross = cross_room(segment.cross, end)
+        cross[:, :, :, : segment.frames] = segment.cross[:, :, :, : segment.frames]
+        cross[:, :, :, segment.frames :] = self._silence[:, :, :, segment.frames : end]
+        return replace(segment, cross=cross, frames=end)
+
+    def _certain(self, segment: Segment, text: Written, first: int) -> Hypothesis:
+        """The tokens of a text that stand; a loop adds none."""
+        unsure = [i for i, value in enumerate(text.log_probs) if value < LEAST_LOG_PROBABILITY]
+        if unsure:
+            text = Written(text.tokens[: unsure[0]], text.log_probs, False, text.looked)
+        tokens = [*segment.tokens, *text.tokens]
+        if is_stuck(tokens) or find_loop(tokens) is not None:
+            return Hypothesis()
+        return _hypothesis(text.tokens, text.looked, text.log_probs, first, segment.looked)
+
+    # -- at the end of a segment -------------------------------------------------------------------
+
+    def finish(
+        self,
+        encoded: Tensor,
+        lengths: Tensor,
+        state: WhisperState,
+        prompts: Tensor | None = None,
+    ) -> list[Hypothesis]:
+        """The rest of each text, given the frames of its tail (B, S, D), of which `lengths` are
+        audio and silence follows. Nothing where the model itself thinks that nobody spoke.
+
+        A text that has not begun, as in a second pass, is searched by a beam where greedy search is
+        not sure, and its tokens are timed by dynamic time warping.
+        """
+        counts = lengths.tolist()
+        first = [
+            int(frames) - segment.frames
+            for frames, segment in zip(state.frames, state.segments, strict=True)
+        ]
+        audio = [s.frames + count for s, count in zip(state.segments, counts, strict=True)]
+        behind = [
+            count + silence_frames(frames, self.config.audio_positions) if frames else 0
+            for count, frames in zip(counts, audio, strict=True)
+        ]
+        segments = self._extended(state.segments, encoded, behind, prompts)
+        results = [Hypothesis() for _ in counts]
+        limits = [
+            self._limit(frames, len(segment.tokens))
+            for frames, segment in zip(audio, segments, strict=True)
+        ]
+        rows = [i for i, limit in enumerate(limits) if limit > 0 and audio[i]]
+        if rows:
+            chosen, most = [segments[i] for i in rows], [limits[i] for i in rows]
+            texts, no_speech = self._texts(chosen, most)
+            for i, text, silent in zip(rows, texts, no_speech, strict=True):
+                segment = segments[i]
+                whole = Written(
+                    [*segment.tokens, *text.tokens], [*segment.log_probs, *text.log_probs]
+                )
+                unsure = whole.mean_log_probability < UNSURE_LOG_PROBABILITY
+                if silent > NO_SPEECH_PROBABILITY and unsure and not segment.tokens:
+                    continue
+                looked = self._looked(segment, text, audio[i])
+                results[i] = _hypothesis(
+                    text.tokens, looked, text.log_probs, first[i], segment.looked
+                )
+        # The frames of a tail come again with the next chunk; what was written stays.
+        state.segments = [
+            segment.written(result, start)
+            for segment, result, start in zip(state.segments, results, first, strict=True)
+        ]
+        return results
+
+    def _texts(
+        self, segments: Sequence[Segment], limits: Sequence[int]
+    ) -> tuple[list[Written], list[float]]:
+        """The rest of each text, and the probability that nobody spoke."""
+        begun = self.search.read(self._joined(segments, max(limits)), self._prompts(segments))
+        texts = self.search.greedy(
+            begun, limits, continued=[bool(segment.tokens) for segment in segments]
+        )
+        again = [
+            i
+            for i, (segment, text) in enumerate(zip(segments, texts, strict=True))
+            if not segment.tokens and self._is_doubtful(text)
+        ]
+        if again:
+            chosen, fewer = [segments[i] for i in again], [limits[i] for i in again]
+            second = self.search.read(self._joined(chosen, max(fewer)), self._prompts(chosen))
+            found = self.search.beam(second, fewer, FINAL_BEAM)
+            for i, text in zip(again, found, strict=True):
+                if text.ended or not texts[i].ended:
+                    texts[i] = text
+        for segment, text in zip(segments, texts, strict=True):
+            before = len(segment.tokens)
+            kept = max(0, len(trim_loop([*segment.tokens, *text.tokens])) - before)
+            if kept < len(text.tokens):
+                del text.tokens[kept:], text.log_probs[kept:]
+        return texts, begun.no_speech
+
+    def _is_doubtful(self, text: Written) -> bool:
+        return (
+            not text.ended
+            or text.mean_log_probability < DOUBTFUL_LOG_PROBABILITY
+            or is_monotonous(self.tokenizer.decode(text.tokens))
+        )
+
+    def _looked(self, segment: Segment, text: Written, audio: int) -> list[int]:
+        """The frame in which each further token of a segment begins, before frame `audio`."""
+        if not text.tokens:
+            return []
+        [prompt] = self._prompts([segment])
+        rows = [*prompt, *text.tokens, self.search.end]
+        state = self._joined([segment], len(text.tokens) + 1)
+        weights = self.search.looks(state, [rows])[0][..., :audio]
+        starts = token_starts(weights, self.rules.median_width, len(prompt) - 1)
+        # The path begins in the first frame, whether speech does or not.
+        starts[0] = max(starts[0], starts[1] - FIRST_TOKEN_SECONDS)
+        return [min(round(start / FRAME_SECONDS), audio - 1) for start in starts[:-1]]
+
+    # -- both --------------------------------------------------------------------------------------
+
+    def _extended(
+        self,
+        segments: Sequence[Segment],
+        encoded: Tensor,
+        counts: Sequence[int],
+        prompts: Tensor | None,
+    ) -> list[Segment]:
+        """Segments with further frames, of which the language is known where there is any."""
+        longer = list(segments)
+        if any(counts):
+            cross = self.search.decoder.cross(encoded)  # (2, N, B, H, S, K)
+            for i, count in enumerate(counts):
+                longer[i] = longer[i].extended(cross[:, :, i, :, :count])
+        if self.rules.multilingual:
+            numbers = [self._default] * len(longer) if prompts is None else prompts.tolist()
+            for i, (segment, number) in enumerate(zip(longer, numbers, strict=True)):
+                if segment.language is None and segment.frames:
+                    longer[i] = replace(segment, language=self._language(segment, number))
+        return longer
+
+    def _language(self, segment: Segment, prompt: int) -> int:
+        codes = self.tokenizer.languages
+        if prompt != AUTO:
+            return codes[self.languages[prompt - 1]]
+        begun = self.search.read(self._joined([segment], 0, 1), [[self.tokenizer.start]])
+        known = list(codes.values())
+        return known[int(begun.logits[0, known].argmax())]
+
+    def _prompts(self, segments: Sequence[Segment]) -> list[list[int]]:
+        """What the decoder reads of each segment: the marks, and what was written so far."""
+        code_of = {id: code for code, id in self.tokenizer.languages.items()}
+        return [
+            [
+                *self.tokenizer.prompt(
+                    None if segment.language is None else code_of[segment.language], self.task
+                ),
+                *segment.tokens,
+            ]
+            for segment in segments
+        ]
+
+    def _joined(
+        self, segments: Sequence[Segment], tokens: int, prompt: int | None = None
+    ) -> DecoderState:
+        """The state of segments before their prompts, with room for these and further tokens."""
+        if prompt is None:
+            prompt = max(map(len, self._prompts(segments)))
+        frames = [segment.frames for segment in segments]
+        if len(segments) == 1:
+            cross = segments[0].cross[:, :, None, :, : frames[0]]
+            return self.search.decoder.start_from(cross[0], cross[1], None, prompt + tokens)
+        N, H, _, K = segments[0].cross.shape[1:]
+        cross = segments[0].cross.new_zeros(2, N, len(segments), H, K, max(frames)).transpose(4, 5)
+        for i, segment in enumerate(segments):
+            cross[:, :, i, :, : frames[i]] = segment.cross[:, :, :, : frames[i]]
+        seen = None if len(set(frames)) == 1 else torch.tensor(frames, device=cross.device)
+        return self.search.decoder.start_from(cross[0], cross[1], seen, prompt + tokens)
+
+    def _limit(self, frames: int, written: int) -> int:
+        """How many further tokens a text may have, by the seconds of its audio."""
+        room = self.config.text_positions - len(self.tokenizer.prompt(None, None)) - 4
+        return min(room, max_new_tokens(frames * FRAME_SECONDS)) - written
+
+
+def cross_room(like: Tensor, frames: int) -> Tensor:
+    """(2, N, H, frames, K) for keys and values, in memory as `WhisperDecoder.cross` lays them out."""
+    *outer, _, K = like.shape
+    return like.new_empty(*outer, K, frames).transpose(-1, -2)
+
+
+def _hypothesis(
+    tokens: Sequence[int],
+    looked: Sequence[int],
+    log_probs: Sequence[float],
+    first: int,
+    before: Sequence[int],
+) -> Hypothesis:
+    """Tokens whose frames count from `first` and never decrease."""
+    found = Hypothesis()
+    frame = before[-1] if before else 0
+    for token, at, value in zip(tokens, looked, log_probs, strict=False):
+        frame = max(frame, at)
+        found.append(token, first + frame, value, math.exp(value))
+    return found
