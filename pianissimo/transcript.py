@@ -147,8 +147,9 @@ class StreamEvent:
 
     - "partial": `text` is all that was said since the last final. It is append-only: it begins
       with the text of the partial before, unless that one said `stable=False`.
-    - "final": `text` is the whole utterance. It begins with the last stable partial, and nothing
-      emitted later ever changes it. The next partial starts from an empty text.
+    - "final": `text` is the whole utterance, and nothing emitted later ever changes it. It begins
+      with the last stable partial, unless the stream has a second pass, which decodes the whole
+      utterance again. The next partial starts from an empty text.
     - "endpoint": the speaker stopped at `end`; `text` and `words` are empty. The final that
       belongs to it is an event of its own.
 

@@ -65,7 +65,8 @@ def evaluate(
     if hotwords := search.hotwords:
         recognizer = recognizer.boosted(hotwords)
     modes: list[int | None] = [*dict.fromkeys(options.latency or recognizer.latencies_ms)]
-    modes = modes or [None]
+    if not modes or (recognizer.capabilities.whole_recordings and not options.latency):
+        modes = [None, *modes]
     count = len(references) * len(modes)
     shown = not options.quiet and sys.stderr.isatty()
     with ProgressBar("evaluating", count, shown=shown) as progress:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -385,6 +386,11 @@ class WhisperRecognizer(BaseRecognizer):
     def live_lookahead(self, latency_ms: int | None) -> int:
         """The lookahead of a stream in that latency mode; see `stream`."""
         return chosen_lookahead(self.name, self.lookaheads, self.parts.live, latency_ms)
+
+    def _configured(self, latency_ms: int | None, boost: Boost | None) -> Self:
+        if latency_ms is not None:
+            self.live_lookahead(latency_ms)
+        return super()._configured(latency_ms, boost)
 
     def live_trie(self, boost: Boost | None) -> PhraseTrie | None:
         """None; raises OptionError for hotwords, which Whisper cannot boost."""

@@ -160,7 +160,8 @@ class GrowingText:
     """The append-only text of one item, from the events of its stream.
 
     Nothing is added by an unstable partial, which may be taken back, nor by an event whose text is
-    shorter than what was sent: its last word moved to the next utterance.
+    shorter than what was sent: its last word moved to the next utterance. A final that a second
+    pass changed adds nothing either; `sent` is then its text.
     """
 
     def __init__(self) -> None:
@@ -174,6 +175,8 @@ class GrowingText:
         if event.type == "final":
             self.locked = text
         if not text.startswith(self.sent):
+            if event.type == "final" and not self.sent.startswith(text):
+                self.sent = text  # a second pass wrote it again
             return ""
         added, self.sent = text[len(self.sent) :], text
         return added

@@ -335,7 +335,7 @@ def test_the_language_is_found_or_chosen(folder: Path) -> None:
         load(folder, task="sing")
 
 
-def test_it_is_a_recognizer_that_streams_from_pause_to_pause(recognizer: WhisperRecognizer) -> None:
+def test_it_is_a_streaming_recognizer(recognizer: WhisperRecognizer) -> None:
     assert isinstance(recognizer, Recognizer)
     assert recognizer.name == "tiny-whisper"
     assert isinstance(recognizer, StreamRecognizer)
@@ -344,7 +344,7 @@ def test_it_is_a_recognizer_that_streams_from_pause_to_pause(recognizer: Whisper
     events += stream.finish()
     assert [event.reason for event in events if event.type == "final"] == ["endpoint", "finish"]
     assert events[0].text and 0 <= events[0].start < events[0].end < 3.5
-    with pytest.raises(OptionError, match="needs whole recordings"):
+    with pytest.raises(OptionError, match="80 ms is not a latency mode"):
         recognizer.transcribe(speech(1.0), sample_rate=RATE, latency_ms=80)
 
 
