@@ -419,7 +419,7 @@ class WhisperLiveDecoder:
 
 
 def cross_room(like: Tensor, frames: int) -> Tensor:
-    """(2, N, H, frames, K) for keys and values, in memory as `WhisperDecoder.cross` lays them out."""
+    """(2, N, H, frames, K) for keys and values, laid out in memory as by `WhisperDecoder.cross`."""
     *outer, _, K = like.shape
     return like.new_empty(*outer, K, frames).transpose(-1, -2)
 
