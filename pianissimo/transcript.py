@@ -3,7 +3,7 @@
 import json
 import os
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,8 @@ from typing import Any, Literal
 from pianissimo.audio.notes import NOTE_TEXTS, NOTES, Note
 from pianissimo.errors import OptionError
 from pianissimo.text import formats
+from pianissimo.text.turns import Turn as Turn
+from pianissimo.text.turns import segments_with_speakers, with_speakers
 from pianissimo.text.words import Segment as Segment
 from pianissimo.text.words import Word as Word
 
@@ -22,7 +24,8 @@ class Transcript:
     `words` is empty when word times were not asked for. `language` is a tag such as "en-US", or
     None when it is not known. `duration` is the length of the audio in seconds. `reasons` name the
     hallucination filters that acted: why a text is empty, or what is doubtful about it; then the
-    notes on how the recording was read.
+    notes on how the recording was read. `turns` say who speaks when, in order of their start; None
+    without diarization.
     """
 
     text: str
@@ -32,6 +35,18 @@ class Transcript:
     duration: float
     model: str
     reasons: tuple[str, ...] = ()
+    turns: tuple[Turn, ...] | None = None
+
+    def with_turns(self, turns: Iterable[Turn]) -> "Transcript":
+        """The same text with a speaker for each word; segments are cut where it changes."""
+        turns = tuple(sorted(turns, key=lambda turn: (turn.start, turn.end)))
+        segments = segments_with_speakers(self.segments, turns)
+        return replace(self, segments=segments, words=with_speakers(self.words, turns), turns=turns)
+
+    @property
+    def speakers(self) -> tuple[str, ...]:
+        """The speakers of `turns` in order of appearance."""
+        return tuple(dict.fromkeys(turn.speaker for turn in self.turns or ()))
 
     def noted(self, notes: Collection[Note]) -> "Transcript":
         """The transcript with these notes among its reasons."""
@@ -44,7 +59,7 @@ class Transcript:
         return tuple(NOTE_TEXTS[reason] for reason in self.reasons if reason in NOTE_TEXTS)
 
     def to_txt(self) -> str:
-        """Plain text, one segment per line."""
+        """Plain text, one segment per line, with time and speaker after diarization."""
         return formats.to_txt(self)
 
     def to_srt(self) -> str:
@@ -56,12 +71,19 @@ class Transcript:
         return formats.to_vtt(self)
 
     def to_tsv(self) -> str:
-        """One line per segment: start and end in integer milliseconds, text; with a header."""
+        """One line per segment: start and end in integer milliseconds, text; with a header.
+
+        After diarization there is a column for the speaker.
+        """
         return formats.to_tsv(self)
 
     def to_json(self) -> str:
         """Everything, as a JSON object; `Transcript.from_json` reads it back unchanged."""
         return formats.to_json(self)
+
+    def to_rttm(self, name: str = "recording") -> str:
+        """The turns as RTTM, with `name` for the recording; OptionError without diarization."""
+        return formats.to_rttm(self, name)
 
     @classmethod
     def from_json(cls, data: str | bytes) -> "Transcript":
@@ -78,6 +100,7 @@ class Transcript:
                     float(item["end"]),
                     tuple(_word(word) for word in item.get("words") or ()),
                     _confidence(item),
+                    _speaker(item),
                 )
                 for item in root["segments"]
             )
@@ -86,7 +109,7 @@ class Transcript:
                 words = tuple(word for segment in segments for word in segment.words)
             else:
                 words = tuple(_word(word) for word in words)
-            language = root.get("language")
+            language, turns = root.get("language"), root.get("turns")
             return cls(
                 str(root["text"]),
                 segments,
@@ -95,6 +118,7 @@ class Transcript:
                 float(root["duration"]),
                 str(root["model"]),
                 tuple(str(reason) for reason in root.get("reasons") or ()),
+                None if turns is None else tuple(_turn(turn) for turn in turns),
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise OptionError(
@@ -105,8 +129,9 @@ class Transcript:
     def save(self, path: str | os.PathLike[str], format: str | None = None) -> None:
         """Write the transcript to `path`: the whole file appears at once, or none of it.
 
-        `format` is txt, srt, vtt, tsv or json; without it the suffix of `path` decides. Raises
-        OptionError for any other format, and OSError when the file cannot be written.
+        `format` is txt, srt, vtt, tsv, json or rttm; without it the suffix of `path` decides.
+        Raises OptionError for any other format, and for rttm without diarization, and OSError when
+        the file cannot be written.
         """
         target = Path(path)
         name = (target.suffix.removeprefix(".") if format is None else format).lower()
@@ -115,15 +140,33 @@ class Transcript:
                 f"cannot save a transcript as {name!r} ({target}); "
                 f"choose one of {', '.join(formats.WRITERS)}"
             )
-        _write_atomically(target, formats.WRITERS[name](self))
+        text = self.to_rttm(target.stem) if name == "rttm" else formats.WRITERS[name](self)
+        _write_atomically(target, text)
 
 
 def _word(item: Mapping[str, Any]) -> Word:
-    return Word(str(item["text"]), float(item["start"]), float(item["end"]), _confidence(item))
+    return Word(
+        str(item["text"]),
+        float(item["start"]),
+        float(item["end"]),
+        _confidence(item),
+        _speaker(item),
+        _confidence(item, "speaker_confidence"),
+    )
 
 
-def _confidence(item: Mapping[str, Any]) -> float | None:
-    value = item.get("confidence")
+def _turn(item: Mapping[str, Any]) -> Turn:
+    start, end = float(item["start"]), float(item["end"])
+    return Turn(start, end, str(item["speaker"]), _confidence(item))
+
+
+def _speaker(item: Mapping[str, Any]) -> str | None:
+    value = item.get("speaker")
+    return None if value is None else str(value)
+
+
+def _confidence(item: Mapping[str, Any], key: str = "confidence") -> float | None:
+    value = item.get(key)
     return None if value is None else float(value)
 
 
@@ -170,3 +213,7 @@ class StreamEvent:
     locked on request, or the stream ended; the last two are answered even if nothing was said."""
     reasons: tuple[str, ...] = ()
     """Of a final: the hallucination filters that acted, as in `Transcript.reasons`."""
+
+    def with_turns(self, turns: Sequence[Turn]) -> "StreamEvent":
+        """The same event with a speaker for each word, as far as `turns` say."""
+        return replace(self, words=with_speakers(self.words, turns)) if self.words else self

@@ -1,15 +1,18 @@
-"""Transcripts as files: txt, srt, vtt, tsv and json.
+"""Transcripts as files: txt, srt, vtt, tsv, json and rttm; with speakers where they are known.
 
-words ──(sentence ends, pauses, length)──> cues ──> srt, vtt
-segments ────────────────────────────────> lines of txt and tsv, objects of json
+words ──(sentence ends, pauses, speakers, length)──> cues ──> srt, vtt
+segments ──────────────────────────────────────────> lines of txt and tsv, objects of json
+turns ─────────────────────────────────────────────> lines of rttm
 """
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from pianissimo.errors import OptionError
+from pianissimo.text.rttm import rttm_lines
+from pianissimo.text.turns import Turn, speaker_name
 from pianissimo.text.words import Segment, Word, ends_sentence, joined, segments_from_words
 
 
@@ -30,6 +33,8 @@ class Timed(Protocol):
     def model(self) -> str: ...
     @property
     def reasons(self) -> tuple[str, ...]: ...
+    @property
+    def turns(self) -> tuple[Turn, ...] | None: ...
 
 
 @dataclass(frozen=True)
@@ -62,18 +67,29 @@ class Cue:
     start_ms: int
     end_ms: int
     lines: tuple[str, ...]
+    speaker: str | None = None
 
 
 def to_txt(transcript: Timed) -> str:
-    """Plain text, one segment per line."""
-    lines = [_one_line(segment.text) for segment in _segments(transcript)]
+    """Plain text, one segment per line; with speakers `[00:01:02] Speaker 1: text`."""
+    lines = []
+    for segment in _segments(transcript):
+        text = _one_line(segment.text)
+        if transcript.turns is not None:
+            time = timestamp(int(segment.start) * 1000, ".").partition(".")[0]
+            name = "" if segment.speaker is None else f"{speaker_name(segment.speaker)}: "
+            text = text and f"[{time}] {name}{text}"
+        lines.append(text)
     return "".join(line + "\n" for line in lines if line)
 
 
 def to_srt(transcript: Timed, options: CueOptions | None = None) -> str:
-    """SubRip: numbered cues with comma times. The format has no escapes: "-->" becomes "->"."""
+    """SubRip: numbered cues with comma times. The format has no escapes: "-->" becomes "->".
+
+    "Speaker 1:" begins the first cue of each speaker.
+    """
     blocks = []
-    for number, cue in enumerate(cues(transcript, options), start=1):
+    for number, cue in enumerate(cues(transcript, options, names=True), start=1):
         times = f"{timestamp(cue.start_ms, ',')} --> {timestamp(cue.end_ms, ',')}"
         text = "\n".join(cue.lines).replace("-->", "->")
         blocks.append(f"{number}\n{times}\n{text}\n")
@@ -81,22 +97,31 @@ def to_srt(transcript: Timed, options: CueOptions | None = None) -> str:
 
 
 def to_vtt(transcript: Timed, options: CueOptions | None = None) -> str:
-    """WebVTT: cues with dot times; `&`, `<` and `>` (so also "-->") are escaped."""
+    """WebVTT: cues with dot times; `&`, `<` and `>` (so also "-->") are escaped.
+
+    A cue with a speaker is `<v Speaker 1>text</v>`.
+    """
     blocks = ["WEBVTT\n"]
     for cue in cues(transcript, options):
         times = f"{timestamp(cue.start_ms, '.')} --> {timestamp(cue.end_ms, '.')}"
-        text = "\n".join(cue.lines)
-        text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        text = _escaped("\n".join(cue.lines))
+        if cue.speaker is not None:
+            text = f"<v {_escaped(speaker_name(cue.speaker))}>{text}</v>"
         blocks.append(f"{times}\n{text}\n")
     return "\n".join(blocks)
 
 
 def to_tsv(transcript: Timed) -> str:
-    """A header and one line per segment: start and end in integer milliseconds, text."""
-    rows = ["start\tend\ttext\n"]
+    """A header and one line per segment: start and end in integer milliseconds, text.
+
+    With speakers there is a fourth column for them.
+    """
+    speakers = transcript.turns is not None
+    rows = ["start\tend\ttext\tspeaker\n" if speakers else "start\tend\ttext\n"]
     for segment in _segments(transcript):
         start, end = round(segment.start * 1000), round(segment.end * 1000)
-        rows.append(f"{start}\t{end}\t{_one_line(segment.text)}\n")
+        speaker = f"\t{_one_line(segment.speaker or '')}" if speakers else ""
+        rows.append(f"{start}\t{end}\t{_one_line(segment.text)}{speaker}\n")
     return "".join(rows)
 
 
@@ -104,7 +129,7 @@ def to_json(transcript: Timed) -> str:
     """Everything, as one JSON object in the layout of whisper.
 
     The key `words` at the top is there only when the segments do not hold just these words, the key
-    `reasons` only when a guard acted.
+    `reasons` only when a guard acted; the keys of speakers and `turns` only with diarization.
     """
     root: dict[str, object] = {
         "text": transcript.text,
@@ -118,6 +143,7 @@ def to_json(transcript: Timed) -> str:
                 "end": segment.end,
                 "text": segment.text,
                 "confidence": segment.confidence,
+                **({} if segment.speaker is None else {"speaker": segment.speaker}),
                 "words": [_word_object(word) for word in segment.words],
             }
             for number, segment in enumerate(transcript.segments)
@@ -127,7 +153,19 @@ def to_json(transcript: Timed) -> str:
         root["words"] = [_word_object(word) for word in transcript.words]
     if transcript.reasons:
         root["reasons"] = list(transcript.reasons)
+    if transcript.turns is not None:
+        root["turns"] = [asdict(turn) for turn in transcript.turns]
     return json.dumps(root, ensure_ascii=False, indent=2) + "\n"
+
+
+def to_rttm(transcript: Timed, name: str = "recording") -> str:
+    """One SPEAKER line per turn, with `name` for the recording; OptionError without diarization."""
+    if transcript.turns is None:
+        raise OptionError(
+            "rttm holds speaker turns, and this transcript has none: transcribe with diarize=True "
+            "(--diarize or --channels)"
+        )
+    return rttm_lines(transcript.turns, name)
 
 
 WRITERS: Mapping[str, Callable[[Timed], str]] = {
@@ -136,20 +174,27 @@ WRITERS: Mapping[str, Callable[[Timed], str]] = {
     "vtt": to_vtt,
     "tsv": to_tsv,
     "json": to_json,
+    "rttm": to_rttm,
 }
 """Every file format by the suffix of its files."""
 
 
-def cues(transcript: Timed, options: CueOptions | None = None) -> Iterator[Cue]:
+def cues(
+    transcript: Timed, options: CueOptions | None = None, *, names: bool = False
+) -> Iterator[Cue]:
     """Cut a transcript into cues that follow each other without overlap.
 
     A segment without words is one cue if it fits; a longer one is spread over its time in
-    proportion to its characters.
+    proportion to its characters. `names` puts the speaker's name before the first cue of each.
     """
     options = options or CueOptions()
-    previous_ms = 0
+    previous_ms, previous = 0, None
     for segment in _segments(transcript):
         timed = segment.words or (Word(segment.text, segment.start, segment.end),)
+        if names and segment.speaker not in (None, previous):
+            name = f"{speaker_name(segment.speaker or '')}:"
+            timed = (Word(name, timed[0].start, timed[0].start), *timed)
+        previous = segment.speaker or previous
         words = [part for word in timed for part in _parts(word, options.max_line_characters)]
         lines = _wrap([word.text for word in words], options.max_line_characters)
         fits = not segment.words and len(lines) <= options.max_lines
@@ -162,7 +207,8 @@ def cues(transcript: Timed, options: CueOptions | None = None) -> Iterator[Cue]:
             )
             end_ms = max(end_ms, start_ms + 1)
             texts = [word.text for word in words[begin:end]]
-            yield Cue(start_ms, end_ms, _lines(texts, options.max_line_characters))
+            lines_shown = _lines(texts, options.max_line_characters)
+            yield Cue(start_ms, end_ms, lines_shown, segment.speaker)
             previous_ms, begin = end_ms, end
 
 
@@ -235,6 +281,10 @@ def _segments(transcript: Timed) -> tuple[Segment, ...]:
     return (Segment(transcript.text, 0.0, transcript.duration),)
 
 
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
 def _one_line(text: str) -> str:
     return " ".join(text.split())
 
@@ -244,9 +294,12 @@ def _words_of(segments: Sequence[Segment]) -> tuple[Word, ...]:
 
 
 def _word_object(word: Word) -> dict[str, object]:
-    return {
+    item: dict[str, object] = {
         "text": word.text,
         "start": word.start,
         "end": word.end,
         "confidence": word.confidence,
     }
+    if word.speaker is not None:
+        item |= {"speaker": word.speaker, "speaker_confidence": word.speaker_confidence}
+    return item

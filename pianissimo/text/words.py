@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Literal
 
@@ -32,6 +32,10 @@ class Word:
     end: float
     confidence: float | None = None
     """Between 0 and 1; None where the model gives none."""
+    speaker: str | None = None
+    """Who says it: "0", "1" and so on, or a name; None without diarization."""
+    speaker_confidence: float | None = None
+    """Between 0 and 1; None where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class Segment:
     words: tuple[Word, ...] = ()
     confidence: float | None = None
     """Between 0 and 1; None where the model gives none."""
+    speaker: str | None = None
+    """Who says it, as in `Word`; None without diarization."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +236,7 @@ def ends_sentence(word: str, following: str | None = None) -> bool:
 def segments_from_words(
     words: Iterable[Word], *, max_seconds: float = 30.0, pause_seconds: float = 1.0
 ) -> tuple[Segment, ...]:
-    """Group words into segments: at sentence ends, at pauses, and before `max_seconds`.
+    """Group words into segments: at sentence ends, pauses and new speakers, before `max_seconds`.
 
     A segment's confidence is the mean over its words that have one.
     """
@@ -241,16 +247,28 @@ def segments_from_words(
             or ends_sentence(groups[-1][-1].text, word.text)
             or word.start - groups[-1][-1].end > pause_seconds
             or word.end - groups[-1][0].start > max_seconds
+            or changes_speaker(groups[-1], word)
         ):
             groups.append([])
         groups[-1].append(word)
-    segments: list[Segment] = []
-    for group in groups:
-        text = joined(word.text for word in group)
-        known = [word.confidence for word in group if word.confidence is not None]
-        confidence = sum(known) / len(known) if known else None
-        segments.append(Segment(text, group[0].start, group[-1].end, tuple(group), confidence))
-    return tuple(segments)
+    return tuple(map(segment_of, groups))
+
+
+def changes_speaker(words: Sequence[Word], following: Word) -> bool:
+    """Whether `following` has another speaker than `words`; None is no other speaker."""
+    if following.speaker is None:
+        return False
+    speaker = next((word.speaker for word in words if word.speaker is not None), None)
+    return speaker not in (None, following.speaker)
+
+
+def segment_of(words: Sequence[Word]) -> Segment:
+    """One segment of all the words, of which there is one at least."""
+    known = [word.confidence for word in words if word.confidence is not None]
+    confidence = sum(known) / len(known) if known else None
+    speaker = next((word.speaker for word in words if word.speaker is not None), None)
+    text = joined(word.text for word in words)
+    return Segment(text, words[0].start, words[-1].end, tuple(words), confidence, speaker)
 
 
 def joined(texts: Iterable[str]) -> str:
@@ -274,7 +292,7 @@ def clamped(word: Word, duration: float | None) -> Word:
     """The word with times of at most `duration` seconds; None is no limit."""
     if duration is None or word.end <= duration:
         return word
-    return Word(word.text, min(word.start, duration), duration, word.confidence)
+    return replace(word, start=min(word.start, duration), end=duration)
 
 
 def _has_letters(text: str) -> bool:
