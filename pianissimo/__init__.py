@@ -16,16 +16,19 @@ __version__ = "0.2.0"
 if TYPE_CHECKING:
     from pianissimo.decoding.hotwords import Phrase
     from pianissimo.decoding.search import Decoding
+    from pianissimo.diarization.options import Diarization
     from pianissimo.engine.engine import Engine, EngineOptions
     from pianissimo.errors import PianissimoError
     from pianissimo.protocols import Recognizer, Stream, StreamRecognizer, Synthesizer
     from pianissimo.streaming.endpoint import EndpointRules, OnsetRules, WatchdogRules
+    from pianissimo.text.turns import Turn
     from pianissimo.transcript import Segment, StreamEvent, Transcript, Word
     from pianissimo.zoo.load import load
     from pianissimo.zoo.voices import load_voice
 
 _HOMES = {
     "Decoding": "decoding.search",
+    "Diarization": "diarization.options",
     "EndpointRules": "streaming.endpoint",
     "OnsetRules": "streaming.endpoint",
     "Engine": "engine.engine",
@@ -40,6 +43,7 @@ _HOMES = {
     "Synthesizer": "protocols",
     "WatchdogRules": "streaming.endpoint",
     "Transcript": "transcript",
+    "Turn": "text.turns",
     "Word": "transcript",
     "load": "zoo.load",
     "load_voice": "zoo.voices",
@@ -47,6 +51,7 @@ _HOMES = {
 
 __all__ = [
     "Decoding",
+    "Diarization",
     "EndpointRules",
     "Engine",
     "EngineOptions",
@@ -60,6 +65,7 @@ __all__ = [
     "StreamRecognizer",
     "Synthesizer",
     "Transcript",
+    "Turn",
     "WatchdogRules",
     "Word",
     "load",

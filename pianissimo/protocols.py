@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pianissimo.audio.io import AudioSource, Recording, Samples
     from pianissimo.audio.vad import VoiceDetector
     from pianissimo.decoding.hotwords import Boost
+    from pianissimo.diarization.options import Diarization
     from pianissimo.streaming.endpoint import EndpointRules
 
 
@@ -141,13 +142,15 @@ class Recognizer(Protocol):
         latency_ms: int | None = None,
         word_timestamps: bool = True,
         boost: "Boost | None" = None,
+        diarize: "bool | Diarization" = False,
     ) -> Transcript:
         """Transcribe one recording of any length.
 
         `source` is a path, bytes, a binary file object, "-" for standard input, an iterator of
         blocks (n,) of mono float32 at 16 kHz, or, with its `sample_rate` in Hz, an array of
-        samples. `boost` is a list of hotwords. Raises AudioError for unreadable audio, OptionError
-        for an unknown latency mode or a hotword that the model cannot boost.
+        samples. `boost` is a list of hotwords. `diarize` says who speaks when: True by voice, or a
+        `Diarization`. Raises AudioError for unreadable audio, OptionError for an unknown latency
+        mode or a hotword that the model cannot boost.
         """
         ...
 
@@ -159,6 +162,7 @@ class Recognizer(Protocol):
         latency_ms: int | None = None,
         word_timestamps: bool = True,
         boost: "Boost | None" = None,
+        diarize: "bool | Diarization" = False,
     ) -> Iterator[Transcript]:
         """Transcribe recordings in batches of about equal length; results in the order given."""
         ...
@@ -171,6 +175,7 @@ class Recognizer(Protocol):
         latency_ms: int | None = None,
         word_timestamps: bool = True,
         boost: "Boost | None" = None,
+        diarize: "bool | Diarization" = False,
     ) -> Iterator[Outcome]:
         """As `transcribe_many`, in the order of completion and with errors as results."""
         ...

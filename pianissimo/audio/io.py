@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeAlias, cast
 
 import numpy as np
@@ -92,6 +93,10 @@ _LIBAV_FORMATS = (
 _NOT_MEDIA = (
     "is not audio that can be decoded (or is cut off in its header); "
     "check the file, or convert it to WAV or FLAC first"
+)
+_OTHER_CHANNELS = (
+    "{} changes its number of channels, so a channel is not a person; convert it to one layout, or "
+    "find speakers by voice (--diarize)"
 )
 _NOTHING_DECODES = (
     "contains no audio that decodes: it is empty, damaged or cut off; record or export it again"
@@ -185,6 +190,32 @@ def read_blocks(
     return _stream(cast("AudioSource", source), SAMPLE_RATE, size, notes)
 
 
+def read_channels(
+    source: Recording, sample_rate: int | None = None, *, block_seconds: float = 10.0
+) -> Iterator[Samples]:
+    """Any recording as blocks (n, channels) of float32 at 16 kHz: channels are not mixed.
+
+    Takes what `read_blocks` takes; blocks from the caller have the shape (n, channels). The number
+    of channels is that of the first block. Raises the errors of `load_audio`, OptionError for an
+    array without a rate, and AudioValueError if the number of channels changes, or for blocks of
+    another shape.
+    """
+    size = round(block_seconds * SAMPLE_RATE)
+    if isinstance(source, Iterator) and not hasattr(source, "read"):
+        if sample_rate is not None:
+            raise OptionError("blocks are float32 at 16 kHz; remove sample_rate")
+        return _reblocked(_checked(cast("Iterator[Samples]", source), dimensions=2), size)
+    if sample_rate is not None:
+        scaled = _scaled(_as_channels(cast("npt.ArrayLike", source)))
+        rate = check_sample_rate(sample_rate, "sample_rate")
+        for channel in scaled.T:
+            _check_finite(channel, 0.0, rate, "the given array")
+        return _resampled_channels(iter([(scaled, rate)]), "the given array")
+    if hasattr(source, "__array__") or isinstance(source, list | tuple):
+        raise OptionError("samples need their rate: transcribe(array, sample_rate=16000)")
+    return _stream_channels(cast("AudioSource", source), size)
+
+
 def from_array(
     samples: npt.ArrayLike,
     sample_rate: int,
@@ -255,18 +286,23 @@ def _stream(
         yield from _reblocked(blocks, block_samples)
 
 
-def _checked(blocks: Iterator[Samples]) -> Iterator[Samples]:
+def _checked(blocks: Iterator[Samples], dimensions: int = 1) -> Iterator[Samples]:
     """The blocks, each checked to be what it must be; raises AudioValueError."""
-    received = 0
+    received, width = 0, None
     for block in blocks:
-        if getattr(block, "dtype", None) != np.float32 or block.ndim != 1:
+        if getattr(block, "dtype", None) != np.float32 or block.ndim != dimensions:
             kind = (
                 f"{block.dtype} of shape {block.shape}" if hasattr(block, "shape") else "no array"
             )
-            raise AudioValueError(
-                f"a block must be mono float32 at 16 kHz, of shape (samples,), but is {kind}"
-            )
-        _check_finite(block, received / SAMPLE_RATE, SAMPLE_RATE, "the given audio")
+            shape = "mono float32 at 16 kHz, of shape (samples,)"
+            if dimensions == 2:
+                shape = "float32 at 16 kHz, of shape (samples, channels)"
+            raise AudioValueError(f"a block must be {shape}, but is {kind}")
+        if block.shape[1:] != (block.shape[1:] if width is None else width):
+            raise AudioValueError(_OTHER_CHANNELS.format("the given audio"))
+        width = block.shape[1:]
+        finite = block if dimensions == 1 else block.sum(axis=1)
+        _check_finite(finite, received / SAMPLE_RATE, SAMPLE_RATE, "the given audio")
         received += len(block)
         yield block
 
@@ -354,6 +390,45 @@ def _decoded_file(reader: "_Source", rate: int, notes: set[Note] | None) -> Iter
                 yield resampler.finish()
             return
     raise AudioDecodeError(f"{reader.label} {_NOTHING_DECODES}")
+
+
+def _stream_channels(source: AudioSource, block_samples: int) -> Iterator[Samples]:
+    with _opened(source) as reader:
+        for decoder in _decoders(reader):
+            with closing(decoder):
+                blocks = _resampled_channels(decoder.blocks(), reader.label)
+                first = next((block for block in blocks if len(block)), None)
+                if first is None:
+                    continue
+                blocks = chain([first], blocks)
+                if isinstance(source, Excerpt):
+                    blocks = _within(source, blocks, SAMPLE_RATE, reader.label)
+                yield from _reblocked(blocks, block_samples)
+                reader.check()
+                return
+        reader.check()
+        raise AudioDecodeError(f"{reader.label} {_NOTHING_DECODES}")
+
+
+def _resampled_channels(blocks: Iterator[tuple[Samples, int]], label: str) -> Iterator[Samples]:
+    """Blocks (n, channels) at their rates as blocks at 16 kHz; raises AudioValueError."""
+    resamplers: list[StreamingResampler] = []
+    rate, received = 0, 0.0
+    for block, source_rate in blocks:
+        for channel in block.T:
+            _check_finite(channel, received, source_rate, label)
+        if resamplers and len(resamplers) != block.shape[1]:
+            raise AudioValueError(_OTHER_CHANNELS.format(label))
+        if source_rate != rate:
+            if resamplers:
+                yield np.stack([resampler.finish() for resampler in resamplers], axis=1)
+            rate = check_sample_rate(source_rate, label)
+            resamplers = [StreamingResampler(rate, SAMPLE_RATE) for _ in block.T]
+        received += len(block) / rate
+        pairs = zip(resamplers, block.T, strict=True)
+        yield np.stack([resampler.push(channel) for resampler, channel in pairs], axis=1)
+    if resamplers:
+        yield np.stack([resampler.finish() for resampler in resamplers], axis=1)
 
 
 def _downmixed(

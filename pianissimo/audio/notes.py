@@ -3,7 +3,14 @@
 from typing import Literal, get_args
 
 Note = Literal[
-    "opposite_phase", "one_channel", "several_tracks", "joined_files", "unread_rest", "gaps"
+    "opposite_phase",
+    "one_channel",
+    "several_tracks",
+    "joined_files",
+    "unread_rest",
+    "gaps",
+    "same_channels",
+    "crosstalk",
 ]
 NOTES: tuple[Note, ...] = get_args(Note)
 
@@ -14,5 +21,7 @@ NOTE_TEXTS: dict[str, str] = {
     "joined_files": "the file consists of several recordings; all were read, one after the other",
     "unread_rest": "the end of the file cannot be decoded and was left out",
     "gaps": "the sound starts late or has gaps; silence was inserted, so that times are right",
+    "same_channels": "all channels hold the same sound, so they are one speaker",
+    "crosstalk": "words that leaked from one channel into another were left out",
 }
 """One line for people about each note."""

@@ -22,11 +22,15 @@ from pianissimo.audio.io import (
     Samples,
     load_audio,
     read_blocks,
+    read_channels,
 )
 from pianissimo.audio.level import check_samples
 from pianissimo.audio.notes import Note
 from pianissimo.audio.vad import SpeechModel, VoiceDetector, available
 from pianissimo.decoding.hotwords import Boost
+from pianissimo.diarization.channels import ChannelRecording, merge_channels
+from pianissimo.diarization.options import Diarization, TurnSource
+from pianissimo.diarization.sources import turn_source
 from pianissimo.engine.segmented import SegmentedStream
 from pianissimo.errors import OptionError, PianissimoError
 from pianissimo.protocols import Capabilities, Outcome, Stream, StreamRecognizer
@@ -133,20 +137,49 @@ class BaseRecognizer(ABC):
         latency_ms: int | None = None,
         word_timestamps: bool = True,
         boost: Boost | None = None,
+        diarize: bool | Diarization = False,
     ) -> Transcript:
         """Transcribe one recording of any length.
 
         `source` is a path, bytes, a binary file object, "-" for standard input, an iterator of
         blocks (n,) of mono float32 at 16 kHz, or, with its `sample_rate` in Hz, an array of
         samples. `latency_ms` is one of `latencies_ms`, by default the longest. `boost` is a list
-        of hotwords. Raises AudioError for unreadable audio, OptionError for an unknown latency
-        mode or a hotword that the model cannot boost.
+        of hotwords. `diarize` says who speaks when: True by voice, or a `Diarization`; with
+        channels, blocks are (n, channels). Raises AudioError for unreadable audio, and for a mono
+        recording split by channels; OptionError for an unknown latency mode or a hotword that the
+        model cannot boost.
         """
-        recognizer = self._configured(latency_ms, boost)
+        recognizer, asked = self._configured(latency_ms, boost), Diarization.of(diarize)
+        if asked is not None and asked.by == "channels":
+            channels = read_channels(source, sample_rate, block_seconds=self.block_seconds)
+            return recognizer._by_channel(channels, word_timestamps, latency_ms)
         notes = set[Note]()
         blocks = read_blocks(source, sample_rate, block_seconds=self.block_seconds, notes=notes)
-        found = next(recognizer.recognize([blocks], word_timestamps, latency_ms))
-        return found.noted(notes)
+        turns = None if asked is None else turn_source(asked)
+        if turns is not None:
+            blocks = _passing(blocks, turns)
+        words = word_timestamps or turns is not None
+        found = next(recognizer.recognize([blocks], words, latency_ms))
+        return _attributed(found.noted(notes), turns, word_timestamps)
+
+    def _by_channel(
+        self, blocks: Iterable[Samples], word_timestamps: bool, latency_ms: int | None
+    ) -> Transcript:
+        """The transcript of blocks (n, channels) with one speaker per channel.
+
+        Channels that hold the same signal are one, of speaker "0".
+        """
+        with ChannelRecording(blocks) as recording:
+            count = 1 if recording.identical else recording.channels
+            found = [
+                next(self.recognize([recording.blocks(channel)], True, latency_ms))
+                for channel in range(count)
+            ]
+            transcript = merge_channels(found, recording)
+            if recording.identical:
+                turns = [turn for turn in recording.turns if turn.speaker == "0"]
+                transcript = replace(transcript.noted({"same_channels"}), turns=tuple(turns))
+        return transcript if word_timestamps else _without_words(transcript)
 
     def transcribe_many(
         self,
@@ -156,6 +189,7 @@ class BaseRecognizer(ABC):
         latency_ms: int | None = None,
         word_timestamps: bool = True,
         boost: Boost | None = None,
+        diarize: bool | Diarization = False,
     ) -> Iterator[Transcript]:
         """Transcribe recordings in batches of about equal length; results in the order given.
 
@@ -170,6 +204,7 @@ class BaseRecognizer(ABC):
             latency_ms=latency_ms,
             word_timestamps=word_timestamps,
             boost=boost,
+            diarize=diarize,
         ):
             waiting[outcome.index] = outcome
             while due in waiting:
@@ -188,23 +223,29 @@ class BaseRecognizer(ABC):
         latency_ms: int | None = None,
         word_timestamps: bool = True,
         boost: Boost | None = None,
+        diarize: bool | Diarization = False,
     ) -> Iterator[Outcome]:
         """As `transcribe_many`, in the order of completion and with errors as results."""
         if isinstance(sources, str | os.PathLike | bytes | bytearray | memoryview):
             raise OptionError("several recordings are a list: transcribe_many([path])")
         recognizer, sources = self._configured(latency_ms, boost), list(sources)
+        asked = Diarization.of(diarize)
+        split = asked is not None and asked.by == "channels"
         seconds: dict[int, float | None] = {}
         for i, length in enumerate(lengths(sources)):
             if isinstance(length, PianissimoError):
                 yield Outcome(i, error=length)
             else:
                 seconds[i] = length
-        for batch in grouped(seconds, batch_seconds):
+        for batch in [[i] for i in seconds] if split else grouped(seconds, batch_seconds):
             if len(batch) == 1:  # block by block, as it may be long
                 i = batch[0]
                 try:
                     transcript = recognizer.transcribe(
-                        sources[i], word_timestamps=word_timestamps, latency_ms=latency_ms
+                        sources[i],
+                        word_timestamps=word_timestamps,
+                        latency_ms=latency_ms,
+                        diarize=diarize,
                     )
                     outcome = Outcome(i, transcript)
                 except PianissimoError as error:
@@ -218,9 +259,14 @@ class BaseRecognizer(ABC):
                     loaded[i] = [check_samples(load_audio(sources[i], notes=notes[i]))]
                 except PianissimoError as error:
                     yield Outcome(i, error=error)
-            transcripts = recognizer.recognize(list(loaded.values()), word_timestamps, latency_ms)
+            words = word_timestamps or asked is not None
+            transcripts = recognizer.recognize(list(loaded.values()), words, latency_ms)
             for i, transcript in zip(loaded, transcripts, strict=True):
-                yield Outcome(i, transcript.noted(notes[i]))
+                turns = None if asked is None else turn_source(asked)
+                if turns is not None:
+                    turns.push(loaded[i][0])
+                noted = transcript.noted(notes[i])
+                yield Outcome(i, _attributed(noted, turns, word_timestamps))
 
     def transcribe_together(self, recordings: Sequence[Samples]) -> Iterator[Transcript]:
         """Transcribe arrays (n,) of mono float32 at 16 kHz; results in the order given.
@@ -257,3 +303,24 @@ class BaseRecognizer(ABC):
             known = ", ".join(map(str, self.latencies_ms)) or "none: it needs whole recordings"
             raise OptionError(f"latency {latency_ms} ms is not a mode of this model ({known})")
         return self.boosted(boost) if boost else self
+
+
+def _passing(blocks: Iterable[Samples], turns: TurnSource) -> Iterator[Samples]:
+    """The blocks, each of which `turns` gets as well."""
+    for block in blocks:
+        turns.push(block)
+        yield block
+
+
+def _attributed(found: Transcript, turns: TurnSource | None, word_timestamps: bool) -> Transcript:
+    """The transcript with the speakers of a source that got all of its audio."""
+    if turns is None:
+        return found
+    attributed = found.with_turns(turns.finish())
+    return attributed if word_timestamps else _without_words(attributed)
+
+
+def _without_words(found: Transcript) -> Transcript:
+    """The transcript without the words that only its speakers needed."""
+    segments = tuple(replace(segment, words=()) for segment in found.segments)
+    return replace(found, segments=segments, words=())

@@ -9,6 +9,7 @@ import pianissimo
 
 NAMES = [
     "Decoding",
+    "Diarization",
     "EndpointRules",
     "Engine",
     "EngineOptions",
@@ -22,6 +23,7 @@ NAMES = [
     "StreamRecognizer",
     "Synthesizer",
     "Transcript",
+    "Turn",
     "WatchdogRules",
     "Word",
     "load",

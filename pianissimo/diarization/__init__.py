@@ -1,0 +1,1 @@
+"""Who speaks when: sources of speaker turns, for recordings and live streams."""

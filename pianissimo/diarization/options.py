@@ -1,0 +1,90 @@
+"""What a caller asks of diarization, and the protocol that its sources implement."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from pianissimo.errors import OptionError
+from pianissimo.text.turns import Turn
+
+if TYPE_CHECKING:
+    from pianissimo.audio.io import AudioSource, Samples
+
+MOST_SPEAKERS = 20
+"""More people in one recording are not told apart."""
+
+By = Literal["voices", "channels"]
+
+
+@dataclass(frozen=True)
+class Diarization:
+    """How speakers are found: by their voices, or one per channel.
+
+    `speakers` is the number of speakers, or its bounds as (fewest, most); None leaves it open.
+    `voices` maps names to recordings of 2 to 10 s, so that speakers who match get these names. Both
+    are for `by="voices"` only. Raises OptionError for values that make no sense.
+    """
+
+    by: By = "voices"
+    speakers: int | tuple[int, int] | None = None
+    voices: "Mapping[str, AudioSource]" = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.by not in ("voices", "channels"):
+            raise OptionError(f"speakers are found by voices or channels, not by {self.by!r}")
+        if self.by == "channels" and (self.speakers is not None or self.voices):
+            raise OptionError(
+                "with channels each channel is one speaker; remove the number of speakers and the "
+                "known voices, or find speakers by voices"
+            )
+        fewest, most = self.bounds
+        if not 1 <= fewest <= most <= MOST_SPEAKERS:
+            raise OptionError(
+                f"the number of speakers must be from 1 to {MOST_SPEAKERS}, or bounds in ascending "
+                f"order, not {self.speakers!r}"
+            )
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The fewest and the most speakers."""
+        match self.speakers:
+            case None:
+                return 1, MOST_SPEAKERS
+            case bool():
+                raise OptionError("the number of speakers is a number, not true or false")
+            case int(number):
+                return number, number
+            case (int(fewest), int(most)):
+                return fewest, most
+        raise OptionError(f"speakers must be a number or (fewest, most), not {self.speakers!r}")
+
+    @classmethod
+    def of(cls, asked: "bool | Diarization | None") -> "Diarization | None":
+        """What `transcribe(diarize=...)` takes: True is by voices, False and None are off."""
+        if isinstance(asked, Diarization):
+            return asked
+        if asked is None or isinstance(asked, bool):
+            return cls() if asked else None
+        raise OptionError(f"diarize is true, false or a Diarization, not {asked!r}")
+
+
+def parse_speakers(text: str) -> int | tuple[int, int]:
+    """ "3" -> 3, "2-4" -> (2, 4); OptionError for anything else."""
+    match = re.fullmatch(r"(\d{1,3})(?:-(\d{1,3}))?", text.strip())
+    if match is None:
+        raise OptionError(f"the number of speakers is N or MIN-MAX, such as 3 or 2-4, not {text!r}")
+    fewest, most = match.groups()
+    return int(fewest) if most is None else (int(fewest), int(most))
+
+
+class TurnSource(Protocol):
+    """Finds the turns of one recording or stream while its audio passes."""
+
+    def push(self, samples: "Samples") -> None:
+        """Take the next samples of float32 at 16 kHz: (n,), of channels (n, channels)."""
+        ...
+
+    def finish(self) -> tuple[Turn, ...]:
+        """The turns of everything that was pushed, in order of their start."""
+        ...
