@@ -3,11 +3,12 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
 from pianissimo.errors import OptionError
+from pianissimo.text.turns import later
 from pianissimo.transcript import Segment, StreamEvent, Transcript, Word
 
 if TYPE_CHECKING:
@@ -72,30 +73,32 @@ class ExcerptOptions:
         if not self.start_seconds:
             return transcript
         segments = tuple(
-            Segment(
-                segment.text,
-                *self._later(segment.start, segment.end),
-                self._words(segment.words),
-                segment.confidence,
-            )
+            replace(segment, **self._times(segment), words=self._words(segment.words))
             for segment in transcript.segments
         )
-        return replace(transcript, segments=segments, words=self._words(transcript.words))
+        turns = transcript.turns
+        if turns is not None:
+            turns = later(turns, self.start_seconds)
+        words = self._words(transcript.words)
+        return replace(transcript, segments=segments, words=words, turns=turns)
 
     def place_event(self, event: StreamEvent) -> StreamEvent:
         """An event of the excerpt with times of the recording."""
         if not self.start_seconds:
             return event
-        start, end = self._later(event.start, event.end)
-        return replace(event, start=start, end=end, words=self._words(event.words))
+        return replace(event, **self._times(event), words=self._words(event.words))
 
     def _words(self, words: Iterable[Word]) -> tuple[Word, ...]:
-        return tuple(
-            Word(word.text, *self._later(word.start, word.end), word.confidence) for word in words
-        )
+        return tuple(replace(word, **self._times(word)) for word in words)
 
-    def _later(self, start: float, end: float) -> tuple[float, float]:
-        return round(start + self.start_seconds, 6), round(end + self.start_seconds, 6)
+    def _times(self, part: Word | Segment | StreamEvent) -> "_Times":
+        start, end = part.start + self.start_seconds, part.end + self.start_seconds
+        return {"start": round(start, 6), "end": round(end, 6)}
+
+
+class _Times(TypedDict):
+    start: float
+    end: float
 
 
 WHOLE = ExcerptOptions()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pianissimo.audio.io import AudioSource
     from pianissimo.decoding.hotwords import Phrase
     from pianissimo.decoding.search import Decoding
+    from pianissimo.diarization.options import Diarization
 
 BATCH_SECONDS = 600.0
 """Most audio per batch, and so the most that a killed process leaves unfinished."""
@@ -50,6 +51,7 @@ class Setup:
     excerpt: ExcerptOptions = WHOLE
     processes: int = 1
     """How many processes share the cores."""
+    diarize: "Diarization | None" = None
 
     def load(self) -> Recognizer:
         """The recognizer; raises what `pianissimo.load` raises."""
@@ -70,6 +72,7 @@ def recognized(
             latency_ms=setup.latency_ms,
             word_timestamps=setup.word_timestamps,
             boost=setup.hotwords,
+            diarize=setup.diarize or False,
         )
         for outcome in outcomes:
             missing.discard(outcome.index)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pianissimo.audio.io import Samples
     from pianissimo.audio.notes import Note
     from pianissimo.decoding.hotwords import Phrase
+    from pianissimo.diarization.live import LiveTurns
     from pianissimo.protocols import Recognizer, Stream
 
 BLOCK_SECONDS = 0.08
@@ -67,13 +68,15 @@ def transcribe_live(
     said: Utterances,
     display: Display,
     excerpt: ExcerptOptions = WHOLE,
+    turns: "LiveTurns | None" = None,
     *,
     realtime: bool = False,
 ) -> "set[Note]":
     """Push a recording block by block; show every event and collect final results in `said`.
 
-    With `realtime` a block is pushed when its last sample would have been spoken. Returns what is
-    worth telling about the recording.
+    `turns` gets the audio too, and final events have the speakers known by then. With `realtime` a
+    block is pushed when its last sample would have been spoken. Returns what is worth telling about
+    the recording.
     """
     from pianissimo.audio.io import SAMPLE_RATE, stream_audio
 
@@ -84,7 +87,7 @@ def transcribe_live(
     if realtime:
         blocks = _paced(blocks, SAMPLE_RATE)
     with shown(input.name, display) as show:
-        push_all(stream, blocks, SAMPLE_RATE, show, said, excerpt)
+        push_all(stream, blocks, SAMPLE_RATE, show, said, excerpt, turns)
     return notes
 
 
@@ -95,6 +98,7 @@ def push_all(
     show: Show,
     said: Utterances,
     excerpt: ExcerptOptions = WHOLE,
+    turns: "LiveTurns | None" = None,
 ) -> None:
     """Push blocks until they end; show every event and collect the finals that have text.
 
@@ -103,6 +107,8 @@ def push_all(
     samples = 0
 
     def accept(events: list[StreamEvent]) -> None:
+        if turns is not None:
+            events = [event.with_turns(turns.recent) for event in events]
         events = [excerpt.place_event(event) for event in events]
         said.finals += [event for event in events if event.type == "final" and event.text]
         for event in events:
@@ -112,6 +118,8 @@ def push_all(
         for block in blocks:
             samples += len(block)
             said.seconds = samples / sample_rate
+            if turns is not None:
+                turns.push(block)
             accept(stream.push(block))
     except KeyboardInterrupt:
         # The interrupt may have stopped a step halfway; finish then fails, or gives the rest.

@@ -125,7 +125,10 @@ class Report:
     def _print(self, index: int, transcript: "Transcript | None") -> None:
         if transcript is None:
             return
-        text: str = getattr(transcript, f"to_{self.formats[0]}")()
+        if self.formats[0] == "rttm":
+            text = transcript.to_rttm(Path(self.inputs[index].label).stem)
+        else:
+            text = getattr(transcript, f"to_{self.formats[0]}")()
         if self.headers:
             text = f"{chr(10) if self._written else ''}==> {self.inputs[index].label} <==\n{text}"
         self._written += 1

@@ -26,6 +26,7 @@ from pianissimo.cli.options import (
 from pianissimo.cli.output import SOME_FAILED, complain, say
 from pianissimo.cli.report import FAILURES_FILE, Report, audio_bar
 from pianissimo.cli.shards import Shard
+from pianissimo.cli.speakers import SpeakerOptions
 from pianissimo.errors import OptionError, PianissimoError
 from pianissimo.protocols import Outcome, Recognizer
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from pianissimo.audio.io import AudioSource
 
 FORMATS = ("txt", "srt", "vtt", "tsv", "json")
+SPEAKER_FORMATS = ("rttm",)
+"""Formats that hold nothing but speaker turns."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class OutputOptions:
             "-f",
             "--output-format",
             metavar="LIST",
-            help="Output formats, comma-separated: txt, srt, vtt, tsv, json or all [default: txt].",
+            help="Output formats, comma-separated: txt, srt, vtt, tsv, json, rttm (speaker turns) "
+            "or all [default: txt].",
         ),
     ] = None
     output: Annotated[
@@ -64,10 +68,12 @@ class OutputOptions:
     quiet: QuietOption = False
     verbose: VerboseOption = False
 
-    @property
-    def formats(self) -> list[str]:
-        """The requested formats; OptionError for combinations that cannot be written."""
-        formats = parse_formats(self.format)
+    def formats(self, *, speakers: bool = False) -> list[str]:
+        """The requested formats; OptionError for combinations that cannot be written.
+
+        `speakers` says whether there are speaker turns to write.
+        """
+        formats = parse_formats(self.format, speakers=speakers)
         if self.json and self.format is not None and self.output is None:
             raise OptionError("--json writes to stdout and --format to files: add --output DIR")
         if self.output is None and len(formats) > 1:
@@ -143,6 +149,7 @@ def transcribe(
     search: SearchOptions,
     stream: PlaybackOptions,
     excerpt: ExcerptOptions,
+    speakers: SpeakerOptions,
     folders: FolderOptions,
     output: OutputOptions,
 ) -> None:
@@ -154,7 +161,10 @@ def transcribe(
     failures are also listed in DIR/failed.jsonl. An interrupted run resumes with --skip-existing.
     Several machines divide an archive with --shard.
     """
-    formats, part = output.formats, folders.part
+    diarization, part = speakers.diarization, folders.part
+    formats = output.formats(speakers=diarization is not None)
+    if stream.stream and speakers.channels:
+        raise OptionError("--channels is for whole recordings; remove --stream")
     if folders.skip_existing and output.output is None:
         raise OptionError("--skip-existing needs --output, the directory to search for results")
     if folders.jobs > 1 and (stream.stream or any(map(read_once, sources))):
@@ -191,6 +201,7 @@ def transcribe(
         output.word_timestamps,
         search.hotwords,
         excerpt,
+        diarize=diarization,
     )
     try:
         if todo:
@@ -205,14 +216,20 @@ def transcribe(
         raise typer.Exit(SOME_FAILED)
 
 
-def parse_formats(text: str | None) -> list[str]:
-    """ "srt,json" -> ["srt", "json"]; "all" is every format. OptionError if one is unknown."""
+def parse_formats(text: str | None, *, speakers: bool = False) -> list[str]:
+    """ "srt,json" -> ["srt", "json"]; "all" is every format that can be written.
+
+    OptionError for an unknown format, and for one of speaker turns without `speakers`.
+    """
     names = [name.strip().lower() for name in (text or "txt").split(",")]
+    known = (*FORMATS, *SPEAKER_FORMATS)
     if "all" in names:
-        return list(FORMATS)
+        return list(known if speakers else FORMATS)
     for name in names:
-        if name not in FORMATS:
-            raise OptionError(f"unknown format {name!r}; choose {', '.join(FORMATS)} or all")
+        if name not in known:
+            raise OptionError(f"unknown format {name!r}; choose {', '.join(known)} or all")
+        if name in SPEAKER_FORMATS and not speakers:
+            raise OptionError(f"{name} holds speaker turns; add --diarize or --channels")
     return list(dict.fromkeys(names))
 
 
@@ -269,19 +286,26 @@ def _stream_all(
     realtime: bool,
 ) -> None:
     """One input after the other through a live stream."""
+    from pianissimo.diarization.live import LiveTurns
+    from pianissimo.text.turns import later
+
     for index in todo:
         said = Utterances()
         opened = open_stream(
             recognizer, latency_ms=setup.latency_ms, partials=partials, hotwords=setup.hotwords
         )
         try:
+            turns = None if setup.diarize is None else LiveTurns(setup.diarize)
             with opened as stream:
                 input = report.inputs[index]
                 notes = transcribe_live(
-                    stream, input, said, display, setup.excerpt, realtime=realtime
+                    stream, input, said, display, setup.excerpt, turns, realtime=realtime
                 )
-            found = transcript_of(said, recognizer, setup.word_timestamps)
-            outcome = Outcome(index, found.noted(notes))
+            found = transcript_of(said, recognizer, setup.word_timestamps).noted(notes)
+            if turns is not None:
+                offset = setup.excerpt.start_seconds
+                found = found.with_turns(later(turns.finish(), offset))
+            outcome = Outcome(index, found)
         except PianissimoError as error:
             outcome = Outcome(index, error=error)
         except KeyboardInterrupt:

@@ -8,6 +8,7 @@ import copy
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import ClassVar, Self
 
