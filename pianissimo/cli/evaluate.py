@@ -1,4 +1,4 @@
-"""`pianissimo evaluate`: word error rates over a manifest, per subset and latency mode."""
+"""`pianissimo evaluate`: word errors per subset and latency mode, or errors of speaker turns."""
 
 import json
 import math
@@ -20,6 +20,7 @@ from pianissimo.cli.options import (
 )
 from pianissimo.cli.output import SOME_FAILED, complain, emit
 from pianissimo.cli.progress import ProgressBar
+from pianissimo.errors import OptionError
 
 if TYPE_CHECKING:
     from pianissimo.evaluate.run import Pass, Score
@@ -37,8 +38,22 @@ class EvaluateOptions:
             metavar="X", min=1.0, help="Seconds of audio per batch; lower it to save memory."
         ),
     ] = 600.0
+    diarize: Annotated[
+        bool,
+        typer.Option("--diarize", help="Measure who speaks when; lines have `rttm_filepath` then."),
+    ] = False
+    speakers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|MIN-MAX", help="With --diarize: the number of speakers, if it is known."
+        ),
+    ] = None
     json: JsonOption = False
     quiet: QuietOption = False
+
+    def __post_init__(self) -> None:
+        if self.speakers is not None and not self.diarize:
+            raise OptionError("--speakers is for speaker turns: add --diarize")
 
 
 @command
@@ -55,8 +70,12 @@ def evaluate(
 
     Texts are compared in lower case without punctuation; `text_norm` is preferred to `text`.
     Recordings that cannot be read are reported, excluded from all figures, and make the exit code
-    3.
+    3. With --diarize the figures are DER, JER and the number of speakers, and cpWER where lines
+    have `segments` with `speaker` and `text`.
     """
+    if options.diarize:
+        _evaluate_speakers(manifest, model, search, options)
+        return
     from pianissimo.evaluate.run import evaluate as run
     from pianissimo.evaluate.run import read_references
 
@@ -85,6 +104,56 @@ def evaluate(
         _print_table(recognizer.name, passes)
     if any(one.total.failed for one in passes):
         raise typer.Exit(SOME_FAILED)
+
+
+def _evaluate_speakers(
+    manifest: Path, model: ModelOptions, search: SearchOptions, options: EvaluateOptions
+) -> None:
+    from pianissimo.diarization.options import Diarization, parse_speakers
+    from pianissimo.evaluate.speakers import evaluate_speakers, read_conversations
+
+    asked = Diarization(
+        speakers=None if options.speakers is None else parse_speakers(options.speakers)
+    )
+    conversations = read_conversations(manifest)
+    recognizer = None
+    if any(conversation.words for conversation in conversations):
+        recognizer = model.load(search.decoding)
+    shown = not options.quiet and sys.stderr.isatty()
+    with ProgressBar("evaluating", len(conversations), shown=shown) as progress:
+        score = evaluate_speakers(conversations, asked, recognizer, advance=progress.advance)
+    for fault in score.faults:
+        complain(fault)
+    count = max(score.recordings, 1)
+    figures: dict[str, float | None] = {
+        "der": _finite(score.exact.rate),
+        "der_collar_0.25": _finite(score.collar.rate),
+        "missed": _finite(score.exact.missed / (score.exact.speech or math.nan)),
+        "false_alarm": _finite(score.exact.false_alarm / (score.exact.speech or math.nan)),
+        "confused": _finite(score.exact.confused / (score.exact.speech or math.nan)),
+        "jer": score.jaccard / count,
+        "cpwer": _finite(score.words.rate) if score.words.words else None,
+        "right_number_of_speakers": score.right_number / count,
+        "times_realtime": score.audio_seconds / score.seconds if score.seconds else 0.0,
+    }
+    if options.json:
+        recordings = {"recordings": score.recordings, "failed": len(score.faults)}
+        emit(json.dumps({**recordings, **figures}, indent=2) + "\n")
+    else:
+        minutes = score.audio_seconds / 60
+        emit(f"{score.recordings} recordings, {minutes:.1f} minutes\n")
+        for name, value in figures.items():
+            if name == "times_realtime":
+                emit(f"{name:25} {value or 0:7.0f}\n")
+            elif value is not None:
+                emit(f"{name:25} {100 * value:7.2f} %\n")
+    if score.faults:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _finite(rate: float) -> float | None:
+    """JSON has no infinity: without reference speech there is no rate."""
+    return rate if math.isfinite(rate) else None
 
 
 def _as_json(name: str, passes: "list[Pass]") -> dict[str, Any]:
