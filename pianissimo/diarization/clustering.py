@@ -22,6 +22,8 @@ SAME_VOICE = 0.82
 """Speakers whose means have this cosine are one."""
 LEAST_SECONDS, LEAST_SHARE = 2.0, 0.005
 """A speaker has at least this much speech, in seconds and of all speech."""
+SHORT_SHARE = 0.15
+"""In short recordings this share of all speech is enough."""
 BLOCK_WINDOWS = 2000
 """Windows clustered at once; of a longer recording the clusters of each block are clustered."""
 
@@ -109,7 +111,7 @@ def find_speakers(
         vectors, durations, weights = _condensed(vectors, durations)
     merges = average_linkage(vectors, weights)
     total = float(durations.sum())
-    least = max(LEAST_SECONDS, LEAST_SHARE * total)
+    least = max(min(LEAST_SECONDS, SHORT_SHARE * total), LEAST_SHARE * total)
     near = sum(merge.distance < JOIN_DISTANCE for merge in merges)
     labels = cut(merges, len(vectors) - near)
     large = np.flatnonzero(np.bincount(labels, durations) >= least)

@@ -74,8 +74,8 @@ def windows_in(samples: int) -> list[tuple[int, int]]:
     return [(start, start + _WINDOW_SAMPLES) for start in starts]
 
 
-def voice_of(source: "AudioSource", embedder: Embedder) -> Vectors:
-    """The mean voice (D,) of a recording of one person.
+def voice_of(source: "AudioSource | Samples", embedder: Embedder) -> Vectors:
+    """The mean voice (D,) of a recording of one person, or of samples (n,) at 16 kHz.
 
     Raises AudioValueError without 0.5 s of speech, and the errors of `load_audio`.
     """
@@ -84,7 +84,8 @@ def voice_of(source: "AudioSource", embedder: Embedder) -> Vectors:
     from pianissimo.errors import AudioValueError
 
     pieces = SpeechPieces()
-    found = [*pieces.push(load_audio(source)), *pieces.finish()]
+    samples = source if isinstance(source, np.ndarray) else load_audio(source)
+    found = [*pieces.push(samples), *pieces.finish()]
     if sum(end - start for start, end, _ in found) < 0.5:
         raise AudioValueError(
             "a known voice needs at least 0.5 s of speech, better 2 to 10 s; this recording has "

@@ -2,15 +2,17 @@
 
 A stretch is at most 0.8 s long, so a word has its speaker about a second after it was said. Its
 window reaches back over the speech before it. The window joins the speaker whose mean voice is most
-alike, or is the first of a new speaker. At the end everything is clustered again, as a recording
-is: `finish` is better than the sum of what `push` said, and is for the transcript.
+alike, or is the first of a new speaker. Every now and then the last minutes are clustered as a
+recording is, which corrects the mean voices but no label. At the end everything is clustered:
+`finish` is better than the sum of what `push` said, and is for the transcript.
 """
 
 import numpy as np
 
 from pianissimo.audio import SAMPLE_RATE
 from pianissimo.audio.level import Samples
-from pianissimo.diarization.clustering import Vectors, unit
+from pianissimo.diarization.assignment import assignment
+from pianissimo.diarization.clustering import Vectors, find_speakers, unit
 from pianissimo.diarization.embedding import (
     WINDOW_SECONDS,
     Embedder,
@@ -30,6 +32,8 @@ FOUNDING_SECONDS = 0.8
 """A shorter stretch begins no new speaker, unless it is the first."""
 MOST_LIVE_SPEAKERS = 8
 RECENT_TURNS = 128
+CLUSTER_EVERY, CLUSTERED_WINDOWS = 12, 1000
+"""After so many windows the last ones are clustered: every 10 s of speech, over 13 minutes."""
 
 
 class LiveTurns:
@@ -49,7 +53,7 @@ class LiveTurns:
         self._known = {
             name: voice_of(source, self._embedder) for name, source in self._options.voices.items()
         }
-        self._speakers = list(self._known)
+        self._speakers, self._numbers = list(self._known), 0
         self._sums: list[Vectors] = list(self._known.values())
         self._speech = SpeechPieces(live=True, longest_seconds=PIECE_SECONDS)
         self._before = np.zeros(0, np.float32)  # the last speech, for the next window
@@ -94,18 +98,51 @@ class LiveTurns:
         self._vectors.append(vector)
         speaker, cosine = self._label(vector, end - start)
         self.turns.append(Turn(start, end, speaker, round(min(max(cosine, 0.0), 1.0), 4)))
+        if len(self.turns) % CLUSTER_EVERY == 0:
+            self._correct()
 
     def _label(self, vector: Vectors, seconds: float) -> tuple[str, float]:
         """The speaker of a window that ends in so many seconds of new speech, and the cosine."""
         cosines = [float(unit(total) @ vector) for total in self._sums]
         best = int(np.argmax(cosines)) if cosines else -1
-        numbered = len(self._sums) - len(self._known)
+        numbered = sum(name not in self._known for name in self._speakers)
         far = best < 0 or cosines[best] < JOIN_COSINE
         if far and numbered < self._most and (seconds >= FOUNDING_SECONDS - 1e-6 or best < 0):
-            taken = {*self._speakers}
-            self._speakers.append(next(str(i) for i in range(99) if str(i) not in taken))
+            self._speakers.append(self._new_name())
             self._sums.append(vector.copy())
             return self._speakers[-1], 1.0
         if not far:
             self._sums[best] = self._sums[best] + vector
         return self._speakers[best], cosines[best]
+
+    def _new_name(self) -> str:
+        """The next number that is no name."""
+        while str(self._numbers) in self._known:
+            self._numbers += 1
+        self._numbers += 1
+        return str(self._numbers - 1)
+
+    def _correct(self) -> None:
+        """Cluster the last windows, and take the means of the clusters for the speakers they are.
+
+        A cluster is the speaker whose label most of its time has. A speaker of whom no cluster is
+        left was none, unless it is a known voice or was not heard lately.
+        """
+        vectors = np.stack(self._vectors[-CLUSTERED_WINDOWS:])
+        turns = self.turns[-CLUSTERED_WINDOWS:]
+        seconds = np.array([turn.end - turn.start for turn in turns])
+        means = find_speakers(vectors, seconds, most=self._most)
+        clusters = np.argmax(vectors @ means.T, axis=1)
+        lately = list(dict.fromkeys(turn.speaker for turn in turns))
+        shared = np.zeros((len(means), len(lately)))
+        for cluster, turn in zip(clusters, turns, strict=True):
+            shared[cluster, lately.index(turn.speaker)] += turn.end - turn.start
+        sums = {
+            name: total
+            for name, total in zip(self._speakers, self._sums, strict=True)
+            if name in self._known or name not in lately
+        }
+        for row, column in assignment(-shared):
+            if shared[row, column] > 0:
+                sums[lately[column]] = means[row] * np.float32(np.sum(clusters == row))
+        self._speakers, self._sums = list(sums), list(sums.values())

@@ -22,13 +22,14 @@ class Diarization:
     """How speakers are found: by their voices, or one per channel.
 
     `speakers` is the number of speakers, or its bounds as (fewest, most); None leaves it open.
-    `voices` maps names to recordings of 2 to 10 s, so that speakers who match get these names. Both
-    are for `by="voices"` only. Raises OptionError for values that make no sense.
+    `voices` maps names to recordings of 2 to 10 s, or arrays (n,) of mono float32 at 16 kHz, so
+    that speakers who match get these names. Both are for `by="voices"` only. Raises OptionError
+    for values that make no sense.
     """
 
     by: By = "voices"
     speakers: int | tuple[int, int] | None = None
-    voices: "Mapping[str, AudioSource]" = field(default_factory=dict)
+    voices: "Mapping[str, AudioSource | Samples]" = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.by not in ("voices", "channels"):

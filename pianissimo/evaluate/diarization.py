@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pianissimo.diarization.assignment import assignment
 from pianissimo.errors import OptionError
-from pianissimo.evaluate.assignment import assignment
 from pianissimo.evaluate.wer import ErrorCounts, word_errors
 from pianissimo.text.turns import Turn
 
