@@ -10,6 +10,8 @@ from starlette.requests import Request
 
 from pianissimo.audio.gain import GAIN_MODES
 from pianissimo.decoding.hotwords import Boost
+from pianissimo.diarization.options import Diarization, parse_speakers
+from pianissimo.errors import OptionError
 from pianissimo.serve.audio_in.decode import Upload
 from pianissimo.serve.audio_in.recording import RecordingBlocks
 from pianissimo.serve.errors import Refusal
@@ -41,6 +43,24 @@ def with_gain(recognizer: "Recognizer", mode: str | None) -> "Recognizer":
     raise Refusal(400, f"{recognizer.name} has no gain {mode!r}", "invalid_value", "gain")
 
 
+def speakers_of(asked: object) -> Diarization | None:
+    """What the field `speakers` asks: "voices", their number, "channels", or nothing.
+
+    Raises Refusal for anything else.
+    """
+    if asked in (None, ""):
+        return None
+    try:
+        match asked:
+            case "voices" | "channels":
+                return Diarization(asked)
+            case str():
+                return Diarization(speakers=parse_speakers(asked))
+    except OptionError as error:
+        raise Refusal(400, str(error), "invalid_value", "speakers") from error
+    raise Refusal(400, "speakers is text", "invalid_value", "speakers")
+
+
 async def progress_of(
     service: Service,
     recognizer: "Recognizer",
@@ -48,6 +68,7 @@ async def progress_of(
     request: Request,
     stack: AsyncExitStack,
     boost: Boost = (),
+    diarize: Diarization | None = None,
 ) -> AsyncGenerator[RecordingProgress | Transcript]:
     """The progress of a recording, then its transcript; raises the errors of `transcribe`.
 
@@ -58,7 +79,7 @@ async def progress_of(
     async def work() -> Transcript:
         async with stack, service.files.place():
             return await service.transcriber.transcribe(
-                upload, recognizer, service.file_threads, boost, blocks=blocks
+                upload, recognizer, service.file_threads, boost, blocks, diarize
             )
 
     # A task of its own: the end of this generator must not disturb the cleanup of the work.

@@ -27,7 +27,7 @@ from pianissimo.serve.access.phrases import read_boost
 from pianissimo.serve.audio_in.decode import Upload
 from pianissimo.serve.audio_in.upload import form_with_file
 from pianissimo.serve.errors import Refusal, refusal_for
-from pianissimo.serve.page.recordings import RecordingProgress, progress_of, with_gain
+from pianissimo.serve.page.recordings import RecordingProgress, progress_of, speakers_of, with_gain
 from pianissimo.serve.service import Service
 from pianissimo.serve.versions.store import Lease
 from pianissimo.transcript import Transcript
@@ -138,7 +138,7 @@ async def quietbench(request: Request) -> Response:
 
 @router.post("/page/recordings")
 async def recordings(request: Request) -> Response:
-    """Form fields `file`, `model`, `gain`, `language` and `hotwords`, a JSON list as `boost` is.
+    """Form fields `file`, `model`, `gain`, `language`, `speakers`, and `hotwords`, as `boost` is.
 
     Responds with JSON lines: progress, then the transcript. It is that of `pianissimo transcribe`,
     with the reasons of the hallucination filter and remarks on how the recording was read.
@@ -154,9 +154,12 @@ async def recordings(request: Request) -> Response:
         lease = stack.enter_context(service.lease(DIALECT, choice, caller.session, account))
         recognizer = with_gain(lease.model.recognizer, _text(form, "gain"))
         lease.model.check_language(_text(form, "language"))
+        diarize = speakers_of(_text(form, "speakers"))
         phrases = read_boost(_json(form, "hotwords"))
         boost = await asyncio.to_thread(lease.model.hints, phrases)
-        updates = progress_of(service, recognizer, Upload(path), request, stack.pop_all(), boost)
+        updates = progress_of(
+            service, recognizer, Upload(path), request, stack.pop_all(), boost, diarize
+        )
         return StreamingResponse(_lines(service, lease, updates), media_type="application/x-ndjson")
 
 

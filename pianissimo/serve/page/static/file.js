@@ -19,6 +19,8 @@ const REMARKS = {
   too_short: "The recording is very short; words may be wrong.",
   repetition: "A repetition loop of the model was removed.",
   low_evidence: "Little of it sounds like speech; check the text.",
+  same_channels: "All channels hold the same sound, so they are one speaker.",
+  crosstalk: "Words that leaked from one channel into another were left out.",
   truncated: "The text may be incomplete; the model reached its limit.",
 };
 
@@ -85,7 +87,14 @@ async function work(item, signal) {
   at("progress").removeAttribute("value");
   const { language, hotwords } = hints.read();
   const model = at("model").value;
-  const transcript = await transcribe(item.file, { model, language, hotwords, signal, progress: showProgress });
+  const transcript = await transcribe(item.file, {
+    model,
+    language,
+    hotwords,
+    speakers: at("speakers").value,
+    signal,
+    progress: showProgress,
+  });
   item.transcript = transcript;
   if (transcript.text !== "") await keepItem(item);
   return transcript;

@@ -38,11 +38,16 @@ export class LiveSession {
    * was `asked` for, since then; null where that means nothing), and `joins`: it goes on with the
    * paragraph before. A final may be empty.
    */
-  constructor(recording, { model, latency, hints = {}, start = recording.seconds }, handlers) {
+  constructor(
+    recording,
+    { model, latency, hints = {}, speakers = false, start = recording.seconds },
+    handlers,
+  ) {
     this.recording = recording;
     this.model = model;
     this.latency = latency;
     this.hints = hints;
+    this.speakers = speakers;
     this.handlers = handlers;
     this.#quit = recording.onGrowth(() => this.#wake());
     this.done = new Promise((resolve) => {
@@ -53,11 +58,12 @@ export class LiveSession {
     this.#open(start);
   }
 
-  /** Go on with another model, latency mode or other hints; no word is lost. */
-  switchTo({ model, latency, hints = {} }) {
-    const now = JSON.stringify([this.model, this.latency, this.hints]);
-    if (this.#finishing || JSON.stringify([model, latency, hints]) === now) return;
-    Object.assign(this, { model, latency, hints });
+  /** Go on with another model, latency mode, other hints or speakers; no word is lost. */
+  switchTo({ model, latency, hints = {}, speakers = false }) {
+    const now = JSON.stringify([this.model, this.latency, this.hints, this.speakers]);
+    const next = JSON.stringify([model, latency, hints, speakers]);
+    if (this.#finishing || next === now) return;
+    Object.assign(this, { model, latency, hints, speakers });
     this.#end ??= this.recording.length;
     this.#wake();
   }
@@ -84,6 +90,7 @@ export class LiveSession {
     const options = { sample_rate: this.recording.rate, model: this.model, latency_ms: this.latency };
     if (this.hints.language) options.language = this.hints.language;
     if (this.hints.hotwords?.length) options.boost = this.hints.hotwords;
+    if (this.speakers) options.diarize = true;
     this.#client = new StreamClient(options, {
       event: (event) => this.#take(event),
       state: (state, why) => this.handlers.state?.(state, why),

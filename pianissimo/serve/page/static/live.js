@@ -6,7 +6,7 @@ import { LiveSession } from "/page/live-session.js";
 import { Microphone, decibels } from "/page/microphone.js";
 import { Recording, playPart } from "/page/recording.js";
 import { addTools, saveFile } from "/page/tools.js";
-import { TranscriptView } from "/page/transcript-view.js";
+import { TranscriptView, bySpeaker } from "/page/transcript-view.js";
 
 const FLOOR_DB = -80;
 const PEAK_FALL_DB = 1.2; // per block
@@ -40,6 +40,7 @@ export function startLive(server, handOver) {
   };
   hints = addHints(at("hints"), () => session?.switchTo(way()));
   showModes();
+  at("speakers").onchange = () => session?.switchTo(way());
   at("listen").disabled = false;
   at("listen").onclick = () => (microphone ? stop() : listen());
   tools(handOver);
@@ -57,7 +58,9 @@ export function liveBusy() {
 /** What hears: a model, its latency mode or null where it has none, and hints. */
 function way() {
   const mode = at("modes").querySelector(":checked");
-  return { model: model().name, latency: mode && Number(mode.value), hints: hints.read() };
+  const speakers = at("speakers").checked;
+  const latency = mode && Number(mode.value);
+  return { model: model().name, latency, hints: hints.read(), speakers };
 }
 
 function showModes() {
@@ -152,7 +155,7 @@ function begin() {
       if (delay !== null) at("delay").textContent = milliseconds(delay);
     },
     final: ({ delay, asked, ...final }) => {
-      view.add(final);
+      for (const part of bySpeaker(final)) view.add(part);
       if (delay !== null) at("final").textContent = milliseconds(delay);
       at("final").title = asked ? "since Stop" : "since the last word, including the pause";
       if (final.text) {

@@ -61,13 +61,14 @@ export function openSocket(path) {
  */
 export async function transcribe(
   file,
-  { model, gain, language = "", hotwords = [], signal, progress = () => {} },
+  { model, gain, language = "", hotwords = [], speakers = "", signal, progress = () => {} },
 ) {
   const form = new FormData();
   form.append("model", model);
   if (gain) form.append("gain", gain);
   if (language) form.append("language", language);
   if (hotwords.length) form.append("hotwords", JSON.stringify(hotwords));
+  if (speakers) form.append("speakers", speakers);
   form.append("file", file, file.name ?? "recording.wav");
   const response = await request("/page/recordings", { method: "POST", body: form, signal });
   if (!response.ok) await read(response);

@@ -12,22 +12,34 @@ export const KINDS = {
   json: ["application/json", toJson],
 };
 
-/** One paragraph per line. */
+/** One paragraph per line, behind its speaker if it has one. */
 export function toText({ segments }) {
-  return segments.map((segment) => `${segment.text}\n`).join("");
+  const named = ({ text, speaker }) => speaker ? `${speakerName(speaker)}: ${text}\n` : `${text}\n`;
+  return segments.map(named).join("");
+}
+
+/** "Speaker 1" for the label "0", a name as it is. */
+export function speakerName(label) {
+  return /^\d+$/.test(label) ? `Speaker ${Number(label) + 1}` : label;
 }
 
 function toSrt(transcript) {
-  const blocks = cues(transcript).map(({ start, end, lines }, i) => {
-    const text = lines.join("\n").replaceAll("-->", "->");
+  let before = null;
+  const blocks = cues(transcript).map(({ start, end, lines, speaker }, i) => {
+    const named = speaker && speaker !== before ? `${speakerName(speaker)}:\n` : "";
+    before = speaker ?? before;
+    const text = (named + lines.join("\n")).replaceAll("-->", "->");
     return `${i + 1}\n${stamp(start, ",")} --> ${stamp(end, ",")}\n${text}\n`;
   });
   return blocks.join("\n");
 }
 
 function toVtt(transcript) {
-  const blocks = cues(transcript).map(({ start, end, lines }) => {
-    const text = lines.join("\n").replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+  const escaped = (raw) =>
+    raw.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+  const blocks = cues(transcript).map(({ start, end, lines, speaker }) => {
+    const plain = escaped(lines.join("\n"));
+    const text = speaker ? `<v ${escaped(speakerName(speaker))}>${plain}</v>` : plain;
     return `${stamp(start, ".")} --> ${stamp(end, ".")}\n${text}\n`;
   });
   return ["WEBVTT\n", ...blocks].join("\n");
@@ -51,7 +63,7 @@ function cues({ segments }) {
       const last = Math.min(Math.round(words[end - 1].end * 1000), start + LONGEST_SECONDS * 1000);
       before = Math.max(last, start + 1);
       const texts = words.slice(begin, end).map((word) => word.text);
-      found.push({ start, end: before, lines: wrap(texts) });
+      found.push({ start, end: before, lines: wrap(texts), speaker: segment.speaker ?? null });
       begin = end;
     }
   }

@@ -1,23 +1,25 @@
 // A transcript on the page: paragraphs of words that can be heard, corrected and marked.
 
 import { align, plain } from "/page/align.js";
-import { timed } from "/page/subtitles.js";
+import { speakerName, timed } from "/page/subtitles.js";
 
 const SURE = 0.8;
 const DOUBTFUL = 0.5;
 const AT_BOTTOM_PIXELS = 48;
+const COLORS = 8; // of speakers, in page.css
 
 export class TranscriptView {
   #partial = null;
   #words = new WeakMap(); // element to word
   #active = null;
   #editing = false;
+  #names = new Map(); // speaker to the name that the user gave
 
   /** `hear(start, end)` plays the recording from one time to another. */
   constructor(root, hear) {
     this.root = root;
     this.hear = hear;
-    this.paragraphs = []; // { text, words, start, end }; some models give no words
+    this.paragraphs = []; // { text, words, start, end, speaker }; some models give no words
     root.tabIndex = -1;
     root.setAttribute("role", "group");
     root.setAttribute("aria-label", "Transcript. Arrow keys move between words, Enter plays one.");
@@ -34,15 +36,29 @@ export class TranscriptView {
   get segments() {
     return this.paragraphs
       .filter(({ text }) => text !== "")
-      .map(({ text, words, start, end }) => ({ text, start, end, words }));
+      .map(({ text, words, start, end, speaker }) => {
+        const segment = { text, start, end, words };
+        return speaker === null ? segment : { ...segment, speaker: this.#given(speaker) };
+      });
   }
 
   get words() {
     return this.paragraphs.flatMap(timed);
   }
 
+  /** What people read of a speaker; "" for none. */
+  nameOf(speaker) {
+    return speaker === null ? "" : speakerName(this.#given(speaker));
+  }
+
+  /** The name that the user gave, or the label of the server. */
+  #given(speaker) {
+    return this.#names.get(speaker) ?? speaker;
+  }
+
   clear() {
     this.paragraphs = [];
+    this.#names.clear();
     this.#partial = null;
     this.#active = null;
     this.root.replaceChildren();
@@ -68,19 +84,20 @@ export class TranscriptView {
   }
 
   /** A final paragraph; with `joins` it continues the previous one. */
-  add({ text, words, start, end, joins }) {
+  add({ text, words, start, end, joins, speaker = null }) {
     const follow = this.#atBottom();
     this.setPartial({ text: "" });
     if (text === "") return;
     const last = this.paragraphs.at(-1);
-    if (joins && last) {
+    if (joins && last && last.speaker === speaker) {
       const known = last.words.length + words.length > 0;
       last.words = known ? [...timed(last), ...timed({ text, words, start, end })] : [];
       last.text += ` ${text}`;
       last.end = end;
       this.#fill(last);
     } else {
-      const paragraph = { text, words, start, end, element: this.#block(timeButton(start)) };
+      const element = this.#block(timeButton(start), speaker);
+      const paragraph = { text, words, start, end, speaker, element };
       this.paragraphs.push(paragraph);
       this.#fill(paragraph);
     }
@@ -154,13 +171,45 @@ export class TranscriptView {
     field.setAttribute("aria-label", "Paragraph");
   }
 
-  #block(time) {
+  #block(time, speaker = null) {
     const element = document.createElement("div");
     element.className = "paragraph";
     time.classList.add("time");
-    element.append(time, document.createElement("p"));
+    element.append(time);
+    if (speaker !== null) element.append(this.#speakerButton(speaker));
+    element.append(document.createElement("p"));
     this.root.append(element);
     return element;
+  }
+
+  #speakerButton(speaker) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = `speaker speaker-${this.#colorOf(speaker)}`;
+    button.dataset.speaker = speaker;
+    this.#label(button);
+    return button;
+  }
+
+  #label(button) {
+    const name = this.nameOf(button.dataset.speaker);
+    button.textContent = name;
+    button.setAttribute("aria-label", `${name}: rename this speaker`);
+  }
+
+  /** Numbered speakers have the color of their number, others one by their first appearance. */
+  #colorOf(speaker) {
+    if (/^\d+$/.test(speaker)) return Number(speaker) % COLORS;
+    const others = this.paragraphs.map((each) => each.speaker).filter((each) => each !== null);
+    const known = [...new Set([...others, speaker])];
+    return known.indexOf(speaker) % COLORS;
+  }
+
+  #rename(speaker) {
+    const name = window.prompt("Name of this speaker", this.nameOf(speaker))?.trim();
+    if (!name) return;
+    this.#names.set(speaker, name);
+    for (const button of this.root.querySelectorAll(".speaker")) this.#label(button);
   }
 
   #fill(paragraph) {
@@ -192,6 +241,10 @@ export class TranscriptView {
   // -- hearing -----------------------------------------------------------------------------------
 
   #clicked({ target }) {
+    if (target.classList.contains("speaker")) {
+      this.#rename(target.dataset.speaker);
+      return;
+    }
     if (this.#editing) return;
     if (target.classList.contains("time")) {
       const found = this.paragraphs.find(({ element }) => element === target.parentElement);
@@ -281,6 +334,28 @@ function timeButton(start) {
   time.textContent = clock(start);
   time.setAttribute("aria-label", `Play from ${clock(start)}`);
   return time;
+}
+
+/** A final in parts of one speaker each; what has no speaker continues the part before. */
+export function bySpeaker(final) {
+  const parts = [];
+  for (const word of final.words) {
+    const speaker = word.speaker ?? parts.at(-1)?.speaker ?? null;
+    if (!parts.length || (parts.at(-1).speaker !== null && parts.at(-1).speaker !== speaker)) {
+      parts.push({ words: [], speaker });
+    }
+    parts.at(-1).words.push(word);
+    parts.at(-1).speaker = speaker;
+  }
+  if (parts.length < 2) return [{ ...final, speaker: parts[0]?.speaker ?? null }];
+  return parts.map(({ words, speaker }, i) => ({
+    text: words.map(({ text }) => text).join(" "),
+    words,
+    start: words[0].start,
+    end: words.at(-1).end,
+    joins: i === 0 && final.joins,
+    speaker,
+  }));
 }
 
 /** Seconds as m:ss, or h:mm:ss. */
