@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pianissimo.errors import BacklogError
 from pianissimo.serve.access.accounts import Account
 from pianissimo.serve.audio_in.pcm import PcmReader
+from pianissimo.serve.live_speakers import LiveSpeakers
 from pianissimo.transcript import StreamEvent
 
 if TYPE_CHECKING:
@@ -59,9 +60,11 @@ class Feed:
         threads: Executor,
         shadow: Shadow | None = None,
         account: Account | None = None,
+        speakers: LiveSpeakers | None = None,
     ) -> None:
         self.session, self.reader, self.sample_rate = session, reader, sample_rate
         self._threads, self._shadow, self._account = threads, shadow, account
+        self._speakers = speakers
         self._shortest = math.ceil(SHORTEST_SECONDS * sample_rate)
         self._finals_owed = 0
         self._final_came = asyncio.Event()
@@ -104,6 +107,8 @@ class Feed:
                     await asyncio.sleep(RETRY_SECONDS)
             if self._shadow is not None:
                 self._shadow.push(piece)
+            if self._speakers is not None:
+                self._speakers.push(piece)
             self.samples += len(piece)
         return len(samples) / self.sample_rate
 
@@ -116,6 +121,8 @@ class Feed:
     async def finish(self) -> None:
         """End the audio and request the last final text."""
         await self._request(self.session.finish)
+        if self._speakers is not None:
+            self._speakers.finish()
         if self._shadow is not None:
             self._shadow.finish()
 
@@ -142,6 +149,8 @@ class Feed:
         try:
             async for event in self.session:
                 self.observe(event)
+                if self._speakers is not None:
+                    event = await self._speakers.attributed(event)
                 yield event
         finally:
             self._final_came.set()
@@ -150,6 +159,8 @@ class Feed:
         """Close the stream, and wait until the engine has freed its slot."""
         if self._shadow is not None:
             self._shadow.close()
+        if self._speakers is not None:
+            self._speakers.close()
         self.session.close()
         self._final_came.set()
         while self.session.slot is not None:

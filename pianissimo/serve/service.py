@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.decoding.hotwords import Boost
+from pianissimo.diarization.options import Diarization
 from pianissimo.engine.engine import Engine
 from pianissimo.engine.segmented import SegmentedEngine
 from pianissimo.errors import EngineFullError, OptionError
@@ -18,9 +19,10 @@ from pianissimo.serve.access.seats import Queue, Seats, UploadPlaces
 from pianissimo.serve.agent import AgentService
 from pianissimo.serve.audio_in.decode import Decoders, Upload
 from pianissimo.serve.audio_in.pcm import PcmReader
-from pianissimo.serve.audio_in.recording import Transcriber
+from pianissimo.serve.audio_in.recording import RecordingBlocks, Transcriber
 from pianissimo.serve.errors import draining
 from pianissimo.serve.feed import Feed
+from pianissimo.serve.live_speakers import LiveSpeakers
 from pianissimo.serve.metrics import Metrics
 from pianissimo.serve.settings import Settings
 from pianissimo.serve.speech import Voices
@@ -41,6 +43,8 @@ LIVE_DECODERS_PER_DECODER = 8
 """Live streams of containers for each decoder of recordings; each has a process, mostly idle."""
 AUDIO_THREADS = 4
 """Threads that resample, level and search the audio of live streams for speech."""
+SPEAKER_THREADS = 2
+"""Threads that compare voices; text never waits for them."""
 
 
 class Service:
@@ -84,6 +88,7 @@ class Service:
         self.draining = False
         self.file_threads = ThreadPoolExecutor(settings.max_files, "pianissimo-file")
         self.audio_threads = ThreadPoolExecutor(AUDIO_THREADS, "pianissimo-audio")
+        self._speaker_threads = ThreadPoolExecutor(SPEAKER_THREADS, "pianissimo-speakers")
 
     async def close(self) -> None:
         await self.decoders.close()
@@ -92,7 +97,7 @@ class Service:
         if self.agent is not None:
             await self.agent.close()
         self.voices.close()
-        for threads in (self.file_threads, self.audio_threads):
+        for threads in (self.file_threads, self.audio_threads, self._speaker_threads):
             threads.shutdown(wait=False, cancel_futures=True)
 
     @property
@@ -175,14 +180,21 @@ class Service:
 
     # -- recordings --------------------------------------------------------------------------------
 
-    async def transcribe(self, upload: Upload, lease: Lease, boost: Boost = ()) -> Transcript:
-        """The transcript of an upload.
+    async def transcribe(
+        self,
+        upload: Upload,
+        lease: Lease,
+        boost: Boost = (),
+        diarize: Diarization | None = None,
+        blocks: RecordingBlocks | None = None,
+    ) -> Transcript:
+        """The transcript of an upload, with speakers if `diarize` asks for them.
 
-        Raises AudioError, EngineFullError if too many recordings wait, and OptionError for phrases
-        that the model cannot boost.
+        `blocks` counts the audio on its way, and its channels. Raises AudioError, EngineFullError
+        if too many recordings wait, and OptionError for phrases that the model cannot boost.
         """
         async with self.files.place():
-            return await self._transcribe(upload, lease, boost)
+            return await self._transcribe(upload, lease, boost, diarize, blocks)
 
     async def events(
         self, upload: Upload, lease: Lease, boost: Boost = ()
@@ -204,11 +216,20 @@ class Service:
                 async for event in events:
                     yield event
 
-    async def _transcribe(self, upload: Upload, lease: Lease, boost: Boost) -> Transcript:
+    async def _transcribe(
+        self,
+        upload: Upload,
+        lease: Lease,
+        boost: Boost,
+        diarize: Diarization | None = None,
+        blocks: RecordingBlocks | None = None,
+    ) -> Transcript:
+        recognizer, threads = lease.model.recognizer, self.file_threads
         found = await self.transcriber.transcribe(
-            upload, lease.model.recognizer, self.file_threads, boost
+            upload, recognizer, threads, boost, blocks, diarize
         )
-        self.shadows.recording(lease, upload, found, boost)
+        if diarize is None or diarize.by != "channels":  # a shadow hears the mixed channels
+            self.shadows.recording(lease, upload, found, boost)
         return found
 
     async def _live(
@@ -252,24 +273,40 @@ class Service:
 
     @asynccontextmanager
     async def feed(
-        self, lease: Lease, reader: PcmReader, **options: Unpack[OpenOptions]
+        self,
+        lease: Lease,
+        reader: PcmReader,
+        speakers: LiveSpeakers | None = None,
+        **options: Unpack[OpenOptions],
     ) -> AsyncIterator[Feed]:
-        """A stream of the leased model; see `Engine.open`. `sample_rate` is required."""
-        feed = await self.open_feed(lease, reader, **options)
+        """A stream of the leased model; see `Engine.open`. `sample_rate` is required.
+
+        `speakers` gets the audio too, and events have the speakers that it finds.
+        """
+        feed = await self.open_feed(lease, reader, speakers, **options)
         try:
             yield feed
         finally:
             await feed.release()
 
     async def open_feed(
-        self, lease: Lease, reader: PcmReader, **options: Unpack[OpenOptions]
+        self,
+        lease: Lease,
+        reader: PcmReader,
+        speakers: LiveSpeakers | None = None,
+        **options: Unpack[OpenOptions],
     ) -> Feed:
         """As `feed`, for a caller that calls `Feed.release` itself."""
         session = await _opened(lease.model, options)
         resumed = options.pop("state", None) is not None
         shadow = None if resumed else self.shadows.stream(lease, **options)
         rate = options["sample_rate"]
-        return Feed(session, reader, rate, self.audio_threads, shadow, lease.account)
+        threads = self.audio_threads
+        return Feed(session, reader, rate, threads, shadow, lease.account, speakers)
+
+    def live_speakers(self, sample_rate: int) -> LiveSpeakers:
+        """Finds the speakers of one live stream, beside its recognizer."""
+        return LiveSpeakers(sample_rate, self._speaker_threads)
 
 
 async def _opened(model: ServedModel, options: OpenOptions) -> "Session":

@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.audio.notes import NOTES, Note
 from pianissimo.errors import AudioDecodeError, AudioError, AudioNotFoundError, AudioValueError
-from pianissimo.serve.audio_in.decode_worker import AUDIO, DONE, HEADER
+from pianissimo.serve.audio_in.decode_worker import AUDIO, CHANNELS, DONE, HEADER
 from pianissimo.serve.audio_in.pcm import Encoding
 
 WORKER = "pianissimo.serve.audio_in.decode_worker"
@@ -59,7 +60,7 @@ class Decoders:
         self._idle: list[Process] = []
         self.killed = 0
 
-    async def blocks(
+    def blocks(
         self, upload: Upload, sample_rate: int, notes: set[Note] | None = None
     ) -> AsyncGenerator[npt.NDArray[np.float32]]:
         """Mono samples (n,) of an upload at `sample_rate` Hz; raises AudioError.
@@ -67,24 +68,39 @@ class Decoders:
         The decoder pauses while the next block is not requested. `notes` gets what is worth telling
         about the recording, after the last block.
         """
+        return self._decoded(upload, sample_rate, notes, split=False)
+
+    def channel_blocks(self, upload: Upload) -> AsyncGenerator[npt.NDArray[np.float32]]:
+        """Samples (n, channels) of an upload at 16 kHz; raises AudioError."""
+        return self._decoded(upload, SAMPLE_RATE, None, split=True)
+
+    async def _decoded(
+        self, upload: Upload, sample_rate: int, notes: set[Note] | None, *, split: bool
+    ) -> AsyncGenerator[npt.NDArray[np.float32]]:
         async with self._places:
             process = await self._process()
             answered, samples = False, 0
             try:
                 raw = None if upload.raw is None else asdict(upload.raw)
-                _send(process, {"path": str(upload.path), "sample_rate": sample_rate, "raw": raw})
+                request = {"path": str(upload.path), "sample_rate": sample_rate, "raw": raw}
+                _send(process, {**request, "split": split})
                 while True:
                     kind, payload = await self._frame(process)
-                    if kind != AUDIO:
+                    if kind not in (AUDIO, CHANNELS):
                         answered = True
                         break
-                    samples += len(payload) // 4
+                    channels = payload[0] if kind == CHANNELS else 1
+                    if not channels:
+                        raise OSError("the decoder sent an invalid frame")
+                    samples += len(payload) // (4 * channels)
                     if samples > self.longest_seconds * sample_rate:
                         raise AudioValueError(
                             f"the recording is longer than the {self.longest_seconds / 60:.0f} "
                             "minutes this server accepts; cut it"
                         )
-                    yield np.frombuffer(payload, "<f4").astype(np.float32)
+                    block = np.frombuffer(payload, "<f4", offset=int(kind == CHANNELS))
+                    block = block.astype(np.float32)
+                    yield block.reshape(-1, channels) if kind == CHANNELS else block
             except (asyncio.IncompleteReadError, TimeoutError, OSError) as error:
                 what = "timed out" if isinstance(error, TimeoutError) else "crashed the decoder"
                 raise AudioDecodeError(

@@ -23,9 +23,9 @@ MEMORY_BYTES = 2 << 30
 BLOCK_SECONDS = 5.0
 RAW_BYTES = 1 << 18
 HEADER, LENGTH = struct.Struct("<cI"), struct.Struct("<I")
-AUDIO, DONE, ERROR, MARK = b"a", b"d", b"e", b"m"
-"""Kinds of frames: float32 samples; the end of the recording, with its notes as JSON; an error; a
-mark of the input."""
+AUDIO, CHANNELS, DONE, ERROR, MARK = b"a", b"c", b"d", b"e", b"m"
+"""Kinds of frames: float32 samples; one byte with the number of channels and their interleaved
+float32 samples; the end of the recording, with its notes as JSON; an error; a mark of the input."""
 
 
 def limit_this_process() -> None:
@@ -44,12 +44,23 @@ def limit_this_process() -> None:
 
 def answer(request: dict[str, object], out: BinaryIO) -> None:
     """Decode one recording into frames."""
-    from pianissimo.audio.io import stream_audio
+    from pianissimo.audio.io import read_channels, stream_audio
     from pianissimo.errors import PianissimoError
 
     notes = set[Note]()
     path, rate, raw = str(request["path"]), int(str(request["sample_rate"])), request.get("raw")
     try:
+        if request.get("split"):
+            parts = (
+                _raw_channels(path, rate, **raw)
+                if isinstance(raw, dict)
+                else read_channels(path, block_seconds=BLOCK_SECONDS)
+            )
+            for part in parts:
+                count = bytes([min(part.shape[1], 255)])
+                write_frame(out, CHANNELS, count + part.astype("<f4").tobytes())
+            write_frame(out, DONE, b"")
+            return
         if isinstance(raw, dict):
             blocks = _raw_blocks(path, rate, notes, **raw)
         else:
@@ -90,6 +101,26 @@ def _raw_blocks(
             yield resampler.push(downmix.push(from_piece(samples, source_rate)))
     yield resampler.push(downmix.finish())
     yield resampler.finish()
+
+
+def _raw_channels(
+    path: str, target_rate: int, encoding: Encoding, sample_rate: int, channels: int
+) -> "Iterator[npt.NDArray[np.float32]]":
+    """The samples (n, channels) of a file without a header; raises AudioValueError."""
+    import numpy as np
+
+    from pianissimo.audio.io import from_piece
+    from pianissimo.audio.resample import StreamingResampler, check_sample_rate
+
+    reader = PcmReader(encoding, channels)
+    source_rate = check_sample_rate(sample_rate, "sample_rate")
+    resamplers = [StreamingResampler(source_rate, target_rate) for _ in range(channels)]
+    with open(path, "rb") as file:
+        while data := file.read(RAW_BYTES):
+            samples = from_piece(reader.push(data), source_rate)
+            pairs = zip(resamplers, samples.T, strict=True)
+            yield np.stack([resampler.push(channel) for resampler, channel in pairs], axis=1)
+    yield np.stack([each.finish() for each in resamplers], axis=1)
 
 
 def write_frame(out: BinaryIO, kind: bytes, payload: bytes) -> None:

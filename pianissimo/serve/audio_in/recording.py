@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.audio.notes import Note
 from pianissimo.decoding.hotwords import Boost
+from pianissimo.diarization.options import Diarization
 from pianissimo.serve.audio_in.decode import Decoders, Upload
 from pianissimo.serve.errors import restarting
 from pianissimo.transcript import Transcript
@@ -29,13 +30,15 @@ class RecordingCanceled(Exception):
 
 
 class RecordingBlocks(Iterator[npt.NDArray[np.float32]]):
-    """Blocks (samples,) of mono float32 at 16 kHz: filled by the event loop, read by one thread.
+    """Blocks of float32 at 16 kHz, (n,) or (n, channels): filled by the event loop, read by one
+    thread.
 
     After `cancel` the reader gets RecordingCanceled instead of its next block.
     """
 
     def __init__(self) -> None:
         self.decoded = self.consumed = 0.0  # seconds
+        self.channels = 1
         self._loop = asyncio.get_running_loop()
         self._room = asyncio.Semaphore(BLOCKS_AHEAD)
         self._items: queue.SimpleQueue[npt.NDArray[np.float32] | BaseException] = (
@@ -49,6 +52,7 @@ class RecordingBlocks(Iterator[npt.NDArray[np.float32]]):
             async for block in blocks:
                 await self._room.acquire()
                 self.decoded += len(block) / SAMPLE_RATE
+                self.channels = 1 if block.ndim == 1 else block.shape[1]
                 self._items.put(block)
         except Exception as error:
             self._items.put(error)
@@ -86,6 +90,7 @@ class Transcriber:
         threads: Executor,
         boost: Boost = (),
         blocks: RecordingBlocks | None = None,
+        diarize: Diarization | None = None,
     ) -> Transcript:
         """The transcript of an upload; stops at the next block if the caller is canceled.
 
@@ -96,11 +101,20 @@ class Transcriber:
         self._running.add(blocks)
         try:
             notes = set[Note]()
-            async with aclosing(self.decoders.blocks(upload, SAMPLE_RATE, notes)) as decoded:
+            split = diarize is not None and diarize.by == "channels"
+            decoding = (
+                self.decoders.channel_blocks(upload)
+                if split
+                else self.decoders.blocks(upload, SAMPLE_RATE, notes)
+            )
+            async with aclosing(decoding) as decoded:
                 filling = asyncio.create_task(blocks.fill(decoded))
                 try:
                     found = await asyncio.get_running_loop().run_in_executor(
-                        threads, lambda: recognizer.transcribe(blocks, boost=boost)
+                        threads,
+                        lambda: recognizer.transcribe(
+                            blocks, boost=boost, diarize=diarize or False
+                        ),
                     )
                     return found.noted(notes) if notes else found
                 finally:

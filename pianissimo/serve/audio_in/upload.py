@@ -20,8 +20,8 @@ from pianissimo.serve.access.seats import UploadPlaces
 from pianissimo.serve.errors import Refusal, storage_full
 
 MOST_FIELDS = 200
-FORM_BYTES = 1 << 20
-"""Bytes of a form besides its file."""
+FORM_BYTES = 4 << 20
+"""Bytes of a form besides its file: recordings of four known speakers, in base64."""
 WATCH_SECONDS = 0.5
 """How soon the end of a client that waits for an answer is noticed."""
 RESERVE_BYTES = 64 << 20

@@ -23,6 +23,7 @@ from starlette.websockets import WebSocket
 
 from pianissimo.audio.notes import NOTE_TEXTS
 from pianissimo.decoding.hotwords import LARGEST_WEIGHT, Phrase
+from pianissimo.diarization.options import Diarization
 from pianissimo.errors import OptionError, PianissimoError
 from pianissimo.serve.access.accounts import Account
 from pianissimo.serve.access.auth import caller_of
@@ -30,6 +31,7 @@ from pianissimo.serve.audio_in.container import SIGNATURE_BYTES, is_container
 from pianissimo.serve.audio_in.decode import RawFormat, Upload
 from pianissimo.serve.audio_in.live_decode import LiveDecoder, LiveKind, live_decoder
 from pianissimo.serve.audio_in.pcm import Encoding, PcmReader
+from pianissimo.serve.audio_in.recording import RecordingBlocks
 from pianissimo.serve.audio_in.upload import body_as_file, unless_gone
 from pianissimo.serve.dialects.sockets import Client, client, parse_message, seat, until_first
 from pianissimo.serve.errors import FAILED, Refusal
@@ -38,6 +40,7 @@ from pianissimo.serve.openapi import LISTEN, LISTEN_BODY
 from pianissimo.serve.service import NO_PAUSES, Service
 from pianissimo.serve.versions.store import Lease
 from pianissimo.streaming.endpoint import ENDPOINT, EndpointRules
+from pianissimo.text.words import joined
 from pianissimo.transcript import StreamEvent, Transcript, Word
 
 DIALECT = "deepgram"
@@ -52,6 +55,8 @@ WATCH_SECONDS = 0.1
 ENCODINGS: dict[str, Encoding] = {"linear16": "pcm_s16le", "mulaw": "mulaw", "alaw": "alaw"}
 G711 = ("mulaw", "alaw")
 OPUS = ("opus", "ogg-opus")
+DIARIZE_MODELS = ("latest", "v1", "v2")
+"""Names of Deepgram; each of them selects the one way in which speakers are found here."""
 HEAD_BYTES = 16
 """Audio that is needed to tell a container from raw samples."""
 
@@ -72,6 +77,15 @@ class ListenOptions:
     vad_events: bool
     utterances: bool
     boost: tuple[Phrase, ...]
+    diarize: bool
+    multichannel: bool
+
+    @property
+    def diarization(self) -> Diarization | None:
+        """How the speakers of a recording are found, if they are."""
+        if self.multichannel:
+            return Diarization("channels")
+        return Diarization() if self.diarize else None
 
 
 @router.websocket("/v1/listen")
@@ -79,15 +93,24 @@ async def listen(socket: WebSocket) -> None:
     request_id = str(uuid.uuid4())
     async with client(socket, DIALECT, headers={"dg-request-id": request_id}) as one:
         requested = read_query(socket.query_params)
+        if requested.multichannel:
+            raise Refusal(
+                400,
+                "a socket with multichannel is not supported: open one socket per channel, or send "
+                "the recording by POST",
+                "multichannel_unsupported",
+            )
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(seat(one.service, DIALECT, one.account))
             one.allow_large_messages()
             lease = _lease(one.service, socket, request_id, one.account)
             one.lease = stack.enter_context(lease)
             reader = PcmReader(requested.encoding or "pcm_f32le", requested.channels)
+            rate = requested.sample_rate
             opening = one.service.feed(
                 lease,
                 reader,
+                one.service.live_speakers(rate) if requested.diarize else None,
                 sample_rate=requested.sample_rate,
                 endpoint=requested.endpoint,
                 boost=requested.boost,
@@ -264,7 +287,9 @@ class _LiveSocket:
             "is_final": event.type == "final",
             "speech_final": event.reason == "endpoint",
             "from_finalize": event.reason == "finalize",
-            "channel": {"alternatives": [_alternative(event.text, event.words)]},
+            "channel": {
+                "alternatives": [_alternative(event.text, event.words, self.requested.diarize)]
+            },
             "metadata": {
                 "request_id": self.request_id,
                 "model_info": _model_info(self.lease),
@@ -297,33 +322,51 @@ async def listen_to_recording(request: Request) -> Response:
         path = await stack.enter_async_context(body_as_file(request, limit, service.uploads))
         digest = await _sha256(path)
         upload = Upload(path, await asyncio.to_thread(_raw_format, path, requested))
-        found = await unless_gone(request, service.transcribe(upload, lease, requested.boost))
+        blocks = RecordingBlocks()
+        work = service.transcribe(upload, lease, requested.boost, requested.diarization, blocks)
+        found = await unless_gone(request, work)
         service.record_audio(DIALECT, lease, found.duration)
-    about = _metadata(lease, request_id, digest, found.duration, 1)
+    channels = blocks.channels if requested.multichannel else 1
+    about = _metadata(lease, request_id, digest, found.duration, channels)
     if found.remarks:
         about["warnings"] = [
             {"parameter": "audio", "type": reason, "message": NOTE_TEXTS[reason]}
             for reason in found.reasons
             if reason in NOTE_TEXTS
         ]
-    return JSONResponse({"metadata": about, "results": _recording_results(found, requested)})
+    results = _recording_results(found, requested, channels)
+    return JSONResponse({"metadata": about, "results": results})
 
 
-def _recording_results(found: Transcript, requested: ListenOptions) -> dict[str, object]:
-    alternative = _alternative(found.text, found.words)
-    results: dict[str, object] = {"channels": [{"alternatives": [alternative]}]}
+def _recording_results(
+    found: Transcript, requested: ListenOptions, channels: int
+) -> dict[str, object]:
+    parts = [(found.text, found.words)]
+    if requested.multichannel:
+        parts = [_of_channel(found, channel) for channel in range(channels)]
+    alternatives = [_alternative(text, words, requested.diarize) for text, words in parts]
+    results: dict[str, object] = {"channels": [{"alternatives": [one]} for one in alternatives]}
     if requested.utterances:
         results["utterances"] = [
             {
                 "start": segment.start,
                 "end": segment.end,
-                "channel": 0,
+                "channel": int(segment.speaker or 0) if requested.multichannel else 0,
                 "id": str(uuid.uuid4()),
-                **_alternative(segment.text, segment.words),
+                **_alternative(segment.text, segment.words, requested.diarize),
+                **({"speaker": _number_of(segment.speaker)} if requested.diarize else {}),
             }
             for segment in found.segments
         ]
     return results
+
+
+def _of_channel(found: Transcript, channel: int) -> tuple[str, tuple[Word, ...]]:
+    """The text and words of one channel; channels with the same signal all have the same."""
+    number = "0" if "same_channels" in found.reasons else str(channel)
+    segments = [segment for segment in found.segments if segment.speaker == number]
+    words = tuple(word for segment in segments for word in segment.words)
+    return joined(segment.text for segment in segments), words
 
 
 # -- queries ---------------------------------------------------------------------------------------
@@ -338,12 +381,10 @@ def read_query(query: QueryParams) -> ListenOptions:
             f"encoding {encoding!r} is not supported; send {', '.join((*ENCODINGS, *OPUS))}",
             "unsupported_encoding",
         )
-    if _flag(query, "multichannel"):
-        raise Refusal(
-            400,
-            "multichannel is not supported: open one socket per channel, or mix the channels",
-            "multichannel_unsupported",
-        )
+    model = query.get("diarize_model")
+    if model is not None and model.lower() not in DIARIZE_MODELS:
+        names = ", ".join(DIARIZE_MODELS)
+        raise Refusal(400, f"diarize_model={model} is unknown; use {names}", "invalid_value")
     return ListenOptions(
         encoding=ENCODINGS.get(encoding or ""),
         opus=encoding in OPUS,
@@ -355,6 +396,8 @@ def read_query(query: QueryParams) -> ListenOptions:
         vad_events=_flag(query, "vad_events"),
         utterances=_flag(query, "utterances"),
         boost=(*_keyterms(query), *_keywords(query)),
+        diarize=_flag(query, "diarize") or model is not None,
+        multichannel=_flag(query, "multichannel"),
     )
 
 
@@ -416,10 +459,23 @@ def _number(query: Mapping[str, str], name: str, default: float) -> float:
 # -- answers ---------------------------------------------------------------------------------------
 
 
-def _alternative(text: str, words: Sequence[Word]) -> dict[str, object]:
+def _alternative(text: str, words: Sequence[Word], diarize: bool = False) -> dict[str, object]:
     known = [word.confidence for word in words if word.confidence is not None]
     confidence = sum(known) / len(known) if known else 0.0
-    return {"transcript": text, "confidence": confidence, "words": [_word(w) for w in words]}
+    shown = [{**_word(word), **(_speaker(word) if diarize else {})} for word in words]
+    return {"transcript": text, "confidence": confidence, "words": shown}
+
+
+def _speaker(word: Word) -> dict[str, object]:
+    """The speaker of a word as a number, with the confidence; nothing while it is unknown."""
+    if word.speaker is None:
+        return {}
+    confidence = 0.0 if word.speaker_confidence is None else word.speaker_confidence
+    return {"speaker": _number_of(word.speaker), "speaker_confidence": confidence}
+
+
+def _number_of(speaker: str | None) -> int:
+    return int(speaker) if speaker is not None and speaker.isdecimal() else 0
 
 
 def _word(word: Word) -> dict[str, object]:

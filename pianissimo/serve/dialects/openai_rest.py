@@ -6,7 +6,7 @@ Requests and responses follow platform.openai.com/docs/api-reference/audio.
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 
@@ -22,6 +22,16 @@ from pianissimo.serve.access.phrases import terms
 from pianissimo.serve.audio_in.decode import Upload
 from pianissimo.serve.audio_in.upload import form_with_file, unless_gone
 from pianissimo.serve.dialects.openai_fields import logarithm, logprobs, usage
+from pianissimo.serve.dialects.openai_speakers import (
+    DIARIZED,
+    NAMES,
+    REFERENCES,
+    check_known,
+    diarization,
+    diarized,
+    is_diarizing,
+    segments,
+)
 from pianissimo.serve.errors import Refusal, refusal_for
 from pianissimo.serve.feed import GrowingText
 from pianissimo.serve.openapi import TRANSCRIPTION, TRANSCRIPTION_FORM
@@ -30,7 +40,7 @@ from pianissimo.serve.versions.store import Lease
 from pianissimo.transcript import Segment, StreamEvent, Transcript, Word
 
 DIALECT = "openai"
-FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
+FORMATS = ("json", "text", "srt", "verbose_json", "vtt", DIARIZED)
 GRANULARITIES = ("word", "segment")
 OWNER = "pianissimo"
 TRANSCRIBES, SPEAKS = "automatic-speech-recognition", "text-to-speech"
@@ -48,6 +58,10 @@ class TranscriptionOptions:
     logprobs: bool
     stream: bool
     boost: tuple[Phrase, ...]
+    speakers: bool
+    """Whether the answer has speakers, by its format or by the name of the model."""
+    known_names: tuple[str, ...] = ()
+    known_references: tuple[str, ...] = ()
 
 
 @router.get("/v1/models")
@@ -69,7 +83,7 @@ async def get_model(request: Request, name: str) -> Response:
 
 @router.post("/v1/audio/transcriptions", openapi_extra=TRANSCRIPTION_FORM, responses=TRANSCRIPTION)
 async def create_transcription(request: Request) -> Response:
-    """Transcribe a recording: json, text, srt, vtt, verbose_json, or a stream of events."""
+    """Transcribe a recording: json, text, srt, vtt, verbose_json, diarized_json, or events."""
     service, account = _admitted(request)
     service.check_open(DIALECT)
     async with AsyncExitStack() as stack:
@@ -83,7 +97,11 @@ async def create_transcription(request: Request) -> Response:
         lease.model.check_language(_text(form, "language"))
         lease.model.check_languages(_list(form, "languages"))
         boost = await asyncio.to_thread(lease.model.hints, requested.boost)
-        if requested.stream:
+        diarize = None
+        if requested.speakers:
+            known = (requested.known_names, requested.known_references)
+            diarize = await diarization(service.decoders, *known)
+        if requested.stream and diarize is None:
             live = service.events(Upload(path), lease, boost)
             events = _server_sent(service, live, requested, lease, stack.pop_all())
             try:  # a failure before the first event has a status of its own
@@ -92,8 +110,11 @@ async def create_transcription(request: Request) -> Response:
                 await events.aclose()
                 raise
             return StreamingResponse(_from(first, events), media_type="text/event-stream")
-        transcript = await unless_gone(request, service.transcribe(Upload(path), lease, boost))
+        work = service.transcribe(Upload(path), lease, boost, diarize)
+        transcript = await unless_gone(request, work)
         service.record_audio(DIALECT, lease, transcript.duration)
+    if requested.stream:
+        return StreamingResponse(_segment_events(transcript), media_type="text/event-stream")
     return _response(transcript, requested)
 
 
@@ -140,12 +161,18 @@ def _read(form: FormData) -> TranscriptionOptions:
                 "invalid_value",
                 "timestamp_granularities",
             )
+    names, references = _values(form, NAMES), _values(form, REFERENCES)
+    check_known(names, references)
+    speakers = format == DIARIZED or is_diarizing(_text(form, "model"))
     return TranscriptionOptions(
         format,
         granularities or ("segment",),
         "logprobs" in _list(form, "include"),
         (_text(form, "stream") or "").lower() in ("true", "1"),
         terms(_text(form, "prompt") or ""),
+        speakers,
+        names,
+        references,
     )
 
 
@@ -157,9 +184,14 @@ def _text(form: FormData, name: str) -> str | None:
 
 
 def _list(form: FormData, name: str) -> tuple[str, ...]:
+    """A repeatable field, with or without brackets; commas separate values too."""
+    return tuple(part.strip() for value in _values(form, name) for part in value.split(","))
+
+
+def _values(form: FormData, name: str) -> tuple[str, ...]:
     """A repeatable field, with or without brackets."""
     values = [*form.getlist(f"{name}[]"), *form.getlist(name)]
-    return tuple(part.strip() for v in values if isinstance(v, str) for part in v.split(","))
+    return tuple(value.strip() for value in values if isinstance(value, str))
 
 
 # -- answers ---------------------------------------------------------------------------------------
@@ -175,6 +207,8 @@ def _response(transcript: Transcript, requested: TranscriptionOptions) -> Respon
             return PlainTextResponse(transcript.to_vtt())
         case "verbose_json":
             return JSONResponse(_verbose(transcript, requested))
+        case "diarized_json":
+            return JSONResponse(diarized(transcript))
     body: dict[str, object] = {"text": transcript.text, "usage": usage(transcript.duration)}
     if requested.logprobs:
         body["logprobs"] = logprobs(transcript.words)
@@ -255,6 +289,17 @@ async def _server_sent(
     if requested.logprobs:
         done["logprobs"] = logprobs(words)
     yield _sse(done)
+    yield "data: [DONE]\n\n"
+
+
+def _segment_events(transcript: Transcript) -> Iterator[str]:
+    """The events of a transcription with speakers, which are known once all of it was heard."""
+    for number, segment in enumerate(segments(transcript)):
+        delta = f" {segment['text']}" if number else segment["text"]
+        yield _sse({"type": "transcript.text.delta", "delta": delta, "segment_id": segment["id"]})
+        yield _sse(segment)
+    done = {"type": "transcript.text.done", "text": transcript.text}
+    yield _sse({**done, "usage": usage(transcript.duration)})
     yield "data: [DONE]\n\n"
 
 

@@ -31,7 +31,7 @@ from pianissimo.serve.service import NO_PAUSES, Service
 from pianissimo.serve.versions.store import Lease, ModelChoice
 from pianissimo.streaming.endpoint import EndpointRules
 from pianissimo.streaming.session import Session
-from pianissimo.transcript import StreamEvent
+from pianissimo.transcript import StreamEvent, Word
 
 DIALECT = "stream"
 Command = Literal["finalize", "finish"]
@@ -59,6 +59,7 @@ class StreamOptions:
     choice: ModelChoice
     session: str
     boost: tuple[Phrase, ...] = ()
+    diarize: bool = False
 
 
 @dataclass(frozen=True)
@@ -240,9 +241,13 @@ class ResumableStream:
                 options = self.options
                 self._lease = self.service.lease(DIALECT, options.choice, options.session, account)
             self._lease.account = account
+            speakers = None
+            if self.options.diarize and state is None:  # a parked stream has lost its voices
+                speakers = self.service.live_speakers(self.options.sample_rate)
             self._feed = await self.service.open_feed(
                 self._lease,
                 self.reader,
+                speakers,
                 sample_rate=self.options.sample_rate,
                 latency_ms=self.options.latency_ms,
                 endpoint=self.options.endpoint or NO_PAUSES,
@@ -497,7 +502,14 @@ def _message(event: StreamEvent) -> dict[str, object]:
     return {
         "type": event.type,
         "text": event.text,
-        "words": [asdict(word) for word in event.words],
+        "words": [_word(word) for word in event.words],
         "start": event.start,
         "end": event.end,
     }
+
+
+def _word(word: Word) -> dict[str, object]:
+    """A word; the keys of speakers are only there when one is known."""
+    unknown = word.speaker is None
+    speaker = ("speaker", "speaker_confidence")
+    return {k: v for k, v in asdict(word).items() if not (unknown and k in speaker)}

@@ -43,6 +43,7 @@ KEYS: dict[str, tuple[str, ...]] = {
         "latency_ms",
         "endpoint",
         "boost",
+        "diarize",
         "user",
         "events",
     ),
@@ -242,7 +243,14 @@ def _read_options(one: Client, first: Mapping[str, object]) -> StreamOptions:
         choice=choice,
         session=caller.session,
         boost=read_boost(first.get("boost")),
+        diarize=_diarize(first.get("diarize")),
     )
+
+
+def _diarize(given: object) -> bool:
+    if given is not None and not isinstance(given, bool):
+        raise Refusal(400, "diarize must be true or false", "invalid_value", "diarize")
+    return bool(given)
 
 
 def _read_rules(given: object) -> EndpointRules | None:

@@ -46,7 +46,7 @@ def transcriber(decoders: FakeDecoders) -> Transcriber:
 
 
 def run(decoders: FakeDecoders, transcribe: Callable[[Blocks], Any]) -> Any:
-    def recognize(blocks: Blocks, boost: object) -> Any:
+    def recognize(blocks: Blocks, boost: object, diarize: object) -> Any:
         return transcribe(blocks)
 
     async def work() -> Any:
@@ -84,7 +84,7 @@ def test_a_canceled_recording_stops_at_its_next_block() -> None:
     decoders, started, ended = FakeDecoders(10_000), threading.Event(), threading.Event()
     consumed = 0
 
-    def slow(blocks: Blocks, boost: object) -> None:
+    def slow(blocks: Blocks, boost: object, diarize: object) -> None:
         nonlocal consumed
         try:
             for _ in blocks:
@@ -117,7 +117,7 @@ def test_recordings_are_canceled_when_the_server_ends() -> None:
     async def work() -> None:
         running = transcriber(FakeDecoders(10_000))
 
-        def slow(blocks: Blocks, boost: object) -> None:
+        def slow(blocks: Blocks, boost: object, diarize: object) -> None:
             for _ in blocks:
                 time.sleep(0.01)
 

@@ -19,8 +19,6 @@ const REMARKS = {
   too_short: "The recording is very short; words may be wrong.",
   repetition: "A repetition loop of the model was removed.",
   low_evidence: "Little of it sounds like speech; check the text.",
-  same_channels: "All channels hold the same sound, so they are one speaker.",
-  crosstalk: "Words that leaked from one channel into another were left out.",
   truncated: "The text may be incomplete; the model reached its limit.",
 };
 
