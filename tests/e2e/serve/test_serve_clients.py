@@ -214,3 +214,17 @@ def test_deepgram_recording(words_server: Server, clip: tuple[str, bytes, str]) 
         )
     assert answer.results.channels[0].alternatives[0].transcript == NUMBER
     assert answer.metadata.duration == pytest.approx(2.5, abs=0.1)
+
+
+def test_deepgram_speakers(words_server: Server, clip: tuple[str, bytes, str]) -> None:
+    with httpx.Client() as http:
+        client = deepgram.DeepgramClient(
+            api_key="k", environment=place(words_server), httpx_client=http
+        )
+        answer = client.listen.v1.media.transcribe_file(
+            request=clip[1], model="nova-3", utterances=True, diarize=True
+        )
+    words = answer.results.channels[0].alternatives[0].words
+    assert [word.speaker for word in words] == [0] * len(NUMBER.split())
+    assert all(0 <= word.speaker_confidence <= 1 for word in words)
+    assert answer.results.utterances[0].speaker == 0
