@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pianissimo.evaluate.diarization import turn_errors
 from spoken import EXAMPLES, Samples, at_level, pink
 
 from pianissimo.audio.io import load_audio
@@ -17,6 +16,7 @@ from pianissimo.diarization.sources import turn_source
 from pianissimo.diarization.speech import SpeechPieces
 from pianissimo.diarization.voices import VoiceTurns
 from pianissimo.errors import AudioValueError, OptionError
+from pianissimo.evaluate.diarization import turn_errors
 from pianissimo.text.turns import Turn
 
 RATE = 16_000
