@@ -72,6 +72,7 @@ _BLOCK_VALUES = 1 << 18  # samples times channels that libsndfile decodes at a t
 _FRAME_SAMPLES = 16_384  # that libav gathers before it hands them over
 _SPOOL_BYTES = 64 << 20  # a pipe longer than this goes to disk
 _MAX_CHANNELS = 64
+_INFINITE = 1e30  # a filter makes infinity of such samples
 _AVSEEK_SIZE = 0x10000  # a `whence` of libav's: the size is asked for, nothing moves
 _HOLE_SECONDS = 0.15  # less is the rounding of time stamps
 _LONGEST_HOLE_SECONDS = 3600.0
@@ -373,8 +374,7 @@ def _decoded_file(reader: "_Source", rate: int, notes: set[Note] | None) -> Iter
             for block, source_rate in _downmixed(decoder.blocks(), notes):
                 if notes is not None:
                     notes |= decoder.notes
-                if not np.isfinite(block).all():
-                    _check_finite(block, seconds, source_rate, reader.label)
+                _check_finite(block, seconds, source_rate, reader.label)
                 if resampler is not None and resampler.source_rate != source_rate:
                     yield resampler.finish()
                     resampler = None
@@ -857,7 +857,7 @@ def _as_channels(samples: npt.ArrayLike) -> npt.NDArray[np.generic]:
 
 
 def _check_finite(block: Samples, start_seconds: float, rate: int, name: str) -> None:
-    finite = np.isfinite(block)
+    finite = np.abs(block) < _INFINITE  # false for NaN, too
     if not finite.all():
         seconds = start_seconds + int(np.argmin(finite)) / rate
         raise AudioValueError(

@@ -675,3 +675,14 @@ def test_decoders_are_imported_only_when_needed():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_samples_that_a_filter_makes_infinite_are_refused():
+    samples = np.zeros(24_000, np.float32)
+    samples[1000] = 2.5e38
+    file = io.BytesIO()
+    soundfile.write(file, samples, 48_000, format="WAV", subtype="FLOAT")
+    with pytest.raises(AudioValueError, match=r"infinite sample at 0\.02"):
+        load_audio(file.getvalue())
+    with pytest.raises(AudioValueError, match=r"infinite sample at 0\.02"):
+        from_array(samples, 48_000)
