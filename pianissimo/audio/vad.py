@@ -250,8 +250,10 @@ class VoiceDetector:
         self._group_windows = group_windows
         hertz = np.fft.rfftfreq(WINDOW_SAMPLES, 1 / SAMPLE_RATE)
         low, high = _SPEECH_BAND_HZ
-        self._audible = hertz >= _RUMBLE_HZ
-        self._band = (hertz >= low) & (hertz <= high)
+        # Both are ranges of bins: a slice copies nothing.
+        self._audible = slice(int(np.argmax(hertz >= _RUMBLE_HZ)), None)
+        band = np.flatnonzero((hertz >= low) & (hertz <= high))
+        self._band = slice(int(band[0]), int(band[-1]) + 1)
         self._hann = np.hanning(WINDOW_SAMPLES)
         # A window spreads its power over size / 2 bins, each counted once.
         self._scale = 2 / (WINDOW_SAMPLES * float(np.sum(self._hann**2)))
@@ -305,9 +307,10 @@ class VoiceDetector:
             output, state.model = self.model.step(inputs, state.model)
             probabilities = [float(value) for value in output]
         powers = np.square(np.abs(np.fft.rfft(windows * self._hann, axis=1)))
-        for power, probability in zip(powers, probabilities, strict=True):
-            audible = float(np.sum(power[self._audible]))
-            share = float(np.sum(power[self._band])) / audible if audible else 0.0
+        audibles = powers[:, self._audible].sum(axis=1).tolist()
+        bands = powers[:, self._band].sum(axis=1).tolist()
+        for audible, band, probability in zip(audibles, bands, probabilities, strict=True):
+            share = band / audible if audible else 0.0
             energy = 10 * math.log10(audible * self._scale + _QUIETEST)
             if not state.started:
                 state.started, state.energy_db, state.noise_db = True, energy, energy

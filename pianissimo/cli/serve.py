@@ -419,13 +419,14 @@ def _run(settings: "Settings", log: LogOptions, offline: bool) -> int:
 
 
 class _JsonLines(logging.Formatter):
-    """One JSON object per record: time, level, logger, message and traceback."""
+    """One JSON object per record: time, level, logger, request, message and traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
+            "request": getattr(record, "request", "-"),
             "message": record.getMessage(),
         }
         if record.exc_info:
@@ -434,13 +435,16 @@ class _JsonLines(logging.Formatter):
 
 
 def _start_log(log: LogOptions) -> None:
+    from pianissimo.serve.request_ids import add_request_id
+
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.INFO if log.verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        format="%(asctime)s %(levelname)s %(name)s [%(request)s]: %(message)s",
     )
-    if log.log_json:
-        for handler in logging.getLogger().handlers:
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(add_request_id)
+        if log.log_json:
             handler.setFormatter(_JsonLines())
     for name in ("uvicorn.access", "uvicorn.error"):
         logging.getLogger(name).addFilter(_without_queries)

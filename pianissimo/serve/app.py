@@ -28,6 +28,7 @@ from pianissimo.serve.durable.streams import Streams
 from pianissimo.serve.errors import Refusal, refusal_for
 from pianissimo.serve.openapi import ERRORS
 from pianissimo.serve.page import routes as page
+from pianissimo.serve.request_ids import RequestIds
 from pianissimo.serve.service import Service
 from pianissimo.serve.settings import Settings
 from pianissimo.serve.shutdown import EarlyAnswers
@@ -109,6 +110,7 @@ def create_app(
         check_host=settings.loopback and not settings.api_keys,
     )
     app.add_middleware(EarlyAnswers)
+    app.add_middleware(RequestIds)
     return app
 
 

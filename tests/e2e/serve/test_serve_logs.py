@@ -11,7 +11,7 @@ from websockets.sync.client import connect
 
 KEY = "pp-4c21f0"
 TERM = "Zerbrochene Krug"
-FIELDS = ("time", "level", "logger", "message")
+FIELDS = ("time", "level", "logger", "request", "message")
 
 
 @pytest.mark.parametrize("options", [[], ["--log-json"]])
