@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scripted_llm import scripted
 
 pytestmark = pytest.mark.slow
 
@@ -25,6 +26,7 @@ CLIENTS = ("deepgram", "livekit", "openai", "pipecat", "wyoming")
 NUMBER = "enter four five two nine"
 WORDS = NUMBER.split()
 TEXT = "Seven streams at once. And one more."
+ANSWER = "You said four numbers."
 START_SECONDS, TALK_SECONDS = 120.0, 300.0
 
 
@@ -157,6 +159,20 @@ def test_services_play_speech(served: Served, client: str) -> None:
     for name, played in found.items():
         assert 2 < played["seconds"] < 4 and played["peak"] > 3_000, (name, played)
         assert not played.get("errors"), (name, played)
+
+
+@pytest.mark.parametrize("client", ["pipecat", "livekit"])
+def test_the_agents_of_the_examples_hear_ask_and_speak(served: Served, client: str) -> None:
+    """Against a scripted language model, and without a change."""
+    pytest.importorskip("hibari", reason="the voice needs pianissimo[tts]")
+    program = ROOT / "examples" / f"agent_{client}.py"
+    with scripted(ANSWER) as fake:
+        place = f"127.0.0.1:{served.port}"
+        printed = served.run(client, program, place, fake.url, "scripted", "talk.wav")
+    found: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    assert found["you"] == fake.last_user() == NUMBER and not found["errors"]
+    assert found["agent"].split() == ANSWER.split()
+    assert 0.8 < found["seconds"] < 4
 
 
 RECIPES = RECIPE.findall(PAGE.read_text(encoding="utf-8"))

@@ -103,7 +103,7 @@ class FakeLLM:
             return
         yield _chunk({}, reply.finish)
         usage = {"prompt_tokens": 11, "completion_tokens": len(reply.deltas), "total_tokens": 0}
-        yield _line({"choices": [], "usage": usage})
+        yield _line({"id": "c", "object": "chat.completion.chunk", "choices": [], "usage": usage})
         yield b"data: [DONE]\r\n\r\n"
 
 
