@@ -177,7 +177,7 @@ class WhisperSlots:
         parts, counts = [], []
         for i, (mel, done) in enumerate(zip(features, rows.counts, strict=True)):
             slot = rows.slots[i]
-            known = memory["features"][slot, :done].view(2 * done, -1)
+            known = memory["features"][slot, :done].view(2 * done, self.features.config.n_mels)
             if mel is not None:
                 known = torch.cat([known, *([memory["mel"][slot, 1:]] if done else []), mel])
             count = -(-len(known) // MELS_PER_FRAME)

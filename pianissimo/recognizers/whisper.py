@@ -136,7 +136,7 @@ class WhisperRecognizer(BaseRecognizer):
     def _known_language(self, language: str | None) -> str | None:
         if language is None:
             return None if self.rules.multilingual else "en"
-        code = language.lower()
+        code = str(language).lower()  # what is no string is no language either
         languages = self.tokenizer.languages if self.rules.multilingual else {"en": 0}
         if code not in languages:
             known = ", ".join(sorted(languages))

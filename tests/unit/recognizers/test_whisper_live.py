@@ -69,6 +69,18 @@ def test_the_size_of_pushes_changes_nothing(
         assert said(run(recognizer, two_utterances, sizes, second_pass=second_pass)) == expected
 
 
+@pytest.mark.parametrize("seconds", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("second_pass", [True, False])
+def test_an_utterance_shorter_than_a_chunk_has_a_final(
+    recognizer: WhisperRecognizer, seconds: float, second_pass: bool
+) -> None:
+    samples = speech(3)[RATE : RATE + round(seconds * RATE)]
+    [event] = run(recognizer, samples, [1280], second_pass=second_pass)
+    assert (event.type, event.reason, event.end) == ("final", "finish", seconds)
+    if seconds == 1.0:
+        assert event.text
+
+
 def test_partials_only_grow_and_finals_without_a_second_pass_keep_them(
     recognizer: WhisperRecognizer, two_utterances: Samples
 ) -> None:
