@@ -1,14 +1,16 @@
 """What every engine does for its streams: slots, admission, backlog, failures and statistics."""
 
+import atexit
 import logging
 import threading
 import time
+import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 from pianissimo.audio.io import Samples
 from pianissimo.engine.slots import Slots
@@ -66,6 +68,7 @@ class StreamRecord(Protocol):
 
 
 Record = TypeVar("Record", bound=StreamRecord)
+_with_threads: "weakref.WeakSet[StreamEngine[Any]]" = weakref.WeakSet()
 
 
 class StreamEngine(ABC, Generic[Record]):
@@ -193,3 +196,17 @@ class StreamEngine(ABC, Generic[Record]):
         stream.slot = None
         self.stats.streams -= 1
         self._room.notify_all()
+
+
+def close_at_exit(engine: StreamEngine[Any]) -> None:
+    """Have an engine that starts a thread closed before the interpreter ends, at the latest.
+
+    A thread that Python ends within native code aborts the whole process.
+    """
+    _with_threads.add(engine)
+
+
+@atexit.register
+def _close_engines() -> None:
+    for engine in list(_with_threads):
+        engine.close()

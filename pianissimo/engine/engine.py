@@ -25,7 +25,7 @@ from pianissimo.audio.io import Samples
 from pianissimo.decoding.hotwords import Boost, Phrase, PhraseTrie
 from pianissimo.decoding.token import Hypothesis
 from pianissimo.engine import saved
-from pianissimo.engine.base import Answered, StreamEngine
+from pianissimo.engine.base import Answered, StreamEngine, close_at_exit
 from pianissimo.engine.live_model import LiveModel
 from pianissimo.engine.runner import Runner
 from pianissimo.engine.scheduler import Batch, Group, Scheduler
@@ -172,6 +172,7 @@ class Engine(StreamEngine[_LiveRecord]):
         self._stopping = False
         self._error: EngineError | None = None
         self._thread = threading.Thread(target=self._serve, name="pianissimo-engine", daemon=True)
+        close_at_exit(self)
         self._thread.start()
 
     # -- for clients -------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.io import SAMPLE_RATE, Samples
 from pianissimo.audio.vad import VoiceDetector
 from pianissimo.decoding.hotwords import Boost
-from pianissimo.engine.base import Answered, StreamEngine
+from pianissimo.engine.base import Answered, StreamEngine, close_at_exit
 from pianissimo.errors import EngineError, OptionError, StreamError
 from pianissimo.hallucination.evidence import Witness
 from pianissimo.hallucination.verdict import judge
@@ -200,6 +200,7 @@ class SegmentedEngine(StreamEngine[_SegmentedRecord]):
             self._thread = threading.Thread(
                 target=self._serve, name="pianissimo-segments", daemon=True
             )
+            close_at_exit(self)
             self._thread.start()
 
     def _next(self) -> list[Work]:

@@ -1,6 +1,8 @@
 """Recognizers that hear recordings whole, live: order, times, answers, back-pressure, failures."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -197,6 +199,33 @@ def test_no_thread_outlives_its_work() -> None:
             thread.join(SOON)
     assert "pianissimo-segments" not in {thread.name for thread in threading.enumerate()}
     assert stream.finish()[-1].reason == "finish"
+
+
+EXITS_EARLY = """
+import sys, threading, time
+sys.path[:0] = {paths!r}
+from test_segmented import Stopwatch, paused
+from pianissimo.engine.segmented import SegmentedEngine
+
+began = threading.Event()
+
+def work():
+    began.set()
+    time.sleep(0.5)
+    print("done")
+
+SegmentedEngine(Stopwatch(work)).open().push(paused(1))
+assert began.wait(60)
+"""
+
+
+def test_the_work_that_runs_at_the_exit_of_the_process_ends_before_it() -> None:
+    here = Path(__file__).parent
+    script = EXITS_EARLY.format(paths=[str(here), str(here.parent)])
+    process = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (process.returncode, process.stdout, process.stderr) == (0, "done\n", "")
 
 
 def test_a_model_of_ours_that_sees_recordings_whole_streams_too(tiny_tokenizer: Tokenizer) -> None:
