@@ -158,7 +158,7 @@ def main() -> None:
         taken[reference.subset] += 1
         if options.most is None or taken[reference.subset] <= options.most:
             references.append(reference)
-    loaded = pianissimo.load()
+    loaded = pianissimo.load("embedded-commands")
     assert isinstance(loaded, NativeRecognizer)
     texts = sentences(options.train) if options.train else [r.text.split() for r in references]
 

@@ -225,7 +225,7 @@ def bench_errors(manifest: Path) -> dict[str, object]:
 
     references = read_references(manifest)
     english = [r for r in references if r.subset not in OTHER_LANGUAGES]
-    rec = pianissimo.load()
+    rec = pianissimo.load("embedded-commands")
     table: dict[str, object] = {}
     for done in evaluate(rec, english, latencies_ms=rec.latencies_ms):
         for score in (*done.scores, done.total):

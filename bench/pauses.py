@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--pauses", type=float, nargs="*", default=[2.0, 10.0], help="seconds")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    recognizer = pianissimo.load()
+    recognizer = pianissimo.load("embedded-commands")
     commands = pairs(options.speech, options.subset, options.pairs)
     words = sum(len(f"{text} {other}".split()) for text, _, other, _ in commands)
     print(json.dumps({"words": words}))

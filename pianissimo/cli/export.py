@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from pianissimo.cli.command import command
-from pianissimo.cli.options import LatenciesOption, ModelOption, QuietOption
+from pianissimo.cli.options import LatenciesOption, NativeModelOption, QuietOption
 from pianissimo.cli.output import emit
 from pianissimo.errors import OptionError
+from pianissimo.zoo.catalog import EMBEDDED
 
 if TYPE_CHECKING:
     from pianissimo.recognizers.fastconformer import NativeRecognizer
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 class ExportOptions:
     """What is written, and in which form."""
 
-    model: ModelOption = None
+    model: NativeModelOption = EMBEDDED
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Write ONNX files instead of a model folder.")
     ] = False

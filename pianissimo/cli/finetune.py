@@ -12,12 +12,13 @@ from pianissimo.cli.command import command
 from pianissimo.cli.options import (
     DeviceOption,
     MinutesOption,
-    ModelOption,
+    NativeModelOption,
     TensorboardOption,
     minutes_limit,
 )
 from pianissimo.cli.output import SOME_FAILED, emit, say
 from pianissimo.errors import OptionError
+from pianissimo.zoo.catalog import EMBEDDED
 
 if TYPE_CHECKING:
     from pianissimo.train.finetune.plan import FinetuneOptions
@@ -43,7 +44,7 @@ class DataOptions:
             metavar="DIR", help="Folder of the new model; an interrupted run in it is resumed."
         ),
     ] = None
-    model: ModelOption = None
+    model: NativeModelOption = EMBEDDED
     check_only: Annotated[
         bool,
         typer.Option(

@@ -24,9 +24,19 @@ ModelOption = Annotated[
         "-m",
         metavar="MODEL",
         help="Model name (see `pianissimo models list`), model folder or .nemo file "
-        "[default: embedded-commands].",
+        "[default: whisper-tiny-en].",
     ),
 ]
+NativeModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="Model name (see `pianissimo models list`), model folder or .nemo file.",
+    ),
+]
+"""For commands that take this package's own networks; the default model is not one of them."""
 DeviceOption = Annotated[
     str, typer.Option(metavar="DEVICE", help="Compute device: auto, cpu, cuda or cuda:N.")
 ]

@@ -50,7 +50,7 @@ class BenchOptions:
             "--model",
             "-m",
             metavar="MODEL",
-            help="Model name, folder or .nemo file; repeatable [default: embedded-commands].",
+            help="Model name, folder or .nemo file; repeatable [default: whisper-tiny-en].",
         ),
     ] = None
     mini: Annotated[bool, typer.Option("--mini", help="Use six clips per scenario.")] = False
@@ -218,7 +218,7 @@ def _suite(options: BenchOptions) -> "tuple[Suite, str]":
     else:
         speech, subsets = options.speech, options.subset or []
         manifest = speech / "manifest.jsonl" if speech.is_dir() else speech
-        embedded = all(name == EMBEDDED for name in options.model or [EMBEDDED])
+        embedded = options.model is not None and set(options.model) == {EMBEDDED}
         if not subsets and embedded and _has_subset(manifest, EMBEDDED_SUBSET):
             subsets = [EMBEDDED_SUBSET]
         sources = read_sources(manifest, subsets)

@@ -67,7 +67,7 @@ class ServedModels:
             "-m",
             metavar="[NAME=]MODEL",
             help="Model name (see `pianissimo models list`), model folder or .nemo file; "
-            "repeatable, the first is the default [default: embedded-commands].",
+            "repeatable, the first is the default [default: whisper-tiny-en].",
         ),
     ] = None
     spare_model: Annotated[

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from pianissimo.protocols import Recognizer
     from pianissimo.serve.settings import Settings
 
-DEFAULT_RECOGNIZER = "whisper-tiny-en"
-"""Conversations are prose, which the default of the other commands does not know."""
 RATE = 24_000
 BLOCK_SECONDS = 0.04
 DEAF_SECONDS = 0.3
@@ -79,7 +77,7 @@ class TalkOptions:
 
 @command
 def talk(model: ModelOptions, options: TalkOptions) -> None:
-    """Talk with a language model: microphone, recognizer, model, voice. Press Ctrl-C to stop.
+    """Talk with a language model. Press Ctrl-C to stop.
 
     It starts a server on this machine for itself alone. The conversation is printed to stdout, with
     the time from your last sound to the first sound of each answer.
@@ -94,7 +92,7 @@ def talk(model: ModelOptions, options: TalkOptions) -> None:
         llm_instructions=options.instructions,
         smart_turn=options.smart_turn,
     )
-    recognizer = replace(model, model=model.model or DEFAULT_RECOGNIZER).load()
+    recognizer = model.load()
     with suppress(KeyboardInterrupt), serving(settings, recognizer) as port:
         with _devices(options) as (heard, player):
             side = "" if options.headphones else "; the microphone is off while the voice speaks"

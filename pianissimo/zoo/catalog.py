@@ -8,6 +8,8 @@ from typing import Literal
 
 from pianissimo.errors import ModelNotFoundError
 
+DEFAULT = "whisper-tiny-en"
+"""What is loaded where no model is named."""
 EMBEDDED = "embedded-commands"
 """The small transducer inside the package."""
 RENAMED = {"embedded-en": EMBEDDED}
@@ -103,8 +105,8 @@ CATALOG = (
         facts=Facts(0.16, narrow=True),
     ),
     CatalogEntry(
-        name="whisper-tiny-en",
-        summary="built in, Whisper tiny.en: English prose with punctuation and case",
+        name=DEFAULT,
+        summary="built in, the default: Whisper tiny.en, English prose with punctuation and case",
         languages=("en",),
         license="MIT",
         parameters_millions=38,

@@ -24,11 +24,9 @@ def locate(model: str | os.PathLike[str] | None) -> Path:
     Raises ModelNotFoundError that says how to get it.
     """
     if model is None:
-        return catalog.ASSETS / catalog.EMBEDDED
+        return catalog.ASSETS / catalog.DEFAULT
     if not os.fspath(model):
-        raise ModelNotFoundError(
-            "the name of the model is empty; leave it out for the embedded one"
-        )
+        raise ModelNotFoundError("the name of the model is empty; leave it out for the default")
     path = Path(model)
     try:
         path = path.expanduser()

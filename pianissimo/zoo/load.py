@@ -36,7 +36,8 @@ def load(
 ) -> "Recognizer":
     """A recognizer from a name of the catalog, a folder, a `.nemo` file or an ESPnet2 pack.
 
-    Without `model` it is the embedded English one. `device` is "auto", "cpu", "cuda" or "cuda:N".
+    Without `model` it is the built-in Whisper tiny.en. `device` is "auto", "cpu", "cuda" or
+    "cuda:N".
     `dtype` is "auto" (float32 unless the model says otherwise), float32, bfloat16, float16, or
     int8 for encoder and predictor of native models on a CPU. `head` chooses the head of a hybrid
     model, `language` the language of a multilingual one ("auto" is its default), `task` what

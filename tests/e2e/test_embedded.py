@@ -27,13 +27,15 @@ needs_speech = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def embedded() -> NativeRecognizer:
-    return pianissimo.load()
+    return pianissimo.load("embedded-commands")
 
 
 @pytest.fixture(scope="module")
 def untouched() -> NativeRecognizer:
     """As a stream hears: greedily, and without the constant gain that only a recording can get."""
-    recognizer = pianissimo.load(gain="off", decoding=pianissimo.Decoding(beam=1))
+    recognizer = pianissimo.load(
+        "embedded-commands", gain="off", decoding=pianissimo.Decoding(beam=1)
+    )
     assert isinstance(recognizer, NativeRecognizer)
     return recognizer
 

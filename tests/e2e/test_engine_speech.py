@@ -33,7 +33,7 @@ QUICK = EngineOptions(freeze_garbage=False)
 @pytest.fixture(scope="module")
 def embedded() -> NativeRecognizer:
     # As streams hear: greedily, and without the constant gain that only a recording can get.
-    recognizer = load(gain="off", decoding=Decoding(beam=1))
+    recognizer = load("embedded-commands", gain="off", decoding=Decoding(beam=1))
     assert isinstance(recognizer, NativeRecognizer)
     return recognizer
 
@@ -108,7 +108,8 @@ def test_every_stream_of_many_says_what_its_file_gives(embedded: NativeRecognize
 def test_the_command_streams_to_the_same_text(latency: int) -> None:
     """Partials grow into the final, and the finals are the text without --stream."""
     clip = str(ROOT / "examples" / "audio" / "number.flac")
-    run = [sys.executable, "-m", "pianissimo", "transcribe", clip, "--latency", str(latency)]
+    run = [sys.executable, "-m", "pianissimo", "transcribe", clip]
+    run += ["--model", "embedded-commands", "--latency", str(latency)]
     whole = subprocess.run(run, capture_output=True, text=True, check=True).stdout.split()
     lines = subprocess.run(
         [*run, "--stream", "--json"], capture_output=True, text=True, check=True

@@ -16,6 +16,7 @@ from pianissimo.cli import main
 
 CLIP = Path(__file__).parents[2] / "examples" / "audio" / "number.flac"
 RATE = 16_000
+SMALL = ("--model", "embedded-commands", "--device", "cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -41,15 +42,16 @@ def test_transcribe_hears_with_the_gain_that_was_asked_for(
     quiet: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = {
-        gain: pianissimo.load(device="cpu", gain=gain).transcribe(quiet) for gain in ("off", "on")
+        gain: pianissimo.load("embedded-commands", device="cpu", gain=gain).transcribe(quiet)
+        for gain in ("off", "on")
     }
     assert confidences(expected["off"]) != confidences(expected["on"])
     for gain, transcript in expected.items():
-        assert main(["transcribe", "--json", "--device", "cpu", "--gain", gain, str(quiet)]) == 0
+        assert main(["transcribe", *SMALL, "--json", "--gain", gain, str(quiet)]) == 0
         found = json.loads(capsys.readouterr().out)
         assert heard(found) == confidences(transcript)
     monkeypatch.setenv("PIANISSIMO_GAIN", "on")
-    assert main(["transcribe", "--json", "--device", "cpu", str(quiet)]) == 0
+    assert main(["transcribe", *SMALL, "--json", str(quiet)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert heard(found) == confidences(expected["on"])
 
@@ -86,7 +88,7 @@ def test_evaluate_and_listen_hand_it_to_the_model(
 
     monkeypatch.setattr("pianissimo.zoo.load.load", watched)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(bytes(640))))
-    options = ["--latency", "1120", "--device", "cpu", "-q"]
+    options = ["--latency", "1120", *SMALL, "-q"]
     for gain in ("off", "on"):
         assert main(["evaluate", str(manifest), "--gain", gain, *options]) == 0
         assert main(["listen", "-", "--gain", gain, *options]) == 0

@@ -22,9 +22,12 @@ def raw(rate: int = 16_000) -> bytes:
     return (samples * 32767).astype("<i2").tobytes()
 
 
+MODEL = ("--model", "embedded-commands")
+
+
 def listen(*arguments: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        [sys.executable, "-m", "pianissimo", "listen", *arguments],
+        [sys.executable, "-m", "pianissimo", "listen", *MODEL, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -35,7 +38,7 @@ def listen(*arguments: str) -> "subprocess.Popen[bytes]":
 def text() -> str:
     from pianissimo.zoo.load import load
 
-    return load().transcribe(CLIP, latency_ms=160).text
+    return load("embedded-commands").transcribe(CLIP, latency_ms=160).text
 
 
 def test_words_come_before_the_sound_ends(text: str) -> None:
@@ -115,7 +118,7 @@ def test_an_unknown_latency_is_a_usage_error() -> None:
     read, write = os.pipe()
     os.close(write)
     process = subprocess.run(
-        [sys.executable, "-m", "pianissimo", "listen", "-", "--latency", "100"],
+        [sys.executable, "-m", "pianissimo", "listen", "-", *MODEL, "--latency", "100"],
         stdin=read,
         capture_output=True,
         text=True,

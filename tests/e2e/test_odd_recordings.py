@@ -22,7 +22,7 @@ Samples = npt.NDArray[np.float32]
 
 @pytest.fixture(scope="module")
 def embedded() -> NativeRecognizer:
-    recognizer = pianissimo.load()
+    recognizer = pianissimo.load("embedded-commands")
     assert isinstance(recognizer, NativeRecognizer)
     return recognizer
 

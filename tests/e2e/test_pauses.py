@@ -23,13 +23,13 @@ needs_cases = pytest.mark.skipif(not CASES.is_dir(), reason="no recorded cases b
 
 @pytest.fixture(scope="module")
 def embedded() -> NativeRecognizer:
-    return pianissimo.load()
+    return pianissimo.load("embedded-commands")
 
 
 @pytest.fixture(scope="module")
 def untouched() -> NativeRecognizer:
     """As a stream hears: greedily, and without the constant gain that only a recording can get."""
-    recognizer = pianissimo.load(gain="off", decoding=Decoding(beam=1))
+    recognizer = pianissimo.load("embedded-commands", gain="off", decoding=Decoding(beam=1))
     assert isinstance(recognizer, NativeRecognizer)
     return recognizer
 
@@ -135,7 +135,7 @@ def test_recordings_in_a_batch_and_in_blocks_are_those_alone(
 
 
 def test_without_a_detector_the_energy_tells_onsets(clip: Samples) -> None:
-    plain = pianissimo.load(gain="off", decoding=Decoding(beam=1))
+    plain = pianissimo.load("embedded-commands", gain="off", decoding=Decoding(beam=1))
     assert isinstance(plain, NativeRecognizer)
     plain.detector = None
     samples = paused(clip, 3.0)

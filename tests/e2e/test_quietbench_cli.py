@@ -27,8 +27,8 @@ def bare() -> Iterator[None]:
 def folder(bare: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run."""
     out = tmp_path_factory.mktemp("bench") / "first"
-    code = main(["quietbench", "--mini", "--clips", "1", "--device", "cpu", "-q", "-o", str(out)])
-    assert code == 0
+    model = ["--model", "embedded-commands", "--device", "cpu"]
+    assert main(["quietbench", "--mini", "--clips", "1", *model, "-q", "-o", str(out)]) == 0
     return out
 
 
@@ -59,7 +59,8 @@ def test_again_it_computes_nothing_and_fills_a_page(
     before = (folder / "results.jsonl").read_bytes()
     page = tmp_path / "page.md"
     page.write_text("# Numbers\n<!-- quietbench: begin -->\n<!-- quietbench: end -->\n")
-    arguments = ["--mini", "--clips", "1", "--device", "cpu", "-q", "-o", str(folder)]
+    arguments = ["--model", "embedded-commands", "--mini", "--clips", "1", "--device", "cpu"]
+    arguments += ["-q", "-o", str(folder)]
     assert main(["quietbench", *arguments, "--json", "--page", str(page)]) == 0
     assert (folder / "results.jsonl").read_bytes().strip() == before.strip()
     assert "low-volume accuracy" in page.read_text("utf-8")

@@ -38,7 +38,7 @@ REASONS = {
 
 @pytest.fixture(scope="module")
 def embedded() -> NativeRecognizer:
-    recognizer = pianissimo.load(device="cpu")
+    recognizer = pianissimo.load("embedded-commands", device="cpu")
     assert isinstance(recognizer, NativeRecognizer)
     return recognizer
 

@@ -8,6 +8,7 @@ from typing import Literal
 from pianissimo.errors import OptionError
 from pianissimo.train.config import TrainConfig
 from pianissimo.train.precision import Precision
+from pianissimo.zoo.catalog import EMBEDDED
 
 SMALL_MODEL_PARAMETERS = 100_000_000
 """Models up to this size are trained in full by default, larger ones by LoRA."""
@@ -38,7 +39,7 @@ class FinetuneOptions:
     manifest: Path
     val: Path
     out: Path
-    model: str | None = None
+    model: str = EMBEDDED
     method: Method | None = None
     rank: int | None = None
     lr: float | None = None

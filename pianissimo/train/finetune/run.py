@@ -77,7 +77,7 @@ FILL_EXAMPLES = 32
 # -- before training -------------------------------------------------------------------------------
 
 
-def read_original(model: str | None) -> tuple[AsrModel, Tokenizer]:
+def read_original(model: str) -> tuple[AsrModel, Tokenizer]:
     """The original model; OptionError for one of another family."""
     path = locate(model)
     if is_wav2vec2_family(model):
@@ -95,7 +95,7 @@ def read_original(model: str | None) -> tuple[AsrModel, Tokenizer]:
     return network, tokenizer
 
 
-def is_wav2vec2_family(model: str | None) -> bool:
+def is_wav2vec2_family(model: str) -> bool:
     """Whether Transformers trains the model: wav2vec 2.0 and related families."""
     return family_of(locate(model)).name == "wav2vec2"
 

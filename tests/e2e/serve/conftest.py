@@ -23,7 +23,7 @@ def server(tiny: NativeRecognizer) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def embedded() -> NativeRecognizer:
-    return pianissimo.load(device="cpu")
+    return pianissimo.load("embedded-commands", device="cpu")
 
 
 @pytest.fixture(scope="session")

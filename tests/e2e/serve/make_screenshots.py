@@ -33,7 +33,10 @@ def main() -> None:
         number, digits = speech(2.5), speech(1.9, first=1) * 10
         parts = [pause, number, pause, digits, pause, number, number, pause]
         soundfile.write(talk, SOFT * np.concatenate(parts), RATE, subtype="PCM_16")
-        with serving(pianissimo.load(device="cpu")) as server, browsing(talk) as browser:
+        with (
+            serving(pianissimo.load("embedded-commands", device="cpu")) as server,
+            browsing(talk) as browser,
+        ):
             for name, (width, height) in SIZES.items():
                 viewport = {"width": width, "height": height}
                 with visiting(browser, server.http, viewport=viewport) as page:

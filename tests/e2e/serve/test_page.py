@@ -111,7 +111,7 @@ def test_gain_can_be_turned_on_and_off(words_server: Server, embedded: NativeRec
     quiet = wav(speech(2.5) * 0.001)
     texts = {mode: upload(words_server, quiet, gain=mode)[-1]["text"] for mode in ("off", "on")}
     for mode, text in texts.items():
-        same = pianissimo.load(device="cpu", gain=mode)
+        same = pianissimo.load("embedded-commands", device="cpu", gain=mode)
         assert text == same.transcribe(quiet).text
     assert texts["off"] != texts["on"]
     assert embedded.front_end is not None and embedded.front_end.mode == "auto"

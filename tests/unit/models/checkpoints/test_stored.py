@@ -41,7 +41,7 @@ def test_8_bits_on_disk_compute_as_8_bits_in_memory(
 
 
 def test_the_embedded_model_is_much_smaller_in_8_bits(tmp_path: Path) -> None:
-    recognizer = pianissimo.load(device="cpu")
+    recognizer = pianissimo.load("embedded-commands", device="cpu")
     for name, dtype in (("float32", torch.float32), ("int8", torch.int8)):
         save_model(tmp_path / name, recognizer.model, recognizer.tokenizer, dtype)
     sizes = {path.parent.name: path.stat().st_size for path in tmp_path.glob("*/*.safetensors")}
