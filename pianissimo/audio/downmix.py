@@ -1,9 +1,9 @@
 """Mix channels to one: the average, unless the phase is opposite or one channel is noise.
 
 `Downmix` looks at every 10 s of a recording together. `LiveDownmix` knows only the past of a stream
-and decides anew for every 20 ms. Both work on an absolute grid: blocks of any size give the same
+and decides again every 20 ms. Both work on an absolute grid: blocks of any size give the same
 bits. Two things change what a channel counts for. One whose signal is the opposite of the
-strongest channel's is turned round ("opposite_phase"), and stays so until it clearly no longer is.
+strongest channel's is inverted ("opposite_phase"), and stays so until it clearly no longer is.
 One with steady noise that would drown the speech of the others is left out ("one_channel"). Both
 are measured behind a first difference, so that hum and offsets count for little.
 """
@@ -176,17 +176,22 @@ class LiveDownmix:
         signs = np.array(saved["signs"], np.float32)
         if signs.ndim != 1 or not 1 < len(signs) <= 64:
             raise ValueError("the saved downmix has no channels")
-        one = cls(len(signs), sample_rate)
-        one._signs = signs
-        one._kept = np.array(saved["kept"], np.bool_).reshape(len(signs))
-        one._held = np.array(saved["held"], np.float32).reshape(-1, len(signs))
-        one._previous = np.array(saved["previous"], np.float32).reshape(1, len(signs))
-        one._covariance = np.array(saved["covariance"], np.float64).reshape(len(signs), len(signs))
-        one._energies.extend(np.array(saved["energies"], np.float64).reshape(-1, len(signs)))
-        one._sounding, one._frames = int(str(saved["sounding"])), int(str(saved["frames"]))
-        if not one._kept.any():
+        downmix = cls(len(signs), sample_rate)
+        downmix.restore(saved)
+        return downmix
+
+    def restore(self, saved: Mapping[str, object]) -> None:
+        """Continue from what `save` gave for as many channels; raises as `restored` does."""
+        channels = self.channels
+        self._signs = np.array(saved["signs"], np.float32).reshape(channels)
+        self._kept = np.array(saved["kept"], np.bool_).reshape(channels)
+        self._held = np.array(saved["held"], np.float32).reshape(-1, channels)
+        self._previous = np.array(saved["previous"], np.float32).reshape(1, channels)
+        self._covariance = np.array(saved["covariance"], np.float64).reshape(channels, channels)
+        self._energies.extend(np.array(saved["energies"], np.float64).reshape(-1, channels))
+        self._sounding, self._frames = int(str(saved["sounding"])), int(str(saved["frames"]))
+        if not self._kept.any():
             raise ValueError("the saved downmix keeps no channel")
-        return one
 
 
 def _mix(window: Samples, signs: npt.NDArray[np.float32], kept: npt.NDArray[np.bool_]) -> Samples:

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from pianissimo.text import WORD_START
 from pianissimo.text.characters import Alphabet
-from pianissimo.text.tokenizer import WORD_START, Tokenizer
+from pianissimo.text.tokenizer import Tokenizer
 
 SPELLINGS = 3
 """The number of segmentations of a text into pieces, the tokenizer's own included."""

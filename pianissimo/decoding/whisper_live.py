@@ -50,7 +50,7 @@ class Segment:
     """What one stream said since its state began.
 
     cross (2, N, H, room, K): keys and values, of which the first `frames` are valid; what lies
-    behind them belongs to nobody. tokens, looked and log_probs are those written so far, with the
+    behind them is unused. tokens, looked and log_probs are those written so far, with the
     frame of each. language is a token, None while it is not known.
     """
 
@@ -261,7 +261,7 @@ class WhisperLiveDecoder:
         prompts: Tensor | None = None,
     ) -> list[Hypothesis]:
         """The rest of each text, given the frames of its tail (B, S, D), of which `lengths` are
-        audio and silence follows. Nothing where the model itself thinks that nobody spoke.
+        audio and silence follows. Nothing where the model itself finds no speech.
 
         A text that has not begun, as in a second pass, is searched by a beam where greedy search is
         not sure, and its tokens are timed by dynamic time warping.
@@ -308,7 +308,7 @@ class WhisperLiveDecoder:
     def _texts(
         self, segments: Sequence[Segment], limits: Sequence[int]
     ) -> tuple[list[Written], list[float]]:
-        """The rest of each text, and the probability that nobody spoke."""
+        """The rest of each text, and the probability of no speech."""
         begun = self.search.read(self._joined(segments, max(limits)), self._prompts(segments))
         texts = self.search.greedy(
             begun, limits, continued=[bool(segment.tokens) for segment in segments]

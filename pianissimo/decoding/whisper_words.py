@@ -22,7 +22,7 @@ OPENING, CLOSING = "\"'“¡¿([{-", "\"'.。,，!！?？:：”)]}、"
 """Marks that belong to the word after them, and to the one before."""
 
 BACK_FRAMES, BACK_TOKENS = 50, 3
-"""A text begins again where so many tokens in a row look a second behind the furthest frame."""
+"""A text begins again where this many tokens in a row look a second behind the furthest frame."""
 
 Decode = Callable[[Sequence[int]], str]
 

@@ -75,7 +75,7 @@ class ChannelTurns:
 
 
 def check_channels(count: int) -> None:
-    """Raises AudioValueError unless a recording of so many channels can be split by speaker."""
+    """Raises AudioValueError unless a recording of `count` channels can be split by speaker."""
     if count == 1:
         raise AudioValueError(
             "the recording has one channel, so channels cannot tell speakers apart; find them by "

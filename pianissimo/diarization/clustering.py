@@ -74,7 +74,7 @@ def average_linkage(vectors: Vectors, weights: npt.ArrayLike) -> list[Merge]:
 
 
 def cut(merges: list[Merge], clusters: int) -> Labels:
-    """The cluster (W,) of each vector when so many are left, numbered by first appearance."""
+    """The cluster (W,) of each vector when that many are left, numbered by first appearance."""
     count = len(merges) + 1
     parents = list(range(count))
 
@@ -101,7 +101,7 @@ def find_speakers(
     """The mean voices (C, D) of unit vectors (W, D) in a row, each of which stands for `seconds`.
 
     Between `fewest` and `most` speakers are found, fewer only where there is not enough speech for
-    so many. Without vectors there is none.
+    them. Without vectors there is none.
     """
     if not len(vectors):
         return vectors[:0]
@@ -133,7 +133,7 @@ def _exactly(
     merges: list[Merge],
     count: int,
 ) -> Vectors:
-    """The means of `count` speakers: the latest cut that has so many with enough speech."""
+    """The means of `count` speakers: the latest cut that has that many with enough speech."""
     least = min(LEAST_SECONDS, float(durations.sum()) / (2 * count))
     for clusters in range(count, len(vectors) + 1):
         labels = cut(merges, clusters)

@@ -62,7 +62,7 @@ def built_in_embedder() -> BuiltInEmbedder:
 
 
 def windows_in(samples: int) -> list[tuple[int, int]]:
-    """The windows (first, stop) over a stretch of so many samples, evenly spaced.
+    """The windows (first, stop) over a stretch of samples, evenly spaced.
 
     Neighbors are at most `HOP_SECONDS` apart; a stretch shorter than a window is one.
     """

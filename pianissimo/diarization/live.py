@@ -33,7 +33,7 @@ FOUNDING_SECONDS = 0.8
 MOST_LIVE_SPEAKERS = 8
 RECENT_TURNS = 128
 CLUSTER_EVERY, CLUSTERED_WINDOWS = 12, 1000
-"""After so many windows the last ones are clustered: every 10 s of speech, over 13 minutes."""
+"""Windows between two clusterings of the last ones: every 10 s of speech, over 13 minutes."""
 
 
 class LiveTurns:
@@ -77,7 +77,7 @@ class LiveTurns:
             self._add(start, end, speech)
 
     def finish(self) -> tuple[Turn, ...]:
-        """The turns of everything that was pushed, clustered anew."""
+        """The turns of everything that was pushed, clustered again."""
         for start, end, speech in self._speech.finish():
             self._add(start, end, speech)
         vectors = np.stack(self._vectors) if self._vectors else np.zeros((0, 1), np.float32)
@@ -102,7 +102,7 @@ class LiveTurns:
             self._correct()
 
     def _label(self, vector: Vectors, seconds: float) -> tuple[str, float]:
-        """The speaker of a window that ends in so many seconds of new speech, and the cosine."""
+        """The speaker of a window with that many seconds of new speech, and the cosine."""
         cosines = [float(unit(total) @ vector) for total in self._sums]
         best = int(np.argmax(cosines)) if cosines else -1
         numbered = sum(name not in self._known for name in self._speakers)

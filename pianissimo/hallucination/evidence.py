@@ -6,12 +6,11 @@ acted leaves its reason in `Transcript.reasons`.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.gain import RecordingGain, RecordingState
 from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.audio.level import Samples, check_samples
@@ -27,6 +26,9 @@ from pianissimo.audio.vad import (
     VoiceDetector,
     seconds_over_floor,
 )
+
+if TYPE_CHECKING:
+    from pianissimo.audio.front_end import FrontEnd
 
 Reason = Literal["too_short", "muted", "silence", "repetition", "low_evidence", "truncated"] | Note
 
@@ -187,7 +189,7 @@ class Intake:
     front end, only before the detector.
     """
 
-    def __init__(self, front_end: FrontEnd | None, detector: VoiceDetector | None) -> None:
+    def __init__(self, front_end: "FrontEnd | None", detector: VoiceDetector | None) -> None:
         self.seconds = 0.0
         """The length of what was pushed."""
         self.evidence: Evidence | None = None

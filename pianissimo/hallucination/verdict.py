@@ -9,8 +9,9 @@ from types import MappingProxyType
 from pianissimo.audio.vad import SURE_PROBABILITY
 from pianissimo.decoding.token import Hypothesis
 from pianissimo.hallucination.evidence import Evidence, Reason
+from pianissimo.text import WORD_START
 from pianissimo.text.loops import find_loop, han_share, is_monotonous, letters
-from pianissimo.text.tokenizer import WORD_START, Tokenizer
+from pianissimo.text.tokenizer import Tokenizer
 
 SHORT_SECONDS = 0.5
 """Shorter clips are recognized, and marked."""

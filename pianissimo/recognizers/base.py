@@ -153,7 +153,7 @@ class BaseRecognizer(ABC):
         recognizer, asked = self._configured(latency_ms, boost), Diarization.of(diarize)
         if asked is not None and asked.by == "channels":
             channels = read_channels(source, sample_rate, block_seconds=self.block_seconds)
-            return recognizer._by_channel(channels, word_timestamps, latency_ms)
+            return recognizer.transcribe_channels(channels, word_timestamps, latency_ms)
         notes = set[Note]()
         blocks = read_blocks(source, sample_rate, block_seconds=self.block_seconds, notes=notes)
         turns = None if asked is None else turn_source(asked)
@@ -163,7 +163,7 @@ class BaseRecognizer(ABC):
         found = next(recognizer.recognize([blocks], words, latency_ms))
         return _attributed(found.noted(notes), turns, word_timestamps)
 
-    def _by_channel(
+    def transcribe_channels(
         self, blocks: Iterable[Samples], word_timestamps: bool, latency_ms: int | None
     ) -> Transcript:
         """The transcript of blocks (n, channels) with one speaker per channel.

@@ -36,8 +36,8 @@ from pianissimo.models.packed import packed
 from pianissimo.recognizers.base import BaseRecognizer, default_detector
 from pianissimo.recognizers.family import Family, LoadOptions
 from pianissimo.recognizers.long_form import Decoded, PieceDecoder, transcript
+from pianissimo.text import WORD_START
 from pianissimo.text.characters import Run
-from pianissimo.text.tokenizer import WORD_START
 from pianissimo.text.words import is_spaceless
 from pianissimo.transcript import Transcript, Word
 

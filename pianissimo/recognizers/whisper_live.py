@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import chain
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,12 +14,10 @@ from pianissimo.engine.whisper_slots import WhisperSlots
 from pianissimo.errors import OptionError
 from pianissimo.models.checkpoints.whisper import WhisperParts
 from pianissimo.models.whisper import FRAME_SECONDS, LiveConfig, WhisperConfig, WhisperEncoder
+from pianissimo.protocols import Recognizer
 from pianissimo.streaming.endpoint import SegmentRules
 from pianissimo.text.words import joined, segments_from_words
 from pianissimo.transcript import Transcript
-
-if TYPE_CHECKING:
-    from pianissimo.recognizers.whisper import WhisperRecognizer
 
 LONGEST_SEGMENT_SECONDS = 26.0
 LEAST_SILENCE_SECONDS = 4.0
@@ -74,7 +71,7 @@ def whisper_live_model(
 
 
 def transcribed_live(
-    recognizer: "WhisperRecognizer", blocks: Iterable[Samples], latency_ms: int, words: bool
+    recognizer: Recognizer, blocks: Iterable[Samples], latency_ms: int, words: bool
 ) -> Transcript:
     """A recording pushed through a live stream: its finals as one transcript."""
     events, samples = [], 0

@@ -94,25 +94,6 @@ class Metrics:
             buckets=FINAL_BUCKETS,
             registry=self.registry,
         )
-        self.speech_seconds = Counter(
-            "pianissimo_speech_seconds",
-            "Seconds of audio synthesized",
-            ["dialect", "voice"],
-            registry=self.registry,
-        )
-        self.speech_characters = Counter(
-            "pianissimo_speech_characters",
-            "Characters of the texts that were spoken",
-            ["dialect", "voice"],
-            registry=self.registry,
-        )
-        self.time_to_first_audio = Histogram(
-            "pianissimo_time_to_first_audio_seconds",
-            "From a text until its first audio is synthesized, waiting included",
-            ["dialect", "voice"],
-            buckets=FIRST_AUDIO_BUCKETS,
-            registry=self.registry,
-        )
         self.resumed = Counter(
             "pianissimo_resumed", "Streams resumed on a new socket", registry=self.registry
         )
@@ -145,6 +126,7 @@ class Metrics:
             ["shadow", "reason"],
             registry=self.registry,
         )
+        self.speech = SpeechMetrics(self.registry)
         self.agent = AgentMetrics(self.registry)
         self.draining = Gauge(
             "pianissimo_draining", "1 while the server drains", registry=self.registry
@@ -177,15 +159,6 @@ class Metrics:
         labels = (dialect, lease.model.name, lease.experiment)
         self.time_to_final.labels(*labels).observe(seconds)
 
-    def speech_began(self, dialect: str, voice: str, seconds: float, characters: int) -> None:
-        """The first audio of a text came after that time."""
-        self.time_to_first_audio.labels(dialect, voice).observe(seconds)
-        self.speech_characters.labels(dialect, voice).inc(characters)
-
-    def spoke(self, dialect: str, voice: str, seconds: float) -> None:
-        """Some audio was synthesized."""
-        self.speech_seconds.labels(dialect, voice).inc(seconds)
-
     def retired(self, model: "ServedModel") -> None:
         """A model was unloaded; its counters are kept."""
         self._engines.keep(model)
@@ -193,6 +166,40 @@ class Metrics:
     def text(self) -> bytes:
         """The metrics in the text format of Prometheus."""
         return generate_latest(self.registry)
+
+
+class SpeechMetrics:
+    """What was synthesized, by dialect and voice."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._seconds = Counter(
+            "pianissimo_speech_seconds",
+            "Seconds of audio synthesized",
+            ["dialect", "voice"],
+            registry=registry,
+        )
+        self._characters = Counter(
+            "pianissimo_speech_characters",
+            "Characters of the texts that were spoken",
+            ["dialect", "voice"],
+            registry=registry,
+        )
+        self._first_audio = Histogram(
+            "pianissimo_time_to_first_audio_seconds",
+            "From a text until its first audio is synthesized, waiting included",
+            ["dialect", "voice"],
+            buckets=FIRST_AUDIO_BUCKETS,
+            registry=registry,
+        )
+
+    def began(self, dialect: str, voice: str, seconds: float, characters: int) -> None:
+        """The first audio of a text was ready `seconds` after the text came."""
+        self._first_audio.labels(dialect, voice).observe(seconds)
+        self._characters.labels(dialect, voice).inc(characters)
+
+    def produced(self, dialect: str, voice: str, seconds: float) -> None:
+        """`seconds` of audio were synthesized."""
+        self._seconds.labels(dialect, voice).inc(seconds)
 
 
 class AgentMetrics:

@@ -188,11 +188,11 @@ class Voices:
                     raise block
                 seconds = samples_of(block) / voice.sample_rate
                 account.record_audio(seconds)
-                self._metrics.spoke(dialect, speech.voice, seconds)
+                self._metrics.speech.produced(dialect, speech.voice, seconds)
                 if first:
                     first = False
                     delay = time.monotonic() - started
-                    self._metrics.speech_began(dialect, speech.voice, delay, len(speech.text))
+                    self._metrics.speech.began(dialect, speech.voice, delay, len(speech.text))
                 yield block
         finally:
             speaking.cancel()

@@ -3,7 +3,8 @@
 from pianissimo.decoding.token import Hypothesis
 from pianissimo.hallucination.verdict import Verdict
 from pianissimo.streaming.endpoint import FinalReason
-from pianissimo.text.tokenizer import WORD_START, IncrementalDetokenizer, Tokenizer
+from pianissimo.text import WORD_START
+from pianissimo.text.tokenizer import IncrementalDetokenizer, Tokenizer
 from pianissimo.text.words import WordAssembler, WordOptions, clamped
 from pianissimo.transcript import StreamEvent, Word
 

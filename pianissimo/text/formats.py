@@ -6,12 +6,11 @@ turns ────────────────────────�
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from pianissimo.errors import OptionError
-from pianissimo.text.rttm import rttm_lines
 from pianissimo.text.turns import Turn, speaker_name
 from pianissimo.text.words import Segment, Word, ends_sentence, joined, segments_from_words
 
@@ -303,3 +302,16 @@ def _word_object(word: Word) -> dict[str, object]:
     if word.speaker is not None:
         item |= {"speaker": word.speaker, "speaker_confidence": word.speaker_confidence}
     return item
+
+
+def rttm_lines(turns: Iterable[Turn], name: str) -> str:
+    """One line per turn, sorted by start; white space in names becomes "_"."""
+    recording = "_".join(name.split()) or "recording"
+    lines = []
+    for turn in sorted(turns, key=lambda turn: (turn.start, turn.end, turn.speaker)):
+        speaker = "_".join(turn.speaker.split()) or "unknown"
+        start, duration = turn.start, turn.end - turn.start
+        lines.append(
+            f"SPEAKER {recording} 1 {start:.3f} {duration:.3f} <NA> <NA> {speaker} <NA> <NA>\n"
+        )
+    return "".join(lines)

@@ -5,7 +5,6 @@ SPEAKER <recording> 1 <start> <duration> <NA> <NA> <speaker> <NA> <NA>
 
 import math
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 from pianissimo.errors import ManifestError
@@ -14,19 +13,6 @@ from pianissimo.text.turns import Turn
 FAULTS_SHOWN = 20
 """Faulty lines named in an error."""
 _FIELDS = 8
-
-
-def rttm_lines(turns: Iterable[Turn], name: str) -> str:
-    """One line per turn, sorted by start; white space in names becomes "_"."""
-    recording = "_".join(name.split()) or "recording"
-    lines = []
-    for turn in sorted(turns, key=lambda turn: (turn.start, turn.end, turn.speaker)):
-        speaker = "_".join(turn.speaker.split()) or "unknown"
-        start, duration = turn.start, turn.end - turn.start
-        lines.append(
-            f"SPEAKER {recording} 1 {start:.3f} {duration:.3f} <NA> <NA> {speaker} <NA> <NA>\n"
-        )
-    return "".join(lines)
 
 
 def read_rttm(path: str | os.PathLike[str]) -> dict[str, list[Turn]]:

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pianissimo.errors import CheckpointError, MissingExtraError, OptionError
+from pianissimo.text import WORD_START
 
 if TYPE_CHECKING:
     import sentencepiece
     import tokenizers
 
-WORD_START = "\u2581"
 BLANK = "<blank>"
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")

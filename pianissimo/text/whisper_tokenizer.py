@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pianissimo.errors import CheckpointError
-from pianissimo.text.tokenizer import WORD_START, HfEncoder, Tokenizer
+from pianissimo.text import WORD_START
+from pianissimo.text.tokenizer import HfEncoder, Tokenizer
 
 START, END = "<|startoftranscript|>", "<|endoftext|>"
 NO_TIMESTAMPS, PREVIOUS = "<|notimestamps|>", "<|startofprev|>"

@@ -4,10 +4,13 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pianissimo.errors import OptionError
-from pianissimo.text.tokenizer import WORD_START, Tokenizer
+from pianissimo.text import WORD_START
+
+if TYPE_CHECKING:
+    from pianissimo.text.tokenizer import Tokenizer
 
 MAX_WORD_TOKENS = 64
 """Longest word in tokens; bounds scripts without spaces, and a model in a loop."""
@@ -95,7 +98,7 @@ class WordAssembler:
     the word before them; marks such as `.` join it without a space.
     """
 
-    def __init__(self, tokenizer: Tokenizer, options: WordOptions | None = None) -> None:
+    def __init__(self, tokenizer: "Tokenizer", options: WordOptions | None = None) -> None:
         self._tokenizer = tokenizer
         self._options = options or WordOptions()
         self._open: _OpenWord | None = None  # more of its tokens may come
@@ -197,7 +200,7 @@ class WordAssembler:
 
 
 def words_from_tokens(
-    tokenizer: Tokenizer,
+    tokenizer: "Tokenizer",
     ids: Sequence[int],
     frames: Sequence[int],
     confidences: Sequence[float | None] | None = None,

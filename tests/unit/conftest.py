@@ -8,7 +8,8 @@ import torch
 from tiny import make_talker, noise
 
 from pianissimo.models.asr import AsrModel, read_tokenizer
-from pianissimo.text.tokenizer import WORD_START, Tokenizer
+from pianissimo.text import WORD_START
+from pianissimo.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -127,3 +127,8 @@ def unknown_type(kind: object, valid: Iterable[str]) -> Refusal:
     names = ", ".join(nearest_first(kind if isinstance(kind, str) else "", valid))
     what = "the message has no type" if kind is None else f"unknown message type {shown(kind)}"
     return Refusal(400, f"{what}; valid types: {names}", "unknown_type", "type")
+
+
+def wrong(param: str, what: str) -> Refusal:
+    """The refusal of a value that is not valid."""
+    return Refusal(400, f"{param} {what}", "invalid_value", param)

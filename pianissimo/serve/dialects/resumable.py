@@ -64,7 +64,7 @@ class StreamOptions:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A running stream after so many frames and events; `to_bytes` may run in any thread."""
+    """A running stream after a number of frames and events; `to_bytes` may run in any thread."""
 
     frames: int
     events: int
@@ -110,9 +110,9 @@ class ResumableStream:
         self._accepting: asyncio.Task[None] | None = None
         self._state = state
         self._finals_requested: deque[float] = deque()
-        self._uncovered: deque[tuple[float, bool]] = deque()
+        self.uncovered: deque[tuple[float, bool]] = deque()
         """By frame after `covered`: where it ends in seconds, and whether it is a command."""
-        self._seconds = 0.0
+        self.seconds = 0.0
         self.failure: PianissimoError | None = None
 
     @property
@@ -183,8 +183,8 @@ class ResumableStream:
             return False
         seconds = self._feed.seconds_of(frame)
         self.service.record_audio(DIALECT, self._lease, seconds)
-        self._seconds += seconds
-        self._uncovered.append((self._seconds, False))
+        self.seconds += seconds
+        self.uncovered.append((self.seconds, False))
         self.frames += 1
         return True
 
@@ -196,18 +196,18 @@ class ResumableStream:
             if self.finishing or self._feed is None:
                 raise Refusal(400, "the stream has finished; open another one", "stream_state")
             if isinstance(frame, bytes):
-                end = self._seconds + self._feed.seconds_of(frame)
-                self._uncovered.append((end, False))  # first: its final may come while it is pushed
+                end = self.seconds + self._feed.seconds_of(frame)
+                self.uncovered.append((end, False))  # first: its final may come while it is pushed
                 try:
                     seconds = await self._feed.push(frame)
                 except BaseException:
-                    self._uncovered.pop()
+                    self.uncovered.pop()
                     raise
-                self._seconds = end
+                self.seconds = end
                 assert self._lease is not None
                 self.service.record_audio(DIALECT, self._lease, seconds)
             else:
-                self._uncovered.append((self._seconds, True))
+                self.uncovered.append((self.seconds, True))
                 self._finals_requested.append(time.monotonic())
                 self.finishing = frame == "finish"
                 await (self._feed.finish() if self.finishing else self._feed.finalize())
@@ -301,11 +301,11 @@ class ResumableStream:
         its end.
         """
         requested = final.reason in ("finalize", "finish")
-        while self._uncovered:
-            end, command = self._uncovered[0]
+        while self.uncovered:
+            end, command = self.uncovered[0]
             if not requested and (command or end > final.end + END_TOLERANCE_SECONDS):
                 return
-            self._uncovered.popleft()
+            self.uncovered.popleft()
             self.covered += 1
             requested = requested and not command
 
@@ -426,11 +426,11 @@ class ResumableStream:
         """Everything but the engine's state, as JSON values that nothing changes later."""
         return {
             "options": asdict(self.options),
-            "compute": self._compute,
+            "compute": self.compute,
             "frames": self.frames,
             "covered": self.covered,
-            "uncovered": list(self._uncovered),
-            "seconds": self._seconds,
+            "uncovered": list(self.uncovered),
+            "seconds": self.seconds,
             "events": list(self.events),
             "last_event": self.last_event,
             "partial": self.partial,
@@ -440,7 +440,7 @@ class ResumableStream:
         }
 
     @property
-    def _compute(self) -> str:
+    def compute(self) -> str:
         """On what the words depend besides the weights: device and number format."""
         name, lease = self.options.choice.name, self._lease
         model = self.service.store.models[name] if lease is None else lease.model
@@ -462,8 +462,8 @@ class ResumableStream:
             options["boost"] = tuple(Phrase(**phrase) for phrase in options.get("boost", ()))
             stream = cls(service, StreamOptions(**options), token, state or None)
             stream.frames, stream.last_event = document["frames"], document["last_event"]
-            stream.covered, stream._seconds = document["covered"], document["seconds"]
-            stream._uncovered = deque((end, command) for end, command in document["uncovered"])
+            stream.covered, stream.seconds = document["covered"], document["seconds"]
+            stream.uncovered = deque((end, command) for end, command in document["uncovered"])
             stream.events = deque((number, event) for number, event in document["events"])
             stream.partial, stream.ended = document["partial"], document["ended"]
             stream.finishing = document["finishing"]
@@ -472,10 +472,10 @@ class ResumableStream:
             raise StateError(f"the saved stream is damaged ({error})") from error
         if options["choice"].name not in service.store.models:
             raise StateError(f"this server has no model {options['choice'].name!r}")
-        if document["compute"] != stream._compute:
+        if document["compute"] != stream.compute:
             raise StateError(
                 f"the stream was computed on {document['compute']}, and this server computes on "
-                f"{stream._compute}: its words could change"
+                f"{stream.compute}: its words could change"
             )
         stream.restored_from_store = True
         return stream

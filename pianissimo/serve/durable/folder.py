@@ -82,7 +82,7 @@ class StateFolder:
         ).exists()
 
     def write(self, claim: Claim, frames: int, state: bytes, *, sync: bool = False) -> None:
-        """Store the state after so many frames in place of the one before; raises ClaimLost.
+        """Store the state after these frames in place of the one before; raises ClaimLost.
 
         With `sync` it also survives a loss of power.
         """
@@ -120,7 +120,7 @@ class StateFolder:
             shutil.rmtree(self._place(claim.token), ignore_errors=True)
 
     def delete_expired(self, seconds: float) -> None:
-        """Delete what no server has written or touched for so many seconds."""
+        """Delete what no server has written or touched for that many seconds."""
         oldest = time.time() - seconds
         for place in self.root.iterdir():
             with suppress(FileNotFoundError, NotADirectoryError):

@@ -31,7 +31,7 @@ MOST_AWAY_PER_SEAT = 4
 """Disconnected streams that are kept for each seat; the oldest are dropped first."""
 STORE_THREADS = 4
 STORE_SECONDS = 3.0
-"""How long the folder may take before a stream goes on without it."""
+"""How long the folder may take before a stream continues without it."""
 CLAIM_SECONDS = 0.5
 """How long an event waits to learn whether the stream is still here."""
 DOWN_SECONDS = 10.0
@@ -293,7 +293,7 @@ class Streams:
             self._note(stream, stored.claim, frames, events)
 
     def _note(self, stream: ResumableStream, claim: Claim, frames: int, events: int) -> None:
-        """The state after so many frames is stored: the client may drop these frames."""
+        """The state after `frames` frames is stored: the client may drop these frames."""
         now, interval = time.monotonic(), self.service.settings.checkpoint_seconds
         first = stream.token not in self._stored
         # Streams that began together do not stay together.

@@ -21,12 +21,12 @@ from pianissimo.errors import BacklogError, EngineFullError
 from pianissimo.evaluate.wer import word_errors
 from pianissimo.serve.audio_in.decode import Upload
 from pianissimo.serve.audio_in.recording import Transcriber
-from pianissimo.serve.metrics import Metrics
 from pianissimo.serve.versions.store import Lease, OpenOptions, ServedModel
 from pianissimo.text.normalize import normalize_for_scoring
 from pianissimo.transcript import StreamEvent, Transcript
 
 if TYPE_CHECKING:
+    from pianissimo.serve.metrics import Metrics
     from pianissimo.streaming.session import Session
 
 PATIENCE_SECONDS = 0.05
@@ -111,7 +111,7 @@ class Differences:
 class Shadows:
     """All shadow work of a server, and its two threads."""
 
-    def __init__(self, metrics: Metrics, transcriber: Transcriber, most_streams: int) -> None:
+    def __init__(self, metrics: "Metrics", transcriber: Transcriber, most_streams: int) -> None:
         self.metrics, self.most_streams = metrics, most_streams
         self._transcriber = transcriber
         self.streams: set[ShadowStream] = set()

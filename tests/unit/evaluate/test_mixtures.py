@@ -12,7 +12,7 @@ from pianissimo.diarization.options import Diarization
 from pianissimo.errors import ManifestError, OptionError
 from pianissimo.evaluate.mixtures import MixtureOptions, mix, read_voices
 from pianissimo.evaluate.speakers import evaluate_speakers, read_conversations
-from pianissimo.text.rttm import rttm_lines
+from pianissimo.text.formats import rttm_lines
 
 
 @pytest.fixture

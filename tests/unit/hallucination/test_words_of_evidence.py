@@ -22,7 +22,8 @@ from pianissimo.hallucination.evidence import Intake
 from pianissimo.hallucination.verdict import supported_words, weigh
 from pianissimo.models.asr import AsrModel
 from pianissimo.recognizers.fastconformer import NativeRecognizer
-from pianissimo.text.tokenizer import WORD_START, Tokenizer
+from pianissimo.text import WORD_START
+from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.zoo.load import load
 
 RATE = 16_000

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from pianissimo.errors import ManifestError, OptionError
-from pianissimo.text.rttm import read_rttm, rttm_lines
+from pianissimo.text.formats import rttm_lines
+from pianissimo.text.rttm import read_rttm
 from pianissimo.text.turns import Turn, later, speaker_name, with_speakers
 from pianissimo.transcript import Segment, Transcript, Word
 

@@ -3,6 +3,7 @@
 import base64
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from pianissimo.agent.agent import (
     AgentEvent,
@@ -28,9 +29,11 @@ from pianissimo.agent.history import Item, Message, ToolCall
 from pianissimo.serve.dialects.messages import JsonObject
 from pianissimo.serve.dialects.openai_fields import usage
 from pianissimo.serve.dialects.openai_realtime.agent_items import shown_item
-from pianissimo.serve.dialects.openai_realtime.agent_session import AgentSession
 from pianissimo.serve.dialects.openai_realtime.output_audio import OutputAudio
 from pianissimo.serve.feed import GrowingText
+
+if TYPE_CHECKING:
+    from pianissimo.serve.dialects.openai_realtime.agent_session import AgentSession
 
 TRANSCRIPTION = "conversation.item.input_audio_transcription"
 
@@ -38,7 +41,7 @@ TRANSCRIPTION = "conversation.item.input_audio_transcription"
 class AgentMessages:
     """Turns the events of one conversation into messages; the session says in which format."""
 
-    def __init__(self, session: AgentSession, voice_rate: int, conversation_id: str) -> None:
+    def __init__(self, session: "AgentSession", voice_rate: int, conversation_id: str) -> None:
         self._session, self.voice_rate = session, voice_rate
         self._conversation_id = conversation_id
         self._user_item, self._user_text = "", GrowingText()

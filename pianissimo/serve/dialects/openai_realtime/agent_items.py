@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 
 from pianissimo.agent.history import Item, Message, ToolCall, ToolResult, new_id
-from pianissimo.serve.dialects.messages import JsonObject
-from pianissimo.serve.dialects.openai_realtime.session import wrong
+from pianissimo.serve.dialects.messages import JsonObject, wrong
 from pianissimo.serve.errors import Refusal
 
 LONGEST_TEXT = 256 << 10

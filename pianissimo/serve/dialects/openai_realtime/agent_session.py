@@ -10,8 +10,8 @@ from pianissimo.agent.smart_turn import SmartTurn
 from pianissimo.agent.turn_detector import THRESHOLD
 from pianissimo.agent.turn_rules import EndJudge, SilenceRule, TextRules
 from pianissimo.serve.agent import AgentService
-from pianissimo.serve.dialects.messages import JsonObject
-from pianissimo.serve.dialects.openai_realtime.session import OLD_FORMATS, SessionSettings, wrong
+from pianissimo.serve.dialects.messages import JsonObject, wrong
+from pianissimo.serve.dialects.openai_realtime.session import OLD_FORMATS, SessionSettings
 from pianissimo.serve.dialects.openai_speech import FOREIGN_VOICES
 from pianissimo.serve.errors import Refusal
 

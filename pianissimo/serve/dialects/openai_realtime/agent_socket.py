@@ -12,11 +12,10 @@ from pianissimo.agent.turn_detector import VoiceTurns
 from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.errors import PianissimoError
 from pianissimo.serve.audio_in.pcm import PcmReader
-from pianissimo.serve.dialects.messages import JsonObject, unknown_type
+from pianissimo.serve.dialects.messages import JsonObject, unknown_type, wrong
 from pianissimo.serve.dialects.openai_realtime.agent_events import AgentMessages, added
 from pianissimo.serve.dialects.openai_realtime.agent_items import missing, read_item, shown_item
 from pianissimo.serve.dialects.openai_realtime.agent_session import AgentSession
-from pianissimo.serve.dialects.openai_realtime.session import wrong
 from pianissimo.serve.dialects.openai_realtime.wire import DIALECT, Wire, decoded
 from pianissimo.serve.dialects.sockets import until_first
 from pianissimo.serve.errors import GOING_AWAY, Refusal, refusal_for

@@ -9,8 +9,7 @@ from pianissimo.decoding.hotwords import Phrase
 from pianissimo.serve.access.auth import caller_of
 from pianissimo.serve.access.phrases import terms
 from pianissimo.serve.audio_in.pcm import Encoding
-from pianissimo.serve.dialects.messages import LONGEST_SHOWN_NAME, JsonObject, nearest_first
-from pianissimo.serve.errors import Refusal
+from pianissimo.serve.dialects.messages import LONGEST_SHOWN_NAME, JsonObject, nearest_first, wrong
 from pianissimo.serve.service import NO_PAUSES, Service
 from pianissimo.serve.versions.store import ModelChoice
 from pianissimo.streaming.endpoint import ENDPOINT, EndpointRules
@@ -295,8 +294,3 @@ def _phrases(transcription: Mapping[str, object]) -> tuple[Phrase, ...]:
     if isinstance(keywords, list):
         found += terms("\n".join(each for each in keywords if isinstance(each, str)))
     return tuple(dict.fromkeys(found))
-
-
-def wrong(param: str, what: str) -> Refusal:
-    """The refusal of a value that is not valid."""
-    return Refusal(400, f"{param} {what}", "invalid_value", param)

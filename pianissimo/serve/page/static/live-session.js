@@ -35,7 +35,7 @@ export class LiveSession {
    * Hears `recording` from its `start` in seconds on; `latency` is null for a model that hears what
    * was said between two pauses. `hints` is {language, hotwords}. Of the `handlers`, `partial` and `final` get
    * {text, words, start, end}, the `delay` in ms since the last word was spoken (of the final that
-   * was `asked` for, since then; null where that means nothing), and `joins`: it goes on with the
+   * was `asked` for, since then; null where that means nothing), and `joins`: it continues the
    * paragraph before. A final may be empty.
    */
   constructor(
