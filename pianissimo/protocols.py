@@ -192,8 +192,12 @@ class Recognizer(Protocol):
         endpoint: "EndpointRules | None" = ...,
         partials: "StreamRecognizer | None" = None,
         boost: "Boost | None" = None,
+        second_pass: bool | None = None,
     ) -> Stream:
-        """Open a live stream of samples at `sample_rate` Hz."""
+        """Open a live stream of samples at `sample_rate` Hz.
+
+        `second_pass` True raises OptionError without `capabilities.second_pass`.
+        """
         ...
 
     def boosted(self, boost: "Boost") -> "Recognizer":

@@ -52,6 +52,8 @@ class Setup:
     processes: int = 1
     """How many processes share the cores."""
     diarize: "Diarization | None" = None
+    second_pass: bool | None = None
+    """Of live streams."""
 
     def load(self) -> Recognizer:
         """The recognizer; raises what `pianissimo.load` raises."""

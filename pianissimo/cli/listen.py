@@ -17,6 +17,7 @@ from pianissimo.cli.options import (
     ModelOptions,
     PartialsOption,
     QuietOption,
+    SecondPassOption,
 )
 from pianissimo.cli.output import emit, say
 from pianissimo.errors import AudioDecodeError, AudioNotFoundError, MissingExtraError
@@ -40,6 +41,7 @@ class MicrophoneOptions:
 
     latency: LatencyOption = None
     partials: PartialsOption = None
+    second_pass: SecondPassOption = None
     sample_rate: Annotated[
         int, typer.Option(metavar="HZ", min=1000, max=384_000, help="Sample rate of the input.")
     ] = MICROPHONE_RATE
@@ -86,6 +88,7 @@ def listen(
         latency_ms=options.latency,
         partials=partials,
         sample_rate=options.sample_rate,
+        second_pass=options.second_pass,
     )
     said = Utterances()
     display = Display(options.json, options.quiet)

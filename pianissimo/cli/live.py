@@ -55,10 +55,15 @@ def open_stream(
     partials: "Recognizer | None" = None,
     hotwords: "Sequence[Phrase]" = (),
     sample_rate: int = 16_000,
+    second_pass: bool | None = None,
 ) -> "Stream":
     """A live stream; OptionError if the recognizer does not have what is requested."""
     return recognizer.stream(
-        latency_ms=latency_ms, partials=partials, boost=hotwords or None, sample_rate=sample_rate
+        latency_ms=latency_ms,
+        partials=partials,
+        boost=hotwords or None,
+        sample_rate=sample_rate,
+        second_pass=second_pass,
     )
 
 

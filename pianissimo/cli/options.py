@@ -69,6 +69,14 @@ LatencyOption = Annotated[
         "[default: longest; 160 for live streams].",
     ),
 ]
+SecondPassOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--second-pass/--no-second-pass",
+        help="Decode each final again from its whole utterance, or keep the words of the partials "
+        "[default: again, for models that have this].",
+    ),
+]
 LatenciesOption = Annotated[
     list[int] | None,
     typer.Option(metavar="MS", help="Latency mode; repeatable [default: all of the model]."),

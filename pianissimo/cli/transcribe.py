@@ -21,6 +21,7 @@ from pianissimo.cli.options import (
     PartialsOption,
     QuietOption,
     SearchOptions,
+    SecondPassOption,
     VerboseOption,
 )
 from pianissimo.cli.output import SOME_FAILED, complain, say
@@ -125,6 +126,7 @@ class PlaybackOptions:
         bool, typer.Option("--stream", help="Recognize as a live stream and show partial results.")
     ] = False
     partials: PartialsOption = None
+    second_pass: SecondPassOption = None
     realtime: Annotated[
         bool, typer.Option("--realtime", help="With --stream: feed audio at the speed of speech.")
     ] = False
@@ -134,6 +136,8 @@ class PlaybackOptions:
             raise OptionError("--realtime is for live streams: add --stream")
         if self.partials is not None and not self.stream:
             raise OptionError("--partials is for live streams: add --stream")
+        if self.second_pass is not None and not self.stream:
+            raise OptionError("--second-pass is for live streams: add --stream")
 
 
 @command
@@ -202,6 +206,7 @@ def transcribe(
         search.hotwords,
         excerpt,
         diarize=diarization,
+        second_pass=stream.second_pass,
     )
     try:
         if todo:
@@ -292,7 +297,11 @@ def _stream_all(
     for index in todo:
         said = Utterances()
         opened = open_stream(
-            recognizer, latency_ms=setup.latency_ms, partials=partials, hotwords=setup.hotwords
+            recognizer,
+            latency_ms=setup.latency_ms,
+            partials=partials,
+            hotwords=setup.hotwords,
+            second_pass=setup.second_pass,
         )
         try:
             turns = None if setup.diarize is None else LiveTurns(setup.diarize)

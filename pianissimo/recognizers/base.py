@@ -286,13 +286,17 @@ class BaseRecognizer(ABC):
         endpoint: EndpointRules | None = ENDPOINT,
         partials: StreamRecognizer | None = None,
         boost: Boost | None = None,
+        second_pass: bool | None = None,
     ) -> Stream:
         """Open a live stream of samples at `sample_rate` Hz; each pause brings a final.
 
         `endpoint` says which pauses end an utterance. `partials` is a recognizer with latency
         modes that writes the partials; without it there are only finals. `boost` is a list of
-        hotwords. `latency_ms` must be None.
+        hotwords. `latency_ms` must be None and `second_pass` not True: each final is made from its
+        whole segment anyway.
         """
+        if second_pass:
+            raise OptionError(f"{self.name} has no second pass; remove second_pass")
         recognizer = self._configured(latency_ms, boost)
         return SegmentedStream(
             recognizer, sample_rate=sample_rate, endpoint=endpoint, partials=partials

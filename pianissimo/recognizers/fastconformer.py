@@ -348,6 +348,8 @@ class NativeRecognizer(BaseRecognizer):
         cannot boost, or for a `second_pass`, which the model does not have.
         """
         if not self.latencies_ms and latency_ms is None:
+            if second_pass:
+                raise OptionError(f"{self.name} has no second pass; remove second_pass")
             if language is not None and language != self.language:
                 raise OptionError(
                     f"{self.name} is an offline model: choose its language when it is loaded"

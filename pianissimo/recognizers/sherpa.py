@@ -174,9 +174,13 @@ class StreamingParaformer(BaseRecognizer):
         endpoint: EndpointRules | None = ENDPOINT,
         partials: StreamRecognizer | None = None,
         boost: Boost | None = None,
+        second_pass: bool | None = None,
     ) -> "ParaformerStream":
-        """Open a live stream of samples at `sample_rate` Hz; `partials` must be left out."""
+        """Open a live stream of samples at `sample_rate` Hz; `partials` must be left out, and
+        `second_pass` not be True."""
         self._configured(latency_ms, boost)
+        if second_pass:
+            raise OptionError(f"{self.name} has no second pass; remove second_pass")
         if partials is not None:
             raise OptionError(f"{self.name} writes partials by itself: remove partials")
         input = StreamInput(sample_rate, SAMPLE_RATE, self.front_end)

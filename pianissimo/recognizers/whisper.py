@@ -342,6 +342,8 @@ class WhisperRecognizer(BaseRecognizer):
         recognizer. Raises OptionError for an unknown mode or language, and for hotwords.
         """
         if not self.latencies_ms:
+            if second_pass:
+                raise OptionError(f"{self.name} has no second pass; remove second_pass")
             recognizer = self._configured(latency_ms, boost)
             return SegmentedStream(
                 recognizer, sample_rate=sample_rate, endpoint=endpoint, partials=partials

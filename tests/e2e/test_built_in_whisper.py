@@ -1,5 +1,6 @@
 """The Whisper inside the package: recordings, live segments, the command line."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -51,3 +52,30 @@ def test_words_that_a_person_repeats_are_kept(whisper: Recognizer) -> None:
 def test_the_command_line_knows_it_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["transcribe", "-m", "whisper-tiny-en", str(CLIPS / "sentence.flac")]) == 0
     assert capsys.readouterr().out.strip() == SENTENCE
+
+
+def test_the_command_line_streams_it(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["transcribe", "--stream", "-m", "whisper-tiny-en", str(CLIPS / "sentence.flac")]
+    assert main(command) == 0
+    written = capsys.readouterr()
+    assert written.out.strip() == SENTENCE
+    assert "The" in written.err  # a partial
+    assert main([*command, "--no-second-pass", "--json"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    partials = [event["text"] for event in events if event["type"] == "partial"]
+    [final] = [event["text"] for event in events if event["type"] == "final" and event["text"]]
+    assert final.startswith(partials[-1])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--second-pass",), "--second-pass is for live streams: add --stream"),
+        (("--stream", "--second-pass", "-m", "embedded-commands"), "has no second pass"),
+    ],
+)
+def test_a_second_pass_that_there_is_not_is_refused(
+    capsys: pytest.CaptureFixture[str], options: tuple[str, ...], said: str
+) -> None:
+    assert main(["transcribe", str(CLIPS / "sentence.flac"), *options]) == 2
+    assert said in capsys.readouterr().err

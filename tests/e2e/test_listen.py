@@ -80,6 +80,19 @@ def test_a_model_that_hears_recordings_whole_listens_too() -> None:
     assert events[kinds.index("final")]["words"] and events[-1]["reason"] == "finish"
 
 
+def test_the_built_in_whisper_listens() -> None:
+    sound = (load_audio(CLIP.with_name("sentence.flac")) * 32767).astype("<i2").tobytes()
+    process = subprocess.run(
+        [sys.executable, "-m", "pianissimo", "listen", "-", "-m", "whisper-tiny-en", "--quiet"],
+        input=sound,
+        capture_output=True,
+        check=False,
+        timeout=120,
+    )
+    assert (process.returncode, process.stderr) == (0, b"")
+    assert process.stdout == b"The boy was there with his mother and father.\n"
+
+
 def test_nothing_in_nothing_out() -> None:
     process = listen("-", "--quiet")
     out, _ = process.communicate(b"", timeout=60)

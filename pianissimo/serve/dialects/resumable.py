@@ -60,6 +60,7 @@ class StreamOptions:
     session: str
     boost: tuple[Phrase, ...] = ()
     diarize: bool = False
+    second_pass: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -252,6 +253,7 @@ class ResumableStream:
                 latency_ms=self.options.latency_ms,
                 endpoint=self.options.endpoint or NO_PAUSES,
                 boost=self.options.boost,
+                second_pass=self.options.second_pass,
                 state=state,
             )
         except BaseException:

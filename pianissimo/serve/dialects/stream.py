@@ -24,6 +24,7 @@ from pianissimo.serve.dialects.resumable import ResumableStream, StreamOptions
 from pianissimo.serve.dialects.sockets import Client, Gone, client, parse_message, until_first
 from pianissimo.serve.durable.streams import Streams
 from pianissimo.serve.errors import Refusal, refusal_for
+from pianissimo.serve.versions.store import ServedModel
 from pianissimo.serve.websocket import FIRST_MESSAGE_BYTES
 from pianissimo.streaming.endpoint import ENDPOINT, EndpointRules
 
@@ -44,6 +45,7 @@ KEYS: dict[str, tuple[str, ...]] = {
         "endpoint",
         "boost",
         "diarize",
+        "second_pass",
         "user",
         "events",
     ),
@@ -243,14 +245,24 @@ def _read_options(one: Client, first: Mapping[str, object]) -> StreamOptions:
         choice=choice,
         session=caller.session,
         boost=read_boost(first.get("boost")),
-        diarize=_diarize(first.get("diarize")),
+        diarize=bool(_switch(first, "diarize")),
+        second_pass=_second_pass(first, model),
     )
 
 
-def _diarize(given: object) -> bool:
+def _switch(first: Mapping[str, object], name: str) -> bool | None:
+    given = first.get(name)
     if given is not None and not isinstance(given, bool):
-        raise Refusal(400, "diarize must be true or false", "invalid_value", "diarize")
-    return bool(given)
+        raise Refusal(400, f"{name} must be true or false", "invalid_value", name)
+    return given
+
+
+def _second_pass(first: Mapping[str, object], model: ServedModel) -> bool | None:
+    wanted = _switch(first, "second_pass")
+    if wanted and not model.recognizer.capabilities.second_pass:
+        reason = f"{model.name} has no second pass; omit second_pass"
+        raise Refusal(400, reason, "invalid_value", "second_pass")
+    return wanted
 
 
 def _read_rules(given: object) -> EndpointRules | None:

@@ -52,6 +52,7 @@ class OpenOptions(TypedDict, total=False):
     endpoint: EndpointRules | None
     watchdog: WatchdogRules | None
     boost: Boost
+    second_pass: bool | None
     state: bytes | None
 
 
@@ -123,7 +124,7 @@ class ServedModel:
                     f"a stream of {self.name} cannot be resumed, because it is an offline model; "
                     "open a new stream"
                 )
-            # Latency and watchdog belong to streaming models.
+            # Latency, second pass and watchdog belong to streaming models.
             return self.engine.open(
                 sample_rate=options["sample_rate"],
                 endpoint=options.get("endpoint", ENDPOINT),
