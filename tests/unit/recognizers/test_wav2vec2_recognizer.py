@@ -331,8 +331,10 @@ def test_heads_and_languages_it_lacks_are_refused() -> None:
     with pytest.raises(OptionError, match="no choice of languages"):
         pianissimo.load(GOLDEN / "wav2vec2", language="en")
     with pytest.raises(OptionError, match="speaks only 'en'"):
+        pianissimo.load("embedded-commands", language="fr")
+    with pytest.raises(OptionError, match="does not know the language 'fr'; it has en"):
         pianissimo.load(language="fr")
-    assert pianissimo.load(language="en", device="cpu").name
+    assert pianissimo.load(language="en", device="cpu").language == "en"
 
 
 def test_an_unknown_kind_of_folder_is_named(tmp_path: Path) -> None:
