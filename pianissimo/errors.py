@@ -24,6 +24,10 @@
     │   ├── LanguageModelUnreachableError  it cannot be reached
     │   ├── LanguageModelTimeoutError      it wrote nothing for too long
     │   └── LanguageModelReplyError        it refused, sent garbage, ended early or said nothing
+    ├── ClientError              a stream of `pianissimo.client` cannot continue
+    │   ├── ServerUnreachableError   there is no connection, or none for longer than the limit
+    │   ├── ServerRefusedError       the server refuses the key, an option or the stream
+    │   └── StreamLostError          the server lost the stream, and audio is missing to start again
     └── ManifestError            a manifest has unusable lines
 
 A message says what happened, what was expected, and what to do. `code` is a stable identifier for
@@ -175,6 +179,37 @@ class LanguageModelReplyError(LanguageModelError):
     """The reply of the language model is unusable: an error status, garbage, cut off, or empty."""
 
     code = "llm_reply"
+
+
+class ClientError(PianissimoError):
+    """A stream of `pianissimo.client` cannot continue."""
+
+    code = "client_failed"
+
+
+class ServerUnreachableError(ClientError):
+    """There is no connection to the server: at first, or for longer than the limit later on."""
+
+    code = "server_unreachable"
+
+
+class ServerRefusedError(ClientError):
+    """The server refuses the key, an option or the stream.
+
+    `reason` is the server's own code, such as "server_full"; None if it only closed the connection.
+    """
+
+    code = "server_refused"
+
+    def __init__(self, message: str, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class StreamLostError(ClientError):
+    """The server lost the stream, and audio without a final text is no longer kept."""
+
+    code = "stream_lost"
 
 
 class ManifestError(PianissimoError, ValueError):

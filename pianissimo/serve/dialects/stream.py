@@ -1,6 +1,6 @@
 """The socket /v1/stream: samples in, events out, resumable after a broken connection.
 
-docs/server-api.md describes the protocol; examples/stream_client.py is a client.
+docs/server-api.md describes the protocol; `pianissimo.client` is a client.
 """
 
 from collections.abc import Mapping
