@@ -12,12 +12,13 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from cutting import example
+from cutting import events_of
 from serving import RATE, pcm
 
+from pianissimo.client import ClientStream, connect
+from pianissimo.transcript import StreamEvent
 from pianissimo.zoo.catalog import ASSETS, EMBEDDED
 
 BLOCK = RATE // 10
@@ -125,26 +126,29 @@ async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 async def paced(
     port: int, samples: np.ndarray, seconds: float, opened: list[float]
-) -> tuple[list[dict[str, Any]], Any]:
-    """All events but partials of samples sent over about `seconds`, and the client; the time of
+) -> tuple[list[StreamEvent], ClientStream]:
+    """All events but partials of samples sent over about `seconds`, and the stream; the time of
     each of its connections goes into `opened`."""
+    async with connect(f"ws://127.0.0.1:{port}", sample_rate=RATE) as stream:
+        reading = asyncio.create_task(events_of(stream))
+        watching = asyncio.create_task(_note_connections(stream, opened))
+        count = -(-len(samples) // BLOCK)
+        began = time.monotonic()
+        for number in range(count):
+            await stream.send(pcm(samples[number * BLOCK : (number + 1) * BLOCK]))
+            if number % 37 == 36:
+                await stream.finalize()
+            due = began + (number + 1) * seconds / count
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+        await stream.finish()
+        events = await asyncio.wait_for(reading, 120)
+        watching.cancel()
+    return events, stream
 
-    class Timed(example().StreamClient):  # type: ignore[misc]
-        async def _open(self, socket: Any) -> None:
-            await super()._open(socket)
+
+async def _note_connections(stream: ClientStream, opened: list[float]) -> None:
+    """The time of each connection, within 5 ms."""
+    while True:
+        while len(opened) < stream.connections:
             opened.append(time.monotonic())
-
-    events: list[dict[str, Any]] = []
-    client = Timed(f"ws://127.0.0.1:{port}", events.append, sample_rate=RATE)
-    running = asyncio.create_task(client.run())
-    count = -(-len(samples) // BLOCK)
-    began = time.monotonic()
-    for number in range(count):
-        await client.send(pcm(samples[number * BLOCK : (number + 1) * BLOCK]))
-        if number % 37 == 36:
-            client.finalize()
-        due = began + (number + 1) * seconds / count
-        await asyncio.sleep(max(0.0, due - time.monotonic()))
-    client.finish()
-    await asyncio.wait_for(running, 120)
-    return [event for event in events if event["type"] != "partial"], client
+        await asyncio.sleep(0.005)

@@ -13,6 +13,7 @@ from serving import serving
 
 from pianissimo.models.asr import load_model, save_model
 from pianissimo.serve.settings import Settings
+from pianissimo.transcript import StreamEvent
 from pianissimo.zoo.catalog import ASSETS, EMBEDDED
 
 BOSS = {"authorization": "Bearer boss"}
@@ -104,5 +105,5 @@ def test_chaos_changes_no_word(
         server.wait_until_empty()
 
 
-def said(events: list[dict]) -> str:
-    return " ".join(event["text"] for event in events if event.get("text"))
+def said(events: list[StreamEvent]) -> str:
+    return " ".join(event.text for event in events if event.text)

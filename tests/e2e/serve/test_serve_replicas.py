@@ -39,7 +39,7 @@ async def killed(
     assert moved and len(moved) < streams, "both servers had streams"
     for i, (events, client) in enumerate(found):
         whole, _ = wholes[i % len(samples)]
-        assert len([e for e in whole if e.get("text")]) >= 2
+        assert len([e for e in whole if e.text]) >= 2
         check_same(events, whole)
         assert client.restarts == 0 and client.connections == len(opened[i]) <= 2
     latest = max(times[1] - at for times in moved)

@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
-from cutting import EXAMPLE, Cutter, check_same, listen, talk
+from cutting import Cutter, check_same, listen, talk
 from serving import RATE, Server, pcm, serving, speech
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
@@ -27,6 +27,7 @@ from pianissimo.serve.settings import Settings
 from pianissimo.streaming.session import Session
 
 NUMBER = "enter four five two nine"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "stream_client.py"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""examples/stream_client.py across restarts of the server, planned ones and kill -9."""
+"""A client across restarts of the server, planned ones and kill -9."""
 
 import asyncio
 import os
@@ -10,14 +10,15 @@ import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from cutting import example
+from cutting import events_of
 from serving import RATE, pcm, speech
 
+from pianissimo.client import ClientStream, connect
 from pianissimo.evaluate.wer import word_errors
+from pianissimo.transcript import StreamEvent
 
 MODEL = Path(__file__).parents[3] / "pianissimo" / "assets" / "embedded-commands"
 BLOCK = RATE // 10
@@ -69,36 +70,31 @@ def restartable(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rest
         server.stop(signal.SIGKILL)
 
 
-async def transcribed(server: RestartableServer, stops: dict[int, signal.Signals]) -> Any:
+async def transcribed(
+    server: RestartableServer, stops: dict[int, signal.Signals]
+) -> tuple[ClientStream, list[StreamEvent]]:
     """Say the sentence twice; before the blocks of these numbers the server is restarted."""
-    finals: list[dict[str, Any]] = []
-    client = example().StreamClient(
-        f"ws://127.0.0.1:{server.port}",
-        lambda event: finals.append(event) if event["type"] == "final" else None,
-        sample_rate=RATE,
-    )
-    running = asyncio.create_task(client.run())
-    samples = SPEECH
     restarting: list[asyncio.Task[None]] = []
-    for number, start in enumerate(range(0, len(samples), BLOCK)):
-        if how := stops.get(number):
+    async with connect(f"ws://127.0.0.1:{server.port}", sample_rate=RATE) as stream:
+        reading = asyncio.create_task(events_of(stream))
+        for number, start in enumerate(range(0, len(SPEECH), BLOCK)):
+            if how := stops.get(number):
 
-            def restart(how: signal.Signals = how) -> None:
-                server.stop(how)
-                server.start()
+                def restart(how: signal.Signals = how) -> None:
+                    server.stop(how)
+                    server.start()
 
-            restarting.append(asyncio.create_task(asyncio.to_thread(restart)))
-        await client.send(pcm(samples[start : start + BLOCK]))
-        await asyncio.sleep(0.1 if stops else 0.01)
-    await asyncio.gather(*restarting)
-    client.finish()
-    async with asyncio.timeout(60):
-        await running
-    return client, finals
+                restarting.append(asyncio.create_task(asyncio.to_thread(restart)))
+            await stream.send(pcm(SPEECH[start : start + BLOCK]))
+            await asyncio.sleep(0.1 if stops else 0.01)
+        await asyncio.gather(*restarting)
+        await stream.finish()
+        events = await asyncio.wait_for(reading, 60)
+    return stream, [event for event in events if event.type == "final"]
 
 
-def text_of(finals: list[dict[str, Any]]) -> str:
-    return " ".join(final["text"] for final in finals if final["text"])
+def text_of(finals: list[StreamEvent]) -> str:
+    return " ".join(final.text for final in finals if final.text)
 
 
 def test_the_client_survives_a_kill(restartable: RestartableServer) -> None:
@@ -112,10 +108,10 @@ def test_the_client_survives_a_kill(restartable: RestartableServer) -> None:
     assert client.restarts == 1
     errors = word_errors(f"{SENTENCE} {SENTENCE}", text_of(finals))
     assert errors.errors <= 2, text_of(finals)
-    assert finals[0]["words"][0]["text"] == "enter", "the words before the restart are lost"
-    words = [word for final in finals for word in final["words"]]
-    assert all(a["start"] <= b["start"] + 0.2 for a, b in pairwise(words))
-    assert words[-1]["end"] == pytest.approx(whole[-1]["words"][-1]["end"], abs=0.5)
+    assert finals[0].words[0].text == "enter", "the words before the restart are lost"
+    words = [word for final in finals for word in final.words]
+    assert all(a.start <= b.start + 0.2 for a, b in pairwise(words))
+    assert words[-1].end == pytest.approx(whole[-1].words[-1].end, abs=0.5)
 
 
 @pytest.mark.parametrize("restartable", ["stored"], indirect=True)
