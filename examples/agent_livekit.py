@@ -22,7 +22,7 @@ PATIENCE_SECONDS = 60.0
 INSTRUCTIONS = "You are a voice assistant. Answer in one short sentence."
 
 
-async def hear(service: stt.STT, sound: bytes, rate: int) -> str:
+async def transcribe(service: stt.STT, sound: bytes, rate: int) -> str:
     """The first turn of a recording."""
     stream = service.stream()
 
@@ -50,12 +50,12 @@ async def main(place: str, llm_url: str, llm_model: str, question: str) -> None:
     with wave.open(question) as file:
         rate, sound = file.getframerate(), file.readframes(file.getnframes())
     async with utils.http_context.open(), asyncio.timeout(PATIENCE_SECONDS):
-        ear = deepgram.STT(base_url=f"http://{place}/v1/listen", api_key="any")
+        recognizer = deepgram.STT(base_url=f"http://{place}/v1/listen", api_key="any")
         model = openai.LLM(base_url=llm_url, api_key="any", model=llm_model)
         voice = openai.TTS(
             base_url=f"http://{place}/v1", api_key="any", model="tts-1", voice="alloy"
         )
-        asked = await hear(ear, sound, rate)
+        asked = await transcribe(recognizer, sound, rate)
         context = llm.ChatContext()
         context.add_message(role="system", content=INSTRUCTIONS)
         context.add_message(role="user", content=asked)

@@ -43,7 +43,7 @@ PATIENCE_SECONDS = 60.0
 INSTRUCTIONS = "You are a voice assistant. Answer in one short sentence."
 
 
-class Ear(FrameProcessor):
+class Transcripts(FrameProcessor):
     """Notes what the user said."""
 
     def __init__(self) -> None:
@@ -96,8 +96,8 @@ async def main(place: str, llm_url: str, llm_model: str, question: str) -> None:
     # min_volume would drop quiet speakers; the server levels their speech.
     vad = SileroVADAnalyzer(params=VADParams(min_volume=0.0))
     pair = LLMContextAggregatorPair(context, user_params=LLMUserAggregatorParams(vad_analyzer=vad))
-    ear, loudspeaker = Ear(), Loudspeaker()
-    pipeline = Pipeline([stt, ear, pair.user(), llm, tts, loudspeaker, pair.assistant()])
+    transcripts, loudspeaker = Transcripts(), Loudspeaker()
+    pipeline = Pipeline([stt, transcripts, pair.user(), llm, tts, loudspeaker, pair.assistant()])
     params = PipelineParams(audio_in_sample_rate=rate, audio_out_sample_rate=24_000)
     worker, runner = PipelineWorker(pipeline, params=params), WorkerRunner(handle_sigint=False)
     await runner.add_workers(worker)
@@ -119,7 +119,7 @@ async def main(place: str, llm_url: str, llm_model: str, question: str) -> None:
         await worker.queue_frame(EndFrame())
         await running
     seconds = loudspeaker.samples / 24_000
-    found = {"you": ear.text, "agent": loudspeaker.text, "seconds": seconds}
+    found = {"you": transcripts.text, "agent": loudspeaker.text, "seconds": seconds}
     print(json.dumps({**found, "errors": loudspeaker.errors}))
 
 

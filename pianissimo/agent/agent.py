@@ -1,4 +1,4 @@
-"""A spoken conversation: hears turns, asks a language model, and speaks its answers.
+"""A spoken conversation: detects turns, asks a language model, and speaks its answers.
 
     listening ──turn ended──> thinking ──first audio──> speaking ──> listening
         ^                        │ user goes on              │ user speaks
@@ -26,10 +26,10 @@ from pianissimo.agent.answer import (
     SpeakOptions,
 )
 from pianissimo.agent.chat import ChatModel, ChatRequest
-from pianissimo.agent.ear import Ear, Sound
 from pianissimo.agent.history import History, Item, Message, new_id
 from pianissimo.agent.playback import MOST_AHEAD_SECONDS, Playback
 from pianissimo.agent.turn_detector import TurnSignal
+from pianissimo.agent.turn_input import Sound, TurnInput
 from pianissimo.errors import StreamError
 from pianissimo.protocols import Synthesizer
 from pianissimo.transcript import StreamEvent
@@ -186,7 +186,7 @@ class _Running:
     in_history: bool
     metadata: object
     announced: asyncio.Event = field(default_factory=asyncio.Event)
-    heard: bool = False
+    audio_sent: bool = False
     previous_id: str | None = None
 
     def sent(self, event: AnswerEvent) -> AnswerSent:
@@ -196,7 +196,7 @@ class _Running:
 class Agent:
     """One conversation. `emit` delivers its events; they are never emitted concurrently.
 
-    Call `hear`, `commit`, `clear`, `respond` and `interrupt` one at a time, and run `listen` and
+    Call `push`, `commit`, `clear`, `respond` and `interrupt` one at a time, and run `listen` and
     `failed` beside them. `close` ends everything.
     """
 
@@ -221,18 +221,18 @@ class Agent:
         self._running: _Running | None = None
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    # -- hearing -----------------------------------------------------------------------------------
+    # -- user audio --------------------------------------------------------------------------------
 
-    async def hear(self, ear: Ear, samples: Sound) -> None:
-        """Hear samples (n,) of the user, and do what follows from them."""
-        for piece in ear.pieces(samples):
-            signals = await ear.push(piece)
+    async def push(self, turn_input: TurnInput, samples: Sound) -> None:
+        """Push samples (n,) of the user, and act on the turns found in them."""
+        for piece in turn_input.pieces(samples):
+            signals = await turn_input.push(piece)
             while True:
                 for signal in signals:
-                    await self._follow(signal, ear)
+                    await self._follow(signal, turn_input)
                 if not signals or signals[-1].kind != "paused":
                     break
-                signals = await ear.continued()
+                signals = await turn_input.continued()
 
     async def listen(self, events: AsyncIterator[StreamEvent]) -> None:
         """Take the events of the recognizer until they end."""
@@ -247,7 +247,7 @@ class Agent:
             if event.type != "endpoint":
                 await self._say(UserSaid(turn.item_id, event))
 
-    async def _follow(self, signal: TurnSignal, ear: Ear) -> None:
+    async def _follow(self, signal: TurnSignal, turn_input: TurnInput) -> None:
         turn = self._turn
         match signal.kind:
             case "started":
@@ -259,7 +259,7 @@ class Agent:
                     await self._announce(turn)
             case "paused":
                 began = time.monotonic()
-                await ear.finalize()
+                await turn_input.finalize()
                 self._stage("final", time.monotonic() - began)
             case "eager_end":
                 if self.options.eager and self.options.respond and turn.announced and turn.text:
@@ -269,11 +269,11 @@ class Agent:
                     self._count("discarded")
                     await self._cancel("turn_detected")
             case "ended":
-                turn.ended_at = time.monotonic() - (ear.seconds - signal.at)
-                await self._end_turn(turn, signal.at, ear.seconds)
+                turn.ended_at = time.monotonic() - (turn_input.seconds - signal.at)
+                await self._end_turn(turn, signal.at, turn_input.seconds)
 
     async def _announce(self, turn: _Turn) -> None:
-        """The user has the floor: tell the client, and stop the answer."""
+        """The turn of the user counts: tell the client, and stop the answer."""
         assert turn.started is not None
         turn.announced = True
         await self._say(SpeechStarted(turn.item_id, turn.started.at))
@@ -300,26 +300,26 @@ class Agent:
         elif running is None:
             await self._start(turn=turn)
 
-    async def commit(self, ear: Ear) -> None:
+    async def commit(self, turn_input: TurnInput) -> None:
         """End the user's turn here, and wait for its text."""
         turn = self._turn
         if self._running is not None and not self._running.answer.confirmed.is_set():
             await self._cancel("turn_detected")
-        message = await self._commit(turn, ear.seconds, keep=True)
-        await ear.finalize()
+        message = await self._commit(turn, turn_input.seconds, keep=True)
+        await turn_input.finalize()
         turn.ended_at = time.monotonic()
-        await self._transcribed(turn, message, ear.seconds)
+        await self._transcribed(turn, message, turn_input.seconds)
 
-    async def clear(self, ear: Ear) -> None:
+    async def clear(self, turn_input: TurnInput) -> None:
         """Forget what the user said since the last turn."""
         if self._running is not None and not self._running.answer.confirmed.is_set():
             await self._cancel("turn_detected")
-        await ear.finalize()
-        self._turn, self._committed = _Turn(), ear.seconds
+        await turn_input.finalize()
+        self._turn, self._committed = _Turn(), turn_input.seconds
 
-    def uncommitted_seconds(self, ear: Ear) -> float:
+    def uncommitted_seconds(self, turn_input: TurnInput) -> float:
         """Audio since the last committed or cleared."""
-        return ear.seconds - self._committed
+        return turn_input.seconds - self._committed
 
     async def _commit(self, turn: _Turn, now: float, *, keep: bool = False) -> Message:
         message = Message("user", turn.text, turn.item_id, complete=not keep, spoken=True)
@@ -476,9 +476,9 @@ class Agent:
             if isinstance(event, ItemStarted) and running.in_history:
                 running.previous_id = self.history.add(event.item)
             elif isinstance(event, AudioBlock):
-                if not running.heard and running.turn is not None:
+                if not running.audio_sent and running.turn is not None:
                     self._stage("voice_to_voice", time.monotonic() - running.turn.ended_at)
-                running.heard = True
+                running.audio_sent = True
                 seconds = len(event.samples) / running.answer.sample_rate
                 self.playback.sent(event.item, seconds)
             await self._emit(running.sent(event))

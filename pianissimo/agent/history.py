@@ -1,7 +1,7 @@
 """What was said in a conversation, and the messages in which a language model gets it.
 
 An answer is kept with the audio of each of its pieces, so that it can be cut to what was played: a
-model must not believe that a listener knows what was never heard.
+model must not take text for said that was never played.
 """
 
 import secrets
@@ -53,8 +53,8 @@ class Message:
         return sum(piece.seconds for piece in self.pieces)
 
     @property
-    def heard(self) -> str:
-        """The text that a listener knows of: all of it, or what was played."""
+    def played_text(self) -> str:
+        """The text that the user knows: all of it, or what was played."""
         if self.played_seconds is None or self.played_seconds >= self.seconds:
             return self.text
         said, left = [], self.played_seconds
@@ -150,7 +150,7 @@ class History:
 def _length(item: Item) -> int:
     match item:
         case Message():
-            return len(item.heard)
+            return len(item.played_text)
         case ToolCall():
             return len(item.name) + len(item.arguments)
         case ToolResult():
@@ -169,12 +169,12 @@ def _joined(items: list[Item]) -> Iterator[JsonObject]:
         item = items[index]
         index += 1
         if isinstance(item, Message):
-            texts = [item.heard]
+            texts = [item.played_text]
             while index < len(items):
                 following = items[index]
                 if not isinstance(following, Message) or following.role != item.role:
                     break
-                texts.append(following.heard)
+                texts.append(following.played_text)
                 index += 1
             if text := " ".join(filter(None, texts)):
                 yield {"role": item.role, "content": text}

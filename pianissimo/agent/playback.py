@@ -11,7 +11,7 @@ answer is interrupted."""
 
 
 class Playback:
-    """A listener who plays audio as it arrives, without gaps of its own."""
+    """A client that plays audio as it arrives, without gaps of its own."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -33,7 +33,7 @@ class Playback:
         self._end = max(self._end, self._clock()) + seconds
 
     def stop(self) -> None:
-        """The listener plays no more: cut the message in play to what was played."""
+        """The client plays no more: cut the message in play to what was played."""
         if self._message is not None and self.playing:
             self._message.played_seconds = max(0.0, self._message.seconds - self.ahead_seconds)
         self._end, self._message = 0.0, None

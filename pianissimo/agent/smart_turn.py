@@ -1,4 +1,4 @@
-"""Smart Turn v3: a network that hears whether a turn is complete.
+"""Smart Turn v3: a network that predicts from the audio whether a turn is complete.
 
 The model is a file that the user names, or the one inside an installed `pipecat-ai` package, which
 is only found and never imported. It gets the last 8 s of a turn as Whisper's log-mel features of
@@ -78,7 +78,7 @@ class SmartTurnModel:
 class SmartTurn:
     """Ends a turn soon if the network calls it complete, and later if not; times in seconds.
 
-    The network hears prosody and no words: a text that ends in an open word halves its verdict.
+    The network uses prosody and no words: a text that ends in an open word halves its verdict.
     """
 
     model: SmartTurnModel

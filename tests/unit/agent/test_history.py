@@ -25,7 +25,7 @@ def spoken(*pieces: tuple[str, float], played: float | None = None) -> Message:
     ],
 )
 def test_a_cut_answer_is_what_was_played(played: float | None, heard: str) -> None:
-    assert spoken(("One two.", 2.0), ("Three four.", 2.0), played=played).heard == heard
+    assert spoken(("One two.", 2.0), ("Three four.", 2.0), played=played).played_text == heard
 
 
 def test_what_a_role_says_in_a_row_is_one_message() -> None:

@@ -51,7 +51,7 @@ class AgentMessages:
         """The messages for an event."""
         match event:
             case SpeechStarted(item_id, at):
-                padding = self._session.hearing.stream_config.prefix_seconds
+                padding = self._session.recognition.stream_config.prefix_seconds
                 start = round(max(0.0, at - padding) * 1000)
                 yield {
                     "type": "input_audio_buffer.speech_started",
@@ -93,7 +93,7 @@ class AgentMessages:
 
     @property
     def _transcribes(self) -> bool:
-        return self._session.hearing.input["transcription"] is not None
+        return self._session.recognition.input["transcription"] is not None
 
     def _user_delta(self, said: UserSaid) -> Iterator[JsonObject]:
         if said.item_id != self._user_item:

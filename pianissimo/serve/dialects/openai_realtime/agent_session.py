@@ -60,10 +60,10 @@ class OutputChanges(TypedDict, total=False):
 
 
 class AgentSession:
-    """A session object of type "realtime": what is heard as in transcription, and the answers."""
+    """A session object of type "realtime": recognition as in transcription, and the answers."""
 
-    def __init__(self, service: AgentService, hearing: SessionSettings) -> None:
-        self._service, self.hearing = service, hearing
+    def __init__(self, service: AgentService, recognition: SessionSettings) -> None:
+        self._service, self.recognition = service, recognition
         self.output = OutputSettings(service.instructions, service.voices.names[0])
         self.audio_sent = False
         """Whether the client has audio of the voice; the voice stays the same from then on."""
@@ -82,7 +82,7 @@ class AgentSession:
                 "session.audio.output.voice",
             )
         _check_turns(given)
-        self.hearing.update(given, "realtime")
+        self.recognition.update(given, "realtime")
         self.output = output
 
     def changed(self, given: Mapping[str, object], path: str) -> OutputSettings:
@@ -165,7 +165,7 @@ class AgentSession:
     def options(self, output: OutputSettings | None = None) -> AgentOptions:
         """What the agent goes by, with these settings of answers."""
         shown = output or self.output
-        turns = self.hearing.input["turn_detection"]
+        turns = self.recognition.input["turn_detection"]
         rules = turns if isinstance(turns, dict) else {}
         return AgentOptions(
             instructions=shown.instructions,
@@ -186,11 +186,11 @@ class AgentSession:
     @property
     def judge(self) -> EndJudge | None:
         """What decides the end of a turn; None if the client does."""
-        turns = self.hearing.input["turn_detection"]
+        turns = self.recognition.input["turn_detection"]
         if not isinstance(turns, dict):
             return None
         if turns["type"] == "server_vad":
-            return SilenceRule(self.hearing.stream_config.endpoint.trailing_silence)
+            return SilenceRule(self.recognition.stream_config.endpoint.trailing_silence)
         rules = TextRules(most_seconds=MOST_WAIT_SECONDS[turns.get("eagerness") or "auto"])
         if self._service.smart_turn is not None:
             smart = SmartTurn(self._service.smart_turn)
@@ -200,13 +200,13 @@ class AgentSession:
     @property
     def threshold(self) -> float:
         """The probability of speech from which on sound is voice."""
-        turns = self.hearing.input["turn_detection"]
+        turns = self.recognition.input["turn_detection"]
         return float(turns.get("threshold") or THRESHOLD) if isinstance(turns, dict) else THRESHOLD
 
     def shown(self, expires_at: int) -> JsonObject:
-        heard, output = self.hearing.shown(expires_at), self.output
+        recognized, output = self.recognition.shown(expires_at), self.output
         return {
-            "id": self.hearing.id,
+            "id": self.recognition.id,
             "object": "realtime.session",
             "type": "realtime",
             "model": self._service.model,
@@ -220,22 +220,22 @@ class AgentSession:
             "tracing": None,
             "prompt": None,
             "audio": {
-                "input": copy.deepcopy(self.hearing.input),
+                "input": copy.deepcopy(self.recognition.input),
                 "output": {
                     "format": dict(output.format),
                     "voice": output.voice,
                     "speed": output.speed,
                 },
             },
-            "include": heard["include"],
+            "include": recognized["include"],
         }
 
 
 def _check_turns(given: Mapping[str, object]) -> None:
     """Check the fields of turn detection that only an agent has; others are checked elsewhere."""
     audio = given.get("audio")
-    heard = audio.get("input") if isinstance(audio, dict) else None
-    turns = heard.get("turn_detection") if isinstance(heard, dict) else given.get("turn_detection")
+    user = audio.get("input") if isinstance(audio, dict) else None
+    turns = user.get("turn_detection") if isinstance(user, dict) else given.get("turn_detection")
     if not isinstance(turns, dict):
         return
     if turns.get("idle_timeout_ms") is not None:

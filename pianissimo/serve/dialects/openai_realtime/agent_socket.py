@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
 
 from pianissimo.agent.agent import Agent, AgentEvent
-from pianissimo.agent.ear import Ear
 from pianissimo.agent.history import Item, Message, new_id
 from pianissimo.agent.turn_detector import VoiceTurns
+from pianissimo.agent.turn_input import TurnInput
 from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.errors import PianissimoError
 from pianissimo.serve.audio_in.pcm import PcmReader
@@ -62,11 +62,11 @@ class AgentConversation:
             self._emit,
             self.service.metrics.agent,
         )
-        self._ear: Ear | None = None
+        self._turn_input: TurnInput | None = None
         self._feed: Feed | None = None
         self._reader = PcmReader("pcm_s16le")
         self._offset = 0.0  # seconds of earlier streams
-        self._opened: asyncio.Queue[Ear] = asyncio.Queue()
+        self._opened: asyncio.Queue[TurnInput] = asyncio.Queue()
         self._drained = asyncio.Event()
         self._resources = AsyncExitStack()
 
@@ -125,7 +125,7 @@ class AgentConversation:
             case kind:
                 raise unknown_type(kind, KEYS)
 
-    # -- hearing -----------------------------------------------------------------------------------
+    # -- user audio --------------------------------------------------------------------------------
 
     async def _update(self, given: object) -> None:
         await self.one.pace_command()
@@ -144,24 +144,24 @@ class AgentConversation:
 
     def _stream_key(self) -> object:
         """What the stream and its detector depend on."""
-        return self.session.hearing.stream_config, self.session.judge, self.session.threshold
+        return self.session.recognition.stream_config, self.session.judge, self.session.threshold
 
     async def _append(self, audio: object) -> None:
         data = await decoded(audio)
-        ear = await self._open()
+        turn_input = await self._open()
         assert self._feed is not None and self.one.lease is not None
         self.one.account.check_audio()
         seconds = len(data) / self._reader.frame_bytes / self._feed.sample_rate
         self.service.record_audio(DIALECT, self.one.lease, seconds)
         shortest = math.ceil(SHORTEST_SECONDS * self._feed.sample_rate)
         if not self._reader.hold(data, shortest):
-            await self.agent.hear(ear, self._reader.push(data))
+            await self.agent.push(turn_input, self._reader.push(data))
 
     async def _commit(self) -> None:
         await self.one.pace_command()
-        ear = await self._open()
-        await self.agent.hear(ear, self._reader.push(b""))
-        seconds = self.agent.uncommitted_seconds(ear)
+        turn_input = await self._open()
+        await self.agent.push(turn_input, self._reader.push(b""))
+        seconds = self.agent.uncommitted_seconds(turn_input)
         if seconds < LEAST_COMMIT_SECONDS:
             raise Refusal(
                 400,
@@ -170,15 +170,15 @@ class AgentConversation:
                 "input_audio_buffer_commit_empty",
             )
         self.one.final_requested()
-        await self.agent.commit(ear)
+        await self.agent.commit(turn_input)
         self.one.final_sent()
 
-    async def _open(self) -> Ear:
-        if self._ear is not None:
-            return self._ear
-        config = self.session.hearing.stream_config
+    async def _open(self) -> TurnInput:
+        if self._turn_input is not None:
+            return self._turn_input
+        config = self.session.recognition.stream_config
         shared_lease = self.service.lease(
-            DIALECT, config.choice, self.session.hearing.id, self.one.account
+            DIALECT, config.choice, self.session.recognition.id, self.one.account
         )
         lease = self.one.lease = self._resources.enter_context(shared_lease)
         self._reader = PcmReader(config.encoding)
@@ -195,30 +195,30 @@ class AgentConversation:
         judge = self.session.judge
         detector = None if judge is None else VoiceTurns(judge, self.session.threshold)
         front_end = lease.model.recognizer.front_end
-        self._ear = Ear(
+        self._turn_input = TurnInput(
             self._feed,
             detector,
             StreamInput(config.sample_rate, SAMPLE_RATE, front_end),
             self.service.audio_threads,
             self._offset,
         )
-        self._opened.put_nowait(self._ear)
-        return self._ear
+        self._opened.put_nowait(self._turn_input)
+        return self._turn_input
 
     async def _replace(self) -> None:
         """End the stream; the next audio opens another one."""
-        if self._feed is None or self._ear is None:
+        if self._feed is None or self._turn_input is None:
             return
         self._drained.clear()
         await self._feed.finish()
         await self._drained.wait()
         await self._resources.aclose()
-        self._offset, self._feed, self._ear = self._ear.seconds, None, None
+        self._offset, self._feed, self._turn_input = self._turn_input.seconds, None, None
 
     async def _listen(self) -> None:
         while True:
-            ear = await self._opened.get()
-            await self.agent.listen(ear.events())
+            turn_input = await self._opened.get()
+            await self.agent.listen(turn_input.events())
             self._drained.set()
 
     # -- items -------------------------------------------------------------------------------------

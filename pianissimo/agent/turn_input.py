@@ -1,4 +1,4 @@
-"""The audio of a speaker: to the recognizer's stream, and to the detector of turns."""
+"""The audio of a user: to the recognizer's stream, and to the detector of turns."""
 
 import asyncio
 from collections import deque
@@ -16,7 +16,7 @@ from pianissimo.streaming.input import StreamInput
 from pianissimo.transcript import StreamEvent
 
 PIECE_SECONDS = 0.04
-"""Longer audio is heard in pieces: a pause is found, and its text finalized, within one."""
+"""Longer audio is processed in pieces: a pause is found, and its text finalized, within one."""
 
 Sound = npt.NDArray[np.int16] | npt.NDArray[np.float32]
 
@@ -37,7 +37,7 @@ class RecognizerStream(Protocol):
     def __aiter__(self) -> AsyncIterator[StreamEvent]: ...
 
 
-class Ear:
+class TurnInput:
     """One stream of a recognizer and the detector of its turns, None where the client ends them.
 
     `intake` brings the detector its samples: 16 kHz, at the level of speech. `offset` is when the
@@ -60,7 +60,7 @@ class Ear:
 
     @property
     def seconds(self) -> float:
-        """Audio heard so far."""
+        """Audio pushed so far."""
         return self._offset + self.samples / self.stream.sample_rate
 
     def pieces(self, samples: Sound) -> Sequence[Sound]:
@@ -68,7 +68,7 @@ class Ear:
         return [samples[start : start + step] for start in range(0, len(samples), step)]
 
     async def push(self, piece: Sound) -> list[TurnSignal]:
-        """Hear a piece; returns what the detector finds in it."""
+        """Push a piece; returns what the detector finds in it."""
         await self.stream.push_samples(piece)
         self.samples += len(piece)
         if self.detector is None:
@@ -92,7 +92,7 @@ class Ear:
         return [replace(signal, at=self._offset + signal.at) for signal in signals]
 
     async def finalize(self) -> None:
-        """Wait for the final text of everything heard so far."""
+        """Wait for the final text of everything pushed so far."""
         final: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._finals.append(final)
         await self.stream.finalize()
