@@ -97,7 +97,7 @@ async def gradio_api() -> Response:
 
 @router.get("/page/server")
 async def server(request: Request) -> Response:
-    """Models with their latency modes, voices, and limits."""
+    """Models with their latency modes, voices, the language model, and limits."""
     service, _ = _admitted(request)
     settings = service.settings
     return JSONResponse(
@@ -112,6 +112,7 @@ async def server(request: Request) -> Response:
                 for name, model in service.store.models.items()
             ],
             "voices": service.voices.names,
+            "language_model": None if service.agent is None else service.agent.model,
             "largest_upload_mb": settings.largest_upload_mb,
             "quietbench": settings.quietbench is not None,
             "admin": service.keys.has_admin,

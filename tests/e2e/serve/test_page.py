@@ -72,7 +72,9 @@ def test_where_others_have_their_interfaces_ours_are_shown(server: Server, path:
 
 
 def test_the_page_learns_what_is_served(server: Server, tiny: NativeRecognizer) -> None:
-    (model,) = httpx.get(server.http + "/page/server").json()["models"]
+    described = httpx.get(server.http + "/page/server").json()
+    assert described["language_model"] is None
+    (model,) = described["models"]
     assert model == {"name": tiny.name, "latencies_ms": list(tiny.latencies_ms), "gain": True}
 
 

@@ -413,7 +413,9 @@ def test_the_key_is_asked_for_once(browser: Any, embedded: NativeRecognizer) -> 
         assert page.evaluate("localStorage.length") == 0
 
 
-@pytest.mark.parametrize("tab", ["live", "file", "history", "speak", "compare", "quiet", "api"])
+@pytest.mark.parametrize(
+    "tab", ["live", "file", "history", "speak", "talk", "compare", "quiet", "api"]
+)
 def test_it_fits_a_phone(browser: Any, words_server: Server, tab: str) -> None:
     phone = {"width": 375, "height": 700}
     with visiting(browser, f"{words_server.http}/#{tab}", viewport=phone) as page:

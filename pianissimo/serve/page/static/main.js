@@ -10,6 +10,7 @@ import { startOperator } from "/page/operator.js";
 import { startQuiet } from "/page/quiet.js";
 import { describe } from "/page/server.js";
 import { startSpeak } from "/page/speak.js";
+import { startTalk } from "/page/talk.js";
 import { addThemeSwitch } from "/page/theme.js";
 
 const tabs = [...document.querySelectorAll("[role=tab]")];
@@ -64,6 +65,7 @@ try {
   startLive(server, (file) => transcribeFiles([file]));
   startFile(server);
   startSpeak(server);
+  startTalk(server);
   startCompare(server);
   startQuiet(server);
   startOperator(server);

@@ -1,14 +1,20 @@
-// The microphone as it is: no gain, echo or noise processing by the browser, no resampling.
+// The microphone: as it is, or with the echo of the loudspeaker canceled by the browser.
 
 const RAW = { autoGainControl: false, echoCancellation: false, noiseSuppression: false };
+/** For conversations: the voice of the answer must not count as speech of the user. */
+export const ECHO_CANCELED = { ...RAW, echoCancellation: true, noiseSuppression: true };
 
 export class Microphone {
   #context;
   #stream;
   #node;
 
-  /** Opens it; `onBlock({pcm, power, peak})` is called for each block, `onEnd` if it is unplugged. */
-  static async open(onBlock, onEnd) {
+  /**
+   * Opens it; `onBlock({pcm, power, peak})` is called for each block, `onEnd` if it is unplugged.
+   * `processing` is what the browser does to the audio, nothing by default; `rate` in Hz is that of
+   * the sound card by default.
+   */
+  static async open(onBlock, onEnd, { processing = RAW, rate } = {}) {
     if (!navigator.mediaDevices) {
       throw new Error(
         "browsers allow the microphone only on https or localhost; open this page there",
@@ -16,7 +22,7 @@ export class Microphone {
     }
     const microphone = new Microphone();
     try {
-      microphone.#stream = await navigator.mediaDevices.getUserMedia({ audio: RAW });
+      microphone.#stream = await navigator.mediaDevices.getUserMedia({ audio: processing });
     } catch (error) {
       const refused = error.name === "NotAllowedError";
       const hint = "microphone access was denied; allow it in the address bar";
@@ -24,7 +30,7 @@ export class Microphone {
     }
     microphone.#stream.getAudioTracks()[0].onended = onEnd;
     try {
-      await microphone.#start(onBlock);
+      await microphone.#start(onBlock, rate);
     } catch (error) {
       microphone.#release();
       throw error;
@@ -32,8 +38,8 @@ export class Microphone {
     return microphone;
   }
 
-  async #start(onBlock) {
-    this.#context = new AudioContext();
+  async #start(onBlock, rate) {
+    this.#context = new AudioContext(rate ? { sampleRate: rate } : {});
     await this.#context.audioWorklet.addModule("/page/capture.js");
     this.#node = new AudioWorkletNode(this.#context, "capture");
     this.#node.port.onmessage = ({ data }) => onBlock(data);

@@ -1,10 +1,10 @@
 // The Speak tab: a text spoken while it is synthesized, and saved.
 
+import { PcmPlayer } from "/page/pcm-player.js";
 import { read, request } from "/page/server.js";
 import { button, saveFile } from "/page/tools.js";
 
 const RATE = 24_000; // of `pcm`, in Hz
-const LEAD_SECONDS = 0.05; // between the first audio and its start, so that no block is late
 const HEADER_BYTES = 44;
 
 const at = (id) => document.getElementById(`speak-${id}`);
@@ -37,8 +37,9 @@ async function speak() {
   note("");
   at("tools").replaceChildren();
   at("stop").hidden = false;
-  const player = new Player();
-  own.signal.addEventListener("abort", () => player.stop());
+  const player = new PcmPlayer(RATE);
+  const pieces = [];
+  own.signal.addEventListener("abort", () => player.close());
   try {
     const started = performance.now();
     const body = {
@@ -56,67 +57,19 @@ async function speak() {
     let first = null;
     for await (const bytes of response.body) {
       first ??= performance.now() - started;
+      pieces.push(bytes);
       player.add(bytes);
     }
-    note(`First audio after ${Math.round(first)} ms; ${player.seconds.toFixed(1)} s of speech.`);
+    note(`First audio after ${Math.round(first)} ms; ${player.added().toFixed(1)} s of speech.`);
     at("tools").replaceChildren(
-      button("Save as wav", () => saveFile(wav(player.pieces), "speech.wav")),
+      button("Save as wav", () => saveFile(wav(pieces), "speech.wav")),
     );
     await player.end();
   } catch (error) {
     if (running === own) note(own.signal.aborted ? "Stopped." : error.message, !own.signal.aborted);
   } finally {
     if (running === own) at("stop").hidden = true;
-    player.stop();
-  }
-}
-
-/** Plays 16-bit samples as they arrive, and keeps them. */
-class Player {
-  constructor() {
-    this.pieces = [];
-    this.seconds = 0;
-    this.context = new AudioContext({ sampleRate: RATE });
-    this.next = 0; // when the next block begins, on the clock of the context
-    this.rest = new Uint8Array(0); // half a sample
-    this.last = null;
-  }
-
-  add(bytes) {
-    const joined = new Uint8Array(this.rest.length + bytes.length);
-    joined.set(this.rest);
-    joined.set(bytes, this.rest.length);
-    const even = joined.length - (joined.length % 2);
-    this.rest = joined.slice(even);
-    if (even === 0) return;
-    const piece = joined.slice(0, even);
-    this.pieces.push(piece);
-    const view = new DataView(piece.buffer);
-    const samples = Float32Array.from({ length: even / 2 }, (_, i) => view.getInt16(2 * i, true) / 32768);
-    const buffer = this.context.createBuffer(1, samples.length, RATE);
-    buffer.copyToChannel(samples, 0);
-    const source = this.context.createBufferSource();
-    source.buffer = buffer;
-    source.connect(this.context.destination);
-    this.next = Math.max(this.next, this.context.currentTime + LEAD_SECONDS);
-    source.start(this.next);
-    this.next += buffer.duration;
-    this.seconds += buffer.duration;
-    this.last = source;
-  }
-
-  /** Resolves when all was played, or the player was stopped. */
-  end() {
-    return new Promise((resolve) => {
-      if (this.last === null) resolve();
-      else this.last.onended = resolve;
-      this.stopped = resolve;
-    });
-  }
-
-  stop() {
-    this.stopped?.();
-    if (this.context.state !== "closed") this.context.close();
+    player.close();
   }
 }
 

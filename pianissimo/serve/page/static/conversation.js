@@ -1,0 +1,126 @@
+// A spoken conversation over /v1/realtime: see docs/voice-agent.md for the protocol.
+//
+// The server finds the turns of the user. When the user begins to speak, the answer is stopped here
+// at once, and the server is told how much of it was played.
+
+import { PcmPlayer } from "/page/pcm-player.js";
+import { openSocket } from "/page/server.js";
+
+/** Of the audio in both directions, in Hz. */
+export const RATE = 24_000;
+const TRANSCRIPTION = "conversation.item.input_audio_transcription";
+const NORMAL = 1000;
+
+export class Conversation {
+  #socket;
+  #handlers;
+  #player = new PcmPlayer(RATE);
+  #sentMs = 0; // audio of the microphone
+  #sentAt = 0; // when the last of it was recorded, by performance.now()
+  #speechEnd = null; // of the user, by performance.now(), until the answer begins
+  #stopped = new Set(); // answers of which no more is played
+  #problem = null; // of the last `error` event
+  #over = false;
+
+  /**
+   * Of the `handlers`, `text({id, role, delta})` gets more text of an item and `final({id, role,
+   * text})` all of it; `committed(id)` says that the turn of the user counts, `interrupted(id)` that
+   * an answer was stopped; `latency(ms)` is the time from the end of the user's speech to the first
+   * audio played; `problem(message)` is a fault after which it goes on, `ended(message)` one after
+   * which it does not.
+   */
+  constructor(model, handlers) {
+    this.#handlers = handlers;
+    const socket = openSocket("/v1/realtime");
+    this.#socket = socket;
+    const input = { format: { type: "audio/pcm", rate: RATE }, transcription: { model } };
+    const session = { type: "realtime", audio: { input } };
+    socket.onopen = () => this.#send("session.update", { session });
+    socket.onmessage = ({ data }) => this.#take(JSON.parse(data));
+    socket.onclose = ({ code, reason }) => {
+      if (this.#over) return;
+      const why = this.#problem ?? (reason || "the connection to the server was lost");
+      this.close();
+      handlers.ended(code === NORMAL ? "the server ended the conversation" : why);
+    };
+  }
+
+  /** Send samples of the microphone, an Int16Array; they are dropped before the session is open. */
+  push(samples) {
+    if (this.#over || this.#socket.readyState !== WebSocket.OPEN) return;
+    const bytes = new Uint8Array(samples.buffer, samples.byteOffset, samples.byteLength);
+    this.#send("input_audio_buffer.append", { audio: btoa(String.fromCharCode(...bytes)) });
+    this.#sentMs += (1000 * samples.length) / RATE;
+    this.#sentAt = performance.now();
+  }
+
+  /** End it: the answer falls silent, and the server stops its work. */
+  close() {
+    this.#over = true;
+    this.#socket.close();
+    this.#player.close();
+  }
+
+  #send(type, fields) {
+    this.#socket.send(JSON.stringify({ type, ...fields }));
+  }
+
+  #take(event) {
+    if (this.#over) return;
+    const { item_id: id } = event;
+    switch (event.type) {
+      case "input_audio_buffer.speech_started":
+        this.#interrupt();
+        break;
+      case "input_audio_buffer.speech_stopped":
+        this.#speechEnd = this.#sentAt - (this.#sentMs - event.audio_end_ms);
+        break;
+      case "input_audio_buffer.committed":
+        this.#handlers.committed(id);
+        break;
+      case `${TRANSCRIPTION}.delta`:
+        this.#handlers.text({ id, role: "user", delta: event.delta });
+        break;
+      case `${TRANSCRIPTION}.completed`:
+        this.#handlers.final({ id, role: "user", text: event.transcript });
+        break;
+      case "response.output_audio_transcript.delta":
+        this.#handlers.text({ id, role: "agent", delta: event.delta });
+        break;
+      case "response.output_audio_transcript.done":
+        this.#handlers.final({ id, role: "agent", text: event.transcript });
+        break;
+      case "response.output_audio.delta":
+        this.#play(id, Uint8Array.from(atob(event.delta), (letter) => letter.charCodeAt(0)));
+        break;
+      case "response.done":
+        if (event.response.status === "failed") {
+          this.#handlers.problem(event.response.status_details.error.message);
+        }
+        break;
+      case "error":
+        this.#problem = event.error.message;
+        this.#handlers.problem(event.error.message);
+    }
+  }
+
+  #play(id, bytes) {
+    if (this.#stopped.has(id)) return;
+    const begins = this.#player.add(bytes, id);
+    if (this.#speechEnd === null || begins === null) return;
+    this.#handlers.latency(begins - this.#speechEnd);
+    this.#speechEnd = null;
+  }
+
+  #interrupt() {
+    this.#speechEnd = null;
+    const id = this.#player.playing;
+    if (id === undefined) return;
+    const played = Math.floor(1000 * this.#player.played(id));
+    this.#player.stop();
+    this.#stopped.add(id);
+    const place = { item_id: id, content_index: 0, audio_end_ms: played };
+    this.#send("conversation.item.truncate", place);
+    this.#handlers.interrupted(id);
+  }
+}
