@@ -126,9 +126,9 @@ def test_language_and_hotwords_of_a_form_reach_the_model(
     transcriber = words_server.service.transcriber
     transcribe = transcriber.transcribe
 
-    def spy(upload, recognizer, threads, boost=(), blocks=None):
+    def spy(upload, recognizer, threads, boost=(), *others):
         given.extend(boost)
-        return transcribe(upload, recognizer, threads, boost, blocks)
+        return transcribe(upload, recognizer, threads, boost, *others)
 
     monkeypatch.setattr(transcriber, "transcribe", spy)
     data, phrases = wav(speech(2.5)), [{"text": "center", "weight": 3}, "nine"]
