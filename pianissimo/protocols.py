@@ -143,14 +143,16 @@ class Recognizer(Protocol):
         word_timestamps: bool = True,
         boost: "Boost | None" = None,
         diarize: "bool | Diarization" = False,
+        itn: bool = False,
     ) -> Transcript:
         """Transcribe one recording of any length.
 
         `source` is a path, bytes, a binary file object, "-" for standard input, an iterator of
         blocks (n,) of mono float32 at 16 kHz, or, with its `sample_rate` in Hz, an array of
         samples. `boost` is a list of hotwords. `diarize` says who speaks when: True by voice, or a
-        `Diarization`. Raises AudioError for unreadable audio, OptionError for an unknown latency
-        mode or a hotword that the model cannot boost.
+        `Diarization`. `itn` asks for the written form of numbers, dates, money and times. Raises
+        AudioError for unreadable audio, OptionError for an unknown latency mode, a hotword that the
+        model cannot boost, or a language without a written form.
         """
         ...
 
@@ -163,6 +165,7 @@ class Recognizer(Protocol):
         word_timestamps: bool = True,
         boost: "Boost | None" = None,
         diarize: "bool | Diarization" = False,
+        itn: bool = False,
     ) -> Iterator[Transcript]:
         """Transcribe recordings in batches of about equal length; results in the order given."""
         ...
@@ -176,6 +179,7 @@ class Recognizer(Protocol):
         word_timestamps: bool = True,
         boost: "Boost | None" = None,
         diarize: "bool | Diarization" = False,
+        itn: bool = False,
     ) -> Iterator[Outcome]:
         """As `transcribe_many`, in the order of completion and with errors as results."""
         ...

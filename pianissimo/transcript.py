@@ -15,6 +15,8 @@ from pianissimo.text.turns import Turn as Turn
 from pianissimo.text.turns import segments_with_speakers, with_speakers
 from pianissimo.text.words import Segment as Segment
 from pianissimo.text.words import Word as Word
+from pianissimo.text.words import joined
+from pianissimo.text.written_form import written_segment, written_text, written_words
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Transcript:
     None when it is not known. `duration` is the length of the audio in seconds. `reasons` name the
     hallucination filters that acted: why a text is empty, or what is doubtful about it; then the
     notes on how the recording was read. `turns` say who speaks when, in order of their start; None
-    without diarization.
+    without diarization. `lexical` is the text as it was spoken, "twenty five dollars", where `text`
+    is its written form, "$25"; None where `text` is as the model wrote it.
     """
 
     text: str
@@ -36,12 +39,35 @@ class Transcript:
     model: str
     reasons: tuple[str, ...] = ()
     turns: tuple[Turn, ...] | None = None
+    lexical: str | None = None
 
     def with_turns(self, turns: Iterable[Turn]) -> "Transcript":
         """The same text with a speaker for each word; segments are cut where it changes."""
         turns = tuple(sorted(turns, key=lambda turn: (turn.start, turn.end)))
         segments = segments_with_speakers(self.segments, turns)
         return replace(self, segments=segments, words=with_speakers(self.words, turns), turns=turns)
+
+    def in_written_form(self, language: str | None = None) -> "Transcript":
+        """Numbers, dates, money, times, measures and addresses as they are written.
+
+        `text`, segments and words change, `lexical` keeps the text. `language` is that of the
+        transcript unless given. Raises OptionError for a language without a written form, and
+        MissingExtraError without the extra `itn`.
+        """
+        language = language or self.language
+        segments = tuple(written_segment(segment, language) for segment in self.segments)
+        if self.words == tuple(word for segment in self.segments for word in segment.words):
+            words = tuple(word for segment in segments for word in segment.words)
+        else:
+            words = written_words(self.words, language)
+        if segments == self.segments and segments:
+            text = self.text
+        elif self.text == joined(segment.text for segment in self.segments):
+            text = joined(segment.text for segment in segments)
+        else:
+            text = written_text(self.text, language)
+        lexical = self.text if self.lexical is None else self.lexical
+        return replace(self, text=text, segments=segments, words=words, lexical=lexical)
 
     @property
     def speakers(self) -> tuple[str, ...]:
@@ -110,6 +136,7 @@ class Transcript:
             else:
                 words = tuple(_word(word) for word in words)
             language, turns = root.get("language"), root.get("turns")
+            lexical = root.get("lexical")
             return cls(
                 str(root["text"]),
                 segments,
@@ -119,6 +146,7 @@ class Transcript:
                 str(root["model"]),
                 tuple(str(reason) for reason in root.get("reasons") or ()),
                 None if turns is None else tuple(_turn(turn) for turn in turns),
+                None if lexical is None else str(lexical),
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise OptionError(
@@ -213,6 +241,23 @@ class StreamEvent:
     locked on request, or the stream ended; the last two are answered even if nothing was said."""
     reasons: tuple[str, ...] = ()
     """Of a final: the hallucination filters that acted, as in `Transcript.reasons`."""
+    lexical: str | None = None
+    """Of a final in written form: its text as it was spoken, as in `Transcript.lexical`."""
+
+    def in_written_form(self, language: str | None) -> "StreamEvent":
+        """A final in written form, as `Transcript.in_written_form`; other events as they are.
+
+        Partials only grow, and a number at their end may still become another one.
+        """
+        if self.type != "final":
+            return self
+        words = written_words(self.words, language)
+        if not words:
+            text = written_text(self.text, language)
+        else:
+            text = self.text if words == self.words else joined(word.text for word in words)
+        lexical = self.text if self.lexical is None else self.lexical
+        return replace(self, text=text, words=words, lexical=lexical)
 
     def with_turns(self, turns: Sequence[Turn]) -> "StreamEvent":
         """The same event with a speaker for each word, as far as `turns` say."""

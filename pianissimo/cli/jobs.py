@@ -54,6 +54,7 @@ class Setup:
     diarize: "Diarization | None" = None
     second_pass: bool | None = None
     """Of live streams."""
+    itn: bool = False
 
     def load(self) -> Recognizer:
         """The recognizer; raises what `pianissimo.load` raises."""
@@ -75,6 +76,7 @@ def recognized(
             word_timestamps=setup.word_timestamps,
             boost=setup.hotwords,
             diarize=setup.diarize or False,
+            itn=setup.itn,
         )
         for outcome in outcomes:
             missing.discard(outcome.index)

@@ -76,12 +76,13 @@ def transcribe_live(
     turns: "LiveTurns | None" = None,
     *,
     realtime: bool = False,
+    itn: str | None = None,
 ) -> "set[Note]":
     """Push a recording block by block; show every event and collect final results in `said`.
 
     `turns` gets the audio too, and final events have the speakers known by then. With `realtime` a
-    block is pushed when its last sample would have been spoken. Returns what is worth telling about
-    the recording.
+    block is pushed when its last sample would have been spoken. `itn` is the language in whose
+    written form finals are. Returns what is worth telling about the recording.
     """
     from pianissimo.audio.io import SAMPLE_RATE, stream_audio
 
@@ -92,7 +93,7 @@ def transcribe_live(
     if realtime:
         blocks = _paced(blocks, SAMPLE_RATE)
     with shown(input.name, display) as show:
-        push_all(stream, blocks, SAMPLE_RATE, show, said, excerpt, turns)
+        push_all(stream, blocks, SAMPLE_RATE, show, said, excerpt, turns, itn=itn)
     return notes
 
 
@@ -104,6 +105,8 @@ def push_all(
     said: Utterances,
     excerpt: ExcerptOptions = WHOLE,
     turns: "LiveTurns | None" = None,
+    *,
+    itn: str | None = None,
 ) -> None:
     """Push blocks until they end; show every event and collect the finals that have text.
 
@@ -114,6 +117,8 @@ def push_all(
     def accept(events: list[StreamEvent]) -> None:
         if turns is not None:
             events = [event.with_turns(turns.recent) for event in events]
+        if itn is not None:
+            events = [event.in_written_form(itn) for event in events]
         events = [excerpt.place_event(event) for event in events]
         said.finals += [event for event in events if event.type == "final" and event.text]
         for event in events:
@@ -155,6 +160,8 @@ def transcript_of(said: Utterances, recognizer: "Recognizer", word_timestamps: b
             segments += (Segment(event.text, event.start, event.end) for event in group)
     if not word_timestamps:
         segments = [replace(segment, words=()) for segment in segments]
+    spoken = [event.text if event.lexical is None else event.lexical for event in said.finals]
+    written = any(event.lexical is not None for event in said.finals)
     return Transcript(
         text=joined(event.text for event in said.finals),
         segments=tuple(segments),
@@ -162,6 +169,7 @@ def transcript_of(said: Utterances, recognizer: "Recognizer", word_timestamps: b
         language=recognizer.language,
         duration=said.seconds,
         model=recognizer.name,
+        lexical=joined(spoken) if written else None,
     )
 
 
@@ -181,6 +189,8 @@ def shown(name: str, display: Display) -> Iterator[Show]:
 
 def _json_line(name: str, event: StreamEvent, at: float) -> str:
     record = {"file": name, "at": round(at, 3), **asdict(event)}
+    if event.lexical is None:
+        del record["lexical"]
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 

@@ -65,6 +65,13 @@ class OutputOptions:
         ),
     ] = None
     word_timestamps: Annotated[bool, typer.Option(help="Include the time of each word.")] = True
+    itn: Annotated[
+        bool,
+        typer.Option(
+            "--itn",
+            help="Write numbers, dates, money, times and e-mail addresses as people do: $25.50.",
+        ),
+    ] = False
     json: JsonOption = False
     quiet: QuietOption = False
     verbose: VerboseOption = False
@@ -207,6 +214,7 @@ def transcribe(
         excerpt,
         diarize=diarization,
         second_pass=stream.second_pass,
+        itn=output.itn,
     )
     try:
         if todo:
@@ -293,7 +301,9 @@ def _stream_all(
     """One input after the other through a live stream."""
     from pianissimo.diarization.live import LiveTurns
     from pianissimo.text.turns import later
+    from pianissimo.text.written_form import check_language
 
+    itn = check_language(recognizer.language) if setup.itn else None
     for index in todo:
         said = Utterances()
         opened = open_stream(
@@ -308,7 +318,14 @@ def _stream_all(
             with opened as stream:
                 input = report.inputs[index]
                 notes = transcribe_live(
-                    stream, input, said, display, setup.excerpt, turns, realtime=realtime
+                    stream,
+                    input,
+                    said,
+                    display,
+                    setup.excerpt,
+                    turns,
+                    realtime=realtime,
+                    itn=itn,
                 )
             found = transcript_of(said, recognizer, setup.word_timestamps).noted(notes)
             if turns is not None:

@@ -37,6 +37,7 @@ from pianissimo.errors import OptionError, PianissimoError
 from pianissimo.protocols import Capabilities, Outcome, Stream, StreamRecognizer
 from pianissimo.recognizers.batches import grouped, lengths
 from pianissimo.streaming.endpoint import ENDPOINT, EndpointRules
+from pianissimo.text.written_form import LANGUAGES, check_language
 from pianissimo.transcript import Transcript
 
 
@@ -139,6 +140,7 @@ class BaseRecognizer(ABC):
         word_timestamps: bool = True,
         boost: Boost | None = None,
         diarize: bool | Diarization = False,
+        itn: bool = False,
     ) -> Transcript:
         """Transcribe one recording of any length.
 
@@ -146,22 +148,27 @@ class BaseRecognizer(ABC):
         blocks (n,) of mono float32 at 16 kHz, or, with its `sample_rate` in Hz, an array of
         samples. `latency_ms` is one of `latencies_ms`, by default the longest. `boost` is a list
         of hotwords. `diarize` says who speaks when: True by voice, or a `Diarization`; with
-        channels, blocks are (n, channels). Raises AudioError for unreadable audio, and for a mono
-        recording split by channels; OptionError for an unknown latency mode or a hotword that the
-        model cannot boost.
+        channels, blocks are (n, channels). `itn` writes numbers, dates, money and times as people
+        do, see `Transcript.in_written_form`. Raises AudioError for unreadable audio, and for a mono
+        recording split by channels; OptionError for an unknown latency mode, a hotword that the
+        model cannot boost, or `itn` in a language without it; MissingExtraError for `itn` without
+        its extra.
         """
+        if itn:  # where the language varies, that of each recording is checked later
+            check_language(self.language or LANGUAGES[0])
         recognizer, asked = self._configured(latency_ms, boost), Diarization.of(diarize)
         if asked is not None and asked.by == "channels":
             channels = read_channels(source, sample_rate, block_seconds=self.block_seconds)
-            return recognizer.transcribe_channels(channels, word_timestamps, latency_ms)
+            found = recognizer.transcribe_channels(channels, word_timestamps or itn, latency_ms)
+            return _finished(found, None, word_timestamps, itn)
         notes = set[Note]()
         blocks = read_blocks(source, sample_rate, block_seconds=self.block_seconds, notes=notes)
         turns = None if asked is None else turn_source(asked)
         if turns is not None:
             blocks = _passing(blocks, turns)
-        words = word_timestamps or turns is not None
+        words = word_timestamps or turns is not None or itn
         found = next(recognizer.recognize([blocks], words, latency_ms))
-        return _attributed(found.noted(notes), turns, word_timestamps)
+        return _finished(found.noted(notes), turns, word_timestamps, itn)
 
     def transcribe_channels(
         self, blocks: Iterable[Samples], word_timestamps: bool, latency_ms: int | None
@@ -191,6 +198,7 @@ class BaseRecognizer(ABC):
         word_timestamps: bool = True,
         boost: Boost | None = None,
         diarize: bool | Diarization = False,
+        itn: bool = False,
     ) -> Iterator[Transcript]:
         """Transcribe recordings in batches of about equal length; results in the order given.
 
@@ -206,6 +214,7 @@ class BaseRecognizer(ABC):
             word_timestamps=word_timestamps,
             boost=boost,
             diarize=diarize,
+            itn=itn,
         ):
             waiting[outcome.index] = outcome
             while due in waiting:
@@ -225,10 +234,13 @@ class BaseRecognizer(ABC):
         word_timestamps: bool = True,
         boost: Boost | None = None,
         diarize: bool | Diarization = False,
+        itn: bool = False,
     ) -> Iterator[Outcome]:
         """As `transcribe_many`, in the order of completion and with errors as results."""
         if isinstance(sources, str | os.PathLike | bytes | bytearray | memoryview):
             raise OptionError("several recordings are a list: transcribe_many([path])")
+        if itn:  # where the language varies, that of each recording is checked later
+            check_language(self.language or LANGUAGES[0])
         recognizer, sources = self._configured(latency_ms, boost), list(sources)
         asked = Diarization.of(diarize)
         split = asked is not None and asked.by == "channels"
@@ -247,6 +259,7 @@ class BaseRecognizer(ABC):
                         word_timestamps=word_timestamps,
                         latency_ms=latency_ms,
                         diarize=diarize,
+                        itn=itn,
                     )
                     outcome = Outcome(i, transcript)
                 except PianissimoError as error:
@@ -260,14 +273,17 @@ class BaseRecognizer(ABC):
                     loaded[i] = [check_samples(load_audio(sources[i], notes=notes[i]))]
                 except PianissimoError as error:
                     yield Outcome(i, error=error)
-            words = word_timestamps or asked is not None
+            words = word_timestamps or asked is not None or itn
             transcripts = recognizer.recognize(list(loaded.values()), words, latency_ms)
             for i, transcript in zip(loaded, transcripts, strict=True):
                 turns = None if asked is None else turn_source(asked)
                 if turns is not None:
                     turns.push(loaded[i][0])
-                noted = transcript.noted(notes[i])
-                yield Outcome(i, _attributed(noted, turns, word_timestamps))
+                try:
+                    noted = transcript.noted(notes[i])
+                    yield Outcome(i, _finished(noted, turns, word_timestamps, itn))
+                except OptionError as error:  # a language without a written form
+                    yield Outcome(i, error=error)
 
     def transcribe_together(self, recordings: Sequence[Samples]) -> Iterator[Transcript]:
         """Transcribe arrays (n,) of mono float32 at 16 kHz; results in the order given.
@@ -317,15 +333,18 @@ def _passing(blocks: Iterable[Samples], turns: TurnSource) -> Iterator[Samples]:
         yield block
 
 
-def _attributed(found: Transcript, turns: TurnSource | None, word_timestamps: bool) -> Transcript:
-    """The transcript with the speakers of a source that got all of its audio."""
-    if turns is None:
-        return found
-    attributed = found.with_turns(turns.finish())
-    return attributed if word_timestamps else _without_words(attributed)
+def _finished(
+    found: Transcript, turns: TurnSource | None, word_timestamps: bool, itn: bool
+) -> Transcript:
+    """The transcript with the speakers of a source that got all of its audio, and as asked for."""
+    if turns is not None:
+        found = found.with_turns(turns.finish())
+    if itn:
+        found = found.in_written_form()
+    return found if word_timestamps else _without_words(found)
 
 
 def _without_words(found: Transcript) -> Transcript:
-    """The transcript without the words that only its speakers needed."""
+    """The transcript without the words that only its speakers and written form needed."""
     segments = tuple(replace(segment, words=()) for segment in found.segments)
     return replace(found, segments=segments, words=())

@@ -34,6 +34,8 @@ class Timed(Protocol):
     def reasons(self) -> tuple[str, ...]: ...
     @property
     def turns(self) -> tuple[Turn, ...] | None: ...
+    @property
+    def lexical(self) -> str | None: ...
 
 
 @dataclass(frozen=True)
@@ -128,10 +130,12 @@ def to_json(transcript: Timed) -> str:
     """Everything, as one JSON object in the layout of whisper.
 
     The key `words` at the top is there only when the segments do not hold just these words, the key
-    `reasons` only when a guard acted; the keys of speakers and `turns` only with diarization.
+    `reasons` only when a guard acted; the keys of speakers and `turns` only with diarization;
+    `lexical` only beside a written form.
     """
     root: dict[str, object] = {
         "text": transcript.text,
+        **({} if transcript.lexical is None else {"lexical": transcript.lexical}),
         "language": transcript.language,
         "duration": transcript.duration,
         "model": transcript.model,
