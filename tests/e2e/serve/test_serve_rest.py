@@ -242,7 +242,7 @@ def test_uploads_and_recordings_have_limits(tiny: NativeRecognizer, sound: bytes
 
         def chunks():
             yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
-            for _ in range(30):
+            for _ in range(60):  # 6 MB: more than the limit and the other fields of a form
                 yield bytes(100_000)
 
         headers = {"content-type": "multipart/form-data; boundary=x"}
