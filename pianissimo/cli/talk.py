@@ -255,11 +255,11 @@ def _devices(options: TalkOptions) -> Iterator[tuple["queue.Queue[bytes]", Playe
     heard: queue.Queue[bytes] = queue.Queue(500)
     player = Player()
 
-    def on_input(data: Any, frames: int, clock: Any, status: Any) -> None:
+    def on_input(data: Any, frames: int, clock: object, status: object) -> None:
         with suppress(queue.Full):
             heard.put_nowait(bytes(data))
 
-    def on_output(data: Any, frames: int, clock: Any, status: Any) -> None:
+    def on_output(data: Any, frames: int, clock: object, status: object) -> None:
         data[:] = player.take(len(data))
 
     shape: dict[str, Any] = {"samplerate": RATE, "channels": 1, "dtype": "int16"}

@@ -9,11 +9,10 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
-from pianissimo.client.frames import KeptFrames
+from pianissimo.client.frames import KeptFrames, Message
 from pianissimo.errors import (
     MissingExtraError,
     ServerRefusedError,
@@ -76,9 +75,9 @@ class Connection:
         self,
         url: str,
         key: str | None,
-        start: Mapping[str, Any],
+        start: Message,
         frames: KeptFrames,
-        on_event: Callable[[dict[str, Any]], None],
+        on_event: Callable[[Message], None],
         retry_seconds: float,
     ) -> None:
         self.url, self.start, self.frames, self.on_event = url, start, frames, on_event
@@ -86,7 +85,7 @@ class Connection:
         self.retry_seconds = retry_seconds
         self.token: str | None = None
         self.events = self.connections = self.restarts = 0
-        self.ready: dict[str, Any] = {}
+        self.ready: Message = {}
         """The last `ready` message."""
         self.held = False
         """No frames are sent, as the caller reads no events."""
@@ -188,7 +187,7 @@ class Connection:
         self.room.set()
         self.opened.set()
 
-    def _start_again(self, error: Mapping[str, Any]) -> None:
+    def _start_again(self, error: Message) -> None:
         """The server lost the stream: the next one begins where no final text covers the audio."""
         self.token, self.events = None, 0
         self.restarts += 1
@@ -198,7 +197,7 @@ class Connection:
                 "has all audio without a final text; raise keep_seconds, or finalize more often"
             )
 
-    def _fail(self, error: Mapping[str, Any]) -> None:
+    def _fail(self, error: Message) -> None:
         """Raises _Later if a later connection may succeed, ServerRefusedError otherwise."""
         code, message = error.get("code"), str(error.get("message", error))
         if code in (*LATER, *LOST):

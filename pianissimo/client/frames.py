@@ -8,7 +8,10 @@ in the state that it stored (`saved`).
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
+
+Message: TypeAlias = Mapping[str, Any]
+"""A message of the server, parsed."""
 
 MOST_UNACKNOWLEDGED = 600
 """Frames that the server has not acknowledged; with more, `ClientStream.send` waits."""
@@ -69,17 +72,17 @@ class KeptFrames:
         self.sent += 1
         return self.frames[self.sent - 1 - self.dropped]
 
-    def resume(self, ready: Mapping[str, Any]) -> None:
-        """A connection is ready: its server has so many frames, fewer if it had to go back."""
+    def resume(self, ready: Message) -> None:
+        """A connection is ready: `ready` says how many frames its server has."""
         self.acknowledged = self.sent = ready["frames"]
         self._drop(ready)
 
-    def acknowledge(self, ack: Mapping[str, Any]) -> None:
+    def acknowledge(self, ack: Message) -> None:
         self.acknowledged = max(self.acknowledged, ack["frames"])
         self._drop(ack)
 
-    def cover(self, final: Mapping[str, Any]) -> None:
-        """A final text answers so many frames."""
+    def cover(self, final: Message) -> None:
+        """A final text says how many frames it answers."""
         self.covered = max(self.covered, final["frames"])
         self._drop(final)
 
@@ -94,7 +97,7 @@ class KeptFrames:
         self.saved = None
         return complete
 
-    def _drop(self, message: Mapping[str, Any]) -> None:
+    def _drop(self, message: Message) -> None:
         """Drop what is received, answered and stored, and what is received and too old."""
         self.saved = message.get("saved", self.saved)
         safe = self.covered if self.saved is None else min(self.covered, self.saved)

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pianissimo.client.connection import Connection
-from pianissimo.client.frames import KeptFrames
+from pianissimo.client.frames import KeptFrames, Message
 from pianissimo.errors import AudioValueError, OptionError, StreamError
 from pianissimo.transcript import StreamEvent, Word
 
@@ -24,7 +24,7 @@ SAMPLE_BYTES = {"pcm_s16le": 2, "pcm_f32le": 4, "mulaw": 1, "alaw": 1}
 LONGEST_SECONDS = 1.0
 """Longer audio is sent as several frames."""
 MOST_UNREAD = 500
-"""Finals and endpoints that nobody has read; with more, no audio is sent."""
+"""Most finals and endpoints that wait to be read; with more, no audio is sent."""
 
 
 class StartFields(TypedDict, total=False):
@@ -219,7 +219,7 @@ class ClientStream:
                 return (samples / 32768.0 if dtype == np.int16 else samples).astype("<f4").tobytes()
         raise AudioValueError(f"arrays are not converted to {self.encoding}; send bytes")
 
-    def _on_event(self, event: Mapping[str, Any]) -> None:
+    def _on_event(self, event: Message) -> None:
         if event["type"] not in ("partial", "final", "endpoint") or self._discarding:
             return
         if self._events and self._events[-1].type == "partial":
@@ -297,7 +297,7 @@ def _as_json(start: StartFields) -> dict[str, Any]:
     return fields
 
 
-def _stream_event(event: Mapping[str, Any], offset: float) -> StreamEvent:
+def _stream_event(event: Message, offset: float) -> StreamEvent:
     """A message of the server; its stream begins at `offset` seconds."""
     words = tuple(
         Word(
