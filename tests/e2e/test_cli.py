@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -522,7 +523,7 @@ def test_doctor_reports_a_machine_that_is_slower_than_speech(
 
     clock, spent = [0.0], list(seconds)
     monkeypatch.setattr("pianissimo.zoo.load.load", lambda *given, **options: Slow())
-    monkeypatch.setattr(doctor.time, "monotonic", lambda: clock[-1])
+    monkeypatch.setattr(doctor, "time", SimpleNamespace(monotonic=lambda: clock[-1]))
     result = doctor.check_model(None, "cpu")
     assert f"in {seconds[1]:.1f} s" in result.state
     assert bool(result.fix) is not healthy

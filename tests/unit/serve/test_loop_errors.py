@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import logging
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +15,8 @@ def test_exhausted_descriptors_are_logged_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
-    monkeypatch.setattr(shutdown.time, "monotonic", lambda: now)
+    # Only this module's clock: servers of other tests run in other threads.
+    monkeypatch.setattr(shutdown, "time", SimpleNamespace(monotonic=lambda: now))
     loop, errors = asyncio.new_event_loop(), LoopErrors()
     loop.set_exception_handler(errors.handle)
     full = OSError(errno.EMFILE, "Too many open files")
