@@ -6,7 +6,8 @@ L left context, D width, H heads, K head width, N layers, P positions.
 The numbers are those of `WhisperEncoder.chunked`: a frame sees its own chunk and the L frames
 before that chunk. Positions are absolute, so a slot holds at most P frames (30 s); the stream
 starts its state again at pauses. The mel frames since then are kept as they are: the second pass
-encodes them whole, as published.
+encodes them whole, as published. A model that was distilled for short chunks has one encoder for
+the chunks and the published one for the second pass.
 """
 
 from collections.abc import Sequence
@@ -38,8 +39,14 @@ class WhisperSlots:
     frame since the slot was cleared. Mel frames are log10 of power, before any floor.
     """
 
-    def __init__(self, encoder: WhisperEncoder, live: LiveConfig | None = None) -> None:
-        """`live` None is an encoder as it was published, which can hear in the usual chunks."""
+    def __init__(
+        self,
+        encoder: WhisperEncoder,
+        live: LiveConfig | None = None,
+        whole: WhisperEncoder | None = None,
+    ) -> None:
+        """`live` None is an encoder as it was published, which can run in the usual chunks. `whole`
+        is the encoder of the second pass, by default the same."""
         live = live or LiveConfig()
         if max(live.chunk_frames) > live.left_frames:
             raise OptionError(
@@ -47,7 +54,8 @@ class WhisperSlots:
                 f"of {max(live.chunk_frames)}; change left_frames or chunk_frames of the model"
             )
         config = encoder.config
-        self.encoder, self.left, self.positions = encoder, live.left_frames, config.audio_positions
+        self.encoder, self.whole = encoder, whole or encoder
+        self.left, self.positions = live.left_frames, config.audio_positions
         self.device, self.dtype = encoder.positions.device, encoder.positions.dtype
         self.features = WhisperFeatures(config.n_mels, self.device)
         self.lookaheads = tuple(chunk - 1 for chunk in live.chunk_frames)
@@ -187,6 +195,6 @@ class WhisperSlots:
                 continue
             length = MELS_PER_FRAME * (count + silence_frames(count, self.positions))
             silent = F.pad(known, (0, 0, 0, length - len(known)), value=SILENT)
-            parts.append(self.encoder(scaled(silent[None]))[0])
+            parts.append(self.whole(scaled(silent[None]))[0])
         encoded = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
         return encoded, torch.tensor(counts, device=self.device)

@@ -124,6 +124,9 @@ class WhisperRecognizer(BaseRecognizer):
             raise OptionError(f"{self.name} knows English only and translates nothing")
         network = parts.network if precision is None else packed(parts.network, precision)
         self.encoder, self.decoder = network.encoder, network.decoder
+        self.live_encoder = parts.live_encoder
+        if self.live_encoder is not None and precision is not None:
+            self.live_encoder = packed(self.live_encoder, precision)
         self.options = search or SearchOptions()
         self.search = WhisperSearch(
             self.decoder, self.rules, end=self.tokenizer.end, no_speech=self.tokenizer.no_speech
@@ -313,7 +316,12 @@ class WhisperRecognizer(BaseRecognizer):
     def live(self) -> LiveModel:
         """The model prepared for live streams, shared by all of them."""
         return whisper_live_model(
-            self.parts, self.encoder, self.search, language=self.language, task=self.task
+            self.parts,
+            self.encoder,
+            self.live_encoder,
+            self.search,
+            language=self.language,
+            task=self.task,
         )
 
     @cached_property
@@ -461,7 +469,8 @@ def read_whisper(
     parts = read_parts(folder)
     if dtype is None and parts.int8 and device.type == "cpu":
         int8 = computes_int8()
-    parts.network.to(device=device, dtype=dtype or torch.float32)
+    for network in filter(None, (parts.network, parts.live_encoder)):
+        network.to(device=device, dtype=dtype or torch.float32)
     return WhisperRecognizer(
         parts,
         language=language,

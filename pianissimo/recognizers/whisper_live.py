@@ -54,18 +54,22 @@ def live_segments(config: WhisperConfig) -> SegmentRules:
 def whisper_live_model(
     parts: WhisperParts,
     encoder: WhisperEncoder,
+    live_encoder: WhisperEncoder | None,
     search: WhisperSearch,
     *,
     language: str | None,
     task: str,
 ) -> LiveModel:
-    """The parts of a Whisper as the engine uses them, on its packed encoder and decoder."""
-    slots = WhisperSlots(encoder, parts.live)
+    """The parts of a Whisper as the engine uses them, on its packed encoder and decoder.
+
+    `live_encoder` is the packed encoder of live chunks, where that is another one.
+    """
+    slots = WhisperSlots(live_encoder or encoder, parts.live, encoder)
     with torch.inference_mode():
         decoder = WhisperLiveDecoder(
             search, parts.tokenizer, parts.rules, language, task, slots.silence()
         )
-    stem = parts.network.encoder.conv1.parameters()
+    stem = (parts.live_encoder or parts.network.encoder).conv1.parameters()
     digest = fingerprint((parts.network.config, parts.rules, parts.live), stem)
     return LiveModel(slots, decoder, digest, slots)
 

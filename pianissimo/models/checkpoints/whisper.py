@@ -1,7 +1,8 @@
 """Whisper in its three layouts: folders of CTranslate2, of Transformers, and our own.
 
 Our own folder holds `config.json`, `model.safetensors` (float16, float32, or 8-bit matrices with
-one scale a row) and the `tokenizer.json`. The others are read as they were published.
+one scale a row) and the `tokenizer.json`. It may hold a second encoder, distilled for live chunks.
+The others are read as they were published.
 """
 
 import dataclasses
@@ -27,7 +28,13 @@ from pianissimo.models.checkpoints.huggingface import (
     read_weights,
 )
 from pianissimo.models.checkpoints.stored import from_store, to_store
-from pianissimo.models.whisper import LiveConfig, TextRules, Whisper, WhisperConfig
+from pianissimo.models.whisper import (
+    LiveConfig,
+    TextRules,
+    Whisper,
+    WhisperConfig,
+    WhisperEncoder,
+)
 from pianissimo.text.whisper_tokenizer import WhisperTokenizer
 
 BIN_FILE = "model.bin"
@@ -40,6 +47,8 @@ GELU = 3
 """How CTranslate2 numbers the activation with the error function."""
 TIED = "decoder.embedding.weight"
 """The same matrix as that of the logits, and stored once."""
+LIVE_ENCODER = "live_encoder."
+"""The prefix of the second encoder's tensors in our own folder."""
 
 Names = Mapping[str, tuple[str | None, ...]]
 """Our tensor -> the foreign ones that make it, one below the other; None stands for zeros."""
@@ -57,6 +66,8 @@ class WhisperParts:
     """How its encoder was trained to live; None for weights as they were published."""
     int8: bool = False
     """Whether its matrices are stored in 8 bits."""
+    live_encoder: WhisperEncoder | None = None
+    """The encoder of live chunks, where that is another one than the network's."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,9 @@ def save_whisper(folder: Path, parts: WhisperParts, dtype: torch.dtype | None = 
     folder.mkdir(parents=True, exist_ok=True)
     stored = to_store(parts.network, dtype)
     del stored[TIED]
+    if parts.live_encoder is not None:
+        second = to_store(parts.live_encoder, dtype)
+        stored |= {LIVE_ENCODER + name: tensor for name, tensor in second.items()}
     save_file(stored, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     config = _Stored(KIND, parts.name, parts.network.config, parts.rules, parts.live)
     data = {"version": FORMAT_VERSION, **dataclasses.asdict(config)}
@@ -108,10 +122,24 @@ def load_whisper(folder: Path) -> WhisperParts:
     source = str(folder / WEIGHTS_FILE)
     stored = read_safetensors(folder / WEIGHTS_FILE)
     weights = from_store(stored, source)
+    second = {name: weights.pop(name) for name in list(weights) if name.startswith(LIVE_ENCODER)}
     names: Names = {name: (name,) for name in _shapes(config.network)}
     network = _adopt(config.network, weights, names, source)
     parts = _parts(network, tokenizer, config.rules, config.name, folder, config.live)
-    return dataclasses.replace(parts, int8=has_int8(stored))
+    live_encoder = _live_encoder(config, second, source) if second else None
+    return dataclasses.replace(parts, int8=has_int8(stored), live_encoder=live_encoder)
+
+
+def _live_encoder(config: _Stored, weights: dict[str, Tensor], source: str) -> WhisperEncoder:
+    """The second encoder of a folder in our own layout."""
+    if config.live is None:
+        raise CheckpointError(f"{source} has a live encoder, but {CONFIG_FILE} has no live section")
+    with torch.device("meta"):
+        encoder = WhisperEncoder(config.network)
+    shapes = {name: tensor.shape for name, tensor in encoder.state_dict().items()}
+    names: Names = {name: (LIVE_ENCODER + name,) for name in shapes}
+    encoder.load_state_dict(_adopted(shapes, weights, names, source), assign=True)
+    return encoder.eval().requires_grad_(False)
 
 
 # -- CTranslate2 -----------------------------------------------------------------------------------
@@ -413,12 +441,23 @@ def _shapes(config: WhisperConfig) -> dict[str, torch.Size]:
 
 
 def _adopt(config: WhisperConfig, weights: dict[str, Tensor], names: Names, source: str) -> Whisper:
-    """Our network from tensors in float32, each used exactly once.
+    """Our network from tensors in float32; errors as those of `_adopted`."""
+    adopted = _adopted(_shapes(config), weights, names, source)
+    with torch.device("meta"):
+        network = Whisper(config)
+    network.load_state_dict({**adopted, TIED: adopted["decoder.logits.weight"]}, assign=True)
+    network.decoder.logits.weight = network.decoder.embedding.weight
+    return network.eval().requires_grad_(False)
+
+
+def _adopted(
+    shapes: Mapping[str, torch.Size], weights: dict[str, Tensor], names: Names, source: str
+) -> dict[str, Tensor]:
+    """Tensors of these shapes by our names, from foreign ones that are each used exactly once.
 
     Raises CheckpointError naming tensors that are missing, unknown, of another shape, or not
     finite; nothing is allocated before that.
     """
-    shapes = _shapes(config)
     expected = {name for ours in shapes for name in names[ours] if name}
     missing, unknown = expected - weights.keys(), weights.keys() - expected
     if missing or unknown:
@@ -440,8 +479,4 @@ def _adopt(config: WhisperConfig, weights: dict[str, Tensor], names: Names, sour
                 raise CheckpointError(f"{source}: {name} holds NaN or infinite numbers")
         pieces = [weights[name] if name else torch.zeros(wanted) for name in parts]
         adopted[ours] = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-    with torch.device("meta"):
-        network = Whisper(config)
-    network.load_state_dict({**adopted, TIED: adopted["decoder.logits.weight"]}, assign=True)
-    network.decoder.logits.weight = network.decoder.embedding.weight
-    return network.eval().requires_grad_(False)
+    return adopted

@@ -187,6 +187,26 @@ def test_the_second_pass_sees_the_segment_as_published(
 
 
 @torch.no_grad()
+def test_the_second_pass_may_have_an_encoder_of_its_own(
+    slots: WhisperSlots, encoder: WhisperEncoder
+) -> None:
+    torch.manual_seed(6)
+    whole = WhisperEncoder(CONFIG).eval()
+    both = WhisperSlots(encoder, LiveConfig(LEFT, CHUNKS), whole)
+    live = LiveModel(both, Frames(), "both", both)  # type: ignore[arg-type]
+    samples, grid = noise(20_003), live.grid(7)
+    runner = Runner(live, 1)
+    for work in chunks(grid, samples, 0):
+        runner.step([work], grid)
+    rows = Rows.of([0], [runner.arena.frames[0]], torch.device("cpu"))
+    rest = tail(grid, samples, 0)
+    found, _ = both.again([features(both, rest)], rows, runner.arena.tensors)
+    mel = scaled(whole_mel(slots, samples, SILENCE_FRAMES))
+    assert torch.allclose(found, whole(mel), atol=1e-4)
+    assert not torch.allclose(found, encoder(mel), atol=0.1)
+
+
+@torch.no_grad()
 def test_the_runner_gives_a_second_pass_a_new_state(live: LiveModel) -> None:
     samples, grid = noise(20_003), live.grid(7)
     runner, kept = Runner(live, 1), []

@@ -4,12 +4,14 @@ import json
 import shutil
 import struct
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from pianissimo.errors import CheckpointError
 from pianissimo.models.checkpoints.ctranslate2 import read_variables
@@ -21,7 +23,7 @@ from pianissimo.models.checkpoints.whisper import (
     read_transformers,
     save_whisper,
 )
-from pianissimo.models.whisper import LiveConfig
+from pianissimo.models.whisper import LiveConfig, WhisperEncoder
 
 pytest.importorskip("transformers", reason="needs the extra families")
 ctranslate2 = pytest.importorskip("ctranslate2", reason="needs the extra faster-whisper")
@@ -113,6 +115,28 @@ def test_our_own_folder_gives_back_what_was_saved(
     for name, tensor in found.network.state_dict().items():
         assert (tensor - expected[name]).abs().max() <= share * expected[name].abs().max(), name
     assert found.network.decoder.logits.weight is found.network.decoder.embedding.weight
+
+
+def test_our_own_folder_may_hold_a_second_encoder(parts: WhisperParts, tmp_path: Path) -> None:
+    second = WhisperEncoder(parts.network.config).eval()
+    live = LiveConfig(80, (28, 8))
+    save_whisper(tmp_path, replace(parts, live=live, live_encoder=second), torch.float16)
+    found = load_whisper(tmp_path)
+    assert found.live == live and found.live_encoder is not None
+    sound = mel()
+    with torch.inference_mode():
+        torch.testing.assert_close(found.live_encoder(sound), second(sound), atol=0.02, rtol=0.02)
+        assert not torch.allclose(found.network.encoder(sound), second(sound), atol=0.1)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"live": None}))
+    with pytest.raises(CheckpointError, match="has a live encoder, but"):
+        load_whisper(tmp_path)
+    save_whisper(tmp_path, replace(parts, live=live, live_encoder=second))
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["live_encoder.conv1.bias"]
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"missing: live_encoder\.conv1\.bias"):
+        load_whisper(tmp_path)
 
 
 def test_large_v3_has_128_bins(tmp_path: Path) -> None:
