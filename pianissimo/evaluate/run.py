@@ -10,7 +10,7 @@ from pianissimo.audio.io import AudioSource
 from pianissimo.audio.manifest import manifest_rows, recording_part, seconds_in
 from pianissimo.errors import ManifestError, OptionError
 from pianissimo.evaluate.wer import ErrorCounts, word_errors
-from pianissimo.text.normalize import normalize_for_scoring
+from pianissimo.text.normalize import normalize_for_scoring, separate_characters
 
 if TYPE_CHECKING:
     from pianissimo.protocols import Recognizer
@@ -106,7 +106,11 @@ def _reference(row: dict[str, Any], folder: Path) -> Reference:
     offset, duration = seconds_in(row, "offset") or 0.0, seconds_in(row, "duration")
     if duration == 0:
         raise ValueError("'duration' must be above 0 s")
-    return Reference(folder / path, normalize_for_scoring(text), subset, offset, duration)
+    return Reference(folder / path, _scored(text), subset, offset, duration)
+
+
+def _scored(text: str) -> str:
+    return separate_characters(normalize_for_scoring(text))
 
 
 def evaluate(
@@ -119,7 +123,8 @@ def evaluate(
 ) -> list[Pass]:
     """Transcribe all recordings once per latency mode and count the errors.
 
-    Both texts are compared in scoring form. `advance` is called after every recording. Raises
+    Both texts are compared in scoring form; a character of a script without spaces counts as a
+    word. `advance` is called after every recording. Raises
     OptionError for an unknown latency mode before anything is transcribed.
     """
     latencies = list(latencies_ms)
@@ -154,7 +159,7 @@ def _one_pass(
                 score.failed += 1
                 continue
             score.audio_seconds += transcript.duration
-            score.errors += word_errors(reference.text, normalize_for_scoring(transcript.text))
+            score.errors += word_errors(reference.text, _scored(transcript.text))
         if transcript is None:
             name, message = str(reference.path), str(outcome.error)
             faults.append(message if message.startswith(name) else f"{name}: {message}")

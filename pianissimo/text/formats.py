@@ -6,6 +6,7 @@ turns ────────────────────────�
 """
 
 import json
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
@@ -13,6 +14,8 @@ from typing import Protocol
 from pianissimo.errors import OptionError
 from pianissimo.text.turns import Turn, speaker_name
 from pianissimo.text.words import Segment, Word, ends_sentence, joined, segments_from_words
+
+_COMMAS = tuple(",;:\u060c\u061b\u3001\uff0c\uff1a\uff1b")
 
 
 class Timed(Protocol):
@@ -40,7 +43,7 @@ class Timed(Protocol):
 
 @dataclass(frozen=True)
 class CueOptions:
-    """How large a cue may be and where it breaks."""
+    """How large a cue may be and where it breaks; a wide character, such as 字, counts as two."""
 
     max_line_characters: int = 42
     max_lines: int = 2
@@ -237,7 +240,7 @@ def _cue_end(words: Sequence[Word], begin: int, options: CueOptions) -> int:
         if too_long or len(_wrap(texts, width)) > options.max_lines:
             # Rather break behind a comma, unless that leaves a cue less than half full.
             for comma in range(index, begin + (index - begin + 1) // 2, -1):
-                if words[comma - 1].text.endswith((",", ";", ":")):
+                if words[comma - 1].text.endswith(_COMMAS):
                     return comma
             return index
     return len(words)
@@ -248,7 +251,7 @@ def _wrap(texts: Sequence[str], width: int) -> list[str]:
     lines: list[str] = []
     for text in texts:
         longer = joined((*lines[-1:], text))
-        if lines and len(longer) <= width:
+        if lines and _width(longer) <= width:
             lines[-1] = longer
         else:
             lines.append(text)
@@ -258,14 +261,14 @@ def _wrap(texts: Sequence[str], width: int) -> list[str]:
 def _lines(texts: Sequence[str], width: int) -> tuple[str, ...]:
     """As few lines as `width` allows, as equally long as possible."""
     count = len(_wrap(texts, width))
-    while count > 1 and width > max(map(len, texts)) and len(_wrap(texts, width - 1)) == count:
+    while count > 1 and width > max(map(_width, texts)) and len(_wrap(texts, width - 1)) == count:
         width -= 1
     return tuple(_wrap(texts, width))
 
 
 def _parts(word: Word, width: int) -> Iterator[Word]:
     """The word without stray white space, in pieces that fit on a line, each with its time."""
-    texts = [text[i : i + width] for text in word.text.split() for i in range(0, len(text), width)]
+    texts = [part for text in word.text.split() for part in _pieces(text, width)]
     total = sum(map(len, texts))
     done = 0
     for text in texts:
@@ -273,6 +276,23 @@ def _parts(word: Word, width: int) -> Iterator[Word]:
         done += len(text)
         end = word.start + (word.end - word.start) * done / total
         yield Word(text, start, end, word.confidence)
+
+
+def _pieces(text: str, width: int) -> Iterator[str]:
+    """A text without spaces in pieces of at most `width`, or of one character that is wider."""
+    piece, size = "", 0
+    for character in text:
+        if piece and size + _width(character) > width:
+            yield piece
+            piece, size = "", 0
+        piece += character
+        size += _width(character)
+    yield piece
+
+
+def _width(text: str) -> int:
+    """The columns that a text takes where wide characters take two."""
+    return sum(2 if unicodedata.east_asian_width(each) in "WF" else 1 for each in text)
 
 
 def _segments(transcript: Timed) -> tuple[Segment, ...]:

@@ -15,8 +15,13 @@ if TYPE_CHECKING:
 MAX_WORD_TOKENS = 64
 """Longest word in tokens; bounds scripts without spaces, and a model in a loop."""
 
-_CLOSING_MARKS = frozenset(".,!?;:\u2026)]}\u00bb\u201d\u3002\uff0c\uff01\uff1f\u3001")
-_SENTENCE_MARKS = (".", "!", "?", "\u2026", "\u3002", "\uff01", "\uff1f")
+# The full stop of Devanagari and of its relatives, Arabic, Urdu, Armenian, Khmer and Ethiopic.
+_FULL_STOPS = "\u0964\u0965\u06d4\u0589\u17d4\u1362"
+_CLOSING_MARKS = frozenset(
+    ".,!?;:\u2026)]}\u00bb\u201d\u3002\uff0c\uff01\uff1f\u3001\uff1a\uff1b\u300d\u300f"
+    "\u060c\u061b\u061f" + _FULL_STOPS
+)
+_SENTENCE_MARKS = (*".!?\u2026\u3002\uff01\uff1f\u061f", *_FULL_STOPS)
 _QUOTES_AND_BRACKETS = "\"'()[]{}\u00ab\u00bb\u2018\u2019\u201c\u201d"
 _TITLES = frozenset("mr mrs ms dr prof sr jr st gen col capt lt sgt rev hon mt".split())
 _ABBREVIATIONS = frozenset("etc vs approx inc ltd co e.g i.e a.m p.m u.s u.k u.n ph.d".split())
@@ -87,6 +92,7 @@ class _OpenWord:
     scores: list[float] = field(default_factory=list)  # of tokens that are not punctuation
     mark_scores: list[float] = field(default_factory=list)
     has_letters: bool = False
+    final: str = ""  # the last character; "" where it is made of bytes
 
 
 class WordAssembler:
@@ -95,7 +101,8 @@ class WordAssembler:
     A word starts at the frame of its first token that is not punctuation. It ends one frame after
     its last token, and up to `extend_frames` later if no other word starts there. Words follow each
     other without overlap and last one frame at least. Tokens that are only punctuation belong to
-    the word before them; marks such as `.` join it without a space.
+    the word before them; marks such as `.` join it without a space. In scripts without
+    spaces each token that has letters is a word.
     """
 
     def __init__(self, tokenizer: "Tokenizer", options: WordOptions | None = None) -> None:
@@ -136,13 +143,14 @@ class WordAssembler:
             text, is_byte = decode([id], continued=True), id in byte_values
             if self._open is not None:
                 full = len(self._open.ids) >= MAX_WORD_TOKENS and not is_byte
-                if full or self._tokenizer.pieces[id].startswith(WORD_START):
+                spaced = self._tokenizer.pieces[id].startswith(WORD_START)
+                if full or spaced or _divides(self._open, text, is_byte):
                     self._close_open()
             if self._open is None:
                 self._open = _OpenWord(frame)
             word = self._open
             word.ids.append(id)
-            word.last = frame
+            word.last, word.final = frame, "" if is_byte else text[-1:] or word.final
             # A single byte of a character counts as a letter, which most characters are.
             if is_byte or _has_letters(text):
                 if not word.has_start:
@@ -296,6 +304,16 @@ def clamped(word: Word, duration: float | None) -> Word:
     if duration is None or word.end <= duration:
         return word
     return replace(word, start=min(word.start, duration), end=duration)
+
+
+def _divides(word: _OpenWord, text: str, is_byte: bool) -> bool:
+    """Whether a token without a space before it begins a word, in a script without spaces."""
+    first = text[:1]
+    if is_byte or not word.final or not first or unicodedata.category(first)[0] not in "LN":
+        return False
+    if not word.has_letters:  # an opening quotation mark belongs to what it quotes
+        return False
+    return is_spaceless(first) or is_spaceless(word.final)
 
 
 def _has_letters(text: str) -> bool:

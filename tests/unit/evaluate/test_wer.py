@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pianissimo.evaluate.wer import ErrorCounts, character_errors, word_errors
+from pianissimo.text.normalize import normalize_for_scoring, separate_characters
 
 sentences = st.lists(st.sampled_from(["a", "b", "cc", "ab"]), max_size=10).map(" ".join)
 
@@ -86,3 +87,17 @@ def test_the_alignment_has_the_fewest_edits_and_then_the_fewest_gaps(
 def test_long_texts_are_quick() -> None:
     reference = "one two three four five six seven " * 400
     assert word_errors(reference, reference.replace("five", "5")).substitutions == 400
+
+
+def test_spaces_in_scripts_without_spaces_count_for_nothing() -> None:
+    def errors(reference: str, hypothesis: str) -> ErrorCounts:
+        forms = [separate_characters(normalize_for_scoring(t)) for t in (reference, hypothesis)]
+        return word_errors(*forms)
+
+    assert errors("今天 天气很好。", "今天天气，很 好") == ErrorCounts(words=6)
+    assert errors("今天天气很好", "今天天汽很好") == ErrorCounts(substitutions=1, words=6)
+    assert errors("我用iPhone打电话", "我 用 iphone 打电话") == ErrorCounts(words=6)
+    # Arabic and Korean have spaces; a letter with its marks is one unit in Thai.
+    assert errors("مرحبا، كيف حالك؟", "مرحبا كيف حالك") == ErrorCounts(words=3)
+    assert errors("안녕하세요 여러분", "안녕하세요 여러번").words == 2
+    assert errors("สวัสดี", "สวัสดี").words == 4

@@ -218,3 +218,26 @@ def test_any_words_make_readable_files(
     assert [cue[:2] for cue in srt] == [cue[:2] for cue in vtt]
     rows = transcript.to_tsv().removesuffix("\n").split("\n")
     assert all(re.fullmatch(r"-?\d+\t-?\d+\t[^\t]*", row) for row in rows[1:])
+
+
+def test_wide_characters_take_two_columns() -> None:
+    words = [
+        Word(character, i * 0.2, (i + 1) * 0.2) for i, character in enumerate("今天天气很好" * 7)
+    ]
+    transcript = make(*words, text="今天天气很好" * 7)
+    found = list(cues(transcript, CueOptions(max_line_characters=20)))
+    assert "".join(line for cue in found for line in cue.lines) == transcript.text
+    assert max(len(line) for cue in found for line in cue.lines) == 10
+    assert all(len(cue.lines) <= 2 for cue in found)
+    one = Segment("谢谢大家收看本期节目", 0.0, 2.0)  # without words: spread over its time
+    (cue,) = cues(make(segments=(one,), text=one.text), CueOptions(max_line_characters=11))
+    assert cue.lines == ("谢谢大家收", "看本期节目")
+
+
+def test_subtitles_keep_the_order_of_right_to_left_text() -> None:
+    words = [*speech("مرحبا، كيف حالك؟"), *speech("نعم، جيد", start=3.0)]
+    text = to_srt(make(*words))
+    assert [line for line in text.split("\n") if line[:1].isalpha()] == [
+        "مرحبا، كيف حالك؟",
+        "نعم، جيد",
+    ]

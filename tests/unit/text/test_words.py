@@ -15,6 +15,7 @@ from pianissimo.text.words import (
     WordAssembler,
     WordOptions,
     ends_sentence,
+    joined,
     segments_from_words,
     words_from_tokens,
 )
@@ -131,12 +132,54 @@ def test_a_word_is_given_as_soon_as_the_next_one_begins() -> None:
     assert assembler.finish() == ()
 
 
-def test_a_script_without_spaces_is_cut() -> None:
+def assembled(pieces: list[str]) -> tuple[list[Word], str]:
+    """The words of these pieces, one per frame of 0.08 s, and their text."""
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(["<unk>", *pieces]))}
+    model = {"type": "BPE", "unk_token": "<unk>", "vocab": vocabulary}
+    tokenizer = Tokenizer.from_hf_json(json.dumps({"model": model}).encode())
+    ids = [vocabulary[piece] for piece in pieces]
+    found = words_from_tokens(tokenizer, ids, range(len(ids)), options=WordOptions())
+    return list(found), tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        (["▁今天", "天气", "很", "好", "，", "谢谢", "。"], "今天 天气 很 好， 谢谢。"),
+        (["▁「", "東京", "」", "へ", "行", "く", "。"], "「東京」 へ 行 く。"),
+        (["▁用", "i", "Phone", "打", "电话"], "用 iPhone 打 电话"),
+        (["▁สวัส", "ดี", "ครับ"], "สวัส ดี ครับ"),
+        (["▁안녕", "하세요", "▁여러", "분", "."], "안녕하세요 여러분."),
+        (["▁مرح", "با", "▁كيف", "▁حالك", "؟", "▁نعم", "،", "▁جيد"], "مرحبا كيف حالك؟ نعم، جيد"),
+        (["▁नम", "स्ते", "।"], "नमस्ते।"),
+    ],
+)
+def test_words_of_many_scripts(pieces: list[str], expected: str) -> None:
+    found, text = assembled(pieces)
+    assert [word.text for word in found] == expected.split()
+    assert joined(word.text for word in found) == text
+    ends = [word.end for word in found]
+    assert all(b.start >= a for a, b in zip(ends, found[1:], strict=False))
+
+
+def test_combining_marks_stay_with_their_letter() -> None:
+    # U+0E31 is a vowel above the letter before it; a tokenizer may cut in front of it.
+    found, _ = assembled(["▁ข", "\u0e31บ", "รถ"])
+    assert [word.text for word in found] == ["ข\u0e31บ", "รถ"]
+
+
+def test_sentences_end_with_the_marks_of_their_script() -> None:
+    for mark in "。？！؟۔।":
+        found, _ = assembled(["▁字" if mark in "。？！" else "▁ab", mark, "▁cd"])
+        assert [len(segment.words) for segment in segments_from_words(found)] == [1, 1], mark
+
+
+def test_a_word_without_an_end_is_cut() -> None:
     count = 10 * MAX_WORD_TOKENS
     assembler = WordAssembler(TOKENIZER)
-    done = assembler.push([PIECES.index("字")] * count, range(count))
+    done = assembler.push([PIECES.index("llo")] * count, range(count))
     assert len(done) == 9
-    assert sum(len(word.text) for word in done + assembler.finish()) == count
+    assert sum(len(word.text) for word in done + assembler.finish()) == 3 * count
 
 
 @pytest.mark.parametrize(
