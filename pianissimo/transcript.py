@@ -52,7 +52,7 @@ class Transcript:
 
         `text`, segments and words change, `lexical` keeps the text. `language` is that of the
         transcript unless given. Raises OptionError for a language without a written form, and
-        MissingExtraError without the extra `itn`.
+        MissingExtraError for Chinese or Japanese without the extra `itn`.
         """
         language = language or self.language
         segments = tuple(written_segment(segment, language) for segment in self.segments)

@@ -7,9 +7,8 @@ import pytest
 
 import pianissimo
 from pianissimo.cli import main
-from pianissimo.text import written_form
+from pianissimo.text import english_numbers, written_form
 
-pytest.importorskip("wetext", reason="needs the extra itn")
 CLIP = Path(__file__).parents[2] / "examples" / "audio" / "number.flac"
 SMALL = ("--model", "embedded-commands", "--device", "cpu")
 SPOKEN = "enter four five two nine"
@@ -18,7 +17,7 @@ SPOKEN = "enter four five two nine"
 @pytest.fixture
 def short_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four digits are enough: those of the clip."""
-    monkeypatch.setattr(written_form, "LEAST_DIGITS", 4)
+    monkeypatch.setattr(english_numbers, "LEAST_DIGITS", 4)
 
 
 @pytest.mark.parametrize("live", [False, True])

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from time import process_time
 
 import pytest
 
@@ -13,7 +14,8 @@ from pianissimo.transcript import Segment, StreamEvent, Transcript, Word
 
 pytest.importorskip("wetext", reason="needs the extra itn")
 TABLE = Path(__file__).with_name("english_written_forms.tsv")
-LEAST_RIGHT = 0.94
+CJK_TABLE = Path(__file__).with_name("cjk_written_forms.tsv")
+LEAST_RIGHT = 0.95
 
 
 def words(text: str, *, confidence: float | None = None) -> tuple[Word, ...]:
@@ -28,7 +30,14 @@ def forms() -> list[list[str]]:
     return [line.split("\t") for line in TABLE.read_text(encoding="utf-8").splitlines()]
 
 
+def test_the_table_of_chinese_and_japanese_forms() -> None:
+    for line in CJK_TABLE.read_text(encoding="utf-8").splitlines():
+        language, spoken, written = line.split("\t")
+        assert written_text(spoken, language) == written
+
+
 def test_the_table_of_english_forms() -> None:
+    assert len(forms()) >= 120
     wrong = {
         spoken: found
         for spoken, written in forms()
@@ -105,6 +114,34 @@ def test_a_long_text_is_read_in_parts() -> None:
     assert found.count("100 cats") == 50
 
 
+@pytest.mark.parametrize(
+    ("language", "spoken", "written", "characters", "seconds"),
+    [
+        (
+            "en",
+            "we paid nineteen dollars and ten cents on june third ",
+            "$19.10 on june 3",
+            100_000,
+            5,
+        ),
+        ("en", "five ", None, 100_000, 5),
+        ("en", "plus a at dot ", None, 100_000, 5),
+        ("zh", "我们在二零二四年一共卖出三百六十五张票他们都很高兴", "365张票", 4_000, 15),
+    ],
+)
+def test_the_time_grows_with_the_length(
+    language: str, spoken: str, written: str | None, characters: int, seconds: float
+) -> None:
+    whole, parts = characters // len(spoken), characters // len(spoken) // 10
+    written_text(spoken, language)
+    before = process_time()
+    found = written_text(spoken * whole, language)
+    assert process_time() - before < seconds
+    if written is not None:
+        assert found.count(written) == whole
+        assert found.startswith(written_text(spoken * parts, language)[:-1])
+
+
 def test_languages_without_written_form_are_refused() -> None:
     with pytest.raises(OptionError, match="'de'; it is there for en, zh, ja"):
         check_language("de")
@@ -122,7 +159,8 @@ def no_package(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_without_the_package_the_extra_is_named(no_package: None) -> None:
     with pytest.raises(MissingExtraError, match=r"pianissimo\[itn\]"):
-        check_language("en")
+        check_language("zh")
+    assert check_language("en") == "en"
 
 
 def transcript(*sentences: str) -> Transcript:
