@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--rate", type=int, default=MODEL_RATE, help="sample rate of the clients")
     parser.add_argument("--checkpoints", action="store_true", help="copy streams as a server does")
     given = parser.parse_args()
-    recognizer = pianissimo.load(device="cpu")
+    recognizer = pianissimo.load("embedded-commands", device="cpu")
     assert isinstance(recognizer, NativeRecognizer)
     frames = speech(given.seconds, given.rate)
     print(f"{platform.processor() or platform.machine()}, {recognizer.name}, {given.rate} Hz\n")

@@ -6,30 +6,28 @@ above the noise and most of its energy lies in the band of speech. Whether a rec
 silent is decided on raw samples, see `hallucination.evidence`.
 
 Windows are 512 samples (32 ms) on an absolute grid, so blocks of any size give the same spans. The
-model runs on eight at a time (256 ms), which takes a third of the time of one by one. It comes with
-the package `silero-vad` and runs in onnxruntime; where either is missing only the energy decides.
+model runs on eight at a time (256 ms) of any number of streams, see `speech_model`; where it is not
+installed only the energy decides.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from importlib.util import find_spec
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from pianissimo.audio import SAMPLE_RATE
 from pianissimo.audio.level import Samples, check_samples
-from pianissimo.errors import MissingExtraError, OptionError
+from pianissimo.audio.speech_model import CONTEXT_SAMPLES
+from pianissimo.audio.speech_model import WINDOW_SAMPLES as WINDOW_SAMPLES
+from pianissimo.audio.speech_model import SpeechModel as SpeechModel
+from pianissimo.audio.speech_model import available as available
+from pianissimo.errors import OptionError
 
-WINDOW_SAMPLES = 512
 WINDOW_SECONDS = WINDOW_SAMPLES / SAMPLE_RATE
-CONTEXT_SAMPLES = 64
-"""What the model also sees of the window before."""
 GROUP_WINDOWS = 8
 """Windows per run of the model."""
 SURE_PROBABILITY = 0.5
@@ -37,8 +35,6 @@ SURE_PROBABILITY = 0.5
 
 Preset = Literal["normal", "quiet", "strict"]
 
-_MODEL_FILE = "silero_vad_16k_sequence.onnx"
-_STATE_SIZE = 128
 _QUIETEST = 1e-12
 _BINS = 160
 _NOISE_RISE_DB = 3.0 * WINDOW_SECONDS
@@ -113,63 +109,6 @@ class SpeechSpan:
     """The highest energy over the noise."""
 
 
-class SpeechModel:
-    """The Silero model: weights only, shared by any number of streams, and read when first used.
-
-    Raises MissingExtraError when onnxruntime or the model is not installed.
-    """
-
-    def __init__(self) -> None:
-        if not available():
-            raise MissingExtraError(_INSTALL)
-
-    @cached_property
-    def _session(self) -> Any:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        return onnxruntime.InferenceSession(
-            str(_model_path()), options, providers=["CPUExecutionProvider"]
-        )
-
-    def start(self) -> Samples:
-        """The state of a stream that has heard nothing: (2, 1, 1, 128)."""
-        return np.zeros((2, 1, 1, _STATE_SIZE), np.float32)
-
-    def step(self, windows: Samples, state: Samples) -> tuple[Samples, Samples]:
-        """Consecutive windows (K, 64 + 512), each with its context, and the state (2, 1, 1, 128).
-
-        Returns probabilities (K,) and the new state.
-        """
-        inputs = {"input": windows, "h": state[0], "c": state[1]}
-        output, h, c = self._session.run(None, inputs)
-        return output.reshape(-1), np.stack([h, c])
-
-
-_INSTALL = (
-    "voice activity detection needs two packages that pianissimo installs: "
-    "pip install silero-vad onnxruntime"
-)
-
-
-def available() -> bool:
-    """Whether both packages are there; a platform may lack onnxruntime."""
-    return find_spec("onnxruntime") is not None and find_spec("silero_vad") is not None
-
-
-def _model_path() -> Path:
-    # Only found, never imported: the package itself would load torch and set its threads.
-    spec = find_spec("silero_vad")
-    folders = spec.submodule_search_locations if spec is not None else None
-    for folder in folders or ():
-        path = Path(folder) / "data" / _MODEL_FILE
-        if path.is_file():
-            return path
-    raise MissingExtraError(_INSTALL)
-
-
 @dataclass
 class Track:
     """How likely speech is in consecutive windows of a stream, from window `first` on.
@@ -208,7 +147,7 @@ class VadState:
     rest: Samples = field(default_factory=lambda: np.zeros(0, np.float32))
     context: Samples = field(default_factory=lambda: np.zeros(CONTEXT_SAMPLES, np.float32))
     model: Samples | None = None
-    """(2, 1, 1, 128), None without a model."""
+    """(2, 128), None without a model."""
     windows: int = 0
     started: bool = False
     energy_db: float = 0.0
@@ -267,14 +206,33 @@ class VoiceDetector:
 
         Raises AudioValueError for samples that are not usable numbers.
         """
-        block = check_samples(samples)
-        state.received += len(block)
-        x = np.concatenate([state.rest, block])
+        return self.push_many([samples], [state])[0]
+
+    def push_many(
+        self, blocks: Sequence[npt.ArrayLike], states: Sequence[VadState]
+    ) -> list[list[SpeechSpan]]:
+        """As `push` of one block (n,) of each of several streams, with the same results.
+
+        The model runs on all of them at once, which takes a third of the time of one by one.
+        Raises AudioValueError before anything is taken.
+        """
+        checked = [check_samples(block) for block in blocks]
+        spans: list[list[SpeechSpan]] = [[] for _ in states]
         size = self._group_windows * WINDOW_SAMPLES
-        whole = len(x) - len(x) % size
-        state.rest = x[whole:].copy()
-        groups = x[:whole].reshape(-1, self._group_windows, WINDOW_SAMPLES)
-        return [span for group in groups for span in self._step(group, state)]
+        groups = []
+        for block, state in zip(checked, states, strict=True):
+            state.received += len(block)
+            x = np.concatenate([state.rest, block])
+            whole = len(x) - len(x) % size
+            state.rest = x[whole:].copy()
+            groups.append(x[:whole].reshape(-1, self._group_windows, WINDOW_SAMPLES))
+        for turn in range(max(map(len, groups), default=0)):
+            chosen = [i for i, group in enumerate(groups) if turn < len(group)]
+            windows = np.stack([groups[i][turn] for i in chosen])
+            found = self._step(windows, [states[i] for i in chosen])
+            for i, complete in zip(chosen, found, strict=True):
+                spans[i] += complete
+        return spans
 
     def finish(self, state: VadState) -> list[SpeechSpan]:
         """End the stream: the span that was open, no longer than the audio."""
@@ -282,7 +240,7 @@ class VoiceDetector:
         if len(state.rest):
             last = np.pad(state.rest, (0, -len(state.rest) % WINDOW_SAMPLES))
             state.rest = state.rest[:0]
-            spans = self._step(last.reshape(-1, WINDOW_SAMPLES), state)
+            spans = self._step(last.reshape(1, -1, WINDOW_SAMPLES), [state])[0]
         if state.start is not None:
             spans += self._close(state)
         return spans
@@ -291,24 +249,42 @@ class VoiceDetector:
         """How long the span that is open has been speech."""
         return 0.0 if state.start is None else (state.end - state.start) * WINDOW_SECONDS
 
-    def _step(self, windows: Samples, state: VadState) -> list[SpeechSpan]:
-        """Consecutive windows (K, 512): update the state, and return the spans that are complete.
+    def _step(self, windows: Samples, states: Sequence[VadState]) -> list[list[SpeechSpan]]:
+        """Consecutive windows (B, K, 512) of B streams: update the states, and return the spans of
+        each stream that are complete."""
+        B, K, _ = windows.shape
+        likely = np.zeros((B, K), np.float32)
+        if self.model is not None:
+            first = np.stack([state.context for state in states])
+            contexts = np.concatenate([first[:, None], windows[:, :-1, -CONTEXT_SAMPLES:]], axis=1)
+            # Streams of version 0.1 were saved with two dimensions of size 1 more.
+            before = [state.model.reshape(2, -1) for state in states if state.model is not None]
+            likely, after = self.model.step(
+                np.concatenate([contexts, windows], axis=2), np.stack(before)
+            )
+            for i, state in enumerate(states):
+                state.context, state.model = windows[i, -1, -CONTEXT_SAMPLES:].copy(), after[i]
+        spectrum = np.fft.rfft(windows * self._hann)
+        powers = np.square(spectrum.real) + np.square(spectrum.imag)
+        audible = powers[..., self._audible].sum(axis=-1)
+        band = powers[..., self._band].sum(axis=-1)
+        rows = zip(states, audible.tolist(), band.tolist(), likely.tolist(), strict=True)
+        return [self._follow(*row) for row in rows]
+
+    def _follow(
+        self,
+        state: VadState,
+        audibles: Sequence[float],
+        bands: Sequence[float],
+        probabilities: Sequence[float],
+    ) -> list[SpeechSpan]:
+        """Consecutive windows of one stream, by their powers above 80 Hz and in the speech band,
+        and by what the model said.
 
         A window is speech if the model says so, or if its smoothed energy above 80 Hz stands far
         enough over the noise floor and lies mostly in the speech band.
         """
-        options, spans = self.options, []
-        probabilities = [0.0] * len(windows)
-        if self.model is not None:
-            assert state.model is not None
-            contexts = np.concatenate([state.context[None], windows[:-1, -CONTEXT_SAMPLES:]])
-            state.context = windows[-1, -CONTEXT_SAMPLES:].copy()
-            inputs = np.concatenate([contexts, windows], axis=1)
-            output, state.model = self.model.step(inputs, state.model)
-            probabilities = [float(value) for value in output]
-        powers = np.square(np.abs(np.fft.rfft(windows * self._hann, axis=1)))
-        audibles = powers[:, self._audible].sum(axis=1).tolist()
-        bands = powers[:, self._band].sum(axis=1).tolist()
+        options, spans = self.options, list[SpeechSpan]()
         for audible, band, probability in zip(audibles, bands, probabilities, strict=True):
             share = band / audible if audible else 0.0
             energy = 10 * math.log10(audible * self._scale + _QUIETEST)
@@ -382,7 +358,7 @@ def probabilities(samples: npt.ArrayLike, model: SpeechModel) -> Samples:
     x = np.pad(x, (CONTEXT_SAMPLES, -len(x) % WINDOW_SAMPLES))
     size = CONTEXT_SAMPLES + WINDOW_SAMPLES
     windows = np.lib.stride_tricks.sliding_window_view(x, size)[::WINDOW_SAMPLES]
-    return model.step(np.ascontiguousarray(windows), model.start())[0]
+    return model.step(windows[None], model.start()[None])[0][0]
 
 
 def segments(

@@ -18,7 +18,7 @@ def loudness_is_voice(monkeypatch: pytest.MonkeyPatch) -> None:
     """A window is voiced if it is not silent: turns are as the test writes them."""
 
     def step(self: SpeechModel, windows: Samples, state: Samples) -> tuple[Samples, Samples]:
-        return (np.abs(windows[:, 64:]).max(axis=1) > 0.1).astype(np.float32), state
+        return (np.abs(windows[..., 64:]).max(axis=2) > 0.1).astype(np.float32), state
 
     monkeypatch.setattr(SpeechModel, "step", step)
 

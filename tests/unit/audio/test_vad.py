@@ -1,4 +1,5 @@
 import dataclasses
+import importlib.util
 import os
 import sys
 from itertools import pairwise
@@ -34,7 +35,7 @@ SPEECH = Path(os.environ.get("PIANISSIMO_SPEECH", ROOT / "../shared/data/speech"
 @pytest.fixture(scope="module")
 def silero() -> SpeechModel:
     if not vad.available():
-        pytest.skip("silero-vad or onnxruntime is not installed")
+        pytest.skip("silero-vad is not installed")
     return SpeechModel()
 
 
@@ -92,10 +93,62 @@ def test_the_first_span_comes_before_the_second_begins(model):
     assert len(detector.push(samples[: round(5.4 * RATE)], state)) == 1
 
 
+@pytest.mark.parametrize("step", [160, 1600, 20_000])
+def test_many_streams_in_one_call_equal_each_alone(model, step):
+    """To the bit, with streams that begin at different times and have blocks of other sizes."""
+    detector = VoiceDetector(model=model)
+    streams = [paused()[700 * i :] for i in range(6)]
+    alone, expected = [], []
+    for samples in streams:
+        state = detector.start()
+        expected.append(detector.push(samples, state))
+        alone.append(state)
+    states, spans = [detector.start() for _ in streams], [[] for _ in streams]
+    ends = [range(0, len(samples), step + 16 * i) for i, samples in enumerate(streams)]
+    for turn in range(max(map(len, ends))):
+        running = [i for i, starts in enumerate(ends) if turn < len(starts)]
+        blocks = [streams[i][ends[i][turn] : ends[i][turn] + ends[i].step] for i in running]
+        found = detector.push_many(blocks, [states[i] for i in running])
+        for i, complete in zip(running, found, strict=True):
+            spans[i] += complete
+    assert spans == expected
+    for state, single in zip(states, alone, strict=True):
+        for name, value in dataclasses.asdict(single).items():
+            np.testing.assert_array_equal(getattr(state, name), value, err_msg=name)
+
+
+def test_nothing_is_taken_when_one_of_many_blocks_is_unusable(model):
+    detector = VoiceDetector(model=model)
+    states = [detector.start(), detector.start()]
+    with pytest.raises(AudioValueError):
+        detector.push_many([np.zeros(600), np.array([0.0, np.nan])], states)
+    assert [state.received for state in states] == [0, 0]
+
+
+def test_states_of_version_0_1_continue(silero):
+    detector = VoiceDetector(model=silero)
+    state, other = detector.start(), detector.start()
+    detector.push(paused()[:20_480], state)
+    detector.push(paused()[:20_480], other)
+    other.model = other.model.reshape(2, 1, 1, 128)
+    for each in (state, other):
+        detector.push(paused()[20_480:], each)
+    assert state.max_probability == other.max_probability > 0
+
+
+def test_another_network_is_refused_with_the_version_that_fits(monkeypatch, silero, tmp_path):
+    path = tmp_path / "other.onnx"
+    path.write_bytes(b"\x3a\x00")  # a graph without tensors
+    monkeypatch.setattr("pianissimo.audio.speech_model._model_path", lambda: path)
+    with pytest.raises(MissingExtraError, match="another network"):
+        segments(np.zeros(16_000, np.float32), model=SpeechModel())
+
+
 def test_probabilities_are_those_of_the_package(silero):
     sequence = pytest.importorskip("silero_vad.sequence_vad")
     samples = paused()
-    path = vad._model_path().with_name("silero_vad.onnx")  # the one that streams window by window
+    (folder,) = importlib.util.find_spec("silero_vad").submodule_search_locations
+    path = Path(folder) / "data" / "silero_vad.onnx"  # the one that streams window by window
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -226,6 +279,6 @@ def test_a_track_is_what_the_detector_thought_when(model):
 
 
 def test_without_the_extra_the_message_names_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingExtraError, match="pip install silero-vad onnxruntime"):
+    monkeypatch.setitem(sys.modules, "silero_vad", None)
+    with pytest.raises(MissingExtraError, match="pip install silero-vad"):
         SpeechModel()

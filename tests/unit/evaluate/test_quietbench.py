@@ -431,7 +431,7 @@ def test_the_report_has_tables_curves_and_every_clip(built, listener, results, t
 
 def test_gates_differ_and_the_lenient_one_loses_nothing(built) -> None:
     if not vad.available():
-        pytest.skip("silero-vad or onnxruntime is not installed")
+        pytest.skip("silero-vad is not installed")
     clips = [clip for clip in built[1] if clip.group in ("control", "whisper", "nonspeech")]
     kept = measure_gates(clips, vad.SpeechModel())
     assert {(one.gate, one.group) for one in kept} == {
@@ -449,7 +449,7 @@ def test_gates_differ_and_the_lenient_one_loses_nothing(built) -> None:
 
 def test_gates_are_measured_once(built, tmp_path) -> None:
     if not vad.available():
-        pytest.skip("silero-vad or onnxruntime is not installed")
+        pytest.skip("silero-vad is not installed")
     steps = []
     clips = [clip for clip in built[1] if clip.group == "control"]
     model = vad.SpeechModel()
