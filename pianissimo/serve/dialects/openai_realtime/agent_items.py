@@ -1,6 +1,6 @@
 """Items of a conversation: read from a client, and shown to it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from pianissimo.agent.history import Item, Message, ToolCall, ToolResult, new_id
 from pianissimo.serve.dialects.messages import JsonObject, wrong
@@ -13,7 +13,10 @@ SPOKEN_KINDS = ("input_audio", "output_audio", "audio")
 
 
 def read_item(given: object, path: str = "item") -> Item:
-    """An item of `conversation.item.create` or of `response.input`; raises Refusal."""
+    """An item of `conversation.item.create` or of `response.input`; raises Refusal.
+
+    Audio in it needs a transcript, see `untranscribed`.
+    """
     if not isinstance(given, dict):
         raise missing(path) if given is None else wrong(path, "must be an object")
     item_id = given.get("id")
@@ -49,19 +52,29 @@ def _message(given: Mapping[str, object], name: str, path: str) -> Message:
             if content is None
             else wrong(f"{path}.content", "must be a list of parts")
         )
-    texts = []
+    texts, spoken = [], True
     for number, part in enumerate(content):
         where = f"{path}.content[{number}]"
         kind = part.get("type") if isinstance(part, dict) else None
+        spoken &= kind in SPOKEN_KINDS
         if kind in TEXT_KINDS:
             texts.append(_text(part, "text", where))
         elif kind in SPOKEN_KINDS and isinstance(part.get("transcript"), str):
             texts.append(_text(part, "transcript", where))
         elif kind in SPOKEN_KINDS:
-            raise wrong(where, "must have a transcript; append audio to the input buffer instead")
+            raise wrong(where, "must have audio or a transcript")
         else:
-            raise wrong(f"{where}.type", "must be input_text or output_text")
-    return Message(role, " ".join(texts), name)
+            raise wrong(f"{where}.type", "must be input_text, input_audio or output_text")
+    return Message(role, " ".join(texts), name, spoken=spoken)
+
+
+def untranscribed(given: object) -> Iterator[dict[str, object]]:
+    """The parts of an item that a client sent which have audio of the user and no transcript."""
+    content = given.get("content") if isinstance(given, dict) else None
+    for part in content if isinstance(content, list) else ():
+        if isinstance(part, dict) and part.get("type") == "input_audio":
+            if isinstance(part.get("audio"), str) and part.get("transcript") is None:
+                yield part
 
 
 def _text(given: Mapping[str, object], key: str, path: str, default: str | None = None) -> str:

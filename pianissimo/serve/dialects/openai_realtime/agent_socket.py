@@ -2,10 +2,10 @@
 
 import asyncio
 import math
-from collections.abc import Mapping
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
-from pianissimo.agent.agent import Agent, AgentEvent
+from pianissimo.agent.agent import Agent, AgentEvent, TurnTranscribed
 from pianissimo.agent.history import Item, Message, new_id
 from pianissimo.agent.turn_detector import VoiceTurns
 from pianissimo.agent.turn_input import TurnInput
@@ -14,13 +14,20 @@ from pianissimo.errors import PianissimoError
 from pianissimo.serve.audio_in.pcm import PcmReader
 from pianissimo.serve.dialects.messages import JsonObject, unknown_type, wrong
 from pianissimo.serve.dialects.openai_realtime.agent_events import AgentMessages, added
-from pianissimo.serve.dialects.openai_realtime.agent_items import missing, read_item, shown_item
+from pianissimo.serve.dialects.openai_realtime.agent_items import (
+    missing,
+    read_item,
+    shown_item,
+    untranscribed,
+)
 from pianissimo.serve.dialects.openai_realtime.agent_session import AgentSession
+from pianissimo.serve.dialects.openai_realtime.session import StreamConfig
 from pianissimo.serve.dialects.openai_realtime.wire import DIALECT, Wire, decoded
 from pianissimo.serve.dialects.sockets import until_first
 from pianissimo.serve.errors import GOING_AWAY, Refusal, refusal_for
 from pianissimo.serve.feed import SHORTEST_SECONDS, Feed
 from pianissimo.serve.service import NO_PAUSES
+from pianissimo.serve.versions.store import Lease
 from pianissimo.streaming.input import StreamInput
 
 LONGEST_SESSION_SECONDS = 3600
@@ -182,16 +189,7 @@ class AgentConversation:
         )
         lease = self.one.lease = self._resources.enter_context(shared_lease)
         self._reader = PcmReader(config.encoding)
-        self._feed = await self._resources.enter_async_context(
-            self.service.feed(
-                lease,
-                PcmReader(config.encoding),
-                sample_rate=config.sample_rate,
-                latency_ms=config.latency_ms,
-                endpoint=NO_PAUSES,  # the agent says when an utterance ends
-                boost=await asyncio.to_thread(lease.model.hints, config.boost),
-            )
-        )
+        self._feed = await self._resources.enter_async_context(self._new_feed(lease, config))
         judge = self.session.judge
         detector = None if judge is None else VoiceTurns(judge, self.session.threshold)
         front_end = lease.model.recognizer.front_end
@@ -204,6 +202,18 @@ class AgentConversation:
         )
         self._opened.put_nowait(self._turn_input)
         return self._turn_input
+
+    @asynccontextmanager
+    async def _new_feed(self, lease: Lease, config: StreamConfig) -> AsyncIterator[Feed]:
+        async with self.service.feed(
+            lease,
+            PcmReader(config.encoding),
+            sample_rate=config.sample_rate,
+            latency_ms=config.latency_ms,
+            endpoint=NO_PAUSES,  # the agent says when an utterance ends
+            boost=await asyncio.to_thread(lease.model.hints, config.boost),
+        ) as feed:
+            yield feed
 
     async def _replace(self) -> None:
         """End the stream; the next audio opens another one."""
@@ -231,6 +241,7 @@ class AgentConversation:
         return item
 
     async def _create_item(self, given: Mapping[str, object]) -> None:
+        audio_seconds = await self._transcribe(given.get("item"))
         item = read_item(given.get("item"))
         after = given.get("previous_item_id")
         if self.agent.history.find(item.id) is not None:
@@ -244,6 +255,30 @@ class AgentConversation:
                 400, f"there is no item {str(after)[:64]!r}", "item_not_found", "previous_item_id"
             ) from None
         await self.wire.emit(added(item, before))
+        if isinstance(item, Message) and audio_seconds:
+            await self._emit(TurnTranscribed(item, audio_seconds))
+
+    async def _transcribe(self, given: object) -> float:
+        """Add the transcripts of an item's audio to it; returns the seconds of the audio."""
+        seconds = 0.0
+        for part in untranscribed(given):
+            data = await decoded(part["audio"])
+            self.one.account.check_audio()
+            config = self.session.recognition.stream_config
+            try:
+                with self.service.lease(
+                    DIALECT, config.choice, self.session.recognition.id, self.one.account
+                ) as lease:
+                    async with self._new_feed(lease, config) as feed:
+                        pushing = asyncio.create_task(_push_all(feed, data))
+                        finals = [event.text async for event in feed if event.type == "final"]
+                        pushed = await pushing
+                        self.service.record_audio(DIALECT, lease, pushed)
+            except PianissimoError as error:
+                raise refusal_for(error) from error
+            part["transcript"] = " ".join(filter(None, finals))
+            seconds += pushed
+        return seconds
 
     async def _truncate(self, given: Mapping[str, object]) -> None:
         item = self._item(given, "item_truncate_invalid_item_id")
@@ -311,14 +346,22 @@ class AgentConversation:
             raise wrong("response.input", "must be a list of items")
         await self.agent.respond(
             self.session.options(output),
-            None if items is None else [self._input(n, item) for n, item in enumerate(items)],
+            None if items is None else [await self._input(n, each) for n, each in enumerate(items)],
             in_history=response.get("conversation") != "none",
             metadata=metadata,
         )
 
-    def _input(self, number: int, given: object) -> Item:
+    async def _input(self, number: int, given: object) -> Item:
         """An item of `response.input`, new or by reference."""
         path = f"response.input[{number}]"
         if isinstance(given, dict) and given.get("type") == "item_reference":
             return self._item({"item_id": given.get("id")})
+        await self._transcribe(given)
         return read_item(given, path)
+
+
+async def _push_all(feed: Feed, data: bytes) -> float:
+    """Push a whole recording into a stream and end it; returns its seconds."""
+    seconds = await feed.push(data)
+    await feed.finish()
+    return seconds
