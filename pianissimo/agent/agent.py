@@ -26,7 +26,7 @@ from pianissimo.agent.answer import (
     SpeakOptions,
 )
 from pianissimo.agent.chat import ChatModel, ChatRequest
-from pianissimo.agent.history import History, Item, Message, new_id
+from pianissimo.agent.history import History, Item, Message, ToolCall, new_id
 from pianissimo.agent.playback import MOST_AHEAD_SECONDS, Playback
 from pianissimo.agent.turn_detector import TurnSignal
 from pianissimo.agent.turn_input import Sound, TurnInput
@@ -46,6 +46,8 @@ BACKCHANNELS = frozenset(
 MOST_BACKCHANNEL_WORDS = 2
 FALSE_END_SECONDS = 1.5
 """A turn that begins so soon after another one continues it: its end was called too early."""
+SILENCE_NOTE = "(The user is silent. Ask briefly whether they are still there.)"
+"""What the language model gets in place of a turn when the user has been silent too long."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class AgentOptions:
 
     `eager` prepares an answer when a turn has probably ended. `respond` answers turns by itself,
     `interrupt` stops an answer when the user speaks. With `interrupt_by_words` the voice alone does
-    not: it takes a word that is no backchannel.
+    not: it takes a word that is no backchannel. After an answer, `idle_seconds` of audio without
+    speech make the agent ask whether the user is still there; None waits forever.
     """
 
     instructions: str = INSTRUCTIONS
@@ -69,6 +72,7 @@ class AgentOptions:
     respond: bool = True
     interrupt: bool = True
     interrupt_by_words: bool = False
+    idle_seconds: float | None = None
     apology: str = APOLOGY
 
 
@@ -86,6 +90,16 @@ class SpeechStopped:
 
     item_id: str
     at: float
+
+
+@dataclass(frozen=True)
+class SilenceTimedOut:
+    """The user was silent from `start` to `end`, in seconds of audio; an item without text and an
+    answer follow."""
+
+    item_id: str
+    start: float
+    end: float
 
 
 @dataclass(frozen=True)
@@ -118,6 +132,7 @@ class AnswerStarted:
 
     answer: Answer
     metadata: object = None
+    in_history: bool = True
 
 
 @dataclass(frozen=True)
@@ -137,11 +152,13 @@ class AnswerEnded:
     answer: Answer
     end: AnswerEnd
     metadata: object = None
+    in_history: bool = True
 
 
 AgentEvent: TypeAlias = (
     SpeechStarted
     | SpeechStopped
+    | SilenceTimedOut
     | UserSaid
     | TurnCommitted
     | TurnTranscribed
@@ -192,6 +209,9 @@ class _Running:
     def sent(self, event: AnswerEvent) -> AnswerSent:
         return AnswerSent(self.answer, event, self.in_history, self.previous_id)
 
+    def ended(self, end: AnswerEnd) -> AnswerEnded:
+        return AnswerEnded(self.answer, end, self.metadata, self.in_history)
+
 
 class Agent:
     """One conversation. `emit` delivers its events; they are never emitted concurrently.
@@ -218,6 +238,7 @@ class Agent:
         self._turn = _Turn()
         self._last_end = float("-inf")  # of a turn, in seconds of audio
         self._committed = 0.0  # seconds of audio up to the last committed or cleared
+        self._silent_since: float | None = None  # in seconds of audio; None before an answer
         self._running: _Running | None = None
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -233,6 +254,7 @@ class Agent:
                 if not signals or signals[-1].kind != "paused":
                     break
                 signals = await turn_input.continued()
+            await self._watch_silence(turn_input)
 
     async def listen(self, events: AsyncIterator[StreamEvent]) -> None:
         """Take the events of the recognizer until they end."""
@@ -271,6 +293,26 @@ class Agent:
             case "ended":
                 turn.ended_at = time.monotonic() - (turn_input.seconds - signal.at)
                 await self._end_turn(turn, signal.at, turn_input.seconds)
+
+    async def _watch_silence(self, turn_input: TurnInput) -> None:
+        """Answer a silence that has lasted too long since the last answer was played."""
+        now, most = turn_input.seconds, self.options.idle_seconds
+        speaking = self._turn.started is not None and self._silent_since is not None
+        if speaking or self._running is not None or self.playback.playing:
+            self._silent_since = now
+            return
+        waits_for_tool = isinstance(self.history.last, ToolCall)
+        if most is None or self._silent_since is None or waits_for_tool:
+            return
+        if now - self._silent_since < most or not self.options.respond:
+            return
+        turn, since = self._turn, self._silent_since
+        self._silent_since = None
+        self._count("idle")
+        await self._say(SilenceTimedOut(turn.item_id, since, now))
+        await self.commit(turn_input)
+        note = [] if turn.text else [Message("user", SILENCE_NOTE)]
+        await self._start(items=[*self.history.items, *note])
 
     async def _announce(self, turn: _Turn) -> None:
         """The turn of the user counts: tell the client, and stop the answer."""
@@ -420,7 +462,7 @@ class Agent:
     async def _confirm(self, running: _Running) -> None:
         """Tell the client of an answer, and let it speak."""
         running.answer.confirmed.set()
-        await self._say(AnswerStarted(running.answer, running.metadata))
+        await self._say(AnswerStarted(running.answer, running.metadata, running.in_history))
         running.announced.set()
 
     async def _cancel(self, reason: str) -> None:
@@ -439,7 +481,7 @@ class Agent:
             await self._say(running.sent(ItemDone(item)))
         end = AnswerEnd("cancelled", reason)
         self._count(end.status)
-        await self._say(AnswerEnded(running.answer, end, running.metadata))
+        await self._say(running.ended(end))
 
     async def _answer(self, answer: Answer) -> None:
         """The task of one answer."""
@@ -457,7 +499,7 @@ class Agent:
                 self._running = None
                 self._note_stages(running)
                 self._count(end.status)
-                await self._emit(AnswerEnded(answer, end, running.metadata))
+                await self._emit(running.ended(end))
         except Exception as error:
             while isinstance(error, ExceptionGroup):
                 error = error.exceptions[0]

@@ -102,8 +102,8 @@ class History:
         return next((item for item in self.items if item.id == item_id), None)
 
     @property
-    def last_id(self) -> str | None:
-        return self.items[-1].id if self.items else None
+    def last(self) -> Item | None:
+        return self.items[-1] if self.items else None
 
     def add(self, item: Item, after: str | None = None) -> str | None:
         """Insert an item behind the one with the id `after`, "root" for the beginning, None for
@@ -163,6 +163,7 @@ def _joined(items: list[Item]) -> Iterator[JsonObject]:
     A result without its call, whose item was left out or deleted, is left out too: endpoints refuse
     it. A call without a result gets an empty one.
     """
+    items = [item for item in items if not isinstance(item, Message) or item.played_text]
     results = {item.call_id: item.output for item in items if isinstance(item, ToolResult)}
     index = 0
     while index < len(items):
@@ -176,8 +177,7 @@ def _joined(items: list[Item]) -> Iterator[JsonObject]:
                     break
                 texts.append(following.played_text)
                 index += 1
-            if text := " ".join(filter(None, texts)):
-                yield {"role": item.role, "content": text}
+            yield {"role": item.role, "content": " ".join(texts)}
         elif isinstance(item, ToolCall):
             calls = [item]
             while index < len(items):

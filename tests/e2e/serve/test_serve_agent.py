@@ -17,6 +17,7 @@ from tone_voice import WORD_SECONDS, ToneVoice
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
+from pianissimo.agent.agent import SILENCE_NOTE
 from pianissimo.audio.io import load_audio
 from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.serve.settings import Settings
@@ -225,6 +226,58 @@ def test_the_client_decides_without_turn_detection(
         ]
 
 
+def test_a_silent_user_is_asked_again(embedded: NativeRecognizer, number: np.ndarray) -> None:
+    with agents(embedded, "Good.", "Are you there?", "Fine.") as (server, fake, _):
+        with talking(server) as talk:
+            turns = {"type": "server_vad", "idle_timeout_ms": 5000}
+            assert talk.update(turns)["audio"]["input"]["turn_detection"]["idle_timeout_ms"] == 5000
+            silence = np.zeros(7 * RATE, np.float32)
+            talk.say(silence)  # before the first answer nothing is asked
+            talk.say(number, silence=1.0)
+            talk.until(DONE)
+            time.sleep(2 * WORD_SECONDS)  # the answer is played
+            talk.say(silence)
+            idle = talk.until("input_audio_buffer.timeout_triggered")
+            assert 5000 <= idle["audio_end_ms"] - idle["audio_start_ms"] < 5100
+            assert talk.until("input_audio_buffer.committed")["item_id"] == idle["item_id"]
+            assert talk.until(DONE)["response"]["output"][0]["content"][0]["transcript"] == (
+                "Are you there?"
+            )
+            asked = fake.requests[-1]["messages"]
+            assert asked[-1] == {"role": "user", "content": SILENCE_NOTE}
+            talk.ask("Yes.")  # the note is no part of the conversation
+            assert [m["content"] for m in fake.requests[-1]["messages"][1:]] == [
+                NUMBER,
+                "Good. Are you there?",
+                "Yes.",
+            ]
+        server.wait_until_empty()
+
+
+def test_the_audio_of_an_item_is_transcribed(
+    embedded: NativeRecognizer, number: np.ndarray
+) -> None:
+    sound = base64.b64encode(pcm(soxr.resample(number, RATE, OUTPUT_RATE))).decode()
+    with agents(embedded, "Good.") as (server, fake, _), talking(server) as talk:
+        talk.update()
+        content = [{"type": "input_audio", "audio": sound}]
+        item = {"type": "message", "role": "user", "content": content}
+        talk.send("conversation.item.create", item=item)
+        done = talk.until("conversation.item.done")["item"]
+        assert done["content"] == [{"type": "input_audio", "transcript": NUMBER}]
+        completed = talk.until("conversation.item.input_audio_transcription.completed")
+        assert (completed["item_id"], completed["transcript"]) == (done["id"], NUMBER)
+        talk.send("response.create")
+        talk.until(DONE)
+        assert fake.last_user() == NUMBER
+        content.append({"type": "input_text", "text": "Which number?"})
+        talk.send("response.create", response={"conversation": "none", "input": [item]})
+        response = talk.until(DONE)["response"]
+        assert fake.last_user() == f"{NUMBER} Which number?"
+        assert response["conversation_id"] is None
+    server.wait_until_empty()
+
+
 def test_text_answers_and_tool_calls(tiny: NativeRecognizer) -> None:
     tool = {
         "type": "function",
@@ -336,12 +389,19 @@ def test_wrong_messages_are_errors_and_change_nothing(tiny: NativeRecognizer) ->
         ("session.update", session(tool_choice="maybe"), "invalid_value"),
         ("session.update", session(instructions=7), "invalid_value"),
         ("session.update", session(max_output_tokens=0), "invalid_value"),
-        ("session.update", turns(idle_timeout_ms=5000), "invalid_value"),
+        ("session.update", turns(idle_timeout_ms=50), "invalid_value"),
+        ("session.update", turns(type="semantic_vad", idle_timeout_ms=5000), "invalid_value"),
         ("session.update", turns(threshold=2), "invalid_value"),
         ("input_audio_buffer.append", {"audio": "?"}, "invalid_audio"),
         ("conversation.item.create", {}, "missing_required_parameter"),
         ("conversation.item.create", message(role="robot"), "invalid_value"),
         ("conversation.item.create", message(content=[{"type": "input_image"}]), "invalid_value"),
+        ("conversation.item.create", message(content=[{"type": "input_audio"}]), "invalid_value"),
+        (
+            "conversation.item.create",
+            message(content=[{"type": "input_audio", "audio": "?"}]),
+            "invalid_audio",
+        ),
         ("conversation.item.create", message() | {"previous_item_id": "no"}, "item_not_found"),
         ("conversation.item.retrieve", {"item_id": "no"}, "item_not_found"),
         ("conversation.item.delete", {}, "missing_required_parameter"),

@@ -30,12 +30,14 @@ def test_a_cut_answer_is_what_was_played(played: float | None, heard: str) -> No
 
 def test_what_a_role_says_in_a_row_is_one_message() -> None:
     history = History()
-    for item in (Message("user", "turn it"), Message("user", "off"), Message("assistant", "Done.")):
-        history.add(item)
+    for role, text in (("user", "turn it"), ("user", "off"), ("assistant", "Done.")):
+        history.add(Message(role, text))
+    history.add(Message("user", ""))  # a silence
+    history.add(Message("assistant", "Anything else?"))
     assert history.messages("Be brief.") == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "turn it off"},
-        {"role": "assistant", "content": "Done."},
+        {"role": "assistant", "content": "Done. Anything else?"},
     ]
     assert history.messages("")[0]["role"] == "user"
 
@@ -77,7 +79,7 @@ def test_items_are_inserted_and_removed() -> None:
     with pytest.raises(KeyError):
         history.add(Message("user", "x"), "nothing")
     history.remove(last.id)
-    assert history.find(last.id) is None and history.last_id == middle.id
+    assert history.find(last.id) is None and history.last is middle
     for _ in range(MOST_ITEMS):
         history.add(Message("user", "x"))
     assert len(history.items) == MOST_ITEMS

@@ -10,6 +10,7 @@ from pianissimo.agent.agent import (
     AnswerEnded,
     AnswerSent,
     AnswerStarted,
+    SilenceTimedOut,
     SpeechStarted,
     SpeechStopped,
     TurnCommitted,
@@ -64,6 +65,13 @@ class AgentMessages:
                     "audio_end_ms": round(at * 1000),
                     "item_id": item_id,
                 }
+            case SilenceTimedOut(item_id, start, end):
+                yield {
+                    "type": "input_audio_buffer.timeout_triggered",
+                    "audio_start_ms": round(start * 1000),
+                    "audio_end_ms": round(end * 1000),
+                    "item_id": item_id,
+                }
             case UserSaid():
                 yield from self._user_delta(event)
             case TurnCommitted(message, previous):
@@ -79,16 +87,16 @@ class AgentMessages:
                         "transcript": message.text,
                         "usage": {**usage(0), "seconds": math.ceil(max(0.0, seconds))},
                     }
-            case AnswerStarted(answer, metadata):
+            case AnswerStarted():
                 form = str(self._session.output.format["type"])
                 rate = self._session.output.sample_rate
                 self._audio = OutputAudio(form, rate, self.voice_rate)
-                response = self._response(answer, None, metadata)
+                response = self._response(event, None)
                 yield {"type": "response.created", "response": response}
             case AnswerSent():
                 yield from self._sent(event)
-            case AnswerEnded(answer, end, metadata):
-                response = self._response(answer, end, metadata)
+            case AnswerEnded():
+                response = self._response(event, event.end)
                 yield {"type": "response.done", "response": response}
 
     @property
@@ -178,19 +186,19 @@ class AgentMessages:
             "item": shown_item(item, begun=begun),
         }
 
-    def _response(self, answer: Answer, end: AnswerEnd | None, metadata: object) -> JsonObject:
-        output = self._session.output
+    def _response(self, event: AnswerStarted | AnswerEnded, end: AnswerEnd | None) -> JsonObject:
+        answer, output = event.answer, self._session.output
         shown: JsonObject = {
             "id": answer.id,
             "object": "realtime.response",
-            "conversation_id": self._conversation_id,
+            "conversation_id": self._conversation_id if event.in_history else None,
             "status": "in_progress" if end is None else end.status,
             "status_details": None,
             "output": [shown_item(item) for item in answer.items],
             "output_modalities": ["audio" if answer.options.spoken else "text"],
             "audio": {"output": {"format": dict(output.format), "voice": output.voice}},
             "max_output_tokens": answer.request.max_tokens or "inf",
-            "metadata": metadata,
+            "metadata": event.metadata,
             "usage": None,
         }
         if end is None:

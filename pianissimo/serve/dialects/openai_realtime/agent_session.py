@@ -22,6 +22,7 @@ MOST_TOOLS = 128
 PCM = {"type": "audio/pcm", "rate": 24_000}
 OUTPUT_FORMATS = ("audio/pcm", "audio/pcmu", "audio/pcma")
 SPEEDS = (0.25, 1.5)
+IDLE_TIMEOUTS_MS = (5000, 30_000)
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,7 @@ class AgentSession:
             respond=rules.get("create_response", True) is not False,
             interrupt=rules.get("interrupt_response", True) is not False,
             interrupt_by_words=rules.get("type") == "semantic_vad",
+            idle_seconds=_idle_seconds(rules),
             apology=self._service.apology,
         )
 
@@ -238,13 +240,27 @@ def _check_turns(given: Mapping[str, object]) -> None:
     turns = user.get("turn_detection") if isinstance(user, dict) else given.get("turn_detection")
     if not isinstance(turns, dict):
         return
-    if turns.get("idle_timeout_ms") is not None:
-        raise wrong("turn_detection.idle_timeout_ms", "is not supported; omit it")
+    if (idle_ms := turns.get("idle_timeout_ms")) is not None:
+        least, most = IDLE_TIMEOUTS_MS
+        where = "turn_detection.idle_timeout_ms"
+        if turns.get("type") == "semantic_vad":
+            raise wrong(where, "needs server_vad")
+        if (
+            isinstance(idle_ms, bool)
+            or not isinstance(idle_ms, int)
+            or not least <= idle_ms <= most
+        ):
+            raise wrong(where, f"must be a whole number from {least} to {most}")
     value = turns.get("threshold")
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
         raise wrong("turn_detection.threshold", "must be a number between 0 and 1")
+
+
+def _idle_seconds(turns: Mapping[str, object]) -> float | None:
+    idle_ms = turns.get("idle_timeout_ms")
+    return idle_ms / 1000 if isinstance(idle_ms, int) else None
 
 
 def _modalities(given: object, path: str) -> tuple[str, ...]:
