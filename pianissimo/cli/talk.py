@@ -5,9 +5,10 @@ import base64
 import json
 import queue
 import socket
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +29,8 @@ RATE = 24_000
 BLOCK_SECONDS = 0.04
 DEAF_SECONDS = 0.3
 """Half-duplex: how long the microphone stays off after the loudspeaker."""
+LEAST_TURN_SECONDS = 0.15
+"""With push-to-talk; the server refuses turns of less than 0.1 s."""
 START_SECONDS = 60.0
 
 
@@ -57,6 +60,12 @@ class TalkOptions:
         typer.Option(
             help="Keep the microphone on while the voice speaks, so that you can interrupt it. "
             "With loudspeakers it would hear itself."
+        ),
+    ] = False
+    push_to_talk: Annotated[
+        bool,
+        typer.Option(
+            help="Speak between two presses of Enter. A press also stops an answer.",
         ),
     ] = False
     microphone: Annotated[
@@ -95,9 +104,15 @@ def talk(model: ModelOptions, options: TalkOptions) -> None:
     recognizer = model.load()
     with suppress(KeyboardInterrupt), serving(settings, recognizer) as port:
         with _devices(options) as (heard, player):
-            side = "" if options.headphones else "; the microphone is off while the voice speaks"
-            say(f"talk now; press Ctrl-C to stop{side}")
-            asyncio.run(Talk(player, options.headphones).run(port, heard))
+            if options.push_to_talk:
+                say("press Enter, speak, and press Enter again; press Ctrl-C to stop")
+                asyncio.run(PushToTalk(player).run(port, heard))
+            else:
+                side = (
+                    "" if options.headphones else "; the microphone is off while the voice speaks"
+                )
+                say(f"talk now; press Ctrl-C to stop{side}")
+                asyncio.run(Talk(player, options.headphones).run(port, heard))
 
 
 class Player:
@@ -141,8 +156,11 @@ class Player:
 class Talk:
     """A client of the realtime socket with a microphone and a player."""
 
-    def __init__(self, player: Player, full_duplex: bool) -> None:
+    def __init__(
+        self, player: Player, full_duplex: bool, turn_detection: str | None = "semantic_vad"
+    ) -> None:
         self._player, self._full_duplex = player, full_duplex
+        self._turn_detection = None if turn_detection is None else {"type": turn_detection}
         self._sent_samples = 0
         self._clock: list[tuple[int, float]] = []
         self._stopped: float | None = None
@@ -153,10 +171,10 @@ class Talk:
 
         url = f"ws://127.0.0.1:{port}/v1/realtime?model=pianissimo"
         async with connect(url, max_size=None) as connection:
-            turns = {"type": "semantic_vad"}
-            heard_as = {"turn_detection": turns, "transcription": {"model": "pianissimo"}}
+            transcription = {"model": "pianissimo"}
+            heard_as = {"turn_detection": self._turn_detection, "transcription": transcription}
             session = {"type": "realtime", "audio": {"input": heard_as}}
-            await connection.send(json.dumps({"type": "session.update", "session": session}))
+            await _send(connection, "session.update", session=session)
             sending = asyncio.create_task(self._send(connection, heard))
             try:
                 async for text in connection:
@@ -171,19 +189,18 @@ class Talk:
                 continue
             if not self._full_duplex and self._player.audible:
                 data = bytes(len(data))
-            self._sent_samples += len(data) // 2
-            self._clock = [*self._clock[-500:], (self._sent_samples, time.monotonic())]
-            audio = base64.b64encode(data).decode()
-            await connection.send(json.dumps({"type": "input_audio_buffer.append", "audio": audio}))
+            await self._append(connection, data)
+
+    async def _append(self, connection: Any, data: bytes) -> None:
+        self._sent_samples += len(data) // 2
+        self._clock = [*self._clock[-500:], (self._sent_samples, time.monotonic())]
+        audio = base64.b64encode(data).decode()
+        await _send(connection, "input_audio_buffer.append", audio=audio)
 
     async def _follow(self, connection: Any, event: dict[str, Any]) -> None:
         match event["type"]:
             case "input_audio_buffer.speech_started":
-                played_ms = self._player.stop()
-                if played_ms is not None:
-                    cut = {"item_id": self._player.item_id, "audio_end_ms": played_ms}
-                    kind = {"type": "conversation.item.truncate", "content_index": 0}
-                    await connection.send(json.dumps({**kind, **cut}))
+                await self._interrupt(connection)
             case "input_audio_buffer.speech_stopped":
                 self._stopped = self._sent_at(event["audio_end_ms"])
             case "conversation.item.input_audio_transcription.completed":
@@ -202,10 +219,98 @@ class Talk:
             case "error":
                 raise StreamError(f"the conversation failed: {event['error']['message']}")
 
+    async def _interrupt(self, connection: Any) -> None:
+        """Stop playing, and tell the server how much was played."""
+        played_ms = self._player.stop()
+        if played_ms is not None:
+            cut = {"item_id": self._player.item_id, "audio_end_ms": played_ms}
+            await _send(connection, "conversation.item.truncate", content_index=0, **cut)
+
     def _sent_at(self, milliseconds: int) -> float | None:
         """When that moment of the audio was sent."""
         samples = milliseconds * RATE // 1000
         return next((at for count, at in self._clock if count >= samples), None)
+
+
+class PushToTalk(Talk):
+    """The same without turn detection: a line of `presses` begins the user's turn, the next one
+    ends it. The microphone is off in between."""
+
+    def __init__(self, player: Player, presses: Callable[[], str] = sys.stdin.readline) -> None:
+        super().__init__(player, full_duplex=True, turn_detection=None)
+        self._presses = presses
+        self._speaking_samples: int | None = None
+        """Sent in this turn; None between turns."""
+        self._response: str | None = None
+
+    @property
+    def speaking(self) -> bool:
+        """Whether the user's turn is open."""
+        return self._speaking_samples is not None
+
+    async def _send(self, connection: Any, heard: "queue.Queue[bytes]") -> None:
+        pressing = asyncio.create_task(self._follow_presses(connection))
+        try:
+            while not pressing.done():
+                data = await asyncio.to_thread(_next, heard)
+                if data is not None and self._speaking_samples is not None:
+                    self._speaking_samples += len(data) // 2
+                    await self._append(connection, data)
+            await pressing
+        finally:
+            pressing.cancel()
+        await connection.close()
+
+    async def _follow_presses(self, connection: Any) -> None:
+        loop = asyncio.get_running_loop()
+        lines: asyncio.Queue[str] = asyncio.Queue()
+
+        def read() -> None:
+            line = "more"
+            while line:
+                line = self._presses()
+                with suppress(RuntimeError):  # the loop is closed
+                    loop.call_soon_threadsafe(lines.put_nowait, line)
+
+        # A daemon, because a read from a terminal cannot be canceled.
+        threading.Thread(target=read, name="pianissimo-presses", daemon=True).start()
+        while await lines.get():
+            await self._press(connection)
+
+    async def _press(self, connection: Any) -> None:
+        if self._speaking_samples is None:
+            self._speaking_samples = 0
+            if self._response is not None:
+                await _send(connection, "response.cancel", response_id=self._response)
+            await self._interrupt(connection)
+            say("speak, then press Enter")
+            return
+        samples, self._speaking_samples = self._speaking_samples, None
+        if samples < LEAST_TURN_SECONDS * RATE:
+            say("that was too short; press Enter, speak, and press Enter again")
+            await _send(connection, "input_audio_buffer.clear")
+            return
+        self._stopped = time.monotonic()
+        await _send(connection, "input_audio_buffer.commit")
+        await _send(connection, "response.create")
+
+    async def _follow(self, connection: Any, event: dict[str, Any]) -> None:
+        match event["type"]:
+            case "response.created":
+                self._response = event["response"]["id"]
+                if self._speaking_samples is not None:
+                    await _send(connection, "response.cancel", response_id=self._response)
+            case "response.done":
+                self._response = None
+            case "error" if event["error"]["code"] == "response_cancel_not_active":
+                return  # the answer ended when the user pressed
+            case "response.output_audio.delta" if self._speaking_samples is not None:
+                return  # it was on its way when the user pressed
+        await super()._follow(connection, event)
+
+
+async def _send(connection: Any, kind: str, **fields: object) -> None:
+    await connection.send(json.dumps({"type": kind, **fields}))
 
 
 def _next(heard: "queue.Queue[bytes]") -> bytes | None:

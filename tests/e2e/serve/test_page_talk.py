@@ -88,6 +88,46 @@ def test_a_question_is_answered_and_the_answer_interrupted(
         assert len(known.split()) == pytest.approx(words, abs=1.01)
 
 
+def test_push_to_talk(browser: Any, embedded: NativeRecognizer) -> None:
+    """Nothing is sent but while the button is held; a second press stops the answer."""
+    with scripted(LONG.strip()) as fake:
+        settings = Settings(llm_url=fake.url, llm_model="scripted")
+        with (
+            serving(embedded, settings, {"tone": ToneVoice()}) as server,
+            visiting(browser, server.http + "/#talk", script=KEPT_MESSAGES) as page,
+        ):
+            page.get_by_label("Push to talk").check()
+            page.get_by_role("button", name="Talk", exact=True).click()
+            hold = page.get_by_role("button", name="Hold to speak")
+            hold.wait_for()
+            page.wait_for_function("window.sent.length === 1")
+            page.wait_for_timeout(300)
+            assert page.evaluate("window.audio ?? 0") == 0
+            hold.hover()
+            page.mouse.down()
+            page.wait_for_function("window.audio > 2 * 24000 * 4.5")
+            page.mouse.up()
+            page.locator("#talk-latency", has_text=re.compile(r"^\d+ ms$")).wait_for()
+            sent = page.evaluate("window.audio")
+            page.wait_for_timeout(300)
+            assert page.evaluate("window.audio") == sent
+            assert NUMBER in page.locator("#talk-text .user p").text_content()
+            page.mouse.down()
+            page.locator("#talk-text .agent p.interrupted").wait_for()
+            page.mouse.up()
+            page.get_by_text("That was too short.").wait_for()
+            kinds = [message["type"] for message in page.evaluate("window.sent")]
+            page.get_by_role("button", name="Stop").click()
+            server.wait_until_empty()
+        assert kinds[:3] == ["session.update", "input_audio_buffer.commit", "response.create"]
+        assert set(kinds[3:]) <= {
+            "response.cancel",
+            "conversation.item.truncate",
+            "input_audio_buffer.clear",
+        }
+        assert "conversation.item.truncate" in kinds and len(fake.requests) == 1
+
+
 def test_a_language_model_that_fails_is_explained(browser: Any, embedded: NativeRecognizer) -> None:
     with scripted(Reply(status=500)) as fake:
         settings = Settings(llm_url=fake.url, llm_model="scripted")

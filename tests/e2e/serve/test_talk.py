@@ -3,6 +3,7 @@
 import asyncio
 import queue
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,57 @@ def test_a_conversation(
         assert cut[0].endswith(" —") and len(cut[0].split()) < 15
     else:
         assert len(fake.requests) == 1 and "Good bye" not in out
+
+
+def test_push_to_talk(embedded: NativeRecognizer, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two turns between presses, the second of them into the answer; one press by mistake."""
+    sound = pcm(soxr.resample(load_audio(CLIPS / "number.flac"), RATE, talk.RATE))
+    story = "This is a long story. " * 6
+    heard: queue.Queue[bytes] = queue.Queue()
+    presses: queue.Queue[str] = queue.Queue()
+    player = talk.Player()
+    size = 2 * round(talk.BLOCK_SECONDS * talk.RATE)
+
+    async def until(condition: Callable[[], bool]) -> None:
+        """Play and record silence until then."""
+        end = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < end
+            heard.put(bytes(size))
+            player.take(size)
+            await asyncio.sleep(talk.BLOCK_SECONDS / 2)
+
+    async def turn(client: talk.PushToTalk) -> None:
+        presses.put("\n")
+        await until(lambda: client.speaking)
+        for start in range(0, len(sound), size):
+            heard.put(sound[start : start + size])
+        await until(heard.empty)
+        presses.put("\n")
+        await until(lambda: not client.speaking)
+
+    async def converse(port: int) -> None:
+        client = talk.PushToTalk(player, presses.get)
+        running = asyncio.create_task(client.run(port, heard))
+        for _ in range(2):
+            await turn(client)
+            await until(lambda: player.audible)
+        for _ in range(2):  # too short
+            presses.put("\n")
+        await until(lambda: presses.empty() and not client.speaking)
+        presses.put("")  # the end of stdin
+        await asyncio.wait_for(running, 10)
+
+    with scripted(Reply(words(story), gap_seconds=0.1), "Good bye.") as fake:
+        settings = Settings(llm_url=fake.url, llm_model="scripted")
+        with talk.serving(settings, embedded) as port:
+            asyncio.run(converse(port))
+    out, err = capsys.readouterr()
+    assert out.count("you: enter four five two nine\n") == 2 and "agent: Good bye." in out
+    assert "voice to voice:" in err and "too short" in err and "error" not in err
+    assert len(fake.requests) == 2
+    (answer,) = [m["content"] for m in fake.requests[1]["messages"] if m["role"] == "assistant"]
+    assert answer.endswith(" —") and len(answer.split()) < 20
 
 
 def test_a_model_that_fails_is_told(

@@ -79,6 +79,7 @@ def test_the_documents_name_options_that_are_there() -> None:
     others |= {
         "--headphones",
         "--instructions",
+        "--push-to-talk",
         "--turns",
         "--no-llm-eager",
     }  # of talk, bench/agent.py

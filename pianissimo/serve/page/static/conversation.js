@@ -1,7 +1,7 @@
 // A spoken conversation over /v1/realtime: see docs/voice-agent.md for the protocol.
 //
-// The server finds the turns of the user. When the user begins to speak, the answer is stopped here
-// at once, and the server is told how much of it was played.
+// The server finds the turns of the user, or the user holds a button: `begin` and `end`. When the user
+// begins to speak, the answer is stopped here at once, and the server is told how much of it was played.
 
 import { PcmPlayer } from "/page/pcm-player.js";
 import { openSocket } from "/page/server.js";
@@ -10,6 +10,7 @@ import { openSocket } from "/page/server.js";
 export const RATE = 24_000;
 const TRANSCRIPTION = "conversation.item.input_audio_transcription";
 const NORMAL = 1000;
+const LEAST_TURN_MS = 150; // with a button; the server refuses turns of less than 100 ms
 
 export class Conversation {
   #socket;
@@ -19,6 +20,9 @@ export class Conversation {
   #sentAt = 0; // when the last of it was recorded, by performance.now()
   #speechEnd = null; // of the user, by performance.now(), until the answer begins
   #stopped = new Set(); // answers of which no more is played
+  #pushToTalk;
+  #heldMs = null; // audio of the turn while the button is held
+  #response = null; // id of the answer in progress
   #problem = null; // of the last `error` event
   #over = false;
 
@@ -27,13 +31,15 @@ export class Conversation {
    * text})` all of it; `committed(id)` says that the turn of the user counts, `interrupted(id)` that
    * an answer was stopped; `latency(ms)` is the time from the end of the user's speech to the first
    * audio played; `problem(message)` is a fault after which it goes on, `ended(message)` one after
-   * which it does not.
+   * which it does not. With `pushToTalk` only what is said between `begin` and `end` is sent.
    */
-  constructor(model, handlers) {
+  constructor(model, handlers, { pushToTalk = false } = {}) {
     this.#handlers = handlers;
+    this.#pushToTalk = pushToTalk;
     const socket = openSocket("/v1/realtime");
     this.#socket = socket;
     const input = { format: { type: "audio/pcm", rate: RATE }, transcription: { model } };
+    if (pushToTalk) input.turn_detection = null;
     const session = { type: "realtime", audio: { input } };
     socket.onopen = () => this.#send("session.update", { session });
     socket.onmessage = ({ data }) => this.#take(JSON.parse(data));
@@ -47,11 +53,44 @@ export class Conversation {
 
   /** Send samples of the microphone, an Int16Array; they are dropped before the session is open. */
   push(samples) {
-    if (this.#over || this.#socket.readyState !== WebSocket.OPEN) return;
+    if (!this.#open || (this.#pushToTalk && this.#heldMs === null)) return;
     const bytes = new Uint8Array(samples.buffer, samples.byteOffset, samples.byteLength);
     this.#send("input_audio_buffer.append", { audio: btoa(String.fromCharCode(...bytes)) });
-    this.#sentMs += (1000 * samples.length) / RATE;
+    const ms = (1000 * samples.length) / RATE;
+    this.#sentMs += ms;
+    if (this.#heldMs !== null) this.#heldMs += ms;
     this.#sentAt = performance.now();
+  }
+
+  get #open() {
+    return !this.#over && this.#socket.readyState === WebSocket.OPEN;
+  }
+
+  /** With push-to-talk: the user's turn begins, and an answer stops. */
+  begin() {
+    if (!this.#open || this.#heldMs !== null) return;
+    this.#heldMs = 0;
+    if (this.#response !== null) this.#cancel();
+    this.#interrupt();
+  }
+
+  /** The user's turn ends, and is answered; returns whether it was long enough for that. */
+  end() {
+    if (!this.#open || this.#heldMs === null) return true;
+    const enough = this.#heldMs >= LEAST_TURN_MS;
+    this.#heldMs = null;
+    if (!enough) {
+      this.#send("input_audio_buffer.clear", {});
+      return false;
+    }
+    this.#speechEnd = performance.now();
+    this.#send("input_audio_buffer.commit", {});
+    this.#send("response.create", {});
+    return true;
+  }
+
+  #cancel() {
+    this.#send("response.cancel", { response_id: this.#response });
   }
 
   /** End it: the answer falls silent, and the server stops its work. */
@@ -93,19 +132,25 @@ export class Conversation {
       case "response.output_audio.delta":
         this.#play(id, Uint8Array.from(atob(event.delta), (letter) => letter.charCodeAt(0)));
         break;
+      case "response.created":
+        this.#response = event.response.id;
+        if (this.#heldMs !== null) this.#cancel();
+        break;
       case "response.done":
+        this.#response = null;
         if (event.response.status === "failed") {
           this.#handlers.problem(event.response.status_details.error.message);
         }
         break;
       case "error":
+        if (event.error.code === "response_cancel_not_active") break; // it had ended by itself
         this.#problem = event.error.message;
         this.#handlers.problem(event.error.message);
     }
   }
 
   #play(id, bytes) {
-    if (this.#stopped.has(id)) return;
+    if (this.#stopped.has(id) || this.#heldMs !== null) return;
     const begins = this.#player.add(bytes, id);
     if (this.#speechEnd === null || begins === null) return;
     this.#handlers.latency(begins - this.#speechEnd);

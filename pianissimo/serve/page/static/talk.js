@@ -24,6 +24,36 @@ export function startTalk(server) {
   at("language-model").textContent = server.language_model;
   at("start").disabled = false;
   at("start").onclick = () => (conversation ? stop() : start());
+  startHolding();
+}
+
+/** With push-to-talk the user speaks while the button, or the space bar on it, is held. */
+function startHolding() {
+  const button = at("hold");
+  button.onpointerdown = (event) => {
+    button.setPointerCapture(event.pointerId);
+    begin();
+  };
+  button.onpointerup = button.onpointercancel = button.onblur = end;
+  button.onkeydown = (event) => {
+    if (event.key === " " && !event.repeat) begin();
+  };
+  button.onkeyup = (event) => {
+    if (event.key === " ") end();
+  };
+  button.oncontextmenu = (event) => event.preventDefault(); // of a long touch
+}
+
+function begin() {
+  note("");
+  conversation?.begin();
+  at("hold").classList.add("listening");
+}
+
+function end() {
+  if (!at("hold").classList.contains("listening")) return;
+  at("hold").classList.remove("listening");
+  if (conversation && !conversation.end()) note("That was too short. Hold the button while you speak.");
 }
 
 async function start() {
@@ -33,7 +63,8 @@ async function start() {
   at("latency").textContent = "–";
   [lines, turns, unsure] = [new Map(), new Set(), null];
   try {
-    const own = new Conversation(at("model").value, {
+    const pushToTalk = at("push").checked;
+    const handlers = {
       text: ({ id, role, delta }) => line(id, role).append(delta),
       final,
       committed: (id) => turns.add(id),
@@ -46,7 +77,8 @@ async function start() {
         note(message, true);
         stop();
       },
-    });
+    };
+    const own = new Conversation(at("model").value, handlers, { pushToTalk });
     conversation = own;
     const options = { processing: ECHO_CANCELED, rate: RATE };
     const opened = await Microphone.open(({ pcm }) => own.push(pcm), stop, options);
@@ -101,6 +133,8 @@ function line(id, role) {
 function showTalking() {
   at("start").classList.toggle("listening", conversation !== null);
   at("start").querySelector(".label").textContent = conversation ? "Stop" : "Talk";
+  at("push").disabled = conversation !== null;
+  at("hold").hidden = conversation === null || !at("push").checked;
 }
 
 function note(text, wrong = false) {
