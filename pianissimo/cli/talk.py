@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pianissimo.protocols import Recognizer
     from pianissimo.serve.settings import Settings
 
+Socket: TypeAlias = Any
+"""A connection of websockets, which is imported late."""
 RATE = 24_000
 BLOCK_SECONDS = 0.04
 DEAF_SECONDS = 0.3
@@ -182,7 +184,7 @@ class Talk:
             finally:
                 sending.cancel()
 
-    async def _send(self, connection: Any, heard: "queue.Queue[bytes]") -> None:
+    async def _send(self, connection: Socket, heard: "queue.Queue[bytes]") -> None:
         while True:
             data = await asyncio.to_thread(_next, heard)
             if data is None:
@@ -191,13 +193,13 @@ class Talk:
                 data = bytes(len(data))
             await self._append(connection, data)
 
-    async def _append(self, connection: Any, data: bytes) -> None:
+    async def _append(self, connection: Socket, data: bytes) -> None:
         self._sent_samples += len(data) // 2
         self._clock = [*self._clock[-500:], (self._sent_samples, time.monotonic())]
         audio = base64.b64encode(data).decode()
         await _send(connection, "input_audio_buffer.append", audio=audio)
 
-    async def _follow(self, connection: Any, event: dict[str, Any]) -> None:
+    async def _follow(self, connection: Socket, event: dict[str, Any]) -> None:
         match event["type"]:
             case "input_audio_buffer.speech_started":
                 await self._interrupt(connection)
@@ -219,7 +221,7 @@ class Talk:
             case "error":
                 raise StreamError(f"the conversation failed: {event['error']['message']}")
 
-    async def _interrupt(self, connection: Any) -> None:
+    async def _interrupt(self, connection: Socket) -> None:
         """Stop playing, and tell the server how much was played."""
         played_ms = self._player.stop()
         if played_ms is not None:
@@ -248,7 +250,7 @@ class PushToTalk(Talk):
         """Whether the user's turn is open."""
         return self._speaking_samples is not None
 
-    async def _send(self, connection: Any, heard: "queue.Queue[bytes]") -> None:
+    async def _send(self, connection: Socket, heard: "queue.Queue[bytes]") -> None:
         pressing = asyncio.create_task(self._follow_presses(connection))
         try:
             while not pressing.done():
@@ -261,7 +263,7 @@ class PushToTalk(Talk):
             pressing.cancel()
         await connection.close()
 
-    async def _follow_presses(self, connection: Any) -> None:
+    async def _follow_presses(self, connection: Socket) -> None:
         loop = asyncio.get_running_loop()
         lines: asyncio.Queue[str] = asyncio.Queue()
 
@@ -277,7 +279,7 @@ class PushToTalk(Talk):
         while await lines.get():
             await self._press(connection)
 
-    async def _press(self, connection: Any) -> None:
+    async def _press(self, connection: Socket) -> None:
         if self._speaking_samples is None:
             self._speaking_samples = 0
             if self._response is not None:
@@ -294,7 +296,7 @@ class PushToTalk(Talk):
         await _send(connection, "input_audio_buffer.commit")
         await _send(connection, "response.create")
 
-    async def _follow(self, connection: Any, event: dict[str, Any]) -> None:
+    async def _follow(self, connection: Socket, event: dict[str, Any]) -> None:
         match event["type"]:
             case "response.created":
                 self._response = event["response"]["id"]
@@ -309,7 +311,7 @@ class PushToTalk(Talk):
         await super()._follow(connection, event)
 
 
-async def _send(connection: Any, kind: str, **fields: object) -> None:
+async def _send(connection: Socket, kind: str, **fields: object) -> None:
     await connection.send(json.dumps({"type": kind, **fields}))
 
 

@@ -27,10 +27,12 @@ def load_voice(
 ) -> "Synthesizer":
     """A voice by its name or its folder; without `voice` the default one, American English.
 
-    `device` is "auto", "cpu", "cuda" or "cuda:N"; the default voices always run on the CPU. Nothing
-    is downloaded. Raises MissingExtraError, ModelNotFoundError or CheckpointError.
+    FOLDER/SPEAKER is one speaker of a folder of sherpa-onnx, by name or number. `device` is "auto",
+    "cpu", "cuda" or "cuda:N"; the default voices and those of sherpa-onnx always run on the CPU.
+    Nothing is downloaded. Raises MissingExtraError, ModelNotFoundError or CheckpointError.
     """
     from pianissimo.synthesis.hibari import HibariSynthesizer, hibari_voices
+    from pianissimo.synthesis.sherpa import SherpaSynthesizer, is_sherpa_voice
 
     name = DEFAULT_VOICE if voice is None else os.fspath(voice)
     if name == DEFAULT_VOICE or name in {known.name for known in hibari_voices()}:
@@ -40,18 +42,23 @@ def load_voice(
         folder = models_folder() / name
     if folder.is_dir():
         return _read(folder, device)
+    if folder.parent.is_dir() and is_sherpa_voice(folder.parent):
+        return SherpaSynthesizer(folder.parent, folder.name)
     raise ModelNotFoundError(
         f"unknown voice {name[:80]!r}; choose {', '.join(known.name for known in list_voices())}"
     )
 
 
 def _read(folder: Path, device: str) -> "Synthesizer":
-    """The voice in a folder, by the family that its configuration names."""
+    """The voice in a folder, by its files or the family that its configuration names."""
     from pianissimo.models.checkpoints.config_json import read_json, shown
     from pianissimo.models.checkpoints.fastspeech2 import MODEL_TYPES
     from pianissimo.synthesis.fastspeech2 import FastSpeech2Synthesizer
+    from pianissimo.synthesis.sherpa import SherpaSynthesizer, is_sherpa_voice
     from pianissimo.zoo.load import choose_device
 
+    if is_sherpa_voice(folder):
+        return SherpaSynthesizer(folder)
     kind = read_json(folder / "config.json").get("model_type")
     if kind not in MODEL_TYPES:
         raise CheckpointError(
