@@ -12,13 +12,12 @@ from pianissimo.cli.command import command
 from pianissimo.cli.options import (
     DeviceOption,
     MinutesOption,
-    NativeModelOption,
     TensorboardOption,
     minutes_limit,
 )
 from pianissimo.cli.output import SOME_FAILED, emit, say
 from pianissimo.errors import OptionError
-from pianissimo.zoo.catalog import EMBEDDED
+from pianissimo.zoo.catalog import DEFAULT, EMBEDDED
 
 if TYPE_CHECKING:
     from pianissimo.train.finetune.plan import FinetuneOptions
@@ -36,15 +35,25 @@ class DataOptions:
         ),
     ]
     val: Annotated[
-        Path, typer.Option(metavar="FILE", help="Validation manifest, with other speakers.")
-    ]
+        Path | None,
+        typer.Option(metavar="FILE", help="Validation manifest, with other speakers."),
+    ] = None
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR", help="Folder of the new model; an interrupted run in it is resumed."
         ),
     ] = None
-    model: NativeModelOption = EMBEDDED
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="MODEL",
+            help="Model name (see `pianissimo models list`), model folder or .nemo file "
+            f"[default: {EMBEDDED}; with --live {DEFAULT}].",
+        ),
+    ] = None
     check_only: Annotated[
         bool,
         typer.Option(
@@ -82,6 +91,14 @@ class DataOptions:
 class MethodOptions:
     """Which weights are trained, and how."""
 
+    live: Annotated[
+        bool,
+        typer.Option(
+            "--live",
+            help="Distill a Whisper [default: the built-in one] into short chunks, for live "
+            "streams with 80 to 560 ms of latency. Needs no transcripts and no --val.",
+        ),
+    ] = False
     full: Annotated[
         bool, typer.Option("--full", help="Train all weights [default up to 100 M parameters].")
     ] = False
@@ -181,6 +198,11 @@ def finetune(data: DataOptions, method: MethodOptions, resources: ResourceOption
     EWC, L2-SP, weight blending and a learning rate search, are in Python: see docs/training.md.
     """
     minutes = minutes_limit(resources.minutes)
+    if method.live:
+        _distill(data, method, resources, minutes)
+        return
+    if data.val is None:
+        raise OptionError("--val is missing: a validation manifest")
     from pianissimo.train.finetune import run
     from pianissimo.zoo.load import choose_device
 
@@ -205,16 +227,52 @@ def finetune(data: DataOptions, method: MethodOptions, resources: ResourceOption
         say(f"model: {data.out}; log and report: {options.out / RUN}")
 
 
+def _distill(
+    data: DataOptions, method: MethodOptions, resources: ResourceOptions, minutes: float
+) -> None:
+    unused = {
+        "--val": data.val is not None,
+        "--replay": data.replay is not None,
+        "--regression": data.regression is not None,
+        "--check-only": data.check_only,
+        "--full, --freeze or --lora": method.method is not None,
+        "--quiet-speech": method.quiet_speech,
+        "--batch-seconds": resources.batch_seconds is not None,
+    }
+    given = [name for name, is_given in unused.items() if is_given]
+    if given:
+        raise OptionError(f"--live does not use {given[0]}; remove it")
+    assert data.out is not None
+    from pianissimo.train.distill import RUN, DistillOptions, distill
+    from pianissimo.zoo.load import choose_device
+
+    defaults = DistillOptions(data.manifest, data.out)
+    options = DistillOptions(
+        manifest=data.manifest,
+        out=data.out,
+        model=data.model,
+        steps=method.steps or defaults.steps,
+        minutes=minutes,
+        rate=method.lr or defaults.rate,
+        damaged=1.0 if method.augment else 0.0,
+        precision=resources.precision,
+        seed=resources.seed,
+    )
+    distill(options, choose_device(resources.device), tensorboard=resources.tensorboard)
+    say(f"model: {data.out}; log: {data.out / RUN}")
+
+
 def _options(
     data: DataOptions, method: MethodOptions, resources: ResourceOptions
 ) -> "FinetuneOptions":
     from pianissimo.train.finetune.plan import FinetuneOptions
 
+    assert data.val is not None
     return FinetuneOptions(
         manifest=data.manifest,
         val=data.val,
         out=data.out or Path(os.devnull),
-        model=data.model,
+        model=data.model or EMBEDDED,
         method=method.method,
         rank=method.lora,
         lr=method.lr,

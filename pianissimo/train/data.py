@@ -45,10 +45,13 @@ class Utterance:
     line: int | None = field(default=None, compare=False)
 
 
-def read_manifest(path: Path) -> list[Utterance]:
-    """All utterances of a manifest; ManifestError lists every faulty line by number."""
+def read_manifest(path: Path, *, texts: bool = True) -> list[Utterance]:
+    """All utterances of a manifest; ManifestError lists every faulty line by number.
+
+    Without `texts` a line may lack its text, which is then empty.
+    """
     utterances, faults = [], []
-    for number, line in manifest_lines(path):
+    for number, line in manifest_lines(path, texts=texts):
         if isinstance(line, Utterance):
             utterances.append(line)
         else:
@@ -59,14 +62,18 @@ def read_manifest(path: Path) -> list[Utterance]:
     return utterances
 
 
-def manifest_lines(path: Path) -> Iterator[tuple[int, "Utterance | str"]]:
-    """The number of each line that is not empty, with its utterance or its fault."""
+def manifest_lines(path: Path, *, texts: bool = True) -> Iterator[tuple[int, "Utterance | str"]]:
+    """The number of each line that is not empty, with its utterance or its fault.
+
+    Without `texts` a line may lack its text.
+    """
     for number, row in manifest_rows(path):
         if isinstance(row, str):
             yield number, row
             continue
         try:
-            yield number, replace(_utterance(row, path.parent), line=number)
+            known = row if texts else {"text": "", **row}
+            yield number, replace(_utterance(known, path.parent), line=number)
         except (ValueError, TypeError, OverflowError) as error:
             yield number, str(error)
 
