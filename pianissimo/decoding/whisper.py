@@ -9,7 +9,7 @@ the probabilities.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,6 +24,10 @@ LIKELIEST = 2
 
 REWIND_FRAMES = 50
 """Attention that goes back by a second does not follow the speech any more."""
+DRAFT_TOKENS = 16
+"""Tokens of a draft that one step checks."""
+DRAFT_SHIFT = 3
+"""A text follows its draft again this many tokens before or behind where it left it."""
 
 
 @dataclass
@@ -31,7 +35,7 @@ class Written:
     """The tokens of one text without its end, and their natural log-probabilities.
 
     `log_probs` has one more entry where the text ended by itself. `looked` are the frames at which
-    the alignment heads looked most when each token was written, where that was asked for.
+    the alignment heads looked most when each token was written; `greedy_with_drafts` notes them.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -43,18 +47,92 @@ class Written:
     def mean_log_probability(self) -> float:
         return sum(self.log_probs) / len(self.log_probs) if self.log_probs else 0.0
 
+    def write(self, token: int, log_prob: float, end: int, limit: int) -> bool:
+        """Add one token; False where the text is over with it."""
+        self.log_probs.append(log_prob)
+        self.ended = token == end
+        if not self.ended:
+            self.tokens.append(token)
+        return not self.ended and not is_over(self.tokens, limit)
+
+
+@dataclass
+class Draft:
+    """One text in the making, and the tokens that it is expected to have.
+
+    A text that is `continued` has begun in its prompt: what no text begins with may come next. With
+    `watch`, a frame, the text stops before the first token whose attention is not before it: the
+    sound is not all there yet. It also stops before a token that goes back by `REWIND_FRAMES` from
+    the furthest frame, which was `reached` before: all was written, and the text would begin again.
+    """
+
+    prompt: InitVar[Sequence[int]]
+    limit: int
+    expected: Sequence[int] = ()
+    watch: int | None = None
+    reached: int = 0
+    continued: bool = False
+    text: Written = field(default_factory=Written)
+    no_speech: float = 0.0
+    """Its probability, once the prompt was read."""
+    given: list[int] = field(default_factory=list)
+    """The tokens of the next step, of which the last `tried` are only expected."""
+    tried: int = 0
+    length: int = 0
+    """Tokens that went through the decoder and stand."""
+    is_done: bool = False
+    _next: int = 0
+
+    def __post_init__(self, prompt: Sequence[int]) -> None:
+        self._give(prompt)
+
+    def _give(self, tokens: Sequence[int]) -> None:
+        ahead = self.expected[self._next : self._next + DRAFT_TOKENS]
+        self.given, self.tried = [*tokens, *ahead], len(ahead)
+
+    def fit(self, space: int) -> None:
+        """Try fewer tokens where there is no space for all."""
+        fewer = min(self.tried, max(0, len(self.given) - space))
+        self.given, self.tried = self.given[: len(self.given) - fewer], self.tried - fewer
+
+    def advance(self, found: Sequence[tuple[int, float, int]], end: int) -> int:
+        """Take the likeliest token, its log-probability and the frame looked at, before the first
+        tried token and behind each; returns how many of the tried do not stand."""
+        token, kept, tried = end, 0, self.given[len(self.given) - self.tried :]
+        for kept, (token, log_prob, frame) in enumerate(found):
+            if not self._write(token, log_prob, frame, end):
+                self.is_done, self.given, self.tried = True, [end], 0
+                return 0
+            if kept == self.tried or token != tried[kept]:
+                break
+        refused = self.tried - kept
+        self.length += len(self.given) - refused
+        here = self._next + kept
+        near = range(max(0, here - DRAFT_SHIFT), min(len(self.expected), here + DRAFT_SHIFT + 1))
+        same = [place for place in near if self.expected[place] == token]
+        self._next = 1 + min(same, key=lambda place: abs(place - here), default=here)
+        self._give([token])
+        return refused
+
+    def _write(self, token: int, log_prob: float, frame: int, end: int) -> bool:
+        if self.watch is not None:
+            if frame >= self.watch or frame < self.reached - REWIND_FRAMES:
+                return False
+            self.reached = max(self.reached, frame)
+        if token != end:
+            self.text.looked.append(frame)
+        return self.text.write(token, log_prob, end, self.limit)
+
 
 @dataclass(frozen=True)
 class Begun:
     """Texts with their prompts read: logits (B, V) of the first token, and the state after them.
 
-    `looked` (B,) are the frames at which the alignment heads look for that token, `no_speech` (B,)
-    is the probability of no speech, predicted after the start token.
+    `no_speech` (B,) is the probability of no speech, predicted after the start token.
     """
 
     logits: Tensor
     state: DecoderState
-    looked: list[int]
     no_speech: list[float]
 
 
@@ -101,12 +179,11 @@ class WhisperSearch:
         padded = [[*prompt, *[self.end] * (longest - len(prompt))] for prompt in prompts]
         tokens = torch.tensor(padded, device=device)
         counts = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        hidden, weights = self.decoder.step(tokens, state, counts)
+        hidden, _ = self.decoder.step(tokens, state, counts)
         rows = torch.arange(len(prompts), device=device)
         needed = torch.stack([hidden[rows, counts - 1], hidden[:, start]])
         last, first = self.decoder.logits(needed).float()
-        looked = self.looked_at(weights)[rows, counts - 1].tolist()
-        return Begun(last, state, looked, first.softmax(-1)[:, self.no_speech].tolist())
+        return Begun(last, state, first.softmax(-1)[:, self.no_speech].tolist())
 
     def languages(self, state: DecoderState, start: int, codes: Sequence[int]) -> list[int]:
         """Which of the language tokens `codes` is the likeliest, for each recording. Uses up
@@ -117,46 +194,18 @@ class WhisperSearch:
 
     # -- greedy ------------------------------------------------------------------------------------
 
-    def greedy(
-        self,
-        begun: Begun,
-        limits: Sequence[int],
-        *,
-        watch: Sequence[int] | None = None,
-        reached: Sequence[int] | None = None,
-        continued: Sequence[bool] | None = None,
-    ) -> list[Written]:
-        """The likeliest token at each step, until the end, a limit or a loop. Uses up `begun`.
-
-        Texts that are `continued` (B,) have begun in their prompts: what no text begins with may
-        come next. With `watch` (B,), a frame for each recording, the frames looked at are noted,
-        and a text stops before the first token whose frame is not before it: the sound is not all
-        there yet. It also stops before a token that goes back by `REWIND_FRAMES`, from the furthest
-        frame so far, or from `reached` (B,): all was written, and the text would begin again.
-        """
+    def greedy(self, begun: Begun, limits: Sequence[int]) -> list[Written]:
+        """The likeliest token at each step, until the end, a limit or a loop. Uses up `begun`."""
         texts = [Written() for _ in limits]
-        furthest = [0 for _ in limits] if reached is None else list(reached)
-        state, logits, looked = begun.state, begun.logits, begun.looked
+        state, logits = begun.state, begun.logits
         banned = self._banned_first.to(logits.device)
-        if continued is not None:
-            later = torch.tensor(continued, device=logits.device)[:, None]
-            banned = torch.where(later, self._banned.to(logits.device), banned)
         row_of: list[int | None] = [i if limit > 0 else None for i, limit in enumerate(limits)]
         while any(i is not None for i in row_of):
             values, best = (logits + banned).log_softmax(-1).max(-1)
             banned = self._banned.to(logits.device)
             for row, (token, value) in enumerate(zip(best.tolist(), values.tolist(), strict=True)):
                 i = row_of[row]
-                if i is None:
-                    continue
-                frame = None if watch is None else looked[row]
-                if watch is not None:
-                    early = looked[row] < watch[i]
-                    if not early or looked[row] < furthest[i] - REWIND_FRAMES:
-                        row_of[row] = None
-                        continue
-                    furthest[i] = max(furthest[i], looked[row])
-                if not self._goes_on(texts[i], token, value, limits[i], frame):
+                if i is not None and not texts[i].write(token, value, self.end, limits[i]):
                     row_of[row] = None
             kept = [row for row, i in enumerate(row_of) if i is not None]
             if not kept:
@@ -165,24 +214,63 @@ class WhisperSearch:
                 index = torch.tensor(kept, device=logits.device)
                 state, best = state.rows(index), best[index]
                 row_of = [row_of[row] for row in kept]
-            hidden, weights = self.decoder.step(best[:, None], state)
+            hidden, _ = self.decoder.step(best[:, None], state)
             logits = self.decoder.logits(hidden[:, -1]).float()
-            if watch is not None:
-                looked = self.looked_at(weights)[:, -1].tolist()
         return texts
 
-    def _goes_on(
-        self, text: Written, token: int, log_prob: float, limit: int, frame: int | None
-    ) -> bool:
-        """Write one token; False where that was the last one."""
-        text.log_probs.append(log_prob)
-        text.ended = token == self.end
-        if text.ended:
-            return False
-        text.tokens.append(token)
-        if frame is not None:
-            text.looked.append(frame)
-        return not is_over(text.tokens, limit)
+    def greedy_with_drafts(self, state: DecoderState, drafts: Sequence[Draft]) -> list[Written]:
+        """What `greedy` writes where drafts of the texts are known. Uses up `state`, which has no
+        tokens yet; it needs room for prompts, limits and `DRAFT_TOKENS`.
+
+        A step checks several tokens of a draft. Those that greedy search writes as well stand, and
+        the draft is tried again behind the first one that differs (speculative decoding, Leviathan
+        et al. 2022, arXiv 2211.17192). A wrong draft costs time, and changes no text.
+        """
+        live, device = [draft for draft in drafts if draft.limit > 0], state.length.device
+        if live and len(live) < len(drafts):
+            kept = [i for i, draft in enumerate(drafts) if draft.limit > 0]
+            state = state.rows(torch.tensor(kept, device=device))
+        banned, started = self._banned.to(device), False
+        while live:
+            space = state.key.shape[3] - max(draft.length for draft in live)
+            rows: list[int] = []
+            columns: list[int] = []
+            firsts: list[int] = []
+            for row, draft in enumerate(live):
+                draft.fit(space)
+                if not started and not draft.continued:
+                    firsts.append(len(rows))
+                rows += [row] * (draft.tried + 1)
+                columns += range(len(draft.given) - draft.tried - 1, len(draft.given))
+            widest = max(len(draft.given) for draft in live)
+            padded = [[*d.given, *[self.end] * (widest - len(d.given))] for d in live]
+            counts = [0 if draft.is_done else len(draft.given) for draft in live]
+            hidden, weights = self.decoder.step(
+                torch.tensor(padded, device=device), state, torch.tensor(counts, device=device)
+            )
+            wanted = hidden[rows, columns]
+            if not started:  # the probability of no speech is predicted after the start token
+                wanted = torch.cat([hidden[:, 0], wanted])
+            logits = self.decoder.logits(wanted).float()
+            if not started:
+                silent = logits[: len(live)].softmax(-1)[:, self.no_speech].tolist()
+                for draft, probability in zip(live, silent, strict=True):
+                    draft.no_speech = probability
+                logits, started = logits[len(live) :], True
+                logits[firsts] += self._banned_first.to(device)
+            values, best = (logits + banned).log_softmax(-1).max(-1)
+            looked = self.looked_at(weights)[rows, columns]
+            found = list(zip(best.tolist(), values.tolist(), looked.tolist(), strict=True))
+            refused = []
+            for draft in live:
+                part, found = found[: draft.tried + 1], found[draft.tried + 1 :]
+                refused.append(0 if draft.is_done else draft.advance(part, self.end))
+            state.length = state.length - torch.tensor(refused, device=device)
+            kept = [row for row, draft in enumerate(live) if not draft.is_done]
+            if 2 * len(kept) <= len(live):
+                state = state.rows(torch.tensor(kept, device=device, dtype=torch.long))
+                live = [live[row] for row in kept]
+        return [draft.text for draft in drafts]
 
     # -- beams -------------------------------------------------------------------------------------
 

@@ -6,34 +6,43 @@ U tokens, V vocabulary.
 A segment is what a stream said since its state began. Its encoder frames are kept as keys and
 values of the cross-attention. At each chunk the tokens so far are read again with all frames known
 by now, and continued until the alignment heads look at the newest frames: there the sound of the
-next token is not all there yet (AlignAtt, Papi et al. 2023, arXiv 2305.11408). What was written
-stays. At the end of a segment, `finish` writes on to the end of the text.
+next token is not all there yet (AlignAtt, Papi et al. 2023, arXiv 2305.11408). A likely token is
+written, an unlikely one once two chunks agree on it (local agreement, Liu et al. 2020, arXiv
+2005.11185). What was written stays. At the end of a segment, `finish` writes on to the end of the
+text, and `again` writes the whole text a second time.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from pianissimo.decoding.hotwords import PhraseTrie
 from pianissimo.decoding.token import Hypothesis
-from pianissimo.decoding.whisper import WhisperSearch, Written
-from pianissimo.decoding.whisper_words import token_starts
+from pianissimo.decoding.whisper import DRAFT_TOKENS, Draft, WhisperSearch, Written
+from pianissimo.decoding.whisper_words import begins_again, token_starts
 from pianissimo.errors import OptionError
 from pianissimo.hallucination.verdict import max_new_tokens
-from pianissimo.models.whisper import FRAME_SECONDS, DecoderState, TextRules, silence_frames
-from pianissimo.text.loops import find_loop, is_monotonous, is_stuck, trim_loop
+from pianissimo.models.whisper import (
+    FRAME_SECONDS,
+    SILENCE_FRAMES,
+    DecoderState,
+    TextRules,
+    silence_frames,
+)
+from pianissimo.text.loops import find_loop, is_monotonous, is_stuck, letters, trim_loop
 from pianissimo.text.whisper_tokenizer import WhisperTokenizer
 
 WATCHED_FRAMES = 10
 """A token that looks at the last 0.2 s is not written yet."""
 LEAST_LOG_PROBABILITY = math.log(0.4)
-"""A token that is less likely waits for the sound after it."""
+"""A token that is less likely waits until the next chunk agrees on it."""
 ROOM_STEP = 128
 """Frames by which the room of a segment grows."""
-FIRST_TOKEN_SECONDS = 0.4
+FIRST_TOKEN_SECONDS = 0.3
 """The longest first token of a text, where nothing else says when it begins."""
 FINAL_BEAM = 5
 """Hypotheses of the beam that searches a text again which greedy search is not sure of."""
@@ -41,37 +50,52 @@ DOUBTFUL_LOG_PROBABILITY = -0.5
 NO_SPEECH_PROBABILITY, UNSURE_LOG_PROBABILITY = 0.6, -1.0
 """Where no speech is likelier than the first, and tokens are less likely than the second in the
 mean, nothing was said."""
+SHORT_SILENCE_FRAMES = 250
+"""5 s behind a segment that is encoded whole, where its text is not doubtful."""
 AUTO = 0
 """The prompt of streams whose language is found by the model."""
+
+Commit = Literal["alignment", "agreement"]
+"""Which tokens are written while people speak: those that look at earlier sound, as described
+above; or only those that two successive chunks agree on."""
 
 
 @dataclass(frozen=True, eq=False)
 class Segment:
     """What one stream said since its state began.
 
-    cross (2, N, H, room, K): keys and values, of which the first `frames` are valid; what lies
-    behind them is unused. tokens, looked and log_probs are those written so far, with the
-    frame of each. language is a token, None while it is not known.
+    cross (2, N, H, room, K): keys and values, of which the first `frames` are of the audio. Those
+    of `silence` (2, N, H, P, K) stand at all later positions, see `behind`. tokens, looked and
+    log_probs are those written so far, with the frame of each. guess are the tokens that the last
+    chunk would have written after them. language is a token, None while it is not known.
     """
 
     cross: Tensor
+    silence: Tensor
     frames: int = 0
     tokens: tuple[int, ...] = ()
     looked: tuple[int, ...] = ()
     log_probs: tuple[float, ...] = ()
+    guess: tuple[int, ...] = ()
     language: int | None = None
+
+    @property
+    def seen(self) -> int:
+        """Frames that the decoder sees: those of the audio, and the silence behind them."""
+        return self.frames + silence_frames(self.frames, self.silence.shape[3])
 
     def extended(self, cross: Tensor) -> "Segment":
         """With further keys and values (2, N, H, S, K)."""
-        end, room = self.frames + cross.shape[3], self.cross.shape[3]
-        kept = self.cross
-        if end > room:
-            kept = cross_room(
-                kept, max(-(-end // ROOM_STEP) * ROOM_STEP, min(2 * room, room + 512))
-            )
+        end, kept = self.frames + cross.shape[3], self.cross
+        longer = replace(self, frames=end)
+        if longer.seen > kept.shape[3]:
+            room = -(-longer.seen // ROOM_STEP) * ROOM_STEP
+            kept = cross_room(kept, room)
             kept[:, :, :, : self.frames] = self.cross[:, :, :, : self.frames]
+            silence = self.silence[:, :, :, end:room]
+            kept[:, :, :, end : end + silence.shape[3]] = silence
         kept[:, :, :, self.frames : end] = cross
-        return replace(self, cross=kept, frames=end)
+        return replace(longer, cross=kept)
 
     def written(self, found: Hypothesis, first: int) -> "Segment":
         """With further tokens, whose frames count from `first`."""
@@ -109,6 +133,7 @@ class WhisperState:
             "cross": segment.cross[:, :, :, : segment.frames],
             "tokens": torch.tensor([segment.tokens, segment.looked], dtype=torch.long),
             "log_probs": torch.tensor(segment.log_probs, dtype=torch.float64),
+            "guess": torch.tensor(segment.guess, dtype=torch.long),
             "language": torch.tensor([-1 if segment.language is None else segment.language]),
             "frames": self.frames,
             "ahead": self.ahead,
@@ -133,9 +158,10 @@ class WhisperState:
         ids, looked = tokens.tolist()
         for name, tensor in (("frames", self.frames), ("ahead", self.ahead)):
             tensor.copy_(saved[name])
-        empty = Segment(segment.cross, language=None if language < 0 else language)
+        empty = Segment(segment.cross, segment.silence, language=None if language < 0 else language)
         self.segments[0] = replace(
             empty.extended(cross.to(segment.cross)),
+            guess=tuple(saved["guess"].long().tolist()),
             tokens=tuple(ids),
             looked=tuple(looked),
             log_probs=tuple(log_probs.tolist()),
@@ -164,8 +190,10 @@ class WhisperLiveDecoder:
         language: str | None,
         task: str,
         silence: Tensor,
+        commit: Commit = "alignment",
     ) -> None:
         self.search, self.tokenizer, self.rules, self.task = search, tokenizer, rules, task
+        self.commit = commit
         self._silence: Tensor = search.decoder.cross(silence[None])[:, :, 0]  # (2, N, H, P, K)
         self.config = search.decoder.config
         self.languages = sorted(tokenizer.languages) if rules.multilingual else []
@@ -194,7 +222,7 @@ class WhisperLiveDecoder:
         width = config.dim // config.decoder_heads
         shape = (2, config.decoder_layers, config.decoder_heads, 0, width)
         zeros = torch.zeros(batch, dtype=torch.long, device=weight.device)
-        segments = [Segment(weight.new_empty(shape)) for _ in range(batch)]
+        segments = [Segment(weight.new_empty(shape), self._silence) for _ in range(batch)]
         return WhisperState(segments, zeros, zeros.clone())
 
     # -- while people speak ------------------------------------------------------------------------
@@ -217,39 +245,39 @@ class WhisperLiveDecoder:
         limits = [self._limit(segment.frames, len(segment.tokens)) for segment in segments]
         rows = [i for i, segment in enumerate(segments) if segment.frames and limits[i] > 0]
         if rows:
-            chosen, most = [segments[i] for i in rows], [limits[i] for i in rows]
-            quiet = [self._with_silence(segment) for segment in chosen]
-            begun = self.search.read(self._joined(quiet, max(most)), self._prompts(chosen))
-            texts = self.search.greedy(
-                begun,
-                most,
-                watch=[segment.frames - WATCHED_FRAMES for segment in chosen],
-                reached=[max(segment.looked, default=0) for segment in chosen],
-                continued=[bool(segment.tokens) for segment in chosen],
-            )
-            for i, text in zip(rows, texts, strict=True):
+            watched = self.commit == "alignment"
+            drafts = [
+                self._draft(
+                    segments[i],
+                    limits[i],
+                    watch=segments[i].frames - WATCHED_FRAMES if watched else None,
+                )
+                for i in rows
+            ]
+            joined = self._joined([segments[i] for i in rows], max(limits))
+            for i, text in zip(rows, self.search.greedy_with_drafts(joined, drafts), strict=True):
                 results[i] = self._certain(segments[i], text, int(first[i]))
-                segments[i] = segments[i].written(results[i], int(first[i]))
+                guess = tuple(text.tokens[len(results[i].tokens) :])
+                longer = segments[i].written(results[i], int(first[i]))
+                segments[i] = replace(longer, guess=guess)
         state.frames += torch.tensor(counts, device=state.frames.device)
         return results
 
-    def _with_silence(self, segment: Segment) -> Segment:
-        """A copy that is followed by silence."""
-        end = segment.frames + silence_frames(segment.frames, self.config.audio_positions)
-        cross = cross_room(segment.cross, end)
-        cross[:, :, :, : segment.frames] = segment.cross[:, :, :, : segment.frames]
-        cross[:, :, :, segment.frames :] = self._silence[:, :, :, segment.frames : end]
-        return replace(segment, cross=cross, frames=end)
-
     def _certain(self, segment: Segment, text: Written, first: int) -> Hypothesis:
-        """The tokens of a text that stand; a loop adds none."""
-        unsure = [i for i, value in enumerate(text.log_probs) if value < LEAST_LOG_PROBABILITY]
-        if unsure:
-            text = Written(text.tokens[: unsure[0]], text.log_probs, False, text.looked)
-        tokens = [*segment.tokens, *text.tokens]
-        if is_stuck(tokens) or find_loop(tokens) is not None:
+        """The tokens of a text that stand; a loop adds none, nor do marks that nobody speaks."""
+        count, agreed = 0, 0
+        while text.tokens[agreed : agreed + 1] == list(segment.guess[agreed : agreed + 1]) != []:
+            agreed += 1
+        for value in text.log_probs[: len(text.tokens)]:
+            likely = self.commit == "alignment" and value >= LEAST_LOG_PROBABILITY
+            if count >= agreed and not likely:
+                break
+            count += 1
+        tokens = [*segment.tokens, *text.tokens[:count]]
+        spoken = letters(self.tokenizer.decode(tokens))
+        if not spoken or is_stuck(tokens) or find_loop(tokens) is not None:
             return Hypothesis()
-        return _hypothesis(text.tokens, text.looked, text.log_probs, first, segment.looked)
+        return _hypothesis(text.tokens[:count], text.looked, text.log_probs, first, segment.looked)
 
     # -- at the end of a segment -------------------------------------------------------------------
 
@@ -261,11 +289,7 @@ class WhisperLiveDecoder:
         prompts: Tensor | None = None,
     ) -> list[Hypothesis]:
         """The rest of each text, given the frames of its tail (B, S, D), of which `lengths` are
-        audio and silence follows. Nothing where the model itself finds no speech.
-
-        A text that has not begun, as in a second pass, is searched by a beam where greedy search is
-        not sure, and its tokens are timed by dynamic time warping.
-        """
+        audio and silence follows. Nothing where the model itself finds no speech."""
         counts = lengths.tolist()
         first = [
             int(frames) - segment.frames
@@ -276,61 +300,79 @@ class WhisperLiveDecoder:
             count + silence_frames(frames, self.config.audio_positions) if frames else 0
             for count, frames in zip(counts, audio, strict=True)
         ]
-        segments = self._extended(state.segments, encoded, behind, prompts)
-        results = [Hypothesis() for _ in counts]
-        limits = [
-            self._limit(frames, len(segment.tokens))
-            for frames, segment in zip(audio, segments, strict=True)
+        # The frames of a tail come again with the next chunk, without the silence behind them.
+        copies = [replace(segment, cross=segment.cross.clone()) for segment in state.segments]
+        segments = [
+            replace(segment, frames=frames)
+            for segment, frames in zip(
+                self._extended(copies, encoded, behind, prompts), audio, strict=True
+            )
         ]
+        results = [Hypothesis() for _ in counts]
+        limits = [self._limit(segment.frames, len(segment.tokens)) for segment in segments]
         rows = [i for i, limit in enumerate(limits) if limit > 0 and audio[i]]
         if rows:
-            chosen, most = [segments[i] for i in rows], [limits[i] for i in rows]
-            texts, no_speech = self._texts(chosen, most)
-            for i, text, silent in zip(rows, texts, no_speech, strict=True):
-                segment = segments[i]
-                whole = Written(
-                    [*segment.tokens, *text.tokens], [*segment.log_probs, *text.log_probs]
-                )
-                unsure = whole.mean_log_probability < UNSURE_LOG_PROBABILITY
-                if silent > NO_SPEECH_PROBABILITY and unsure and not segment.tokens:
-                    continue
-                looked = self._looked(segment, text, audio[i])
-                results[i] = _hypothesis(
-                    text.tokens, looked, text.log_probs, first[i], segment.looked
-                )
-        # The frames of a tail come again with the next chunk; what was written stays.
+            joined = self._joined([segments[i] for i in rows], max(limits))
+            drafts = [self._draft(segments[i], limits[i]) for i in rows]
+            self.search.greedy_with_drafts(joined, drafts)
+            for i, draft in zip(rows, drafts, strict=True):
+                text = draft.text
+                if not segments[i].tokens and self._is_doubtful(text):
+                    text = self._searched_by_beam(segments[i], text)
+                results[i] = self._rest(segments[i], text, draft.no_speech, first[i])
+        # What was written stays.
         state.segments = [
             segment.written(result, start)
             for segment, result, start in zip(state.segments, results, first, strict=True)
         ]
         return results
 
-    def _texts(
-        self, segments: Sequence[Segment], limits: Sequence[int]
-    ) -> tuple[list[Written], list[float]]:
-        """The rest of each text, and the probability of no speech."""
-        begun = self.search.read(self._joined(segments, max(limits)), self._prompts(segments))
-        texts = self.search.greedy(
-            begun, limits, continued=[bool(segment.tokens) for segment in segments]
+    def again(
+        self,
+        segment: Segment,
+        encode: Callable[[int], tuple[Tensor, int]],
+        first: int,
+        prompt: int | None = None,
+    ) -> Hypothesis:
+        """The whole text of a segment, decoded a second time.
+
+        `encode` gives the encoder frames (1, S, D) of the segment with at most so many frames of
+        silence behind it, and how many of them are audio. What was written while people spoke is
+        the draft. A text of which greedy search is not sure, or whose attention goes back to an
+        earlier place, is searched again by a beam, with more silence behind the segment. `prompt`
+        is the language, as for `decode`; frames count from `first`.
+        """
+        whole = self._whole(segment, *encode(SHORT_SILENCE_FRAMES), prompt)
+        limit = self._limit(whole.frames, 0)
+        if not whole.frames or limit <= 0:
+            return Hypothesis()
+        draft = self._draft(whole, limit)
+        [text] = self.search.greedy_with_drafts(self._joined([whole], limit), [draft])
+        looks, marks = self._looks(whole, text), len(self._prompts([whole])[0])
+        if self._is_doubtful(text) or begins_again(looks[:, marks - 1 : -1]):
+            whole = self._whole(segment, *encode(SILENCE_FRAMES), prompt)
+            return self._rest(whole, self._searched_by_beam(whole, text), draft.no_speech, first)
+        return self._rest(whole, text, draft.no_speech, first, looks)
+
+    def _whole(self, segment: Segment, encoded: Tensor, frames: int, prompt: int | None) -> Segment:
+        """A segment of these encoder frames (1, S, D) without a text, but with a draft of it."""
+        whole = Segment(
+            self.search.decoder.cross(encoded)[:, :, 0],
+            segment.silence,
+            frames,
+            guess=(*segment.tokens, *segment.guess),
         )
-        again = [
-            i
-            for i, (segment, text) in enumerate(zip(segments, texts, strict=True))
-            if not segment.tokens and self._is_doubtful(text)
-        ]
-        if again:
-            chosen, fewer = [segments[i] for i in again], [limits[i] for i in again]
-            second = self.search.read(self._joined(chosen, max(fewer)), self._prompts(chosen))
-            found = self.search.beam(second, fewer, FINAL_BEAM)
-            for i, text in zip(again, found, strict=True):
-                if text.ended or not texts[i].ended:
-                    texts[i] = text
-        for segment, text in zip(segments, texts, strict=True):
-            before = len(segment.tokens)
-            kept = max(0, len(trim_loop([*segment.tokens, *text.tokens])) - before)
-            if kept < len(text.tokens):
-                del text.tokens[kept:], text.log_probs[kept:]
-        return texts, begun.no_speech
+        if not self.rules.multilingual or not frames:
+            return whole
+        number = self._default if prompt is None else prompt
+        return replace(whole, language=self._language(whole, number))
+
+    def _searched_by_beam(self, segment: Segment, text: Written) -> Written:
+        """What a beam finds in place of a doubtful text, which stays if only it has an end."""
+        limit = self._limit(segment.frames, 0)
+        begun = self.search.read(self._joined([segment], limit), self._prompts([segment]))
+        [found] = self.search.beam(begun, [limit], FINAL_BEAM)
+        return found if found.ended or not text.ended else text
 
     def _is_doubtful(self, text: Written) -> bool:
         return (
@@ -339,18 +381,50 @@ class WhisperLiveDecoder:
             or is_monotonous(self.tokenizer.decode(text.tokens))
         )
 
-    def _looked(self, segment: Segment, text: Written, audio: int) -> list[int]:
-        """The frame in which each further token of a segment begins, before frame `audio`."""
-        if not text.tokens:
-            return []
+    def _rest(
+        self,
+        segment: Segment,
+        text: Written,
+        no_speech: float,
+        first: int,
+        looks: Tensor | None = None,
+    ) -> Hypothesis:
+        """The tokens of a text that stand behind those of a segment, with the frames in which they
+        begin; `looks` is that of the text, if it is known."""
+        before = len(segment.tokens)
+        kept = max(0, len(trim_loop([*segment.tokens, *text.tokens])) - before)
+        if kept < len(text.tokens):
+            del text.tokens[kept:], text.log_probs[kept:]
+            looks = None
+        whole = Written([*segment.tokens, *text.tokens], [*segment.log_probs, *text.log_probs])
+        unsure = whole.mean_log_probability < UNSURE_LOG_PROBABILITY
+        if not text.tokens or (no_speech > NO_SPEECH_PROBABILITY and unsure and not before):
+            return Hypothesis()
+        if not letters(self.tokenizer.decode(whole.tokens)):  # a mark that music was heard as
+            return Hypothesis()
+        if looks is None:
+            looks = self._looks(segment, text)
+        looked = self._beginnings(segment, looks)
+        return _hypothesis(text.tokens, looked, text.log_probs, first, segment.looked)
+
+    def _looks(self, segment: Segment, text: Written) -> Tensor:
+        """Where the alignment heads look within the audio for each further token of a segment, and
+        for the end: (heads, U + 2, frames), as `token_starts` takes it."""
         [prompt] = self._prompts([segment])
         rows = [*prompt, *text.tokens, self.search.end]
         state = self._joined([segment], len(text.tokens) + 1)
-        weights = self.search.looks(state, [rows])[0][..., :audio]
-        starts = token_starts(weights, self.rules.median_width, len(prompt) - 1)
-        # The path begins in the first frame, whether speech does or not.
-        starts[0] = max(starts[0], starts[1] - FIRST_TOKEN_SECONDS)
-        return [min(round(start / FRAME_SECONDS), audio - 1) for start in starts[:-1]]
+        return self.search.looks(state, [rows])[0][..., : segment.frames]
+
+    def _beginnings(self, segment: Segment, looks: Tensor) -> list[int]:
+        """The frame in which each token behind those of a segment begins, by what `_looks` gave."""
+        [prompt] = self._prompts([segment])
+        first = len(prompt) - 1
+        starts = token_starts(looks, self.rules.median_width, first)
+        # The path begins in the first frame, whether speech does or not. The first token is where
+        # its attention is, or shortly before the second one.
+        peak = int(looks[:, first].mean(0).argmax()) * FRAME_SECONDS
+        starts[0] = max(starts[0], starts[1] - FIRST_TOKEN_SECONDS, min(peak, starts[1]))
+        return [min(round(start / FRAME_SECONDS), segment.frames - 1) for start in starts[:-1]]
 
     # -- both --------------------------------------------------------------------------------------
 
@@ -401,7 +475,8 @@ class WhisperLiveDecoder:
         """The state of segments before their prompts, with room for these and further tokens."""
         if prompt is None:
             prompt = max(map(len, self._prompts(segments)))
-        frames = [segment.frames for segment in segments]
+        frames = [min(segment.seen, segment.cross.shape[3]) for segment in segments]
+        tokens += DRAFT_TOKENS
         if len(segments) == 1:
             cross = segments[0].cross[:, :, None, :, : frames[0]]
             return self.search.decoder.start_from(cross[0], cross[1], None, prompt + tokens)
@@ -411,6 +486,12 @@ class WhisperLiveDecoder:
             cross[:, :, i, :, : frames[i]] = segment.cross[:, :, :, : frames[i]]
         seen = None if len(set(frames)) == 1 else torch.tensor(frames, device=cross.device)
         return self.search.decoder.start_from(cross[0], cross[1], seen, prompt + tokens)
+
+    def _draft(self, segment: Segment, limit: int, watch: int | None = None) -> Draft:
+        """The text behind the tokens of a segment, which is expected to be as guessed before."""
+        [prompt] = self._prompts([segment])
+        reached = max(segment.looked, default=0)
+        return Draft(prompt, limit, segment.guess, watch, reached, bool(segment.tokens))
 
     def _limit(self, frames: int, written: int) -> int:
         """How many further tokens a text may have, by the seconds of its audio."""

@@ -3,12 +3,13 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from pianissimo.decoding.decoder import Decoder, Search, SearchDecoder
+from pianissimo.decoding.token import Hypothesis
 from pianissimo.engine.slot_encoder import SlotEncoder
 from pianissimo.errors import OptionError
 from pianissimo.models.asr import AsrModel
@@ -17,16 +18,18 @@ from pianissimo.streaming.grid import ChunkGrid
 
 
 class SecondPass(Protocol):
-    """Encodes what streams said since their state began once more, as well as the model can."""
+    """Hears what streams said since their state began once more, as well as the model can."""
 
-    def again(
-        self, features: Sequence[Tensor | None], rows: Rows, memory: Memory
-    ) -> tuple[Tensor, Tensor]:
-        """The features (T, F) behind the last chunk of each row, or None -> encoder frames of all
-        audio since the state began (B, S, D), and their number in each row (B,).
-
-        `Decoder.finish` gets them with a new state, and gives the whole text. `memory` stays.
-        """
+    def finish(
+        self,
+        features: Sequence[Tensor | None],
+        rows: Rows,
+        memory: Memory,
+        state: Any,
+        prompts: Tensor,
+    ) -> list[Hypothesis]:
+        """The features (T, F) behind the last chunk of each row, or None; the states of the
+        decoder, and the languages (B,) -> the whole text of each row. Arena and state stay."""
         ...
 
 

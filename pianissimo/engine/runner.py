@@ -127,10 +127,10 @@ class Runner:
         """The whole text since the state of each stream began, by the second pass."""
         assert self.model.second_pass is not None
         arena, rows = self.arena, self._rows(works)
-        encoded, counts = self.model.second_pass.again(self._tails(works), rows, arena.tensors)
-        search = self.model.decoder.start(len(works))
-        search.frames += arena.search.frames[rows.slots] - rows.frames
-        return self.model.decoder.finish(encoded, counts, search, arena.prompts[rows.slots])
+        search, prompts = arena.search.rows(rows.slots), arena.prompts[rows.slots]
+        return self.model.second_pass.finish(
+            self._tails(works), rows, arena.tensors, search, prompts
+        )
 
     def _rows(self, works: Sequence[TailWork]) -> Rows:
         slots = [work.slot for work in works]

@@ -11,12 +11,15 @@ the chunks and the published one for the second pass.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pianissimo.audio.whisper_features import LIVE_PEAK, SILENT, WhisperFeatures, scaled
+from pianissimo.decoding.token import Hypothesis
+from pianissimo.decoding.whisper_live import WhisperLiveDecoder, WhisperState
 from pianissimo.errors import OptionError
 from pianissimo.models.streaming_encoder import Memory, Rows, SlotTensor
 from pianissimo.models.whisper import (
@@ -176,25 +179,54 @@ class WhisperSlots:
 
     # -- the second pass ---------------------------------------------------------------------------
 
-    def again(
-        self, features: Sequence[Tensor | None], rows: Rows, memory: Memory
-    ) -> tuple[Tensor, Tensor]:
-        """See `SecondPass.again`: every frame sees all others, as published, with the silence of
-        `silence_frames` behind the audio. Each row is alone, for its length decides its numbers."""
+    def mels(self, mel: Tensor | None, slot: int, done: int, memory: Memory) -> Tensor:
+        """All mel frames (T, F) of a slot with `done` encoder frames, then those of its tail."""
+        known = memory["features"][slot, :done].view(2 * done, self.features.config.n_mels)
+        if mel is None:
+            return known
+        return torch.cat([known, *([memory["mel"][slot, 1:]] if done else []), mel])
+
+    def encode_whole(self, mel: Tensor, silence: int) -> tuple[Tensor, int]:
+        """Mel frames (T, F) as published, every frame seeing all others: encoder frames (1, S, D),
+        of which the number returned is audio, and at most `silence` follow."""
+        count = -(-len(mel) // MELS_PER_FRAME)
+        length = MELS_PER_FRAME * min(count + silence, self.positions)
+        if not count:
+            return mel.new_zeros(1, 0, self.encoder.config.dim), 0
+        silent = F.pad(mel, (0, 0, 0, length - len(mel)), value=SILENT)
+        encoded: Tensor = self.whole(scaled(silent[None]))
+        return encoded, count
+
+
+class WhisperSecondPass:
+    """See `SecondPass`: what streams said is encoded whole, as published, and decoded again.
+
+    Each row is alone, since its length decides its numbers.
+    """
+
+    def __init__(self, slots: WhisperSlots, decoder: WhisperLiveDecoder) -> None:
+        self.slots, self.decoder = slots, decoder
+
+    def finish(
+        self,
+        features: Sequence[Tensor | None],
+        rows: Rows,
+        memory: Memory,
+        state: WhisperState,
+        prompts: Tensor,
+    ) -> list[Hypothesis]:
+        """See `SecondPass.finish`."""
         assert rows.counts is not None
-        parts, counts = [], []
+        results = []
         for i, (mel, done) in enumerate(zip(features, rows.counts, strict=True)):
-            slot = rows.slots[i]
-            known = memory["features"][slot, :done].view(2 * done, self.features.config.n_mels)
-            if mel is not None:
-                known = torch.cat([known, *([memory["mel"][slot, 1:]] if done else []), mel])
-            count = -(-len(known) // MELS_PER_FRAME)
-            counts.append(count)
-            if not count:
-                parts.append(known.new_zeros(0, self.encoder.config.dim))
-                continue
-            length = MELS_PER_FRAME * (count + silence_frames(count, self.positions))
-            silent = F.pad(known, (0, 0, 0, length - len(known)), value=SILENT)
-            parts.append(self.whole(scaled(silent[None]))[0])
-        encoded = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
-        return encoded, torch.tensor(counts, device=self.device)
+            known = self.slots.mels(mel, int(rows.slots[i]), done, memory)
+            first = int(state.frames[i]) - done
+            results.append(
+                self.decoder.again(
+                    state.segments[i],
+                    partial(self.slots.encode_whole, known),
+                    first,
+                    int(prompts[i]),
+                )
+            )
+        return results

@@ -61,7 +61,7 @@ from pianissimo.recognizers.whisper_live import (
 )
 from pianissimo.streaming.endpoint import ENDPOINT, EndpointRules, WatchdogRules
 from pianissimo.streaming.live import LiveOptions
-from pianissimo.text.loops import is_monotonous
+from pianissimo.text.loops import is_monotonous, letters
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.transcript import Transcript, Word
 
@@ -283,9 +283,11 @@ class WhisperRecognizer(BaseRecognizer):
         )
 
     def _heard(self, row: "_Row", words: bool) -> Decoded:
-        """The text of a piece, with the times of its words or without."""
+        """The text of a piece, with the times of its words or without. Marks alone, which music is
+        heard as, are no text."""
         written = row.written
-        if is_silent(row.no_speech, written.mean_log_probability):
+        text = self.tokenizer.decode(written.tokens).strip()
+        if is_silent(row.no_speech, written.mean_log_probability) or not letters(text):
             return Decoded("", language=row.language)
         ids = tuple(written.tokens)
         script = "en" if self.task == "translate" else row.language
@@ -294,7 +296,6 @@ class WhisperRecognizer(BaseRecognizer):
             assert row.looks is not None
             starts = token_starts(row.looks, self.rules.median_width, len(row.prompt) - 1)
             timed = timed_words(self.tokenizer.decode, ids, written.log_probs, starts, script)
-        text = self.tokenizer.decode(ids).strip()
         mean, ended = written.mean_log_probability, written.ended
         full = len(ids) >= row.limit
         return Decoded(text, ids, mean, full and not ended, timed, row.language, ended)

@@ -10,7 +10,7 @@ from pianissimo.audio.io import SAMPLE_RATE, Samples
 from pianissimo.decoding.whisper import WhisperSearch
 from pianissimo.decoding.whisper_live import WhisperLiveDecoder
 from pianissimo.engine.live_model import LiveModel, fingerprint
-from pianissimo.engine.whisper_slots import WhisperSlots
+from pianissimo.engine.whisper_slots import WhisperSecondPass, WhisperSlots
 from pianissimo.errors import OptionError
 from pianissimo.models.checkpoints.whisper import WhisperParts
 from pianissimo.models.whisper import FRAME_SECONDS, LiveConfig, WhisperConfig, WhisperEncoder
@@ -71,7 +71,7 @@ def whisper_live_model(
         )
     stem = (parts.live_encoder or parts.network.encoder).conv1.parameters()
     digest = fingerprint((parts.network.config, parts.rules, parts.live), stem)
-    return LiveModel(slots, decoder, digest, slots)
+    return LiveModel(slots, decoder, digest, WhisperSecondPass(slots, decoder))
 
 
 def transcribed_live(

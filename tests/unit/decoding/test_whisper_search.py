@@ -182,21 +182,93 @@ def test_a_short_text_may_repeat_itself_and_end(
     assert text.tokens == wanted[:-1] and text.ended
 
 
+def drafted(
+    both: tuple[Any, WhisperParts],
+    encoded: torch.Tensor,
+    limits: list[int],
+    expected: list[list[int]],
+    **options: Any,
+) -> tuple[list[searches.Written], int]:
+    """Texts by drafts, and the steps that this took."""
+    search, prompt, steps = search_of(both[1]), both[1].tokenizer.prompt(None, None), 0
+    step = search.decoder.step
+
+    def counted(*given: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        return step(*given)
+
+    room = len(prompt) + max(limits) + searches.DRAFT_TOKENS
+    texts = [
+        searches.Draft(prompt, limit, tuple(tokens), **options)
+        for limit, tokens in zip(limits, expected, strict=True)
+    ]
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search.decoder, "step", counted)
+        found = search.greedy_with_drafts(search.decoder.start(encoded, None, room), texts)
+    return found, steps
+
+
+def test_drafts_save_steps_and_change_no_text(
+    both: tuple[Any, WhisperParts], encoded: torch.Tensor
+) -> None:
+    """The very text, none, one with other, missing and further tokens, and a foreign one."""
+    search, limits = search_of(both[1]), [LIMIT] * len(encoded)
+    with torch.inference_mode():
+        plain = search.greedy(begun(search, both[1], encoded), limits)
+    right = [text.tokens for text in plain]
+    damaged = [[*t[:2], 9, *t[3:6], *t[7:9], 11, *t[9:]] for t in right]
+    all_steps = {}
+    for name, expected in {
+        "none": [[] for _ in right],
+        "right": right,
+        "damaged": damaged,
+        "mixed": [right[0], [], *([3] * 30 for _ in right[2:])],
+    }.items():
+        texts, all_steps[name] = drafted(both, encoded, limits, expected)
+        for text, whole in zip(texts, plain, strict=True):
+            assert (text.tokens, text.ended) == (whole.tokens, whole.ended)
+            assert text.log_probs == pytest.approx(whole.log_probs, abs=1e-4)
+    longest = max(len(text.log_probs) for text in plain)
+    assert all_steps["none"] == longest
+    assert all_steps["right"] <= -(-longest // searches.DRAFT_TOKENS)
+    assert max(all_steps.values()) == longest
+
+
+def test_a_draft_is_tried_again_behind_what_differs() -> None:
+    draft = searches.Draft([1, 2], 30, (5, 6, 7, 8, 9))
+    assert (draft.given, draft.tried) == ([1, 2, 5, 6, 7, 8, 9], 5)
+    found = [(token, -0.1, 0) for token in (5, 7, 7, 7, 7, 7)]
+    assert draft.advance(found, end=0) == 4  # 6 is missing
+    assert (draft.given, draft.tried, draft.length) == ([7, 8, 9], 2, 3)
+    assert draft.advance([(3, -0.1, 0)] * 3, end=0) == 2  # 3 in place of 8
+    assert draft.given == [3, 9]
+    assert draft.advance([(9, -0.1, 0), (0, -0.1, 0)], end=0) == 0
+    assert draft.text.tokens == [5, 7, 3, 9] and draft.text.ended and draft.is_done
+
+
+def test_a_draft_has_a_limit_of_its_own(
+    both: tuple[Any, WhisperParts], encoded: torch.Tensor
+) -> None:
+    search, limits = search_of(both[1]), [20, 3, 0, 9]
+    with torch.inference_mode():
+        plain = search.greedy(begun(search, both[1], encoded), limits)
+    texts, _ = drafted(both, encoded, limits, [text.tokens for text in plain])
+    assert [text.tokens for text in texts] == [text.tokens for text in plain]
+
+
 def test_watched_texts_stop_where_the_sound_is_not_all_there(
     both: tuple[Any, WhisperParts], encoded: torch.Tensor
 ) -> None:
-    search = search_of(both[1])
-    limits = [LIMIT] * len(encoded)
-    with torch.inference_mode():
-        free = search.greedy(begun(search, both[1], encoded), limits, watch=[10_000] * len(encoded))
-        unwatched = search.greedy(begun(search, both[1], encoded), limits)
-        assert [text.tokens for text in free] == [text.tokens for text in unwatched]
-        for bound in (1, 400, 900):
-            cut = search.greedy(
-                begun(search, both[1], encoded), limits, watch=[bound] * len(encoded)
-            )
+    limits, none = [LIMIT] * len(encoded), [[] for _ in encoded]
+    free, _ = drafted(both, encoded, limits, none, watch=10_000)
+    unwatched, _ = drafted(both, encoded, limits, none)
+    assert [text.tokens for text in free] == [text.tokens for text in unwatched]
+    for bound in (1, 400, 900):
+        for expected in (none, [text.tokens for text in free]):
+            cut, _ = drafted(both, encoded, limits, expected, watch=bound)
             for text, whole in zip(cut, free, strict=True):
                 assert len(whole.looked) == len(whole.tokens)
                 reached = [frame >= bound for frame in whole.looked]
-                expected = reached.index(True) if True in reached else len(whole.tokens)
-                assert text.tokens == whole.tokens[:expected]
+                end = reached.index(True) if True in reached else len(whole.tokens)
+                assert text.tokens == whole.tokens[:end]

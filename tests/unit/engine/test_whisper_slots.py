@@ -1,6 +1,7 @@
 """Whisper behind the interface of the engine: the three laws, silence behind, the second pass."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def slots(encoder: WhisperEncoder) -> WhisperSlots:
 
 @pytest.fixture
 def live(slots: WhisperSlots) -> LiveModel:
-    return LiveModel(slots, Frames(), "frames", slots)  # type: ignore[arg-type]
+    return LiveModel(slots, Frames(), "frames")  # type: ignore[arg-type]
 
 
 def whole_mel(slots: WhisperSlots, samples: Samples, silence: int = 0) -> torch.Tensor:
@@ -178,12 +179,13 @@ def test_the_second_pass_sees_the_segment_as_published(
     runner = Runner(live, 1)
     for work in chunks(grid, samples, 0):
         runner.step([work], grid)
-    rest = tail(grid, samples, 0)
-    rows = Rows.of([0], [runner.arena.frames[0]], torch.device("cpu"))
-    found, counts = slots.again([features(slots, rest)], rows, runner.arena.tensors)
-    assert int(counts) == -(-(20_003 // 160) // 2)
-    expected = encoder(scaled(whole_mel(slots, samples, SILENCE_FRAMES)))
-    assert torch.allclose(found, expected, atol=1e-4)
+    mel = features(slots, tail(grid, samples, 0))
+    known = slots.mels(mel, 0, runner.arena.frames[0], runner.arena.tensors)
+    for silence in (SILENCE_FRAMES, 30):
+        found, count = slots.encode_whole(known, silence)
+        assert count == -(-(20_003 // 160) // 2)
+        expected = encoder(scaled(whole_mel(slots, samples, silence)))
+        assert torch.allclose(found, expected, atol=1e-4)
 
 
 @torch.no_grad()
@@ -193,33 +195,39 @@ def test_the_second_pass_may_have_an_encoder_of_its_own(
     torch.manual_seed(6)
     whole = WhisperEncoder(CONFIG).eval()
     both = WhisperSlots(encoder, LiveConfig(LEFT, CHUNKS), whole)
-    live = LiveModel(both, Frames(), "both", both)  # type: ignore[arg-type]
-    samples, grid = noise(20_003), live.grid(7)
-    runner = Runner(live, 1)
-    for work in chunks(grid, samples, 0):
-        runner.step([work], grid)
-    rows = Rows.of([0], [runner.arena.frames[0]], torch.device("cpu"))
-    rest = tail(grid, samples, 0)
-    found, _ = both.again([features(both, rest)], rows, runner.arena.tensors)
-    mel = scaled(whole_mel(slots, samples, SILENCE_FRAMES))
+    found, _ = both.encode_whole(whole_mel(slots, noise(20_003))[0], SILENCE_FRAMES)
+    mel = scaled(whole_mel(slots, noise(20_003), SILENCE_FRAMES))
     assert torch.allclose(found, whole(mel), atol=1e-4)
     assert not torch.allclose(found, encoder(mel), atol=0.1)
 
 
 @torch.no_grad()
-def test_the_runner_gives_a_second_pass_a_new_state(live: LiveModel) -> None:
+def test_the_runner_hands_a_second_pass_the_state_of_its_rows(live: LiveModel) -> None:
     samples, grid = noise(20_003), live.grid(7)
-    runner, kept = Runner(live, 1), []
-    finish = live.decoder.finish
-    live.decoder.finish = lambda e, n, s, p=None: kept.append(s) or finish(e, n, s)  # type: ignore
+    seen = []
+
+    class Spy:
+        def finish(
+            self,
+            features: list[torch.Tensor | None],
+            rows: Rows,
+            memory: object,
+            state: FrameState,
+            prompts: torch.Tensor,
+        ) -> list[Hypothesis]:
+            seen.append((features, rows, state, prompts))
+            return [Hypothesis([5], [0], [0.0], [1.0])]
+
+    runner = Runner(replace(live, second_pass=Spy()), 1)
     for work in chunks(grid, samples, 0):
         runner.step([work], grid)
-    runner.arena.search.frames += 500  # the stream is older than its segment
     rest = tail(grid, samples, 0)
     again = TailWork(0, rest.samples, rest.mel_frames, rest.valid, False, again=True)
-    assert isinstance(runner.finish([again], grid)[0], Hypothesis)
-    assert int(kept[0].frames) == 500 - runner.arena.frames[0]
-    assert len(kept[0].seen[0]) == -(-(20_003 // 160) // 2) + SILENCE_FRAMES
+    assert runner.finish([again], grid)[0].tokens == [5]
+    [(tails, rows, state, prompts)] = seen
+    assert rows.counts == (runner.arena.frames[0],) and len(prompts) == 1
+    assert tails[0] is not None and len(tails[0]) == rest.mel_frames
+    assert len(state.seen[0]) == runner.arena.frames[0]
 
 
 def test_modes_that_the_weights_do_not_have_are_refused(slots: WhisperSlots) -> None:
