@@ -220,6 +220,18 @@ class Recognizer(Protocol):
 
 
 @runtime_checkable
+class LanguageChoice(Protocol):
+    """A recognizer whose language can be chosen for each recording and stream."""
+
+    def in_language(self, language: str) -> Recognizer:
+        """The same recognizer, on the same weights, for recordings and streams in a language.
+
+        Raises OptionError for a language that the model does not have.
+        """
+        ...
+
+
+@runtime_checkable
 class StreamRecognizer(Recognizer, Protocol):
     """A recognizer with latency modes: its live streams write partials."""
 

@@ -243,6 +243,8 @@ class StreamEvent:
     """Of a final: the hallucination filters that acted, as in `Transcript.reasons`."""
     lexical: str | None = None
     """Of a final in written form: its text as it was spoken, as in `Transcript.lexical`."""
+    language: str | None = None
+    """The language of the text, where the model tells it or can be told; else None."""
 
     def in_written_form(self, language: str | None) -> "StreamEvent":
         """A final in written form, as `Transcript.in_written_form`; other events as they are.

@@ -318,4 +318,5 @@ def _stream_event(event: Message, offset: float) -> StreamEvent:
         event["start"] + offset if "start" in event else end,
         end,
         reason=event.get("reason"),
+        language=event.get("language"),
     )

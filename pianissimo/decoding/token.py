@@ -1,6 +1,6 @@
 """Tokens of a search result: their ids, frames, log-probabilities and confidences."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 
 
@@ -53,6 +53,11 @@ class Hypothesis:
             [self.log_probs[i] for i in places],
             [self.confidences[i] for i in places],
         )
+
+    def without(self, ids: Container[int]) -> "Hypothesis":
+        """The tokens that are none of these."""
+        kept = [i for i, token in enumerate(self.tokens) if token not in ids]
+        return self if len(kept) == len(self.tokens) else self.take(kept)
 
     def split(self, at: int) -> tuple["Hypothesis", "Hypothesis"]:
         """The first `at` tokens, and the others."""

@@ -148,6 +148,10 @@ class StreamEngine(ABC, Generic[Record]):
         """Request the text of everything accepted so far; "finish" also ends the input."""
 
     @abstractmethod
+    def set_language(self, stream: HostedStream, language: str) -> None:
+        """Change the language at the next utterance; OptionError if the model has no choice."""
+
+    @abstractmethod
     def leave(self, stream: HostedStream) -> None:
         """End the stream without its remaining text."""
 

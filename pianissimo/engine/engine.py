@@ -285,6 +285,15 @@ class Engine(StreamEngine[_LiveRecord]):
             stream.input_ended = kind == "finish"
             self._schedule(stream)
 
+    def set_language(self, stream: HostedStream, language: str) -> None:
+        with self.lock:
+            stream.check_accepts("set the language")
+            live = self._streams[stream].live
+            options = self.recognizer.live_options(
+                live.options.lookahead, None, None, guard=False, language=language
+            )
+            live.set_language(options.prompt, options.language)
+
     def leave(self, stream: HostedStream) -> None:
         with self.lock:
             if stream in self._streams:
@@ -370,8 +379,12 @@ class Engine(StreamEngine[_LiveRecord]):
                 raise StateError(f"the saved stream is damaged ({error})") from error
 
     def _renew(self, stream: HostedStream, record: _LiveRecord) -> None:
-        """Give the stream a fresh state if it requests one."""
+        """Give the stream a fresh state or another language if it requests one."""
         live, options = record.live, record.live.options
+        if live.language_changed:
+            assert stream.slot is not None
+            self.runner.set_prompt(stream.slot, options.prompt)
+            live.language_changed = False
         if live.restart is not None:
             assert stream.slot is not None
             rest = self.runner.renew(stream.slot, live.restart, options.trie, options.prompt)

@@ -54,6 +54,12 @@ class Runner:
             self._boosted.add(slot)
 
     @torch.inference_mode()
+    def set_prompt(self, slot: int, prompt: int | None) -> None:
+        """Change the language of a stream for its next step; None is the model's default."""
+        decoder = self.model.decoder
+        self.arena.prompts[slot] = decoder.prompt(None) if prompt is None else prompt
+
+    @torch.inference_mode()
     def renew(
         self, slot: int, first_frame: int, trie: PhraseTrie | None, prompt: int | None
     ) -> Hypothesis:

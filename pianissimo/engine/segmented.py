@@ -164,6 +164,12 @@ class SegmentedEngine(StreamEngine[_SegmentedRecord]):
             stream.input_ended = kind == "finish"
             self._queue(stream, record, segments)
 
+    def set_language(self, stream: HostedStream, language: str) -> None:
+        """Raises OptionError: an offline model has the language that it was loaded with."""
+        raise OptionError(
+            f"{self.recognizer.name} is an offline model: choose its language when it is loaded"
+        )
+
     def leave(self, stream: HostedStream) -> None:
         with self.lock:
             if stream in self._streams:

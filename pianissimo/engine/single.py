@@ -1,5 +1,6 @@
 """One live stream without an engine: every chunk is recognized before `push` returns."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from pianissimo.errors import StreamError
 from pianissimo.streaming.endpoint import WATCHDOG, EndpointRules, Mark, WatchdogRules
 from pianissimo.streaming.grid import ChunkWork
 from pianissimo.streaming.input import StreamInput
+from pianissimo.streaming.live import LiveOptions
 from pianissimo.streaming.live_segments import Live, open_live
 from pianissimo.transcript import StreamEvent
 
@@ -38,14 +40,26 @@ def open_single(
     options = replace(options, trie=recognizer.live_trie(boost))
     stream = open_live(grid, recognizer.stream_tokenizer, options)
     input = StreamInput(sample_rate, grid.features.sample_rate, recognizer.front_end)
-    return SingleStream(Runner(recognizer.live, 1), stream, input)
+
+    def options_for(language: str) -> LiveOptions:
+        return recognizer.live_options(lookahead, None, None, guard=False, language=language)
+
+    return SingleStream(Runner(recognizer.live, 1), stream, input, options_for)
 
 
 class SingleStream:
     """One stream on a runner of its own; each call returns its events."""
 
-    def __init__(self, runner: Runner, live: Live, input: StreamInput) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        live: Live,
+        input: StreamInput,
+        options_for: Callable[[str], LiveOptions],
+    ) -> None:
+        """`options_for` gives the options of a language, of which prompt and language are used."""
         self._runner, self._live, self._input = runner, live, input
+        self._options_for = options_for
         self._open = True
         runner.clear(SLOT, trie=live.options.trie, prompt=live.options.prompt)
 
@@ -76,6 +90,17 @@ class SingleStream:
     finalise = finalize
     """The British spelling, accepted as well."""
 
+    def set_language(self, language: str) -> None:
+        """Choose the language of what is pushed from now on, from its next utterance on.
+
+        Raises OptionError for a model without a choice or without this language, and StreamError
+        after `finish`.
+        """
+        if not self._open:
+            raise StreamError("cannot set the language: this stream has ended; open a new one")
+        options = self._options_for(language)
+        self._live.set_language(options.prompt, options.language)
+
     def finish(self) -> list[StreamEvent]:
         """End the stream; the last event is its final. Raises StreamError if it ended before."""
         if not self._open:
@@ -92,6 +117,9 @@ class SingleStream:
             live.mark(mark)
         while True:
             live.look_out()
+            if live.language_changed:
+                runner.set_prompt(SLOT, live.options.prompt)
+                live.language_changed = False
             if live.restart is not None:
                 options = live.options
                 events += live.renewed(

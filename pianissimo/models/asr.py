@@ -217,12 +217,12 @@ class PromptProjector(nn.Module):
 
     def forward(self, frames: Tensor, prompts: Tensor | None = None) -> Tensor:
         """`prompts` (B,) are the rows' prompts, by default the model's."""
-        one_hot = frames.new_zeros(*frames.shape[:2], self.config.count)
-        if prompts is None:
-            one_hot[..., self.config.default] = 1.0
-        else:
-            one_hot.scatter_(2, prompts[:, None, None].expand(-1, frames.shape[1], 1), 1.0)
-        return self.down(torch.relu(self.up(torch.cat([frames, one_hot], dim=-1))))
+        D = frames.shape[-1]
+        # Of the product with a one-hot vector remains one column: a bias per language.
+        biases = self.up.bias[:, None] + self.up.weight[:, D:]  # (hidden, count)
+        bias = biases[:, [self.config.default] if prompts is None else prompts.to(frames.device)]
+        hidden = nn.functional.linear(frames, self.up.weight[:, :D]) + bias.T[:, None]
+        return self.down(torch.relu(hidden))
 
 
 class AsrModel(nn.Module):

@@ -52,7 +52,7 @@ from pianissimo.streaming.endpoint import (
 )
 from pianissimo.streaming.grid import ChunkGrid
 from pianissimo.streaming.live import LiveOptions
-from pianissimo.text.tokenizer import Tokenizer
+from pianissimo.text.tokenizer import Tokenizer, main_language
 from pianissimo.text.words import WordOptions, segments_from_words, words_from_tokens
 from pianissimo.transcript import Transcript
 
@@ -99,6 +99,8 @@ class NativeRecognizer(BaseRecognizer):
         if decoding is None and beam > 1 and isinstance(self.live_search, GreedySearch):
             self.search = make_search(model, head, Decoding(beam), self.vocabulary)
         self.trie: PhraseTrie | None = None
+        self.prompt = model.config.prompt(None)
+        """The language prompt of recordings; 0 for a model without prompts."""
         self._plans: dict[int, ChunkPlan] = {}
 
     @property
@@ -132,6 +134,16 @@ class NativeRecognizer(BaseRecognizer):
         """
         recognizer = copy.copy(self)
         recognizer.trie = make_trie(boost, self.vocabulary)
+        return recognizer
+
+    def in_language(self, language: str) -> "NativeRecognizer":
+        """The same recognizer, on the same weights, for recordings and streams in a language.
+
+        Raises OptionError for a language that the model does not have.
+        """
+        recognizer = copy.copy(self)
+        config = self.model.config.with_language(language)
+        recognizer.prompt, recognizer.language = config.prompt(None), config.language
         return recognizer
 
     # -- recordings --------------------------------------------------------------------------------
@@ -247,8 +259,7 @@ class NativeRecognizer(BaseRecognizer):
         )
         results = [Hypothesis() for _ in mels]
         for encoded, valid in self._encoded(mel, lengths, lookahead):
-            if model.prompt is not None:
-                encoded = model.prompt(encoded)
+            encoded = self.conditioned(encoded)
             for result, new in zip(
                 results, self.search.decode(encoded, valid, search), strict=True
             ):
@@ -256,6 +267,12 @@ class NativeRecognizer(BaseRecognizer):
         for result, rest in zip(results, search.flush(), strict=True):
             result.extend(rest)
         return results
+
+    def conditioned(self, encoded: Tensor) -> Tensor:
+        """(B, S, D) encoder frames as the heads get them, in the language of recordings."""
+        if self.model.prompt is None:
+            return encoded
+        return self.model.prompt(encoded, torch.full((len(encoded),), self.prompt))
 
     def _encoded(
         self, mel: Tensor, lengths: Tensor, lookahead: int | None
@@ -292,7 +309,9 @@ class NativeRecognizer(BaseRecognizer):
 
     def _transcript(self, result: Hypothesis, intake: Intake, with_words: bool) -> Transcript:
         """What the evidence supports of a result, as text, words and segments."""
-        language, reasons = self.language, tuple[Reason, ...]()
+        tags, reasons = self.tokenizer.language_tags, tuple[Reason, ...]()
+        language = main_language(result.tokens, tags) or self.language
+        result = result.without(tags)
         evidence, seconds = intake.evidence, intake.seconds
         if evidence is not None:
             context = (self.tokenizer, self.frame_seconds, evidence)
@@ -396,17 +415,18 @@ class NativeRecognizer(BaseRecognizer):
         if second_pass:
             raise OptionError(f"{self.name} has no second pass; remove second_pass")
         leveled = self.front_end is not None and self.front_end.mode != "off"
-        config = (
-            self.model.config if language is None else self.model.config.with_language(language)
-        )
+        config, prompt = self.model.config, self.prompt
+        if language is not None:
+            config = config.with_language(language)
+            prompt = config.prompt(None)
         return LiveOptions(
             lookahead,
             endpoint,
             watchdog,
             self.detector,
             guard=guard and leveled and self.detector is not None,
-            language=config.language,
-            prompt=None if config.prompts is None else config.prompts.default,
+            language=self.language if language is None else config.language,
+            prompt=None if config.prompts is None else prompt,
         )
 
     def live_lookahead(self, latency_ms: int | None) -> int:
@@ -447,8 +467,7 @@ class _PassageDecoder:
         encoded = model.encoder.step(
             mel[None].to(model.dtype), self._encoder, self._plan, final=last
         )
-        if model.prompt is not None:
-            encoded = model.prompt(encoded)
+        encoded = self._recognizer.conditioned(encoded)
         [result] = self._recognizer.search.decode(encoded, None, self.search)
         return result
 

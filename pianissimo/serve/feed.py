@@ -112,6 +112,11 @@ class Feed:
             self.samples += len(piece)
         return len(samples) / self.sample_rate
 
+    async def set_language(self, language: str) -> None:
+        """Choose the language of what is pushed from now on; raises OptionError."""
+        await self.push_samples(self.reader.push(b""))  # what was held
+        await self._in_thread(partial(self.session.set_language, language))
+
     async def finalize(self) -> None:
         """Request the final text of everything pushed; waits while too many finals are owed."""
         await self._request(self.session.finalize)

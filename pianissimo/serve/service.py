@@ -187,17 +187,19 @@ class Service:
         boost: Boost = (),
         diarize: Diarization | None = None,
         blocks: RecordingBlocks | None = None,
+        language: str | None = None,
     ) -> Transcript:
         """The transcript of an upload, with speakers if `diarize` asks for them.
 
-        `blocks` counts the audio on its way, and its channels. Raises AudioError, EngineFullError
-        if too many recordings wait, and OptionError for phrases that the model cannot boost.
+        `language` is one of `ServedModel.spoken`. `blocks` counts the audio on its way, and its
+        channels. Raises AudioError, EngineFullError if too many recordings wait, and OptionError
+        for phrases that the model cannot boost.
         """
         async with self.files.place():
-            return await self._transcribe(upload, lease, boost, diarize, blocks)
+            return await self._transcribe(upload, lease, boost, diarize, blocks, language)
 
     async def events(
-        self, upload: Upload, lease: Lease, boost: Boost = ()
+        self, upload: Upload, lease: Lease, boost: Boost = (), language: str | None = None
     ) -> AsyncGenerator[StreamEvent | float]:
         """The events of a recording while it is transcribed, then its length in seconds.
 
@@ -206,13 +208,13 @@ class Service:
         """
         async with self.files.place():
             if not lease.model.latencies_ms:
-                found = await self._transcribe(upload, lease, boost)
+                found = await self._transcribe(upload, lease, boost, language=language)
                 yield StreamEvent(
                     "final", found.text, found.words, 0.0, found.duration, reason="finish"
                 )
                 yield found.duration
                 return
-            async with aclosing(self._live(upload, lease, boost)) as events:
+            async with aclosing(self._live(upload, lease, boost, language)) as events:
                 async for event in events:
                     yield event
 
@@ -223,8 +225,9 @@ class Service:
         boost: Boost,
         diarize: Diarization | None = None,
         blocks: RecordingBlocks | None = None,
+        language: str | None = None,
     ) -> Transcript:
-        recognizer, threads = lease.model.recognizer, self.file_threads
+        recognizer, threads = lease.model.recognizer_for(language), self.file_threads
         found = await self.transcriber.transcribe(
             upload, recognizer, threads, boost, blocks, diarize
         )
@@ -233,12 +236,13 @@ class Service:
         return found
 
     async def _live(
-        self, upload: Upload, lease: Lease, boost: Boost
+        self, upload: Upload, lease: Lease, boost: Boost, language: str | None
     ) -> AsyncGenerator[StreamEvent | float]:
         options: OpenOptions = {
             "sample_rate": SAMPLE_RATE,
             "latency_ms": lease.model.latencies_ms[-1],
             "boost": boost,
+            "language": language,
             "endpoint": NO_PAUSES,
             "watchdog": None,
         }

@@ -53,6 +53,10 @@ class StreamHost(Protocol):
         """Request the text of everything accepted so far; "finish" also ends the input."""
         ...
 
+    def set_language(self, stream: HostedStream, language: str) -> None:
+        """Change the language at the next utterance; OptionError as `Session.set_language`."""
+        ...
+
     def leave(self, stream: HostedStream) -> None:
         """End the stream without its remaining text."""
         ...

@@ -9,7 +9,7 @@ events are equal.
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +70,14 @@ class LiveOptions:
     """Finals are decoded again from the whole segment; only for a model with segments."""
 
 
+class LanguageChange(NamedTuple):
+    """From `position` on, in samples, the stream has this language, and this prompt."""
+
+    position: int
+    prompt: int | None
+    language: str | None
+
+
 class _SavedRecently(TypedDict, total=False):
     """What streams saved by early releases of version 0.1 do not have."""
 
@@ -81,6 +89,8 @@ class _SavedRecently(TypedDict, total=False):
     heard: list[int]
     onsets: list[int]
     late_onsets: list[list[int]]
+    languages: list[list[int | str | None]]
+    spoken: str | None
 
 
 class SavedLive(_SavedRecently):
@@ -112,7 +122,12 @@ class LiveStream:
         self._rate = grid.features.sample_rate
         self._frame_samples = grid.factor * grid.features.hop_samples
         self.buffer = SampleBuffer()
-        self.text = UtteranceText(tokenizer, self._frame_samples / self._rate)
+        known = None if options.prompt is None else options.language
+        frame_seconds = self._frame_samples / self._rate
+        self.text = UtteranceText(tokenizer, frame_seconds, language=known)
+        self._languages: deque[LanguageChange] = deque()
+        self.language_changed = False
+        """The prompt of the options is not yet that of the slot."""
         self.finished = False
         self.replays = 0
         self._marks: deque[tuple[int, Mark]] = deque()
@@ -184,6 +199,22 @@ class LiveStream:
         meter = self._onset_meter
         self._late_onsets.append([] if meter is None else replace(meter).push(rest))
 
+    def set_language(self, prompt: int | None, language: str | None) -> None:
+        """Change the language at the next utterance of what is pushed from now on."""
+        self._languages.append(LanguageChange(self.buffer.end, prompt, language))
+
+    def _change_language(self) -> None:
+        """Between utterances, where the due work goes beyond the place of a change."""
+        while (
+            self._languages
+            and self.text.first is None
+            and self._languages[0].position < self.due_position
+        ):
+            change = self._languages.popleft()
+            self.options = replace(self.options, prompt=change.prompt, language=change.language)
+            self.text.language = change.language
+            self.language_changed = True
+
     def _rest(self) -> list[float]:
         """What the detector thinks of the samples that are too few for its next step."""
         if self._detector is None or not (self._guard or self._onset_meter):
@@ -213,6 +244,8 @@ class LiveStream:
         Call it before each piece of work; it may make another one due, and that needs `renewed`.
         """
         due, meter = self.due(), self._onset_meter
+        if due is not None:
+            self._change_language()
         if due is None or meter is None:
             return
         known, onsets = known_windows(self.due_position), []
@@ -429,6 +462,8 @@ class LiveStream:
             "heard": [] if meter is None else [meter.windows, meter.voiced],
             "onsets": list(self._onsets),
             "late_onsets": [list(onsets) for onsets in self._late_onsets],
+            "languages": [list(change) for change in self._languages],
+            "spoken": self.text.language,
             "found": asdict(self.text.found),
             "start": self.buffer.start,
             "samples": self.buffer.read(self.buffer.start, self.buffer.end),
@@ -473,6 +508,11 @@ class LiveStream:
                 self._voice.track = Track(self._voice.windows)
             heard = saved.get("heard") or [self._voice.windows] * 2
             self._onset_meter.windows, self._onset_meter.voiced = map(int, heard)
+        self._languages = deque(
+            LanguageChange(int(position), prompt, language)
+            for position, prompt, language in saved.get("languages", [])
+        )
         self.text.push(Hypothesis(**saved["found"]))
+        self.text.language = saved.get("spoken", self.text.language)
         self.buffer = SampleBuffer(int(saved["start"]))
         self.buffer.append(np.asarray(saved["samples"], np.float32))

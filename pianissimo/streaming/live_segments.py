@@ -34,7 +34,7 @@ from pianissimo.hallucination.evidence import JUDGED_SECONDS, evidence_from
 from pianissimo.hallucination.verdict import Verdict, supported_words, weigh
 from pianissimo.streaming.endpoint import FinalReason, Mark, SegmentRules
 from pianissimo.streaming.grid import ChunkGrid, ChunkWork, TailWork
-from pianissimo.streaming.live import LiveOptions, LiveStream
+from pianissimo.streaming.live import LanguageChange, LiveOptions, LiveStream
 from pianissimo.streaming.onset import GROUP_SAMPLES
 from pianissimo.streaming.utterance import UtteranceText
 from pianissimo.text.tokenizer import Tokenizer
@@ -76,7 +76,9 @@ class LiveSegments:
         self._frame_samples = grid.factor * grid.features.hop_samples
         self.buffer = SampleBuffer()
         frame_seconds = self._frame_samples / SAMPLE_RATE
-        self.text = UtteranceText(tokenizer, frame_seconds, WORD_END_FRAMES)
+        # Prompt 0 is that of a model with one language, or one that finds out the language.
+        known = options.language if options.prompt else None
+        self.text = UtteranceText(tokenizer, frame_seconds, WORD_END_FRAMES, known)
         self.finished = False
         self.replays = 0
         self.consumed = 0.0
@@ -91,6 +93,9 @@ class LiveSegments:
         """By steps of the detector: its end, and the speech [first, last) known by then."""
         self._scanned = 0
         """Until where those steps were looked at; a multiple of `GROUP_SAMPLES`."""
+        self._languages: deque[LanguageChange] = deque()
+        self.language_changed = False
+        """Always: each segment has a fresh state, which is given the prompt of the options."""
         self._marks: deque[_Mark] = deque()
         self._end: tuple[int, FinalReason] | None = None
         """Where the open segment ends, if that is known, and why."""
@@ -130,6 +135,10 @@ class LiveSegments:
             speech = [first, max(first, round(span.end * SAMPLE_RATE) - self._pad)]
         assert ending.track is not None
         self._marks.append(_Mark(self.buffer.end, kind, ending.track.values, speech))
+
+    def set_language(self, prompt: int | None, language: str | None) -> None:
+        """Change the language at the next segment of what is pushed from now on."""
+        self._languages.append(LanguageChange(self.buffer.end, prompt, language))
 
     # -- what is due -------------------------------------------------------------------------------
 
@@ -215,6 +224,10 @@ class LiveSegments:
         preroll = round(self._segments.preroll_seconds * SAMPLE_RATE)
         frame = self._frame_samples
         self._origin = max(self._floor, (first - preroll) // frame * frame)
+        while self._languages and self._languages[0].position <= first:
+            change = self._languages.popleft()
+            self.options = replace(self.options, prompt=change.prompt, language=change.language)
+            self.text.language = change.language if change.prompt else None
         self._speaking, self._chunks, self._peak, self._shown = True, 0, 0.0, False
         self._first, self._last = max(first, self._origin), first
         self.restart = self._origin // frame
@@ -400,6 +413,8 @@ class LiveSegments:
             "speech": [self._first, self._last],
             "peak": self._peak,
             "shown": self._shown,
+            "languages": [list(change) for change in self._languages],
+            "spoken": self.text.language,
             "found": asdict(self.text.found),
             "start": self.buffer.start,
             "samples": self.buffer.read(self.buffer.start, self.buffer.end),
@@ -419,7 +434,12 @@ class LiveSegments:
         self._first, self._last = map(int, saved["speech"])
         self._peak, self._shown = float(saved["peak"]), bool(saved["shown"])
         self.consumed = self._done / SAMPLE_RATE
+        self._languages = deque(
+            LanguageChange(int(position), prompt, language)
+            for position, prompt, language in saved.get("languages", [])
+        )
         self.text.push(Hypothesis(**saved["found"]))
+        self.text.language = saved.get("spoken", self.text.language)
         self.buffer = SampleBuffer(int(saved["start"]))
         self.buffer.append(np.asarray(saved["samples"], np.float32))
 

@@ -55,6 +55,15 @@ class Session:
     finalise = finalize
     """The British spelling, accepted as well."""
 
+    def set_language(self, language: str) -> None:
+        """Choose the language of what is pushed from now on, from its next utterance on.
+
+        Raises OptionError for a model without a choice or without this language, and StreamError
+        after `finish` or `close`.
+        """
+        with self._input_lock:
+            self._host.set_language(self._stream, language)
+
     def finish(self) -> None:
         """End the audio. Answered by exactly one final with reason "finish", the last event."""
         with self._input_lock:

@@ -12,11 +12,19 @@ from pianissimo.transcript import StreamEvent, Word
 class UtteranceText:
     """Collects the tokens since the last final; only those are kept, so memory stays flat."""
 
-    def __init__(self, tokenizer: Tokenizer, frame_seconds: float, extend_frames: int = 2) -> None:
-        """Words end up to `extend_frames` after their last token, see `WordOptions`."""
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        frame_seconds: float,
+        extend_frames: int = 2,
+        language: str | None = None,
+    ) -> None:
+        """Words end up to `extend_frames` after their last token, see `WordOptions`. `language`
+        holds until a token tells another one."""
         self._tokenizer, self._frame_seconds = tokenizer, frame_seconds
         self._assembler = WordAssembler(tokenizer, WordOptions(frame_seconds, extend_frames))
         self._detokenizer = IncrementalDetokenizer(tokenizer)
+        self.language = language
         self._clear()
 
     def _clear(self) -> None:
@@ -30,6 +38,10 @@ class UtteranceText:
 
     def push(self, found: Hypothesis) -> list[StreamEvent]:
         """Take further tokens; a partial with the whole text since the last final, if any came."""
+        tags = self._tokenizer.language_tags
+        for token in found.tokens:
+            self.language = tags.get(token, self.language)
+        found = found.without(tags)
         if not found.tokens:
             return []
         self.found.extend(found)
@@ -46,7 +58,8 @@ class UtteranceText:
             return []
         assert self.first is not None
         assert self.last is not None
-        return [StreamEvent("partial", text, tuple(self._words), self.first, self.last)]
+        words, language = tuple(self._words), self.language
+        return [StreamEvent("partial", text, words, self.first, self.last, language=language)]
 
     def close(
         self, reason: FinalReason, heard: float, verdict: Verdict | None = None
@@ -60,7 +73,10 @@ class UtteranceText:
             text, words = "", []
         now = round(heard, 6)
         start, end = (words[0].start, words[-1].end) if words else (now, now)
-        event = StreamEvent("final", text, tuple(words), start, end, reason=reason, reasons=reasons)
+        language = self.language if text else None
+        event = StreamEvent(
+            "final", text, tuple(words), start, end, True, reason, reasons, language=language
+        )
         self._clear()
         return event
 

@@ -23,6 +23,9 @@ _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 # <en>, <en-US>, <pad>, <blank>, <|notimestamps|>; never <0x41>.
 _TAG = re.compile(r"</?[A-Za-z]{1,5}(?:-[A-Za-z0-9]{2,8})*>|<\|[^|<>]*\|>")
 
+# <en-US>, <zh-CN>, <yue-HK>, <de>; three letters alone may be <unk> or <pad>.
+_LANGUAGE_TAG = re.compile(r"<([a-z]{2}|[a-z]{2,3}(?:-[A-Za-z0-9]{2,8})+)>")
+
 Kind = Literal["sentencepiece", "huggingface"]
 
 
@@ -51,6 +54,10 @@ class Tokenizer:
         self.unk_id = unk_id
         self.special_ids = frozenset(special_ids) | tags | unknown
         """Ids that never enter text: control and added special tokens, tags, the unknown piece."""
+        self.language_tags: Mapping[int, str] = {
+            i: match[1] for i in tags if (match := _LANGUAGE_TAG.fullmatch(pieces[i]))
+        }
+        """By id of a piece that says which language is spoken, such as `<de-DE>`: "de-DE"."""
         self.byte_values: Mapping[int, bytes] = byte_values or {
             i: bytes([int(match[1], 16)])
             for i, p in enumerate(pieces)
@@ -170,6 +177,19 @@ class Tokenizer:
         parts.append(pending.decode("utf-8", errors="replace"))
         text = "".join(parts)
         return text if continued else text.removeprefix(" ")
+
+
+def main_language(ids: Iterable[int], tags: Mapping[int, str]) -> str | None:
+    """The language of most tokens, each of which follows its tag; None without a tag."""
+    counts: dict[str, int] = {}
+    language: str | None = None
+    for id in ids:
+        if id in tags:
+            language = tags[id]
+            counts.setdefault(language, 0)
+        elif language is not None:
+            counts[language] += 1
+    return max(counts, key=counts.__getitem__) if counts else None
 
 
 class IncrementalDetokenizer:

@@ -114,6 +114,7 @@ async def listen(socket: WebSocket) -> None:
                 sample_rate=requested.sample_rate,
                 endpoint=requested.endpoint,
                 boost=requested.boost,
+                language=lease.model.spoken(socket.query_params.get("language")),
             )
             feed = await stack.enter_async_context(opening)
             await _LiveSocket(one, requested, feed, lease, request_id, stack).run()
@@ -124,7 +125,7 @@ def _lease(service: Service, asks: HTTPConnection, request_id: str, account: Acc
     query = asks.query_params
     caller = caller_of(asks.headers, query.get("user"), request_id)
     choice = service.store.choose(query.get("model"), caller, lenient=True)
-    service.store.models[choice.name].check_language(query.get("language"))
+    service.store.models[choice.name].spoken(query.get("language"))
     return service.lease(DIALECT, choice, request_id, account)
 
 
@@ -323,7 +324,10 @@ async def listen_to_recording(request: Request) -> Response:
         digest = await _sha256(path)
         upload = Upload(path, await asyncio.to_thread(_raw_format, path, requested))
         blocks = RecordingBlocks()
-        work = service.transcribe(upload, lease, requested.boost, requested.diarization, blocks)
+        language = lease.model.spoken(request.query_params.get("language"))
+        work = service.transcribe(
+            upload, lease, requested.boost, requested.diarization, blocks, language
+        )
         found = await unless_gone(request, work)
         service.record_audio(DIALECT, lease, found.duration)
     channels = blocks.channels if requested.multichannel else 1

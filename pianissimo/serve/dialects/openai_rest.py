@@ -94,15 +94,14 @@ async def create_transcription(request: Request) -> Response:
         caller = caller_of(request.headers, _text(form, "user"))
         choice = service.store.choose(_text(form, "model"), caller)
         lease = stack.enter_context(service.lease(DIALECT, choice, caller.session, account))
-        lease.model.check_language(_text(form, "language"))
-        lease.model.check_languages(_list(form, "languages"))
+        language = lease.model.spoken(_text(form, "language"), *_list(form, "languages"))
         boost = await asyncio.to_thread(lease.model.hints, requested.boost)
         diarize = None
         if requested.speakers:
             known = (requested.known_names, requested.known_references)
             diarize = await diarization(service.decoders, *known)
         if requested.stream and diarize is None:
-            live = service.events(Upload(path), lease, boost)
+            live = service.events(Upload(path), lease, boost, language)
             events = _server_sent(service, live, requested, lease, stack.pop_all())
             try:  # a failure before the first event has a status of its own
                 first = await unless_gone(request, _next(events))
@@ -110,7 +109,7 @@ async def create_transcription(request: Request) -> Response:
                 await events.aclose()
                 raise
             return StreamingResponse(_from(first, events), media_type="text/event-stream")
-        work = service.transcribe(Upload(path), lease, boost, diarize)
+        work = service.transcribe(Upload(path), lease, boost, diarize, language=language)
         transcript = await unless_gone(request, work)
         service.record_audio(DIALECT, lease, transcript.duration)
     if requested.stream:

@@ -45,6 +45,13 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class SetLanguage:
+    """A command: the language from the next utterance on."""
+
+    language: str
+
+
+@dataclass(frozen=True)
 class StreamOptions:
     """The options of a start message, and the chosen model.
 
@@ -61,6 +68,7 @@ class StreamOptions:
     boost: tuple[Phrase, ...] = ()
     diarize: bool = False
     second_pass: bool | None = None
+    language: str | None = None
 
 
 @dataclass(frozen=True)
@@ -168,7 +176,7 @@ class ResumableStream:
         if self._suspending:
             raise restarting()
 
-    async def accept(self, frame: bytes | Command) -> None:
+    async def accept(self, frame: bytes | Command | SetLanguage) -> None:
         """Accept the next frame; it is accepted whole even if the caller is canceled."""
         if isinstance(frame, bytes) and self._holds(frame):
             return
@@ -189,7 +197,7 @@ class ResumableStream:
         self.frames += 1
         return True
 
-    async def _accept(self, frame: bytes | Command) -> None:
+    async def _accept(self, frame: bytes | Command | SetLanguage) -> None:
         async with self._lock:
             self._check_stays()
             if self.failure is not None:
@@ -207,12 +215,25 @@ class ResumableStream:
                 self.seconds = end
                 assert self._lease is not None
                 self.service.record_audio(DIALECT, self._lease, seconds)
+            elif isinstance(frame, SetLanguage):
+                await self._set_language(frame.language)
+                self.uncovered.append((self.seconds, False))
             else:
                 self.uncovered.append((self.seconds, True))
                 self._finals_requested.append(time.monotonic())
                 self.finishing = frame == "finish"
                 await (self._feed.finish() if self.finishing else self._feed.finalize())
             self.frames += 1
+
+    async def _set_language(self, language: str) -> None:
+        assert self._lease is not None
+        assert self._feed is not None
+        spoken = self._lease.model.spoken(language)
+        if spoken is None:
+            model = self.options.choice.name
+            reason = f"{model} cannot change to the language {language!r}; it has no choice of it"
+            raise Refusal(400, reason, "invalid_value", "language")
+        await self._feed.set_language(spoken)
 
     def unacknowledged(self, after: int) -> list[tuple[int, dict[str, object]]]:
         """The events with a number above `after`."""
@@ -254,6 +275,7 @@ class ResumableStream:
                 endpoint=self.options.endpoint or NO_PAUSES,
                 boost=self.options.boost,
                 second_pass=self.options.second_pass,
+                language=self.options.language,
                 state=state,
             )
         except BaseException:
@@ -502,6 +524,7 @@ def _encode(document: dict[str, object], state: bytes) -> bytes:
 
 def _message(event: StreamEvent) -> dict[str, object]:
     return {
+        **({} if event.language is None else {"language": event.language}),
         "type": event.type,
         "text": event.text,
         "words": [_word(word) for word in event.words],

@@ -20,7 +20,7 @@ from pianissimo.serve.dialects.messages import (
     unknown_type,
     whole_field,
 )
-from pianissimo.serve.dialects.resumable import ResumableStream, StreamOptions
+from pianissimo.serve.dialects.resumable import ResumableStream, SetLanguage, StreamOptions
 from pianissimo.serve.dialects.sockets import Client, Gone, client, parse_message, until_first
 from pianissimo.serve.durable.streams import Streams
 from pianissimo.serve.errors import Refusal, refusal_for
@@ -50,6 +50,7 @@ KEYS: dict[str, tuple[str, ...]] = {
         "events",
     ),
     "resume": ("type", "stream", "events", "frames"),
+    "language": ("type", "language"),
     "finalize": ("type",),
     "finalise": ("type",),
     "finish": ("type",),
@@ -166,6 +167,10 @@ class _StreamConnection:
                 await self.one.pace_command()
                 await self.served.accept("finish" if kind == "finish" else "finalize")
                 await self._acknowledge()
+            case "language":
+                await self.one.pace_command()
+                await self.served.accept(SetLanguage(text_field(given, "language") or ""))
+                await self._acknowledge()
             case "ack":
                 self.served.acknowledge(whole_field(given, "events", 0, 0))
 
@@ -228,7 +233,7 @@ def _read_options(one: Client, first: Mapping[str, object]) -> StreamOptions:
     caller = caller_of(one.socket.headers, text_field(first, "user"))
     choice = one.service.store.choose(text_field(first, "model"), caller)
     model = one.service.store.models[choice.name]
-    model.check_language(text_field(first, "language"))
+    language = model.spoken(text_field(first, "language"))
     encoding = text_field(first, "encoding") or "pcm_s16le"
     for known in ENCODINGS:
         if encoding == known:
@@ -247,6 +252,7 @@ def _read_options(one: Client, first: Mapping[str, object]) -> StreamOptions:
         boost=read_boost(first.get("boost")),
         diarize=bool(_switch(first, "diarize")),
         second_pass=_second_pass(first, model),
+        language=language,
     )
 
 

@@ -167,6 +167,7 @@ class _WyomingConnection:
         self.turn: _Turn | None = None
         self._caller = Caller(secrets.token_hex(12))
         self._choice: ModelChoice | None = None
+        self._spoken: str | None = None
         self._opened: asyncio.Queue[_Turn] = asyncio.Queue()
         self._speaking: _Speaking | None = None
         self._resources = AsyncExitStack()
@@ -213,7 +214,7 @@ class _WyomingConnection:
         """Choose the model of the next turns; raises ModelNotFoundError and OptionError."""
         store = self.service.store
         choice = store.choose(text_field(data, "name"), self._caller)
-        store.models[choice.name].check_language(text_field(data, "language"))
+        self._spoken = store.models[choice.name].spoken(text_field(data, "language"))
         self._choice = choice
 
     async def _start(self, format: AudioFormat) -> _Turn:
@@ -222,7 +223,9 @@ class _WyomingConnection:
         lease = self.service.lease(DIALECT, choice, self._caller.session, self.service.wyoming)
         self._resources.enter_context(lease)
         reader = PcmReader("pcm_s16le", format.channels)
-        opening = self.service.feed(lease, reader, sample_rate=format.rate, endpoint=NO_PAUSES)
+        opening = self.service.feed(
+            lease, reader, sample_rate=format.rate, endpoint=NO_PAUSES, language=self._spoken
+        )
         feed = await self._resources.enter_async_context(opening)
         self.turn = _Turn(format, feed, lease)
         self._opened.put_nowait(self.turn)

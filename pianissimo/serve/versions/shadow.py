@@ -127,6 +127,7 @@ class Shadows:
         if len(self.streams) >= self.most_streams:
             self.dropped(lease.shadow, "full")
             return None
+        options.pop("language", None)  # another model may not have it
         return ShadowStream(self, lease.model, lease.shadow, options)
 
     def recording(self, lease: Lease, upload: Upload, found: Transcript, boost: Boost) -> None:

@@ -20,6 +20,7 @@ from pianissimo.decoding.hotwords import Boost
 from pianissimo.engine.engine import Engine, StreamingRecognizer
 from pianissimo.engine.segmented import SegmentedEngine
 from pianissimo.errors import ModelError, ModelNotFoundError, OptionError, StateError
+from pianissimo.protocols import LanguageChoice
 from pianissimo.serve.access.accounts import Account
 from pianissimo.serve.errors import Refusal
 from pianissimo.serve.settings import Settings, parse_source
@@ -53,6 +54,7 @@ class OpenOptions(TypedDict, total=False):
     watchdog: WatchdogRules | None
     boost: Boost
     second_pass: bool | None
+    language: str | None
     state: bytes | None
 
 
@@ -84,9 +86,30 @@ class ServedModel:
         capabilities = self.recognizer.capabilities
         return capabilities.latencies_ms if capabilities.batched_streams else ()
 
-    def check_language(self, language: str | None) -> None:
-        """Raises OptionError for a language that the model does not support."""
-        self.check_languages([language] if language else [])
+    def spoken(self, *languages: str | None) -> str | None:
+        """What a client says about the language, as the model is told: None where it has no choice.
+
+        Raises OptionError if the model supports none of the languages.
+        """
+        given = [each for each in languages if each and each.lower() not in ("auto", "multi")]
+        decoder = self.engine.model.decoder if isinstance(self.engine, Engine) else None
+        if decoder is None or decoder.prompts == 1 or not given:
+            self.check_languages(given)
+            return None
+        for code in (given[0], given[0].replace("_", "-").split("-")[0]):
+            try:
+                decoder.prompt(code)
+                return code
+            except OptionError:
+                continue
+        decoder.prompt(given[0])  # its error names the languages that the model has
+        return None
+
+    def recognizer_for(self, language: str | None) -> "Recognizer":
+        """The recognizer for recordings in a language of `spoken`, which it may have to find."""
+        if language is None or not isinstance(self.recognizer, LanguageChoice):
+            return self.recognizer
+        return self.recognizer.in_language(language)
 
     def check_languages(self, languages: Sequence[str]) -> None:
         """Raises OptionError if the model supports none of the languages."""

@@ -24,6 +24,7 @@ from pianissimo.engine import base as base_module
 from pianissimo.engine import engine as engine_module
 from pianissimo.engine.base import Answered
 from pianissimo.engine.engine import Engine, EngineOptions
+from pianissimo.engine.single import SingleStream
 from pianissimo.errors import (
     AudioValueError,
     BacklogError,
@@ -222,6 +223,97 @@ def test_an_exported_stream_keeps_its_language(polyglot: NativeRecognizer) -> No
         second.push(samples[15_000:])
         second.finish()
         assert said(second)[-1].text == expected
+
+
+def changed(
+    stream: SingleStream | Session, samples: Samples, at: int, *, finalize: bool
+) -> list[str]:
+    """The finals of a stream whose language is changed to "en-US" after `at` samples."""
+    events = [stream.push(samples[:at])]
+    if finalize:
+        events.append(stream.finalize())
+    stream.set_language("en-US")
+    events += [stream.push(samples[at:]), stream.finish()]
+    if isinstance(stream, Session):
+        return [event.text for event in said(stream) if event.type == "final"]
+    return [e.text for part in events for e in part or () if e.type == "final"]
+
+
+def test_the_language_changes_between_utterances(polyglot: NativeRecognizer) -> None:
+    samples, at = noise(60_000), 29_000
+    alone: dict[str, list[str]] = {}
+    for language in ("de", "en-US"):
+        with polyglot.stream(latency_ms=160, endpoint=None, language=language) as stream:
+            events = [*stream.push(samples[:at]), *stream.finalize()]
+            events += [*stream.push(samples[at:]), *stream.finish()]
+        alone[language] = [event.text for event in events if event.type == "final"]
+    with polyglot.stream(latency_ms=160, endpoint=None, language="de") as stream:
+        assert isinstance(stream, SingleStream)
+        first, second = changed(stream, samples, at, finalize=True)
+        with pytest.raises(StreamError, match="this stream has ended"):
+            stream.set_language("de")
+    assert first == alone["de"][0] and second not in (alone["de"][1], "")
+    with polyglot.stream(latency_ms=160, endpoint=None, language="de") as stream:
+        assert isinstance(stream, SingleStream)  # one utterance keeps its language
+        (whole,) = changed(stream, samples, at, finalize=False)
+    assert whole.startswith(first) and whole != " ".join([first, second])
+    with make_engine(polyglot) as engine:
+        streams = [engine.open(latency_ms=160, endpoint=None, language="de") for _ in range(3)]
+        assert changed(streams[0], samples, at, finalize=True) == [first, second]
+        assert changed(streams[1], samples, at, finalize=False) == [whole]
+        (other,) = changed(streams[2], samples, 0, finalize=False)
+        with polyglot.stream(latency_ms=160, endpoint=None, language="en-US") as stream:
+            stream.push(samples)
+            assert other == stream.finish()[-1].text  # before its first utterance
+        with pytest.raises(OptionError, match="has no language 'fr'"):
+            engine.open().set_language("fr")
+
+
+def test_an_exported_stream_keeps_a_change_of_its_language(polyglot: NativeRecognizer) -> None:
+    samples = noise(60_000)
+    with polyglot.stream(latency_ms=160, endpoint=None, language="de") as stream:
+        assert isinstance(stream, SingleStream)
+        expected = changed(stream, samples, 29_000, finalize=True)
+    with make_engine(polyglot) as engine:
+        first = engine.open(latency_ms=160, endpoint=None, language="de")
+        first.push(samples[:29_000])
+        first.finalize()
+        finals = [next(e.text for e in first if e.type == "final")]
+        first.set_language("en-US")
+        state = first.export()
+        first.close()
+        second = engine.open(state=state, endpoint=None)
+        second.push(samples[29_000:])
+        second.finish()
+        finals += [event.text for event in said(second) if event.type == "final"]
+    assert finals == expected
+
+
+def test_the_language_is_reported_where_it_can_be_chosen(
+    polyglot: NativeRecognizer, recognizer: NativeRecognizer
+) -> None:
+    samples = noise(40_000)
+    with polyglot.stream(latency_ms=160, language="de", endpoint=None) as stream:
+        events = [*stream.push(samples), *stream.finish()]
+    assert {event.language for event in events if event.text} == {"de-DE"}
+    with recognizer.stream(latency_ms=160, endpoint=None) as stream:
+        events = [*stream.push(samples), *stream.finish()]
+    assert {event.language for event in events} == {None}
+
+
+def test_recordings_have_a_language_each(polyglot: NativeRecognizer) -> None:
+    samples = noise(40_000)
+    texts = {}
+    for language in ("de-DE", "en-US"):
+        found = polyglot.in_language(language).transcribe(samples, sample_rate=16_000)
+        assert found.language == language
+        texts[language] = found.text
+        both = polyglot.in_language(language).transcribe_together([samples[:16_000], samples])
+        assert [each.language for each in both] == [language] * 2
+    assert texts["de-DE"] != texts["en-US"]
+    assert polyglot.transcribe(samples, sample_rate=16_000).language is None
+    with pytest.raises(OptionError, match="has no language 'fr'"):
+        polyglot.in_language("fr")
 
 
 # -- finalize --------------------------------------------------------------------------------------

@@ -25,9 +25,7 @@ class Models:
     def choose(self, *asked: object, **options: object) -> ModelChoice:
         return ModelChoice("m")
 
-    def check_language(self, asked: object) -> None: ...
-
-    check_languages = check_language
+    def spoken(self, *asked: object) -> None: ...
 
 
 def session() -> SessionSettings:

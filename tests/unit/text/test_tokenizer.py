@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pianissimo.errors import CheckpointError, MissingExtraError, OptionError
-from pianissimo.text.tokenizer import IncrementalDetokenizer, Tokenizer
+from pianissimo.text.tokenizer import IncrementalDetokenizer, Tokenizer, main_language
 
 SENTENCES = [
     "the quick brown fox jumps over the lazy dog.",
@@ -284,3 +284,16 @@ def test_encode_without_the_tokenizers_package(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(MissingExtraError, match="pip install tokenizers"):
         Tokenizer.from_hf_json(hf_json()).encode("the")
+
+
+def test_language_tags_are_told_apart_from_other_marks() -> None:
+    pieces = ["<unk>", "<pad>", "<en-US>", "<zh-CN>", "<de>", "<yue-HK>", "<0x41>", "<|en|>", "▁a"]
+    model = {"type": "BPE", "unk_token": "<unk>", "vocab": {p: i for i, p in enumerate(pieces)}}
+    tokenizer = Tokenizer.from_hf_json(json.dumps({"model": model}).encode())
+    assert tokenizer.language_tags == {2: "en-US", 3: "zh-CN", 4: "de", 5: "yue-HK"}
+    assert tokenizer.language_tags.keys() <= tokenizer.special_ids
+    tags = tokenizer.language_tags
+    assert main_language([2, 8, 8, 3, 8], tags) == "en-US"
+    assert main_language([2, 8, 3, 8, 8], tags) == "zh-CN"
+    assert main_language([8, 8, 4], tags) == "de"
+    assert main_language([8, 8], tags) is None

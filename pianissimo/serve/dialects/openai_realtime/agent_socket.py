@@ -212,6 +212,7 @@ class AgentConversation:
             latency_ms=config.latency_ms,
             endpoint=NO_PAUSES,  # the agent says when an utterance ends
             boost=await asyncio.to_thread(lease.model.hints, config.boost),
+            language=config.language,
         ) as feed:
             yield feed
 

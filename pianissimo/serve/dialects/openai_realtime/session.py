@@ -84,6 +84,8 @@ class StreamConfig:
     prefix_seconds: float
     choice: ModelChoice
     boost: tuple[Phrase, ...]
+    language: str | None = None
+    """As the model is told; None where it has no choice."""
 
 
 class SessionSettings:
@@ -136,8 +138,7 @@ class SessionSettings:
             if not isinstance(transcription, dict):
                 raise wrong("session.audio.input.transcription", "must be an object")
             model = self._service.store.models[self._choose(transcription).name]
-            model.check_language(_text(transcription, "language"))
-            model.check_languages(_texts(transcription, "languages"))
+            model.spoken(_text(transcription, "language"), *_texts(transcription, "languages"))
             named = _text(transcription, "model") or ""
             committed = kind == "transcription" and named.startswith(COMMITTED_MODELS)
             if committed and not chose_turns:
@@ -165,6 +166,7 @@ class SessionSettings:
             _number(prefix, "prefix_padding_ms", 0, 60_000) / 1000,
             choice,
             _phrases(transcription),
+            self._service.store.models[choice.name].spoken(_text(transcription, "language")),
         )
 
     def _choose(self, transcription: Mapping[str, object]) -> ModelChoice:

@@ -220,6 +220,7 @@ class _Conversation:
             latency_ms=stream_config.latency_ms,
             endpoint=stream_config.endpoint,
             boost=await asyncio.to_thread(lease.model.hints, stream_config.boost),
+            language=stream_config.language,
         )
         return await self._resources.enter_async_context(opening)
 
