@@ -10,6 +10,7 @@ reference.
 Shape legend: B batch, T mel frames, S encoder frames, V vocabulary.
 """
 
+import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -147,6 +148,15 @@ class WhisperRecognizer(BaseRecognizer):
                 f"{self.name} does not know the language {language!r}; it has {known}"
             )
         return code
+
+    def in_language(self, language: str) -> Self:
+        """The same recognizer, on the same weights, for recordings and streams in a language.
+
+        Raises OptionError for a language that the model does not know.
+        """
+        recognizer = copy.copy(self)
+        recognizer.language = self._known_language(language)
+        return recognizer
 
     def recognize(
         self,
