@@ -98,12 +98,14 @@ def test_other_dialects_choose_the_language_too(server: Server, polyglot: Native
     for language in ("de", "en-US"):
         form = {"model": polyglot.name, "language": language, "response_format": "verbose_json"}
         files = {"file": ("a.wav", wav(SOUND))}
-        answer = httpx.post(server.http + "/v1/audio/transcriptions", data=form, files=files)
+        answer = httpx.post(
+            server.http + "/v1/audio/transcriptions", data=form, files=files, timeout=60
+        )
         assert answer.status_code == 200, answer.text
         same = polyglot.in_language(language).transcribe(SOUND, sample_rate=RATE)
         assert (answer.json()["text"], answer.json()["language"]) == (same.text, same.language)
         listen = server.http + f"/v1/listen?language={language}"
-        deepgram = httpx.post(listen, content=wav(SOUND)).json()
+        deepgram = httpx.post(listen, content=wav(SOUND), timeout=60).json()
         found[language] = deepgram["results"]["channels"][0]["alternatives"][0]["transcript"]
         assert found[language] == same.text
     assert found["de"] != found["en-US"]
