@@ -220,7 +220,8 @@ class PromptProjector(nn.Module):
         D = frames.shape[-1]
         # Of the product with a one-hot vector remains one column: a bias per language.
         biases = self.up.bias[:, None] + self.up.weight[:, D:]  # (hidden, count)
-        bias = biases[:, [self.config.default] if prompts is None else prompts.to(frames.device)]
+        default = self.config.default
+        bias = biases[:, default : default + 1] if prompts is None else biases[:, prompts]
         hidden = nn.functional.linear(frames, self.up.weight[:, :D]) + bias.T[:, None]
         return self.down(torch.relu(hidden))
 

@@ -272,7 +272,8 @@ class NativeRecognizer(BaseRecognizer):
         """(B, S, D) encoder frames as the heads get them, in the language of recordings."""
         if self.model.prompt is None:
             return encoded
-        return self.model.prompt(encoded, torch.full((len(encoded),), self.prompt))
+        prompts = torch.full((len(encoded),), self.prompt, device=encoded.device)
+        return self.model.prompt(encoded, prompts)
 
     def _encoded(
         self, mel: Tensor, lengths: Tensor, lookahead: int | None

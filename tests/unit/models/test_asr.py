@@ -16,6 +16,7 @@ from pianissimo.models.asr import (
     AsrModel,
     LanguagePrompt,
     PromptConfig,
+    PromptProjector,
     load_model,
     read_config,
     save_model,
@@ -385,3 +386,18 @@ def test_the_ctc_head_gives_log_probabilities() -> None:
         found = head(tensor(2, 5, DIM))
     assert found.shape == (2, 5, VOCABULARY + 1)
     torch.testing.assert_close(found.exp().sum(-1), torch.ones(2, 5))
+
+
+def test_a_prompt_equals_a_one_hot_vector_beside_each_frame() -> None:
+    torch.manual_seed(0)
+    projector = PromptProjector(6, PromptConfig(count=5, hidden=7, default=3))
+    frames, prompts = torch.randn(4, 3, 6), torch.tensor([0, 4, 3, 1])
+
+    def beside(numbers: torch.Tensor) -> torch.Tensor:
+        one_hot = torch.nn.functional.one_hot(numbers, 5).float()
+        both = torch.cat([frames, one_hot[:, None].expand(-1, 3, -1)], dim=-1)
+        found: torch.Tensor = projector.down(torch.relu(projector.up(both)))
+        return found
+
+    assert torch.allclose(projector(frames, prompts), beside(prompts), atol=1e-6)
+    assert torch.allclose(projector(frames), beside(torch.full((4,), 3)), atol=1e-6)
