@@ -94,6 +94,12 @@ def _whisper(size: str, millions: float, megabytes: float, gflop: float) -> Cata
     )
 
 
+# The languages whose prompts have a name of their own, and those of the model's card.
+NEMOTRON_LANGUAGES = tuple(
+    "en es zh hi ar fr de ja ru pt ko it nl pl tr uk ro el cs hu sv da fi no nb nn sk hr bg lt et "
+    "lv sl he th vi mt".split()
+)
+
 CATALOG = (
     CatalogEntry(
         name=EMBEDDED,
@@ -123,6 +129,17 @@ CATALOG = (
         repository="nvidia/nemotron-speech-streaming-en-0.6b",
         unverified=("license", "megabytes"),
         facts=Facts(15.5),
+    ),
+    CatalogEntry(
+        name="nvidia/nemotron-3.5-asr-streaming-0.6b",
+        summary="cache-aware streaming of 40 locales with punctuation and case, 80 to 1120 ms",
+        languages=NEMOTRON_LANGUAGES,
+        license="OpenMDW-1.1",
+        parameters_millions=638,
+        megabytes=2550,
+        repository="nvidia/nemotron-3.5-asr-streaming-0.6b",
+        unverified=("license", "megabytes", "languages"),
+        facts=Facts(15.7),
     ),
     CatalogEntry(
         name="nvidia/parakeet-ctc-0.6b",

@@ -5,6 +5,7 @@ over those of a processor's core. Accuracy is no part of the table, since no two
 authors publish are of the same test; of several models that will do, the largest is chosen.
 """
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ does with the seven frames of a live step (measured)."""
 INT8_GAIN = 2.0
 """How much faster 8 bits are there at least (measured: 2.6 to 10 times for linear layers alone)."""
 
+SIMILAR_SIZES = 1.1
+"""Of models whose sizes differ by less, that of the fewest languages is chosen."""
 
 _QUIET_RANK: Mapping[Quiet, int] = MappingProxyType({"trained": 2, "invariant": 1, "gain": 0})
 _QUIET_WORDS: Mapping[Quiet, str] = MappingProxyType(
@@ -115,12 +118,14 @@ def _slowness(entry: CatalogEntry, wish: Wish) -> str:
     return f"has an RTF of about {real_time_factor(entry, wish):.2g} (arithmetic)"
 
 
-def _preference(entry: CatalogEntry, wish: Wish) -> tuple[bool, bool, int, float]:
+def _preference(entry: CatalogEntry, wish: Wish) -> tuple[bool, bool, int, int, int, float]:
     facts = entry.facts
     return (
         not facts.narrow,
         wish.live and entry.streams,
         _QUIET_RANK[facts.quiet] if wish.quiet else 0,
+        int(math.log(entry.parameters_millions, SIMILAR_SIZES)),
+        -len(entry.languages),
         entry.parameters_millions,
     )
 
@@ -131,6 +136,8 @@ def _lost(entry: CatalogEntry, best: CatalogEntry, wish: Wish) -> str:
         "knows only some words",
         "is live only from pause to pause",
         "is less sure of quiet speech",
+        "is smaller",
+        "is of that size for more languages",
         "is smaller",
     )
     pairs = zip(_preference(entry, wish), _preference(best, wish), reasons, strict=True)

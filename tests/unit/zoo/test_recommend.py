@@ -18,7 +18,8 @@ def name(wish: Wish) -> str:
 def test_every_model_has_usable_facts() -> None:
     for entry in CATALOG:
         assert entry.facts.gflop > 0
-        assert set(entry.unverified) <= {"license", "megabytes", "parameters_millions"}
+        fields = {"license", "megabytes", "parameters_millions", "languages"}
+        assert set(entry.unverified) <= fields
 
 
 @pytest.mark.parametrize("language", ["zh", "yue", "de", "ZH", "en-GB"])
@@ -44,6 +45,22 @@ def test_live_prefers_what_streams_by_itself() -> None:
     # Where nothing streams by itself, pauses have to do.
     pauses = recommend(replace(LAPTOP, language="yue", live=True))
     assert not pauses.entry.streams and "from pause to pause" in pauses.why
+
+
+def test_of_two_of_one_size_that_of_fewer_languages_is_chosen() -> None:
+    english, many = (
+        find(f"nemotron-{name}") for name in ("speech-streaming-en-0.6b", "3.5-asr-streaming-0.6b")
+    )
+    assert english.parameters_millions < many.parameters_millions
+    choice = recommend(Wish("en", live=True, cores=2), [many, english])
+    assert choice.entry == english
+    assert choice.passed_over[many.short_name] == "is of that size for more languages"
+
+
+@pytest.mark.parametrize("language", ["de", "ar", "ja-JP", "hi"])
+def test_live_words_in_many_languages(language: str) -> None:
+    choice = recommend(Wish(language, live=True, cores=2))
+    assert choice.entry.short_name == "nemotron-3.5-asr-streaming-0.6b"
 
 
 def test_quiet_prefers_what_was_made_for_it() -> None:
