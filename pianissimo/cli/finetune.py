@@ -96,7 +96,7 @@ class MethodOptions:
         typer.Option(
             "--live",
             help="Distill a Whisper [default: the built-in one] into short chunks, for live "
-            "streams with 80 to 560 ms of latency. Needs no transcripts and no --val.",
+            "streams with 160 to 1120 ms of latency. Needs no transcripts and no --val.",
         ),
     ] = False
     full: Annotated[

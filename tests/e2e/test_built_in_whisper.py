@@ -37,6 +37,20 @@ def test_a_stream_gives_the_sentence_as_a_final(whisper: Recognizer) -> None:
     assert [event.text for event in events if event.type == "final" and event.text] == [SENTENCE]
 
 
+@pytest.mark.parametrize("latency", [160, 560, 1120])
+def test_every_latency_mode_writes_words_before_the_end(whisper: Recognizer, latency: int) -> None:
+    """Shorter chunks write earlier, and with the second pass all end with the same text."""
+    samples, events = load_audio(CLIPS / "sentence.flac"), []
+    with whisper.stream(latency_ms=latency) as stream:
+        for start in range(0, len(samples), 1600):
+            events += [(start, event) for event in stream.push(samples[start : start + 1600])]
+        events += [(len(samples), event) for event in stream.finish()]
+    partials = [(at, event.text) for at, event in events if event.type == "partial"]
+    assert len(partials) >= {160: 4, 560: 2, 1120: 1}[latency]
+    assert "mother" in partials[-1][1] and partials[-1][0] < len(samples)
+    assert [e.text for _, e in events if e.type == "final" and e.text] == [SENTENCE]
+
+
 @pytest.mark.skipif(not NO.is_file(), reason="no recorded cases beside the checkout")
 def test_words_that_a_person_repeats_are_kept(whisper: Recognizer) -> None:
     """Twelve times the same "no" with short pauses: no loop of the decoder."""

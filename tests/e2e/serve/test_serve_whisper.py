@@ -47,7 +47,7 @@ def rest(socket: ClientConnection) -> list[dict[str, Any]]:
 def test_our_own_socket(whisper: Server, second_pass: bool) -> None:
     with connect(f"{whisper.ws}/v1/stream") as socket:
         socket.send(json.dumps({"type": "start", "second_pass": second_pass}))
-        assert json.loads(socket.recv(timeout=60))["latency_ms"] == 1120
+        assert json.loads(socket.recv(timeout=60))["latency_ms"] == 560
         hear(socket, SOUND)
         socket.send(json.dumps({"type": "finish"}))
         events = [json.loads(socket.recv(timeout=60))]
