@@ -40,6 +40,8 @@ class FastSpeech2Config:
     inner: tuple[int, int] = (1536, 1536)
     kernels: tuple[int, int] = (7, 31)
     normalize_before: tuple[bool, bool] = (False, False)
+    final_norm: tuple[bool, bool] = (False, False)
+    """A layer norm behind all layers, which ESPnet adds with `normalize_before`."""
     position_kernel: int = 3
     duration: PredictorConfig = PredictorConfig(2, 256, 3)
     pitch: PredictorConfig = PredictorConfig(5, 256, 5)
@@ -209,6 +211,8 @@ class Conformer(nn.Module):
             )
             for _ in range(config.layers[side])
         )
+        if config.final_norm[side]:
+            self.after_norm = nn.LayerNorm(config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(1, T, D) -> (1, T, D)."""
@@ -220,7 +224,7 @@ class Conformer(nn.Module):
         x = x * math.sqrt(self.width)
         for layer in self.conformer_layers:
             x = layer(x, positions)
-        return x
+        return self.after_norm(x) if hasattr(self, "after_norm") else x
 
 
 class PredictorLayer(nn.Module):

@@ -8,6 +8,8 @@ import torch
 
 from pianissimo.audio.io import Samples
 from pianissimo.errors import NothingToSayError
+from pianissimo.models.checkpoints.espnet import is_espnet
+from pianissimo.models.checkpoints.espnet_fastspeech2 import read_espnet_fastspeech2
 from pianissimo.models.checkpoints.fastspeech2 import read_fastspeech2
 from pianissimo.synthesis.arpabet import EnglishPhonemes
 from pianissimo.synthesis.base import BaseSynthesizer
@@ -22,12 +24,13 @@ LONGEST_SYMBOLS = 200
 class FastSpeech2Synthesizer(BaseSynthesizer):
     """An English voice; the vocoder runs in chunks, so that audio begins before it is complete.
 
+    `path` is a folder as Transformers writes it, or a joint pack of ESPnet or its folder.
     Raises CheckpointError, and MissingExtraError without the extra `tts`, which reads the words.
     """
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
-        parts = read_fastspeech2(folder)
-        super().__init__(folder.name, "en-US", SAMPLE_RATE)
+    def __init__(self, path: Path, device: torch.device) -> None:
+        parts = read_espnet_fastspeech2(path) if is_espnet(path) else read_fastspeech2(path)
+        super().__init__(path.stem if path.is_file() else path.name, "en-US", SAMPLE_RATE)
         self._acoustic, self._vocoder = parts.acoustic.to(device), parts.vocoder.to(device)
         self._vocabulary, self._device = parts.vocabulary, device
         self._phonemes = EnglishPhonemes(parts.vocabulary)

@@ -40,7 +40,7 @@ def load_voice(
     folder = Path(name).expanduser()
     if not folder.is_dir() and (models_folder() / name).is_dir():
         folder = models_folder() / name
-    if folder.is_dir():
+    if folder.is_dir() or folder.is_file():
         return _read(folder, device)
     if folder.parent.is_dir() and is_sherpa_voice(folder.parent):
         return SherpaSynthesizer(folder.parent, folder.name)
@@ -50,8 +50,9 @@ def load_voice(
 
 
 def _read(folder: Path, device: str) -> "Synthesizer":
-    """The voice in a folder, by its files or the family that its configuration names."""
+    """The voice in a folder or file, by its files or the family that its configuration names."""
     from pianissimo.models.checkpoints.config_json import read_json, shown
+    from pianissimo.models.checkpoints.espnet import is_espnet
     from pianissimo.models.checkpoints.fastspeech2 import MODEL_TYPES
     from pianissimo.synthesis.fastspeech2 import FastSpeech2Synthesizer
     from pianissimo.synthesis.sherpa import SherpaSynthesizer, is_sherpa_voice
@@ -59,6 +60,12 @@ def _read(folder: Path, device: str) -> "Synthesizer":
 
     if is_sherpa_voice(folder):
         return SherpaSynthesizer(folder)
+    if is_espnet(folder):
+        return FastSpeech2Synthesizer(folder, choose_device(device))
+    if folder.is_file():
+        raise CheckpointError(
+            f"{folder} is not a packed voice of ESPnet, nor a directory of a voice"
+        )
     kind = read_json(folder / "config.json").get("model_type")
     if kind not in MODEL_TYPES:
         raise CheckpointError(

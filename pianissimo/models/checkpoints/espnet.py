@@ -81,18 +81,20 @@ def is_espnet(path: Path) -> bool:
 
 def read_parts(path: Path) -> EspnetParts:
     """Read a pack or its folder; CheckpointError if it is damaged or not supported."""
-    with _open(path) as files:
-        members = _members(files, path)
-        root = _yaml(files, members["asr_train_config"])
+    with open_pack(path) as files:
+        members = pack_members(files, path, "asr_train_config", "asr_model_file")
+        root = yaml_section(files, members["asr_train_config"])
         config = config_from_espnet(root, path.stem if path.is_file() else path.name)
-        weights = _weights(files, members["asr_model_file"])
+        weights = pack_weights(files, members["asr_model_file"])
         model = _built(lambda: EspnetModel(config), weights, members["asr_model_file"], path)
         if "lm_train_config" not in members:
             return EspnetParts(model, None)
-        lm_config = lm_config_from_espnet(_yaml(files, members["lm_train_config"]), config.tokens)
+        lm_config = lm_config_from_espnet(
+            yaml_section(files, members["lm_train_config"]), config.tokens
+        )
         weights = {
             name.removeprefix("lm."): tensor
-            for name, tensor in _weights(files, members["lm_file"]).items()
+            for name, tensor in pack_weights(files, members["lm_file"]).items()
         }
         lm = _built(lambda: RecurrentLm(lm_config), weights, members["lm_file"], path)
         return EspnetParts(model, lm)
@@ -237,7 +239,7 @@ def _decoder(root: Section, ctc_weight: float) -> DecoderConfig | None:
 # -- weights ---------------------------------------------------------------------------------------
 
 
-def _weights(files: Files, name: str) -> dict[str, Tensor]:
+def pack_weights(files: Files, name: str) -> dict[str, Tensor]:
     with files.open(name) as stream:
         weights = read_tensors(stream, f"{files.where}: {name}")
     # Older checkpoints store positions, which are computed here.
@@ -268,37 +270,37 @@ def _built(
 # -- files -----------------------------------------------------------------------------------------
 
 
-def _members(files: Files, path: Path) -> dict[str, str]:
-    """The names of the files: configuration and weights of the recognizer, and of an LM."""
+def pack_members(files: Files, path: Path, config: str, weights: str) -> dict[str, str]:
+    """The names of the files by their keys, of which `config` and `weights` must be there."""
     if path.is_dir() and not (path / META_FILE).is_file():
         checkpoints = sorted(p.name for p in path.glob("*.pth"))
         if len(checkpoints) != 1:
             raise CheckpointError(
                 f"{path} has {len(checkpoints)} checkpoints ({listed(checkpoints)}); keep one"
             )
-        return {"asr_train_config": CONFIG_FILE, "asr_model_file": checkpoints[0]}
-    meta = _yaml(files, META_FILE)
+        return {config: CONFIG_FILE, weights: checkpoints[0]}
+    meta = yaml_section(files, META_FILE)
     members: dict[str, str] = {}
     for section in ("yaml_files", "files"):
         for key, value in meta.section(section).data.items():
             if not isinstance(value, str) or _leads_out(value):
                 raise CheckpointError(f"{meta.where}: {key} must name a file inside the model")
             members[str(key)] = PurePosixPath(value).as_posix()
-    for key in ("asr_train_config", "asr_model_file"):
+    for key in (config, weights):
         if key not in members:
-            raise CheckpointError(f"{meta.where} has no {key}; it is not a speech recognizer")
+            raise CheckpointError(f"{meta.where} has no {key}; it is a model of another kind")
     if ("lm_train_config" in members) != ("lm_file" in members):
         raise CheckpointError(f"{meta.where} has only one of lm_train_config and lm_file")
     return members
 
 
-def _yaml(files: Files, name: str) -> Section:
+def yaml_section(files: Files, name: str) -> Section:
     where = f"{files.where}: {name}"
     return Section(parse_yaml(files.read(name, LARGEST_CONFIG_BYTES), where), where)
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[Files]:
+def open_pack(path: Path) -> Iterator[Files]:
     """The files of a pack by name; CheckpointError for unsafe members."""
     try:
         if path.is_dir():

@@ -52,32 +52,32 @@ def read_fastspeech2(folder: Path) -> FastSpeech2Parts:
     where = str(folder / "config.json")
     if config.get("model_type") == BOTH:
         parts = Section(config, where)
-        acoustic_config = _acoustic_config(parts.section("model_config"))
-        vocoder_config = _vocoder_config(parts.section("vocoder_config"))
+        acoustic_shape = acoustic_config(parts.section("model_config"))
+        vocoder_shape = vocoder_config(parts.section("vocoder_config"))
         weights = _weights(folder)
         with torch.device("meta"):
-            acoustic, vocoder = FastSpeech2(acoustic_config), HifiGan(vocoder_config)
-        acoustic = _filled(acoustic, weights, "model.", folder)
-        vocoder = _filled(vocoder, weights, "vocoder.", folder)
+            acoustic, vocoder = FastSpeech2(acoustic_shape), HifiGan(vocoder_shape)
+        acoustic = filled(acoustic, weights, "model.", folder)
+        vocoder = filled(vocoder, weights, "vocoder.", folder)
         unknown = [name for name in weights if not name.startswith(("model.", "vocoder."))]
         if unknown:
             raise CheckpointError(f"{folder} has unknown tensors, such as {unknown[0][:200]}")
     else:
-        acoustic_config = _acoustic_config(Section(config, where))
+        acoustic_shape = acoustic_config(Section(config, where))
         beside = _vocoder_folder(folder)
-        vocoder_config = _vocoder_config(
+        vocoder_shape = vocoder_config(
             Section(read_json(beside / "config.json"), str(beside / "config.json"))
         )
         with torch.device("meta"):
-            acoustic, vocoder = FastSpeech2(acoustic_config), HifiGan(vocoder_config)
-        acoustic = _filled(acoustic, _weights(folder), "", folder)
-        vocoder = _filled(vocoder, _weights(beside), "", beside)
-    if acoustic_config.mels != vocoder_config.mels:
+            acoustic, vocoder = FastSpeech2(acoustic_shape), HifiGan(vocoder_shape)
+        acoustic = filled(acoustic, _weights(folder), "", folder)
+        vocoder = filled(vocoder, _weights(beside), "", beside)
+    if acoustic_shape.mels != vocoder_shape.mels:
         raise CheckpointError(
-            f"{folder}: the model has {acoustic_config.mels} mel bins, but its vocoder "
-            f"{vocoder_config.mels}; use the vocoder that belongs to it"
+            f"{folder}: the model has {acoustic_shape.mels} mel bins, but its vocoder "
+            f"{vocoder_shape.mels}; use the vocoder that belongs to it"
         )
-    vocabulary = _vocabulary(folder, acoustic_config.vocabulary)
+    vocabulary = _vocabulary(folder, acoustic_shape.vocabulary)
     return FastSpeech2Parts(acoustic, vocoder, vocabulary)
 
 
@@ -94,7 +94,7 @@ def _vocoder_folder(folder: Path) -> Path:
     )
 
 
-def _acoustic_config(root: Section) -> FastSpeech2Config:
+def acoustic_config(root: Section) -> FastSpeech2Config:
     """The shape of the acoustic model; CheckpointError for what is not supported here."""
     for flag in ("use_macaron_style_in_conformer", "use_cnn_in_conformer", "convolution_bias"):
         root.only(flag, (True,), True)
@@ -141,6 +141,10 @@ def _acoustic_config(root: Section) -> FastSpeech2Config:
             root.flag("encoder_normalize_before", False),
             root.flag("decoder_normalize_before", False),
         ),
+        final_norm=(
+            root.flag("encoder_final_norm", False),
+            root.flag("decoder_final_norm", False),
+        ),
         position_kernel=kernel("positionwise_conv_kernel_size", 3),
         duration=predictor("duration_predictor", 2, 256, 3),
         pitch=predictor("pitch_predictor", 5, 256, 5),
@@ -155,7 +159,7 @@ def _acoustic_config(root: Section) -> FastSpeech2Config:
     )
 
 
-def _vocoder_config(root: Section) -> HifiGanConfig:
+def vocoder_config(root: Section) -> HifiGanConfig:
     """The shape of the vocoder; CheckpointError for what cannot be one."""
     rates = root.integers("upsample_rates", (8, 8, 2, 2), most=MOST_STEPS)
     kernels = root.integers("upsample_kernel_sizes", (16, 16, 4, 4), most=MOST_STEPS)
@@ -207,7 +211,7 @@ def _weights(folder: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} cannot be read ({error})") from error
 
 
-def _filled(module: Module, weights: dict[str, Tensor], prefix: str, folder: Path) -> Module:
+def filled(module: Module, weights: dict[str, Tensor], prefix: str, folder: Path) -> Module:
     """The module, built without memory, with its tensors; CheckpointError if they do not fit."""
     expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
     own = {
