@@ -78,12 +78,13 @@ class SmartTurnModel:
 class SmartTurn:
     """Ends a turn soon if the network calls it complete, and later if not; times in seconds.
 
-    The network uses prosody and no words: a text that ends in an open word halves its verdict.
+    The network uses prosody and no words: a text that ends in an open word halves its verdict. The
+    times were chosen with `bench/turns.py`.
     """
 
     model: SmartTurnModel
-    complete_seconds: float = 0.25
-    rules: TextRules = field(default_factory=lambda: TextRules(open_seconds=1.5))
+    complete_seconds: float = 0.4
+    rules: TextRules = field(default_factory=TextRules)
 
     @property
     def least_seconds(self) -> float:

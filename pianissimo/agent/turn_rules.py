@@ -66,12 +66,13 @@ class SilenceRule:
 class TextRules:
     """The silence depends on the last word and its punctuation; times in seconds.
 
-    Models without punctuation get `plain_seconds` after most words. `most_seconds` bounds all.
+    Models without punctuation get `plain_seconds` after most words. `most_seconds` bounds all. The
+    defaults were chosen with `bench/turns.py`.
     """
 
-    ended_seconds: float = 0.35
+    ended_seconds: float = 0.5
     plain_seconds: float = 0.6
-    open_seconds: float = 1.2
+    open_seconds: float = 1.0
     most_seconds: float = 4.0
 
     @property

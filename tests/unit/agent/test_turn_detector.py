@@ -90,11 +90,11 @@ def test_blocks_of_any_size_give_the_same_turns(block: int) -> None:
 @pytest.mark.parametrize(
     ("text", "windows", "eager"),
     [
-        ("Turn it off.", 11, True),
+        ("Turn it off.", 16, True),
         ("turn it off", 19, True),
-        ("turn it off and", 38, False),
-        ("I was, um", 38, False),
-        ("", 38, False),
+        ("turn it off and", 32, False),
+        ("I was, um", 32, False),
+        ("", 32, False),
     ],
 )
 def test_the_text_decides_how_long_the_silence_is(text: str, windows: int, eager: bool) -> None:
