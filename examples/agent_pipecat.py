@@ -1,28 +1,32 @@
 """A voice agent in pipecat: speech recognition and voice of this server, and any language model.
 
     pip install 'pipecat-ai[deepgram,openai]'
-    python examples/agent_pipecat.py 127.0.0.1:7860 http://127.0.0.1:11434/v1 llama3.2 question.wav
+    python examples/agent_pipecat.py 127.0.0.1:7860 http://127.0.0.1:11434/v1 llama3.2 \\
+        first.wav second.wav +third.wav
 
-Answers one recorded question and prints both sides as JSON. For a live agent replace the recording
-by a transport of pipecat, such as LocalAudioTransport.
+Answers recorded questions of one rate and prints both sides as JSON. A + before a name asks that
+question into the answer before it, which stops. For a live agent replace the recordings by a
+transport of pipecat, such as LocalAudioTransport.
 """
 
 import asyncio
 import json
 import sys
 import wave
+from dataclasses import dataclass, field
 
 from pipecat.audio.vad.silero import SileroVADAnalyzer
 from pipecat.audio.vad.vad_analyzer import VADParams
 from pipecat.frames.frames import (
-    BotStoppedSpeakingFrame,
     EndFrame,
     ErrorFrame,
     Frame,
     InputAudioRawFrame,
+    InterruptionFrame,
+    LLMFullResponseEndFrame,
+    LLMFullResponseStartFrame,
     TranscriptionFrame,
     TTSAudioRawFrame,
-    TTSStoppedFrame,
     TTSTextFrame,
 )
 from pipecat.pipeline.pipeline import Pipeline
@@ -39,6 +43,8 @@ from pipecat.services.openai.tts import OpenAITTSService
 from pipecat.workers.runner import WorkerRunner
 
 PIECE_SECONDS = 0.02
+INTERRUPT_SECONDS = 1.0
+OUTPUT_RATE = 24_000
 PATIENCE_SECONDS = 60.0
 INSTRUCTIONS = "You are a voice assistant. Answer in one short sentence."
 
@@ -48,13 +54,23 @@ class Transcripts(FrameProcessor):
 
     def __init__(self) -> None:
         super().__init__()
-        self.text = ""
+        self.texts = list[str]()
 
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
         await super().process_frame(frame, direction)
         if isinstance(frame, TranscriptionFrame):
-            self.text = f"{self.text} {frame.text}".strip()
+            self.texts.append(frame.text)
         await self.push_frame(frame, direction)
+
+
+@dataclass
+class Answer:
+    """What the agent said in one turn."""
+
+    text: str = ""
+    samples: int = 0
+    interrupted: bool = False
+    over: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Loudspeaker(FrameProcessor):
@@ -62,27 +78,71 @@ class Loudspeaker(FrameProcessor):
 
     def __init__(self) -> None:
         super().__init__()
-        self.samples, self.text, self.errors = 0, "", list[str]()
-        self.done = asyncio.Event()
+        self.answers, self.errors = list[Answer](), list[str]()
+        self.begun = asyncio.Event()
 
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
         await super().process_frame(frame, direction)
+        answer = self.answers[-1] if self.answers else None
         match frame:
-            case TTSAudioRawFrame():
-                self.samples += len(frame.audio) // 2
-            case TTSTextFrame():
-                self.text = f"{self.text} {frame.text}".strip()
-            case TTSStoppedFrame() | BotStoppedSpeakingFrame() if self.samples:
-                self.done.set()
+            case LLMFullResponseStartFrame():
+                self.answers.append(Answer())
+            case TTSAudioRawFrame() if answer:
+                answer.samples += len(frame.audio) // 2
+                self.begun.set()
+            case TTSTextFrame() if answer:
+                answer.text = f"{answer.text} {frame.text}".strip()
+            case InterruptionFrame() if answer and not answer.over.is_set():
+                answer.interrupted = True
+                answer.over.set()
+            case LLMFullResponseEndFrame() if answer:
+                answer.over.set()
             case ErrorFrame():
                 self.errors.append(frame.error)
-                self.done.set()
         await self.push_frame(frame, direction)
 
 
-async def main(place: str, llm_url: str, llm_model: str, question: str) -> None:
-    with wave.open(question) as file:
-        rate, sound = file.getframerate(), file.readframes(file.getnframes())
+class Microphone:
+    """Recordings in real time, and silence between them."""
+
+    def __init__(self, worker: PipelineWorker, rate: int) -> None:
+        self._worker, self._rate, self._sound = worker, rate, b""
+
+    def say(self, sound: bytes) -> None:
+        self._sound = sound
+
+    async def run(self) -> None:
+        size = round(PIECE_SECONDS * self._rate) * 2
+        while True:
+            piece, self._sound = self._sound[:size], self._sound[size:]
+            frame = InputAudioRawFrame(piece.ljust(size, b"\0"), self._rate, 1)
+            await self._worker.queue_frame(frame)
+            await asyncio.sleep(PIECE_SECONDS)
+
+
+def read(path: str) -> tuple[bytes, int]:
+    with wave.open(path) as file:
+        return file.readframes(file.getnframes()), file.getframerate()
+
+
+async def converse(microphone: Microphone, loudspeaker: Loudspeaker, questions: list[str]) -> None:
+    """Ask one question after the other; one with a + is asked into the answer before it."""
+    for number, question in enumerate(questions):
+        if number and question.startswith("+"):
+            await loudspeaker.begun.wait()
+            await asyncio.sleep(INTERRUPT_SECONDS)
+        elif number:
+            await loudspeaker.answers[-1].over.wait()
+        answered = len(loudspeaker.answers)
+        loudspeaker.begun.clear()
+        microphone.say(read(question.removeprefix("+"))[0])
+        while len(loudspeaker.answers) == answered:
+            await asyncio.sleep(PIECE_SECONDS)
+    await loudspeaker.answers[-1].over.wait()
+
+
+async def main(place: str, llm_url: str, llm_model: str, *questions: str) -> None:
+    rate = read(questions[0])[1]
     stt = DeepgramSTTService(api_key="any", base_url=f"ws://{place}")
     llm = OpenAILLMService(
         api_key="any", base_url=llm_url, settings=OpenAILLMService.Settings(model=llm_model)
@@ -98,29 +158,26 @@ async def main(place: str, llm_url: str, llm_model: str, question: str) -> None:
     pair = LLMContextAggregatorPair(context, user_params=LLMUserAggregatorParams(vad_analyzer=vad))
     transcripts, loudspeaker = Transcripts(), Loudspeaker()
     pipeline = Pipeline([stt, transcripts, pair.user(), llm, tts, loudspeaker, pair.assistant()])
-    params = PipelineParams(audio_in_sample_rate=rate, audio_out_sample_rate=24_000)
+    params = PipelineParams(audio_in_sample_rate=rate, audio_out_sample_rate=OUTPUT_RATE)
     worker, runner = PipelineWorker(pipeline, params=params), WorkerRunner(handle_sigint=False)
     await runner.add_workers(worker)
     running = asyncio.create_task(runner.run())
-
-    async def speak() -> None:
-        step = round(PIECE_SECONDS * rate) * 2
-        for start in range(0, len(sound), step):
-            await worker.queue_frame(InputAudioRawFrame(sound[start : start + step], rate, 1))
-            await asyncio.sleep(PIECE_SECONDS)
-        while True:  # the microphone stays open
-            await worker.queue_frame(InputAudioRawFrame(bytes(step), rate, 1))
-            await asyncio.sleep(PIECE_SECONDS)
-
-    speaking = asyncio.create_task(speak())
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        await loudspeaker.done.wait()
+    microphone = Microphone(worker, rate)
+    speaking = asyncio.create_task(microphone.run())
+    async with asyncio.timeout(PATIENCE_SECONDS * len(questions)):
+        await converse(microphone, loudspeaker, list(questions))
         speaking.cancel()
         await worker.queue_frame(EndFrame())
         await running
-    seconds = loudspeaker.samples / 24_000
-    found = {"you": transcripts.text, "agent": loudspeaker.text, "seconds": seconds}
-    print(json.dumps({**found, "errors": loudspeaker.errors}))
+    answers = [
+        {
+            "text": answer.text,
+            "seconds": answer.samples / OUTPUT_RATE,
+            "interrupted": answer.interrupted,
+        }
+        for answer in loudspeaker.answers
+    ]
+    print(json.dumps({"you": transcripts.texts, "agent": answers, "errors": loudspeaker.errors}))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_llm import scripted
+from scripted_llm import Reply, scripted, words
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +27,8 @@ NUMBER = "enter four five two nine"
 WORDS = NUMBER.split()
 TEXT = "Seven streams at once. And one more."
 ANSWER = "You said four numbers."
-START_SECONDS, TALK_SECONDS = 120.0, 300.0
+STORY = " ".join(["Once upon a time there was a very long story."] * 4)
+START_SECONDS, TALK_SECONDS = 300.0, 300.0
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     samples, rate = soundfile.read(ROOT / "examples" / "audio" / "number.flac")
     soundfile.write(folder / "talk.wav", samples, rate, subtype="PCM_16")
     command = [sys.executable, "-m", "pianissimo", "serve", "--port", "0", "--wyoming-port", "0"]
+    command += ["-m", "embedded-commands"]  # hears words before a pause
     log = folder / "serve.log"
     with open(log, "wb") as file:
         process = subprocess.Popen([*command, "--verbose"], stderr=file)
@@ -161,18 +163,37 @@ def test_services_play_speech(served: Served, client: str) -> None:
         assert not played.get("errors"), (name, played)
 
 
-@pytest.mark.parametrize("client", ["pipecat", "livekit"])
-def test_the_agents_of_the_examples_hear_ask_and_speak(served: Served, client: str) -> None:
-    """Against a scripted language model, and without a change."""
+def converse(served: Served, client: str, url: str, *clips: str) -> dict[str, Any]:
+    """What the unchanged example of an agent prints about questions in clips."""
     pytest.importorskip("hibari", reason="the voice needs pianissimo[tts]")
-    program = ROOT / "examples" / f"agent_{client}.py"
-    with scripted(ANSWER) as fake:
-        place = f"127.0.0.1:{served.port}"
-        printed = served.run(client, program, place, fake.url, "scripted", "talk.wav")
+    program, place = ROOT / "examples" / f"agent_{client}.py", f"127.0.0.1:{served.port}"
+    printed = served.run(client, program, place, url, "scripted", *clips)
     found: dict[str, Any] = json.loads(printed.splitlines()[-1])
-    assert found["you"] == fake.last_user() == NUMBER and not found["errors"]
+    assert not found["errors"]
+    return found
+
+
+def test_the_livekit_example_hears_asks_and_speaks(served: Served) -> None:
+    with scripted(ANSWER) as fake:
+        found = converse(served, "livekit", fake.url, "talk.wav")
+    assert found["you"] == fake.last_user() == NUMBER
     assert found["agent"].split() == ANSWER.split()
     assert 0.8 < found["seconds"] < 4
+
+
+def test_the_pipecat_example_holds_three_turns(served: Served) -> None:
+    """The third question interrupts the answer to the second one."""
+    long = Reply(words(STORY), gap_seconds=0.15)
+    with scripted(ANSWER, long, "Good bye.") as fake:
+        found = converse(served, "pipecat", fake.url, "talk.wav", "talk.wav", "+talk.wav")
+    assert found["you"] == [NUMBER] * 3
+    first, second, third = found["agent"]
+    assert (first["text"].split(), third["text"]) == (ANSWER.split(), "Good bye.")
+    assert [each["interrupted"] for each in found["agent"]] == [False, True, False]
+    assert 0.8 < first["seconds"] < 4 and second["seconds"] > 0.5
+    assert STORY.startswith(second["text"]) and len(second["text"].split()) < 40
+    assert len(fake.requests) == 3 and fake.hung_up == 1
+    assert fake.last_user() == NUMBER
 
 
 RECIPES = RECIPE.findall(PAGE.read_text(encoding="utf-8"))
