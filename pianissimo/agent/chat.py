@@ -78,6 +78,7 @@ class ChatRequest:
     tool_choice: object = "auto"
     parallel_tool_calls: bool | None = None
     max_tokens: int | None = None
+    temperature: float | None = None
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,8 @@ class ChatModel:
                 body["parallel_tool_calls"] = request.parallel_tool_calls
         if request.max_tokens is not None:
             body["max_tokens"] = request.max_tokens
+        if request.temperature is not None:
+            body["temperature"] = request.temperature
         return body
 
     async def _refused(self, response: httpx.Response) -> LanguageModelReplyError:

@@ -238,6 +238,31 @@ class AccessOptions:
 
 
 @dataclass(frozen=True)
+class PolishOptions:
+    """The language model that revises finals and transcripts for clients that ask for it."""
+
+    polish: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="OpenAI-compatible endpoint of a language model that may correct texts; "
+            "clients ask for it.",
+        ),
+    ] = None
+    polish_model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the model that corrects.")
+    ] = None
+    polish_key: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="Key of its endpoint. Prefer PIANISSIMO_POLISH_KEY."),
+    ] = None
+    polish_timeout: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", help="Longest wait for 400 words; then texts stay."),
+    ] = 5.0
+
+
+@dataclass(frozen=True)
 class AgentOptions:
     """The language model that answers on the realtime socket, and when it does."""
 
@@ -298,6 +323,7 @@ def serve(
     replica: ReplicaOptions,
     access: AccessOptions,
     agent: AgentOptions,
+    polish: PolishOptions,
     log: LogOptions,
 ) -> None:
     """Start the server for transcription and speech.
@@ -309,7 +335,7 @@ def serve(
     finish, then sockets are closed with code 1012 and their state is saved. A second signal stops
     it at once.
     """
-    settings = _settings(models, network, limits, replica, access, agent)
+    settings = _settings(models, network, limits, replica, access, agent, polish)
     raise typer.Exit(_run(settings, log, models.offline))
 
 
@@ -320,6 +346,7 @@ def _settings(
     replica: ReplicaOptions,
     access: AccessOptions,
     agent: AgentOptions,
+    polish: PolishOptions,
 ) -> "Settings":
     from pianissimo.serve.access.keys import read_keys
     from pianissimo.serve.settings import Settings, random_name
@@ -368,6 +395,10 @@ def _settings(
         llm_instructions=agent.llm_instructions,
         llm_eager=agent.llm_eager,
         smart_turn=agent.smart_turn,
+        polish=polish.polish,
+        polish_model=polish.polish_model,
+        polish_key=polish.polish_key,
+        polish_timeout_seconds=polish.polish_timeout,
     )
 
 

@@ -19,6 +19,7 @@ from pianissimo.engine.engine import Engine
 from pianissimo.engine.segmented import SegmentedEngine
 
 if TYPE_CHECKING:
+    from pianissimo.agent.polish import Polish
     from pianissimo.serve.access.accounts import Account
     from pianissimo.serve.access.seats import Queue, Seats
     from pianissimo.serve.versions.store import Lease, ServedModel, Store
@@ -126,6 +127,7 @@ class Metrics:
             ["shadow", "reason"],
             registry=self.registry,
         )
+        self.polish = PolishMetrics(self.registry)
         self.speech = SpeechMetrics(self.registry)
         self.agent = AgentMetrics(self.registry)
         self.draining = Gauge(
@@ -166,6 +168,31 @@ class Metrics:
     def text(self) -> bytes:
         """The metrics in the text format of Prometheus."""
         return generate_latest(self.registry)
+
+
+class PolishMetrics:
+    """Revisions of texts by a language model."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.texts = Counter(
+            "pianissimo_polished",
+            "Texts revised by a language model: edited, unchanged, or failed",
+            ["outcome"],
+            registry=registry,
+        )
+        self.edits = Counter(
+            "pianissimo_polish_edits",
+            "Edits that the language model proposed: accepted or refused",
+            ["outcome"],
+            registry=registry,
+        )
+
+    def record(self, polish: "Polish") -> None:
+        """Count what came of a revision."""
+        outcome = "failed" if polish.failure else "edited" if polish.edits else "unchanged"
+        self.texts.labels(outcome).inc()
+        self.edits.labels("accepted").inc(len(polish.edits))
+        self.edits.labels("refused").inc(polish.refused)
 
 
 class SpeechMetrics:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Unpack
 
+from pianissimo.agent.polish import Polisher
 from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.decoding.hotwords import Boost
 from pianissimo.diarization.options import Diarization
@@ -20,7 +21,7 @@ from pianissimo.serve.agent import AgentService
 from pianissimo.serve.audio_in.decode import Decoders, Upload
 from pianissimo.serve.audio_in.pcm import PcmReader
 from pianissimo.serve.audio_in.recording import RecordingBlocks, Transcriber
-from pianissimo.serve.errors import draining
+from pianissimo.serve.errors import Refusal, draining
 from pianissimo.serve.feed import Feed
 from pianissimo.serve.live_speakers import LiveSpeakers
 from pianissimo.serve.metrics import Metrics
@@ -85,6 +86,9 @@ class Service:
             raise OptionError(f"{min(both)} names a model and a voice; use --voice NAME=VOICE")
         self.agent: AgentService | None = None
         """What answers on the realtime socket; None without a language model."""
+        chat = settings.polish_options()
+        self.polisher = None if chat is None else Polisher(chat)
+        """What revises texts for clients that ask for it; None without a language model."""
         self.draining = False
         self.file_threads = ThreadPoolExecutor(settings.max_files, "pianissimo-file")
         self.audio_threads = ThreadPoolExecutor(AUDIO_THREADS, "pianissimo-audio")
@@ -96,6 +100,8 @@ class Service:
         await self.store.close()
         if self.agent is not None:
             await self.agent.close()
+        if self.polisher is not None:
+            await self.polisher.close()
         self.voices.close()
         for threads in (self.file_threads, self.audio_threads, self._speaker_threads):
             threads.shutdown(wait=False, cancel_futures=True)
@@ -171,6 +177,17 @@ class Service:
         lease = self.store.lease(choice, session, account)
         self.metrics.began(dialect, lease)
         return lease
+
+    def polisher_for(self, wanted: bool | None) -> Polisher | None:
+        """What revises the text of a client; raises Refusal if it asks and there is none."""
+        if wanted and self.polisher is None:
+            raise Refusal(
+                400,
+                "this server has no language model that polishes; start it with --polish URL",
+                "polish_unavailable",
+                "polish",
+            )
+        return self.polisher if wanted else None
 
     def record_audio(self, dialect: str, lease: Lease, seconds: float) -> None:
         """Meter audio that was accepted from a client."""

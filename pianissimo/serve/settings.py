@@ -12,6 +12,7 @@ from pianissimo.errors import OptionError
 from pianissimo.serve.access.keys import ApiKey
 
 if TYPE_CHECKING:
+    from pianissimo.agent.chat import ChatOptions
     from pianissimo.audio.gain import GainMode
 
 CONNECTIONS_PER_SEAT, LEAST_CONNECTIONS = 4, 64
@@ -57,7 +58,8 @@ class Settings:
     `quietbench`. With `llm_url` and `llm_model`, an OpenAI-compatible chat endpoint, the realtime
     socket answers; with `llm_eager` answers are prepared before a turn has surely ended, by default
     on this machine only. `smart_turn` is the path of a Smart Turn model, or "pipecat" for the one
-    in that package.
+    in that package. `polish`, the URL of such an endpoint, and `polish_model` revise finals and
+    transcripts for clients that ask for it, within `polish_timeout_seconds` for 400 words.
     """
 
     models: tuple[str, ...] = ()
@@ -103,6 +105,10 @@ class Settings:
     llm_eager: bool | None = None
     llm_instructions: str | None = None
     smart_turn: str | None = None
+    polish: str | None = None
+    polish_model: str | None = None
+    polish_key: str | None = None
+    polish_timeout_seconds: float = 5.0
 
     def __post_init__(self) -> None:
         if min(self.max_streams, self.max_files, self.decoders) < 1:
@@ -139,6 +145,9 @@ class Settings:
             raise OptionError("a language model needs both: --llm-url and --llm-model")
         if self.llm_url is not None:
             self._check_agent()
+        if (self.polish is None) != (self.polish_model is None):
+            raise OptionError("polishing needs both: --polish URL and --polish-model NAME")
+        self.polish_options()
         if self.tls_certificate is not None:
             self._check_tls()
         if self.wyoming_port is not None and not (self.loopback or self.insecure):
@@ -168,6 +177,15 @@ class Settings:
         if self.resume_seats is not None:
             return self.resume_seats
         return 0 if self.state_folder is None else -(-self.max_streams // RESUMES_PER_SEAT)
+
+    def polish_options(self) -> "ChatOptions | None":
+        """The language model that revises; None without one. Raises OptionError for a bad URL."""
+        from pianissimo.agent.chat import ChatOptions
+
+        if self.polish is None or self.polish_model is None:
+            return None
+        seconds = self.polish_timeout_seconds
+        return ChatOptions(self.polish, self.polish_model, self.polish_key, seconds)
 
     def _check_agent(self) -> None:
         from pianissimo.agent.chat import ChatOptions

@@ -60,6 +60,8 @@ class TranscriptionOptions:
     boost: tuple[Phrase, ...]
     speakers: bool
     """Whether the answer has speakers, by its format or by the name of the model."""
+    polish: bool = False
+    """Whether a language model revises the text."""
     known_names: tuple[str, ...] = ()
     known_references: tuple[str, ...] = ()
 
@@ -91,6 +93,10 @@ async def create_transcription(request: Request) -> Response:
         upload = form_with_file(request, most, service.uploads)
         form, _, path = await stack.enter_async_context(upload)
         requested = _read(form)
+        polisher = service.polisher_for(requested.polish)
+        if polisher is not None and requested.stream:
+            reason = "polish revises whole transcripts; omit stream, or omit polish"
+            raise Refusal(400, reason, "invalid_value", "polish")
         caller = caller_of(request.headers, _text(form, "user"))
         choice = service.store.choose(_text(form, "model"), caller)
         lease = stack.enter_context(service.lease(DIALECT, choice, caller.session, account))
@@ -112,6 +118,12 @@ async def create_transcription(request: Request) -> Response:
         work = service.transcribe(Upload(path), lease, boost, diarize, language=language)
         transcript = await unless_gone(request, work)
         service.record_audio(DIALECT, lease, transcript.duration)
+        if polisher is not None:
+            phrases = [phrase.text for phrase in requested.boost]
+            revising = polisher.transcript(transcript, phrases)
+            transcript, told = await unless_gone(request, revising)
+            for polish in told:
+                service.metrics.polish.record(polish)
     if requested.stream:
         return StreamingResponse(_segment_events(transcript), media_type="text/event-stream")
     return _response(transcript, requested)
@@ -167,9 +179,10 @@ def _read(form: FormData) -> TranscriptionOptions:
         format,
         granularities or ("segment",),
         "logprobs" in _list(form, "include"),
-        (_text(form, "stream") or "").lower() in ("true", "1"),
+        _flag(form, "stream"),
         terms(_text(form, "prompt") or ""),
         speakers,
+        _flag(form, "polish"),
         names,
         references,
     )
@@ -180,6 +193,10 @@ def _text(form: FormData, name: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise Refusal(400, f"{name} must be text, not a file", "invalid_value", name)
     return value
+
+
+def _flag(form: FormData, name: str) -> bool:
+    return (_text(form, name) or "").lower() in ("true", "1")
 
 
 def _list(form: FormData, name: str) -> tuple[str, ...]:
@@ -209,6 +226,8 @@ def _response(transcript: Transcript, requested: TranscriptionOptions) -> Respon
         case "diarized_json":
             return JSONResponse(diarized(transcript))
     body: dict[str, object] = {"text": transcript.text, "usage": usage(transcript.duration)}
+    if transcript.lexical is not None:  # a field of this server, if a text was revised
+        body["lexical"] = transcript.lexical
     if requested.logprobs:
         body["logprobs"] = logprobs(transcript.words)
     return JSONResponse(body)
@@ -225,6 +244,8 @@ def _verbose(transcript: Transcript, requested: TranscriptionOptions) -> dict[st
     }
     if transcript.reasons:  # a field of this server; SDKs keep unknown fields
         body["reasons"] = transcript.reasons
+    if transcript.lexical is not None:
+        body["lexical"] = transcript.lexical
     if "word" in requested.granularities:
         body["words"] = [
             {"word": word.text, "start": word.start, "end": word.end} for word in transcript.words

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from pianissimo.decoding.hotwords import Phrase
@@ -31,12 +31,16 @@ from pianissimo.serve.service import NO_PAUSES, Service
 from pianissimo.serve.versions.store import Lease, ModelChoice
 from pianissimo.streaming.endpoint import EndpointRules
 from pianissimo.streaming.session import Session
+from pianissimo.text.edits import with_edits
+from pianissimo.text.words import joined
 from pianissimo.transcript import StreamEvent, Word
 
 DIALECT = "stream"
 Command = Literal["finalize", "finish"]
 MOST_UNACKNOWLEDGED = 1000
 """Unacknowledged events that are kept; with more the stream pauses."""
+MOST_REVISING = 4
+"""Finals of a stream that the language model revises at once; more are left as they are."""
 LAST_SECONDS = 5.0
 """How long a finishing stream may take when the server ends."""
 END_TOLERANCE_SECONDS = 0.001
@@ -69,6 +73,7 @@ class StreamOptions:
     diarize: bool = False
     second_pass: bool | None = None
     language: str | None = None
+    polish: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,9 @@ class ResumableStream:
         self.events: deque[tuple[int, dict[str, object]]] = deque()
         self.last_event = 0
         self.partial: dict[str, object] | None = None
+        self.revisions: deque[dict[str, object]] = deque()
+        """Unsent revisions of finals by the language model; they have no numbers of their own."""
+        self._revising = set[asyncio.Task[None]]()
         self.ended = False
         self.finishing = False
         self.news = asyncio.Event()
@@ -293,6 +301,8 @@ class ResumableStream:
                 while len(self.events) >= MOST_UNACKNOWLEDGED and self._connected:
                     self._room.clear()
                     await self._room.wait()
+            if self._revising:  # each has a time limit
+                await asyncio.wait(self._revising)
             self._add({"type": "end"})
         except PianissimoError as error:
             self.failure = error
@@ -316,7 +326,28 @@ class ResumableStream:
             self.partial = None
             self._cover(event)
             self._add({**_message(event), "reason": event.reason, "frames": self.covered})
+            if self.options.polish and event.words:
+                revising = asyncio.create_task(self._revise(event, self.last_event))
+                self._revising.add(revising)
+                revising.add_done_callback(self._revising.discard)
         self.news.set()
+
+    async def _revise(self, final: StreamEvent, number: int) -> None:
+        """Ask the language model about a final that was already sent, the event `number`."""
+        polisher = self.service.polisher
+        if polisher is None or len(self._revising) > MOST_REVISING or not self._connected:
+            return
+        polish = await polisher.words(final.words, [one.text for one in self.options.boost])
+        self.service.metrics.polish.record(polish)
+        if polish.edits:
+            words = with_edits(final.words, polish.edits)
+            text = joined(word.text for word in words)
+            revised = _message(replace(final, text=text, words=words))
+            edits = [
+                {"from": edit.first, "to": edit.last, "text": edit.text} for edit in polish.edits
+            ]
+            self.revisions.append({**revised, "type": "revision", "event": number, "edits": edits})
+            self.news.set()
 
     def _cover(self, final: StreamEvent) -> None:
         """Count the frames that a final answers.
@@ -342,6 +373,8 @@ class ResumableStream:
     async def _release(self, feed: Feed) -> None:
         """Release the stream of the engine and the seat."""
         self._feed = None
+        for revising in self._revising:
+            revising.cancel()
         await feed.release()
         assert self._account is not None
         self.service.release_seat(self._account)

@@ -46,6 +46,7 @@ KEYS: dict[str, tuple[str, ...]] = {
         "boost",
         "diarize",
         "second_pass",
+        "polish",
         "user",
         "events",
     ),
@@ -194,9 +195,13 @@ class _StreamConnection:
             for number, event in self.served.unacknowledged(self.sent):
                 if not await self.streams.still_here(self.served):
                     raise Refusal(409, "another server resumed this stream", "taken_over")
-                self._ended = event.get("type") == "end"
+                if event.get("type") == "end":
+                    await self._send_revisions()
+                    self._ended = True
                 await self.one.send(event)
                 self.sent = number
+            if not self._ended:
+                await self._send_revisions()
             if self.served.failure is not None:
                 raise self.served.failure
             partial = self.served.partial
@@ -208,6 +213,11 @@ class _StreamConnection:
             if self.served.done:
                 return  # after a replay of events that the client has
             await self.served.news.wait()
+
+    async def _send_revisions(self) -> None:
+        """Revisions of finals; like partials they are sent once and not after a resume."""
+        while self.served.revisions:
+            await self.one.send(self.served.revisions.popleft())
 
     async def _yield_when_displaced(self) -> None:
         await self.served.displaced.wait()
@@ -253,6 +263,7 @@ def _read_options(one: Client, first: Mapping[str, object]) -> StreamOptions:
         diarize=bool(_switch(first, "diarize")),
         second_pass=_second_pass(first, model),
         language=language,
+        polish=one.service.polisher_for(_switch(first, "polish")) is not None,
     )
 
 
