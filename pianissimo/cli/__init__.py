@@ -20,6 +20,7 @@ from pianissimo.cli import (
     export,
     finetune,
     listen,
+    mcp,
     models,
     quietbench,
     serve,
@@ -41,7 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _function in (transcribe.transcribe, listen.listen, speak.speak, talk.talk):
+for _function in (transcribe.transcribe, listen.listen, speak.speak, talk.talk, mcp.mcp):
     app.command(context_settings=ENVIRONMENT, epilog=EPILOG)(_function)
 app.add_typer(models.app, name="models")
 for _function in (models.pull, evaluate.evaluate):

@@ -112,7 +112,7 @@ def _blocks(source: str | None, sample_rate: int) -> Iterator[Iterator["Samples"
     if source == STANDARD_INPUT:
         yield _standard_input(sample_rate)
     else:
-        with _microphone(source, sample_rate) as blocks:
+        with microphone_blocks(source, sample_rate) as blocks:
             yield blocks
 
 
@@ -142,7 +142,8 @@ def _standard_input(sample_rate: int) -> Iterator["Samples"]:
 
 
 @contextmanager
-def _microphone(source: str | None, sample_rate: int) -> Iterator[Iterator["Samples"]]:
+def microphone_blocks(source: str | None, sample_rate: int) -> Iterator[Iterator["Samples"]]:
+    """Endless blocks of a microphone, the default one for None; AudioNotFoundError without it."""
     sounddevice = sounddevice_package()
     waiting: queue.Queue[Samples] = queue.Queue(BLOCKS_WAITING)
 

@@ -5,6 +5,7 @@ as JSON what its client was given; the programs in docs/clients.md are run as th
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "clients.md"
 RECIPE = re.compile(r'^```python title="(\w+)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
-CLIENTS = ("deepgram", "livekit", "openai", "pipecat", "wyoming")
+CLIENTS = ("deepgram", "langchain", "livekit", "llamaindex", "openai", "pipecat", "wyoming")
 NUMBER = "enter four five two nine"
 WORDS = NUMBER.split()
 TEXT = "Seven streams at once. And one more."
@@ -49,6 +50,7 @@ class Served:
             cwd=self.folder,
             capture_output=True,
             text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT / "examples")},
             timeout=TALK_SECONDS,
             check=False,
         )
@@ -97,6 +99,18 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         process.terminate()
         assert process.wait(60) == 0, log.read_text()
     assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.parametrize("client", ["langchain", "llamaindex"])
+def test_document_loaders(served: Served, client: str) -> None:
+    found = served.talk(client)
+    assert [text for text, _ in found["documents"]] == [NUMBER, NUMBER]
+    metadata = found["documents"][0][1]
+    assert (metadata["source"], metadata["start"]) == ("talk.wav", 0.0)
+    assert metadata["end"] > 1.0
+    ((text, part),) = found["parts"]
+    assert text == NUMBER and 0.0 < part["start"] < part["end"] <= metadata["end"]
+    assert "audio_undecodable" in found["refused"]
 
 
 def test_openai(served: Served) -> None:

@@ -148,8 +148,10 @@ def test_polish_is_refused_where_it_cannot_be(
     refused = transcription(words_server, polish="true")
     assert refused.status_code == 400
     assert refused.json()["error"]["code"] == "polish_unavailable"
-    assert stream(words_server, polish=True)[0]["code"] == "polish_unavailable"
-    assert stream(words_server, polish="yes")[0]["code"] == "invalid_value"
+    for polish, code in [(True, "polish_unavailable"), ("yes", "invalid_value")]:
+        with connect(f"{words_server.ws}/v1/stream") as socket:
+            socket.send(json.dumps({"type": "start", "polish": polish}))
+            assert json.loads(socket.recv(timeout=60))["code"] == code
     with pytest.raises(OptionError, match="both: --polish URL and --polish-model"):
         Settings(polish="http://127.0.0.1:1/v1")
     assert main(["serve", "--polish", "nowhere", "--polish-model", "m"]) == 2
