@@ -14,7 +14,7 @@ from dataclasses import InitVar, dataclass, field
 import torch
 from torch import Tensor
 
-from pianissimo.models.whisper import DecoderState, TextRules, WhisperDecoder
+from pianissimo.models.whisper import DecoderState, TextDecoder, TextRules
 from pianissimo.text.loops import is_stuck
 
 UNWATCHED_TOKENS = 36
@@ -139,9 +139,7 @@ class Begun:
 class WhisperSearch:
     """The searches of one decoder. `end` is the token that ends a text."""
 
-    def __init__(
-        self, decoder: WhisperDecoder, rules: TextRules, *, end: int, no_speech: int
-    ) -> None:
+    def __init__(self, decoder: TextDecoder, rules: TextRules, *, end: int, no_speech: int) -> None:
         self.decoder, self.end, self.no_speech = decoder, end, no_speech
         config = decoder.config
         self._banned = torch.zeros(config.vocab_size)

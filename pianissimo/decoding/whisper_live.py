@@ -218,7 +218,7 @@ class WhisperLiveDecoder:
         if tries is not None and any(trie is not None for trie in tries):
             raise OptionError("a live Whisper cannot boost hotwords; remove boost")
         config = self.config
-        weight = self.search.decoder.positions
+        weight = self.search.decoder.embedding.weight
         width = config.dim // config.decoder_heads
         shape = (2, config.decoder_layers, config.decoder_heads, 0, width)
         zeros = torch.zeros(batch, dtype=torch.long, device=weight.device)

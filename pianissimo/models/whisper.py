@@ -16,7 +16,7 @@ weights only; what a stream remembers is an `EncoderState` or a `DecoderState` t
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -351,12 +351,12 @@ class CachedAttention(nn.Module):
 class CrossAttention(nn.Module):
     """The decoder's attention to the encoder frames, whose keys and values are made once."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, *, bias: bool = True, out_bias: bool = True) -> None:
         super().__init__()
         self.heads = heads
-        self.query = nn.Linear(dim, dim)
-        self.key_value = nn.Linear(dim, 2 * dim)
-        self.out = nn.Linear(dim, dim)
+        self.query = nn.Linear(dim, dim, bias=bias)
+        self.key_value = nn.Linear(dim, 2 * dim, bias=bias)
+        self.out = nn.Linear(dim, dim, bias=out_bias)
 
     def project(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
         """(B, S, D) encoder frames -> keys and values, each (B, H, S, K)."""
@@ -400,31 +400,60 @@ class DecoderLayer(nn.Module):
         return x + self.ff(self.ff_norm(x)), looked
 
 
-class WhisperDecoder(nn.Module):
-    """Tokens and encoder frames to the logits of the next token."""
+class DecoderSizes(Protocol):
+    """What a `TextDecoder` needs of its configuration."""
 
-    def __init__(self, config: WhisperConfig) -> None:
-        super().__init__()
-        self.config = config
-        embedding = torch.empty(config.vocab_size, config.dim)
-        # Normal numbers on the meta device would import PyTorch's compiler, which takes seconds.
-        if not embedding.is_meta:
-            nn.init.normal_(embedding)
-        self.embedding = nn.Embedding.from_pretrained(embedding, freeze=False)
-        self.positions = nn.Parameter(torch.zeros(config.text_positions, config.dim))
-        blocks = [DecoderLayer(config) for _ in range(config.decoder_layers)]
-        self.layers = cast("Iterable[DecoderLayer]", nn.ModuleList(blocks))
-        self.norm = nn.LayerNorm(config.dim)
-        self.logits = nn.Linear(config.dim, config.vocab_size, bias=False)
-        self.logits.weight = self.embedding.weight  # one matrix, there and back
+    @property
+    def dim(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def decoder_layers(self) -> int: ...
+    @property
+    def decoder_heads(self) -> int: ...
+    @property
+    def audio_positions(self) -> int: ...
+    @property
+    def text_positions(self) -> int: ...
 
-    def forward(self, tokens: Tensor, encoded: Tensor) -> Tensor:
-        """Whole texts (B, U) and encoder frames (B, S, D) -> logits (B, U, V): for training."""
-        x = self.embedding(tokens) + self.positions[: tokens.shape[1]]
-        for layer in self.layers:
-            x = x + layer.attention(layer.attention_norm(x))
-            x, _ = layer.after(x, *layer.cross.project(encoded), None)
-        return cast(Tensor, self.logits(self.norm(x)))
+
+class CrossingLayer(Protocol):
+    """A decoder layer as a `TextDecoder` steps through it; `DecoderLayer` is one."""
+
+    attention_norm: nn.LayerNorm
+    cross: CrossAttention
+
+    @property
+    def attention(self) -> "SteppedAttention": ...
+
+    def after(
+        self, x: Tensor, key: Tensor, value: Tensor, heard: Tensor | None
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+class SteppedAttention(Protocol):
+    """Attention to the text so far, as `CachedAttention` is."""
+
+    def step(
+        self, x: Tensor, key: Tensor, value: Tensor, place: Tensor, visible: Tensor | None
+    ) -> Tensor: ...
+
+
+class TextDecoder(nn.Module):
+    """A decoder that attends to its text and to encoder frames, both cached, token by token.
+
+    A model sets these modules, and says how tokens are embedded.
+    """
+
+    config: DecoderSizes
+    embedding: nn.Embedding
+    layers: Iterable[CrossingLayer]
+    norm: nn.LayerNorm
+    logits: nn.Linear
+
+    def embedded(self, tokens: Tensor, place: Tensor) -> Tensor:
+        """Tokens (R, U) at these places in their texts -> (R, U, D)."""
+        raise NotImplementedError
 
     def start(
         self, encoded: Tensor, frames: Tensor | None = None, most_tokens: int | None = None
@@ -481,7 +510,7 @@ class WhisperDecoder(nn.Module):
         if seen > state.key.shape[3]:
             raise OptionError(f"{seen} tokens are more than the {state.key.shape[3]} made room for")
         place = length[:, None] + torch.arange(U, device=device)  # (R, U)
-        x = self.embedding(tokens) + self.positions[place]
+        x = self.embedded(tokens, place)
         visible = None
         if U > 1 or int(length.min()) + 1 < seen:
             visible = (torch.arange(seen, device=device) <= place[..., None])[:, None]
@@ -497,6 +526,40 @@ class WhisperDecoder(nn.Module):
             looked.append(weights)
         state.length = length + (U if counts is None else counts)
         return self.norm(x), looked
+
+
+class WhisperDecoder(TextDecoder):
+    """Tokens and encoder frames to the logits of the next token."""
+
+    config: WhisperConfig
+    layers: Iterable[DecoderLayer]
+
+    def __init__(self, config: WhisperConfig) -> None:
+        super().__init__()
+        self.config = config
+        embedding = torch.empty(config.vocab_size, config.dim)
+        # Normal numbers on the meta device would import PyTorch's compiler, which takes seconds.
+        if not embedding.is_meta:
+            nn.init.normal_(embedding)
+        self.embedding = nn.Embedding.from_pretrained(embedding, freeze=False)
+        self.positions = nn.Parameter(torch.zeros(config.text_positions, config.dim))
+        blocks = [DecoderLayer(config) for _ in range(config.decoder_layers)]
+        self.layers = cast("Iterable[DecoderLayer]", nn.ModuleList(blocks))
+        self.norm = nn.LayerNorm(config.dim)
+        self.logits = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.logits.weight = self.embedding.weight  # one matrix, there and back
+
+    def forward(self, tokens: Tensor, encoded: Tensor) -> Tensor:
+        """Whole texts (B, U) and encoder frames (B, S, D) -> logits (B, U, V): for training."""
+        x = self.embedding(tokens) + self.positions[: tokens.shape[1]]
+        for layer in self.layers:
+            x = x + layer.attention(layer.attention_norm(x))
+            x, _ = layer.after(x, *layer.cross.project(encoded), None)
+        return cast(Tensor, self.logits(self.norm(x)))
+
+    def embedded(self, tokens: Tensor, place: Tensor) -> Tensor:
+        """See `TextDecoder.embedded`."""
+        return cast(Tensor, self.embedding(tokens) + self.positions[place])
 
 
 class Whisper(nn.Module):

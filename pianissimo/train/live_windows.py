@@ -63,7 +63,8 @@ class WindowSource:
         rng = self._random
         before = rng.uniform(0.0, 0.5) if rng.random() < 0.8 else rng.uniform(0.0, 3.0)
         most, end = rng.choice(UTTERANCES), round((WINDOW_SECONDS - 2.0) * SAMPLE_RATE)
-        parts, spans, texts = [silence(before)], [], []
+        parts, spans = [silence(before)], []
+        texts: list[str] = []
         at = len(parts[0])
         while len(texts) < most:
             item = self._next()

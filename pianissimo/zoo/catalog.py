@@ -100,6 +100,22 @@ NEMOTRON_LANGUAGES = tuple(
     "lv sl he th vi mt".split()
 )
 
+
+def _moonshine(size: str, millions: float, gflop: float) -> CatalogEntry:
+    return CatalogEntry(
+        name=f"UsefulSensors/moonshine-streaming-{size}",
+        summary="small English with punctuation and case, whole pieces at once",
+        languages=("en",),
+        license="MIT",
+        parameters_millions=millions,
+        megabytes=4 * millions,
+        repository=f"UsefulSensors/moonshine-streaming-{size}",
+        streams=False,
+        unverified=("license", "megabytes", "parameters_millions"),
+        facts=Facts(gflop),
+    )
+
+
 CATALOG = (
     CatalogEntry(
         name=EMBEDDED,
@@ -141,6 +157,10 @@ CATALOG = (
         unverified=("license", "megabytes", "languages"),
         facts=Facts(15.7),
     ),
+    # The work of the tiny one is that of its configuration, the others by their weights.
+    _moonshine("tiny", 34, 1.4),
+    _moonshine("small", 123, 5.1),
+    _moonshine("medium", 245, 10.0),
     CatalogEntry(
         name="nvidia/parakeet-ctc-0.6b",
         summary="offline English, lower case, whole recordings at once",

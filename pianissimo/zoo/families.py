@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pianissimo.recognizers.family import Family
 
 NATIVE = "fastconformer"
-OTHERS = ("wav2vec2", "whisper", "glm_asr", "espnet", "faster_whisper", "sherpa")
+OTHERS = ("wav2vec2", "whisper", "moonshine", "glm_asr", "espnet", "faster_whisper", "sherpa")
 """Modules of `pianissimo.recognizers`, in the order in which their layouts are tested."""
 
 

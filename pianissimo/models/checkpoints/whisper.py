@@ -138,7 +138,7 @@ def _live_encoder(config: _Stored, weights: dict[str, Tensor], source: str) -> W
         encoder = WhisperEncoder(config.network)
     shapes = {name: tensor.shape for name, tensor in encoder.state_dict().items()}
     names: Names = {name: (LIVE_ENCODER + name,) for name in shapes}
-    encoder.load_state_dict(_adopted(shapes, weights, names, source), assign=True)
+    encoder.load_state_dict(adopted(shapes, weights, names, source), assign=True)
     return encoder.eval().requires_grad_(False)
 
 
@@ -441,16 +441,16 @@ def _shapes(config: WhisperConfig) -> dict[str, torch.Size]:
 
 
 def _adopt(config: WhisperConfig, weights: dict[str, Tensor], names: Names, source: str) -> Whisper:
-    """Our network from tensors in float32; errors as those of `_adopted`."""
-    adopted = _adopted(_shapes(config), weights, names, source)
+    """Our network from tensors in float32; errors as those of `adopted`."""
+    tensors = adopted(_shapes(config), weights, names, source)
     with torch.device("meta"):
         network = Whisper(config)
-    network.load_state_dict({**adopted, TIED: adopted["decoder.logits.weight"]}, assign=True)
+    network.load_state_dict({**tensors, TIED: tensors["decoder.logits.weight"]}, assign=True)
     network.decoder.logits.weight = network.decoder.embedding.weight
     return network.eval().requires_grad_(False)
 
 
-def _adopted(
+def adopted(
     shapes: Mapping[str, torch.Size], weights: dict[str, Tensor], names: Names, source: str
 ) -> dict[str, Tensor]:
     """Tensors of these shapes by our names, from foreign ones that are each used exactly once.
@@ -466,10 +466,10 @@ def _adopted(
             + (f"; missing: {listed(missing)}" if missing else "")
             + (f"; unknown: {listed(unknown)}" if unknown else "")
         )
-    adopted: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for ours, shape in shapes.items():
         parts = names[ours]
-        wanted = (shape[0] // len(parts), *shape[1:])
+        wanted = (shape[0] // len(parts), *shape[1:]) if shape else ()
         for name in filter(None, parts):
             if tuple(weights[name].shape) != wanted:
                 raise CheckpointError(
@@ -478,5 +478,5 @@ def _adopted(
             if not bool(weights[name].sum().isfinite()):
                 raise CheckpointError(f"{source}: {name} holds NaN or infinite numbers")
         pieces = [weights[name] if name else torch.zeros(wanted) for name in parts]
-        adopted[ours] = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-    return adopted
+        tensors[ours] = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    return tensors
