@@ -75,7 +75,7 @@ def check_samples(samples: Any, owner: str = "the samples") -> Samples:
     unscaled integers. Floats somewhat over full scale (+12 dBFS) are fine.
     """
     array = np.asarray(samples)
-    if not np.issubdtype(array.dtype, np.floating):
+    if array.dtype.kind != "f":
         raise AudioValueError(
             f"{owner} are of type {array.dtype}, not floating point; "
             "audio.io.from_array scales integers to [-1, 1)"

@@ -7,14 +7,14 @@ import time
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 from pianissimo.audio.io import Samples
 from pianissimo.engine.slots import Slots
-from pianissimo.errors import BacklogError, EngineError, EngineFullError
+from pianissimo.errors import BacklogError, EngineError, EngineFullError, PianissimoError
 from pianissimo.streaming.endpoint import Mark
 from pianissimo.streaming.host import HostedStream
 from pianissimo.streaming.input import SavedInput, StreamInput
@@ -142,6 +142,19 @@ class StreamEngine(ABC, Generic[Record]):
     @abstractmethod
     def accept(self, stream: HostedStream, samples: Samples) -> None:
         """Append samples (n,) at the model's rate."""
+
+    def accept_many(
+        self, streams: Sequence[HostedStream], blocks: Sequence[Samples]
+    ) -> list[PianissimoError | None]:
+        """As `accept` for each of several streams; the error of each, None without one."""
+        errors: list[PianissimoError | None] = []
+        for stream, samples in zip(streams, blocks, strict=True):
+            try:
+                self.accept(stream, samples)
+                errors.append(None)
+            except PianissimoError as error:
+                errors.append(error)
+        return errors
 
     @abstractmethod
     def mark(self, stream: HostedStream, kind: Mark) -> None:

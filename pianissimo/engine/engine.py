@@ -29,13 +29,13 @@ from pianissimo.engine.base import Answered, StreamEngine, close_at_exit
 from pianissimo.engine.live_model import LiveModel
 from pianissimo.engine.runner import Runner
 from pianissimo.engine.scheduler import Batch, Group, Scheduler
-from pianissimo.errors import EngineError, OptionError, StateError
+from pianissimo.errors import EngineError, OptionError, PianissimoError, StateError
 from pianissimo.streaming.endpoint import ENDPOINT, WATCHDOG, EndpointRules, Mark, WatchdogRules
 from pianissimo.streaming.grid import ChunkWork, TailWork
 from pianissimo.streaming.host import HostedStream
 from pianissimo.streaming.input import SavedInput, StreamInput
 from pianissimo.streaming.live import LiveOptions
-from pianissimo.streaming.live_segments import Live, open_live
+from pianissimo.streaming.live_segments import Live, listen, open_live
 from pianissimo.streaming.session import Session
 from pianissimo.text.tokenizer import Tokenizer
 
@@ -267,16 +267,37 @@ class Engine(StreamEngine[_LiveRecord]):
     # -- for sessions ------------------------------------------------------------------------------
 
     def accept(self, stream: HostedStream, samples: Samples) -> None:
+        [error] = self.accept_many([stream], [samples])
+        if error is not None:
+            raise error
+
+    def accept_many(
+        self, streams: Sequence[HostedStream], blocks: Sequence[Samples]
+    ) -> list[PianissimoError | None]:
+        errors: list[PianissimoError | None] = [None] * len(streams)
+        heard: list[tuple[int, _LiveRecord]] = []
         with self.lock:
-            stream.check_accepts("push")
-            record = self._streams[stream]
-        record.live.listen(samples)  # without the lock, which every stream needs
+            for i, stream in enumerate(streams):
+                try:
+                    stream.check_accepts("push")
+                    heard.append((i, self._streams[stream]))
+                except PianissimoError as error:
+                    errors[i] = error
+        # Without the lock, which every stream needs.
+        listen([record.live for _, record in heard], [blocks[i] for i, _ in heard])
         with self.lock:
-            stream.check_accepts("push")
-            record.live.push(samples)
-            if len(samples):
-                record.arrivals.append((record.live.buffer.end, time.monotonic()))
-            self._schedule(stream)
+            now = time.monotonic()
+            for i, record in heard:
+                try:
+                    streams[i].check_accepts("push")
+                except PianissimoError as error:
+                    errors[i] = error
+                    continue
+                record.live.push(blocks[i])
+                if len(blocks[i]):
+                    record.arrivals.append((record.live.buffer.end, now))
+                self._schedule(streams[i])
+        return errors
 
     def mark(self, stream: HostedStream, kind: Mark) -> None:
         with self.lock:

@@ -14,7 +14,7 @@ from pianissimo.streaming.endpoint import WATCHDOG, EndpointRules, Mark, Watchdo
 from pianissimo.streaming.grid import ChunkWork
 from pianissimo.streaming.input import StreamInput
 from pianissimo.streaming.live import LiveOptions
-from pianissimo.streaming.live_segments import Live, open_live
+from pianissimo.streaming.live_segments import Live, listen, open_live
 from pianissimo.transcript import StreamEvent
 
 SLOT = 0
@@ -111,7 +111,7 @@ class SingleStream:
     def _run(self, samples: Samples | None, mark: Mark | None = None) -> list[StreamEvent]:
         live, runner, events = self._live, self._runner, []
         if samples is not None:
-            live.listen(samples)
+            listen([live], [samples])
             live.push(samples)
         if mark is not None:
             live.mark(mark)

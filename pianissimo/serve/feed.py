@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pianissimo.errors import BacklogError
 from pianissimo.serve.access.accounts import Account
 from pianissimo.serve.audio_in.pcm import PcmReader
+from pianissimo.serve.intake import Intake
 from pianissimo.serve.live_speakers import LiveSpeakers
 from pianissimo.transcript import StreamEvent
 
@@ -48,7 +49,8 @@ class Shadow(Protocol):
 class Feed:
     """One stream and its client's audio.
 
-    Resampling, gain and voice detection run in `threads`, not in the event loop. Everything pushed
+    Resampling, gain and voice detection run in threads, not in the event loop: those of all feeds
+    of one `intake` in one call. Everything pushed
     and every event read is passed to the shadow, if there is one.
     """
 
@@ -58,12 +60,14 @@ class Feed:
         reader: PcmReader,
         sample_rate: int,
         threads: Executor,
+        intake: Intake,
         shadow: Shadow | None = None,
         account: Account | None = None,
         speakers: LiveSpeakers | None = None,
     ) -> None:
         self.session, self.reader, self.sample_rate = session, reader, sample_rate
-        self._threads, self._shadow, self._account = threads, shadow, account
+        self._threads, self._intake = threads, intake
+        self._shadow, self._account = shadow, account
         self._speakers = speakers
         self._shortest = math.ceil(SHORTEST_SECONDS * sample_rate)
         self._finals_owed = 0
@@ -101,7 +105,7 @@ class Feed:
             piece = samples[start : start + step]
             while True:
                 try:
-                    await self._in_thread(partial(self.session.push, piece, wait=False))
+                    await self._intake.push(self.session, piece)
                     break
                 except BacklogError:
                     await asyncio.sleep(RETRY_SECONDS)

@@ -23,6 +23,7 @@ from pianissimo.serve.audio_in.pcm import PcmReader
 from pianissimo.serve.audio_in.recording import RecordingBlocks, Transcriber
 from pianissimo.serve.errors import Refusal, draining
 from pianissimo.serve.feed import Feed
+from pianissimo.serve.intake import Intake
 from pianissimo.serve.live_speakers import LiveSpeakers
 from pianissimo.serve.metrics import Metrics
 from pianissimo.serve.settings import Settings
@@ -92,6 +93,7 @@ class Service:
         self.draining = False
         self.file_threads = ThreadPoolExecutor(settings.max_files, "pianissimo-file")
         self.audio_threads = ThreadPoolExecutor(AUDIO_THREADS, "pianissimo-audio")
+        self.intake = Intake(self.audio_threads)
         self._speaker_threads = ThreadPoolExecutor(SPEAKER_THREADS, "pianissimo-speakers")
 
     async def close(self) -> None:
@@ -323,7 +325,7 @@ class Service:
         shadow = None if resumed else self.shadows.stream(lease, **options)
         rate = options["sample_rate"]
         threads = self.audio_threads
-        return Feed(session, reader, rate, threads, shadow, lease.account, speakers)
+        return Feed(session, reader, rate, threads, self.intake, shadow, lease.account, speakers)
 
     def live_speakers(self, sample_rate: int) -> LiveSpeakers:
         """Finds the speakers of one live stream, beside its recognizer."""

@@ -1,12 +1,12 @@
 """What a session asks of its engine, and what both know of a stream."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from pianissimo.audio.io import Samples
-from pianissimo.errors import EngineError, StreamError
+from pianissimo.errors import EngineError, PianissimoError, StreamError
 from pianissimo.streaming.endpoint import Mark
 from pianissimo.streaming.input import SavedInput
 from pianissimo.streaming.mailbox import Mailbox
@@ -47,6 +47,12 @@ class StreamHost(Protocol):
 
     def accept(self, stream: HostedStream, samples: Samples) -> None:
         """Append samples (n,) at the model's rate."""
+        ...
+
+    def accept_many(
+        self, streams: Sequence[HostedStream], blocks: Sequence[Samples]
+    ) -> list[PianissimoError | None]:
+        """As `accept` for each of several streams; the error of each, None without one."""
         ...
 
     def mark(self, stream: HostedStream, kind: Mark) -> None:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from pianissimo.audio.downmix import LiveDownmix, SavedDownmix
 from pianissimo.audio.front_end import FrontEnd, export_state, import_state
 from pianissimo.audio.io import Samples, from_piece
+from pianissimo.audio.level import check_samples
 from pianissimo.audio.resample import SavedResampler, StreamingResampler, check_sample_rate
 from pianissimo.errors import StreamError
 
@@ -60,7 +61,7 @@ class StreamInput:
         if self._resampler is not None:
             block = self._resampler.push(block)
         if self._front_end is None or self._level is None:
-            return block
+            return check_samples(block)
         return self._front_end.push(block, self._level).samples
 
     def finish(self) -> Samples:

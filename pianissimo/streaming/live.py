@@ -33,7 +33,6 @@ from pianissimo.streaming.endpoint import (
 )
 from pianissimo.streaming.grid import ChunkGrid, ChunkWork, TailWork
 from pianissimo.streaming.onset import (
-    GROUP_SAMPLES,
     MOST_BACK_SECONDS,
     OnsetMeter,
     fresh_start,
@@ -149,6 +148,7 @@ class LiveStream:
             self._detector = options.detector or VoiceDetector()
             self._voice = self._detector.start()
             self._voice.track = Track()
+        self._heard = 0  # windows whose values the onset meter has
         self._onsets: deque[int] = deque()
         """The windows in which speech begins after a pause, as far as audio was pushed."""
         self._late_onsets: deque[list[int]] = deque()
@@ -166,20 +166,21 @@ class LiveStream:
 
     # -- in ----------------------------------------------------------------------------------------
 
-    def listen(self, samples: npt.NDArray[np.float32]) -> None:
-        """Let the detector hear what is pushed next. It takes long and needs no lock of others."""
-        if self._detector is None:
-            return
-        before = self._voice.windows
-        if self.options.endpoint is None or not self.options.endpoint.voice:
-            self._detector.push(samples, self._voice)
-        else:
-            for start in range(0, len(samples), GROUP_SAMPLES):
-                self._detector.push(samples[start : start + GROUP_SAMPLES], self._voice)
-                self._note_end()
-        new, track = self._voice.windows - before, self._voice.track
-        if new and self._onset_meter is not None and track is not None:
-            self._onsets.extend(self._onset_meter.push(track.values[-new:]))
+    @property
+    def hearing(self) -> tuple[VoiceDetector, VadState] | None:
+        """The detector that hears what is pushed next, and its state; None without one."""
+        return None if self._detector is None else (self._detector, self._voice)
+
+    def note_heard(self) -> None:
+        """Note what the detector found; after each step of it, see `live_segments.listen`."""
+        if self.options.endpoint is not None and self.options.endpoint.voice:
+            self._note_end()
+        track = self._voice.track
+        if self._onset_meter is not None and track is not None:
+            new = self._voice.windows - self._heard
+            if new:
+                self._onsets.extend(self._onset_meter.push(track.values[-new:]))
+        self._heard = self._voice.windows
         if not self._guard:
             self._voice.track = Track(self._voice.windows)
 
@@ -492,6 +493,7 @@ class LiveStream:
         if self._detector is not None and voice is not None:
             track = voice.get("track")
             self._voice = VadState(**{**voice, "track": track and Track(**track)})
+            self._heard = self._voice.windows
             ends = saved.get("ends", [(0, 0)])
             self._ends = deque((int(windows), int(end)) for windows, end in ends)
             self._note_end()

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pianissimo.audio.buffer import SampleBuffer
-from pianissimo.audio.io import SAMPLE_RATE
+from pianissimo.audio.io import SAMPLE_RATE, Samples
 from pianissimo.audio.level import quietest_point
 from pianissimo.audio.vad import (
     PRESETS,
@@ -89,6 +89,8 @@ class LiveSegments:
         self._pad = round(self._detector.options.pad_seconds * SAMPLE_RATE)
         self._voice = self._detector.start()
         self._voice.track = Track()
+        self._heard = 0
+        """Until where the detector heard when it was last asked."""
         self._notes: deque[tuple[int, int, int]] = deque()
         """By steps of the detector: its end, and the speech [first, last) known by then."""
         self._scanned = 0
@@ -107,13 +109,17 @@ class LiveSegments:
 
     # -- in ----------------------------------------------------------------------------------------
 
-    def listen(self, samples: npt.NDArray[np.float32]) -> None:
-        """Let the detector hear what is pushed next. It takes long and needs no lock of others."""
-        for start in range(0, len(samples), GROUP_SAMPLES):
-            before = self._voice.windows
-            self._detector.push(samples[start : start + GROUP_SAMPLES], self._voice)
-            if self._voice.windows > before and (speech := self._speech(self._voice)):
-                self._notes.append((self._voice.windows * WINDOW_SAMPLES, *speech))
+    @property
+    def hearing(self) -> tuple[VoiceDetector, VadState]:
+        """The detector that hears what is pushed next, and its state."""
+        return self._detector, self._voice
+
+    def note_heard(self) -> None:
+        """Note what the detector found; after each step of it, see `listen`."""
+        heard = self._voice.windows * WINDOW_SAMPLES
+        if heard > self._heard and (speech := self._speech(self._voice)):
+            self._notes.append((heard, *speech))
+        self._heard = heard
 
     def _speech(self, voice: VadState) -> tuple[int, int] | None:
         """The samples [first, last) of speech that is not over for the detector."""
@@ -424,6 +430,7 @@ class LiveSegments:
         """Fill a new stream with what `save` returned; raises what a malformed one provokes."""
         voice = saved["voice"]
         self._voice = VadState(**{**voice, "track": Track(**voice["track"])})
+        self._heard = self._voice.windows * WINDOW_SAMPLES
         self._notes = deque((int(end), int(a), int(b)) for end, a, b in saved["notes"])
         self._scanned = int(saved["scanned"])
         self._marks = deque(_Mark(**mark) for mark in saved["marks"])
@@ -452,3 +459,23 @@ def open_live(grid: ChunkGrid, tokenizer: Tokenizer, options: LiveOptions) -> Li
     """The state machine for a stream of these options."""
     kind = LiveStream if options.segments is None else LiveSegments
     return kind(grid, tokenizer, options)
+
+
+def listen(streams: Sequence[Live], blocks: Sequence[Samples]) -> None:
+    """Let the detectors hear what is pushed next, samples (n,) at 16 kHz of each of the streams.
+
+    It takes long and needs no lock of others. Streams with one detector share its calls.
+    """
+    groups: dict[VoiceDetector, list[tuple[Live, VadState, Samples]]] = {}
+    for stream, samples in zip(streams, blocks, strict=True):
+        if stream.hearing is not None:
+            detector, state = stream.hearing
+            groups.setdefault(detector, []).append((stream, state, samples))
+    for detector, members in groups.items():
+        longest = max(len(samples) for _, _, samples in members)
+        for start in range(0, longest, GROUP_SAMPLES):
+            part = [member for member in members if start < len(member[2])]
+            pieces = [samples[start : start + GROUP_SAMPLES] for _, _, samples in part]
+            detector.push_many(pieces, [state for _, state, _ in part])
+            for stream, _, _ in part:
+                stream.note_heard()

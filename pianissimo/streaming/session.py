@@ -1,10 +1,12 @@
 """A client's handle on one stream of an engine: push audio from any thread, read events."""
 
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack
 
 import numpy.typing as npt
 
+from pianissimo.audio.io import Samples
 from pianissimo.streaming.host import HostedStream, StreamHost
 from pianissimo.streaming.input import StreamInput
 from pianissimo.transcript import StreamEvent
@@ -20,8 +22,8 @@ class Session:
     """
 
     def __init__(self, host: StreamHost, stream: HostedStream, input: StreamInput) -> None:
-        self._host, self._stream, self._input = host, stream, input
-        self._input_lock = threading.Lock()
+        self.host, self.stream, self.input = host, stream, input
+        self.input_lock = threading.Lock()
 
     # -- in ----------------------------------------------------------------------------------------
 
@@ -40,17 +42,46 @@ class Session:
         accepted. Raises StreamError after `finish` or `close`, and AudioValueError for unusable
         samples, which does not end the stream.
         """
-        with self._input_lock:
-            self._host.await_room(self._stream, wait=wait, timeout=timeout)
-            self._host.accept(self._stream, self._input.push(samples, sample_rate))
+        with self.input_lock:
+            self.host.await_room(self.stream, wait=wait, timeout=timeout)
+            self.host.accept(self.stream, self.input.push(samples, sample_rate))
+
+    @staticmethod
+    def push_many(pushes: Sequence[tuple["Session", npt.ArrayLike]]) -> list[Exception | None]:
+        """As `push` with `wait=False` to each of several different sessions, in one call.
+
+        It takes a fraction of the time of one by one, because the voice detector hears all streams
+        at once; what each stream hears is the same to the bit. Returns the error of each session,
+        None where the samples were accepted.
+        """
+        errors: list[Exception | None] = [None] * len(pushes)
+        with ExitStack() as held:
+            for session in sorted((session for session, _ in pushes), key=id):
+                held.enter_context(session.input_lock)
+            hosts: dict[StreamHost, list[tuple[int, HostedStream, Samples]]] = {}
+            for i, (session, samples) in enumerate(pushes):
+                host, stream = session.host, session.stream
+                try:
+                    host.await_room(stream, wait=False, timeout=None)
+                    leveled = session.input.push(samples)
+                except Exception as error:  # of one stream, which must not affect the others
+                    errors[i] = error
+                    continue
+                hosts.setdefault(host, []).append((i, stream, leveled))
+            for host, members in hosts.items():
+                streams = [stream for _, stream, _ in members]
+                failures = host.accept_many(streams, [leveled for _, _, leveled in members])
+                for (i, _, _), failure in zip(members, failures, strict=True):
+                    errors[i] = failure
+        return errors
 
     def finalize(self) -> None:
         """Lock the text of everything pushed so far; the stream continues.
 
         Answered by exactly one final with reason "finalize", empty if there is no text.
         """
-        with self._input_lock:
-            self._host.mark(self._stream, "finalize")
+        with self.input_lock:
+            self.host.mark(self.stream, "finalize")
 
     finalise = finalize
     """The British spelling, accepted as well."""
@@ -61,20 +92,20 @@ class Session:
         Raises OptionError for a model without a choice or without this language, and StreamError
         after `finish` or `close`.
         """
-        with self._input_lock:
-            self._host.set_language(self._stream, language)
+        with self.input_lock:
+            self.host.set_language(self.stream, language)
 
     def finish(self) -> None:
         """End the audio. Answered by exactly one final with reason "finish", the last event."""
-        with self._input_lock:
-            with self._host.lock:
-                self._stream.check_accepts("finish")
-            self._host.accept(self._stream, self._input.finish())
-            self._host.mark(self._stream, "finish")
+        with self.input_lock:
+            with self.host.lock:
+                self.stream.check_accepts("finish")
+            self.host.accept(self.stream, self.input.finish())
+            self.host.mark(self.stream, "finish")
 
     def close(self) -> None:
         """End the stream at once, without its remaining text; may be called again."""
-        self._host.leave(self._stream)
+        self.host.leave(self.stream)
 
     def export(self) -> bytes:
         """The stream as bytes for `Engine.open(state=...)` here or in another process.
@@ -87,8 +118,8 @@ class Session:
     def snapshot(self) -> Callable[[], bytes]:
         """As `export`, but it only copies the state, which takes the engine a moment; the call of
         the result makes the bytes, in any thread."""
-        with self._input_lock:
-            return self._host.snapshot(self._stream, self._input.save())
+        with self.input_lock:
+            return self.host.snapshot(self.stream, self.input.save())
 
     # -- out ---------------------------------------------------------------------------------------
 
@@ -97,43 +128,43 @@ class Session:
 
         Raises TimeoutError, and EngineError if the stream failed.
         """
-        return self._stream.mailbox.get(timeout)
+        return self.stream.mailbox.get(timeout)
 
     def get_nowait(self) -> StreamEvent | None:
         """The next event if there is one."""
-        return self._stream.mailbox.get_nowait()
+        return self.stream.mailbox.get_nowait()
 
     def __iter__(self) -> Iterator[StreamEvent]:
         while (event := self.get()) is not None:
             yield event
 
     def __aiter__(self) -> AsyncIterator[StreamEvent]:
-        return self._stream.mailbox.__aiter__()
+        return self.stream.mailbox.__aiter__()
 
     @property
     def backlog_seconds(self) -> float:
         """Audio that was pushed and not yet consumed by the model."""
-        return self._host.backlog_seconds(self._stream)
+        return self.host.backlog_seconds(self.stream)
 
     @property
     def gain_db(self) -> float:
         """The gain at the end of what was pushed."""
-        return self._input.gain_db
+        return self.input.gain_db
 
     @property
     def replays(self) -> int:
         """How often the watchdog restarted the stream a few seconds back."""
-        return self._stream.replays
+        return self.stream.replays
 
     @property
     def slot(self) -> int | None:
         """The stream's slot in its engine; None once the engine has it back."""
-        return self._stream.slot
+        return self.stream.slot
 
     @property
     def ended(self) -> bool:
         """Whether no further events are added; unread ones may remain."""
-        return self._stream.mailbox.ended
+        return self.stream.mailbox.ended
 
     def __enter__(self) -> "Session":
         return self

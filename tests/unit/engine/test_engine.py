@@ -114,6 +114,45 @@ def test_text_does_not_depend_on_the_neighbours(
                 other.close()
 
 
+def test_streams_pushed_in_one_call_say_what_each_says_alone(
+    recognizer: NativeRecognizer,
+) -> None:
+    clips = [noise(60_000 + 700 * i, seed=i) for i in range(4)]
+    expected = [alone(recognizer, clip, LATENCIES[i]) for i, clip in enumerate(clips)]
+    with make_engine(recognizer) as engine:
+        sessions = [
+            engine.open(latency_ms=latency, endpoint=None, watchdog=None) for latency in LATENCIES
+        ]
+        pieces = [list(cut(len(clip), [160, 1600, 9000], seed=i)) for i, clip in enumerate(clips)]
+        for turn in range(max(map(len, pieces))):
+            pushes = [
+                (session, clip[parts[turn]])
+                for session, clip, parts in zip(sessions, clips, pieces, strict=True)
+                if turn < len(parts)
+            ]
+            assert Session.push_many(pushes) == [None] * len(pushes)
+        for session, final in zip(sessions, expected, strict=True):
+            session.finish()
+            assert said(session)[-1] == final
+
+
+def test_a_stream_that_refuses_its_samples_does_not_affect_the_others(engine: Engine) -> None:
+    ended, broken, good, full = [engine.open(endpoint=None) for _ in range(4)]
+    ended.finish()
+    engine.backlog_limit = 0.0
+    errors = Session.push_many([(full, noise(160))])
+    assert isinstance(errors[0], BacklogError)
+    engine.backlog_limit = 60.0
+    errors = Session.push_many(
+        [(ended, noise(160)), (broken, np.full(160, np.nan)), (good, noise(32_000, seed=3) * 3)]
+    )
+    assert isinstance(errors[0], StreamError)
+    assert isinstance(errors[1], AudioValueError)
+    assert errors[2] is None
+    good.finish()
+    assert said(good)[-1].end == 2.0
+
+
 @pytest.mark.parametrize("latency", LATENCIES)
 def test_the_engine_says_what_the_recognizer_says(
     engine: Engine, recognizer: NativeRecognizer, latency: int
@@ -666,7 +705,7 @@ def test_who_does_not_read_is_paused_and_goes_on_when_he_does(mute: NativeRecogn
             session.push(noise(16_000), timeout=0.05)
         with pytest.raises(BacklogError):
             session.push(noise(16_000), wait=False)
-        assert len(session._stream.mailbox) <= 4
+        assert len(session.stream.mailbox) <= 4
         other = engine.open()
         other.push(noise(16_000))
         other.finish()
