@@ -3,10 +3,11 @@
     python bench/intake.py [--streams 50] [--seconds 5] [--rate 16000] [--checkpoints]
 
 The engine gets a null model, which takes no time and says nothing. All streams push frames of
-100 ms in turn, as fast as they are taken; the CPU time of the pushing thread (checks, resampling,
-gain, voice detection, and the hand-over) and of the engine's thread (scheduling, state machines,
-events) is divided by the seconds of audio. `--checkpoints` also copies each stream once in five
-seconds of its audio, as `pianissimo serve --state-folder` does. A table goes to standard output.
+100 ms, one by one and then all in one call, as fast as they are taken; the CPU time of the pushing
+thread (checks, resampling, gain, voice detection, and the hand-over) and of the engine's thread
+(scheduling, state machines, events) is divided by the seconds of audio. `--checkpoints` also copies
+each stream once in five seconds of its audio, as `pianissimo serve --state-folder` does. A table
+goes to standard output.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from pianissimo.engine.engine import Engine
 from pianissimo.engine.runner import Runner
 from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.streaming.grid import ChunkGrid, ChunkWork, TailWork
+from pianissimo.streaming.session import Session
 
 CLIPS = Path(__file__).parents[1] / "examples" / "audio"
 MODEL_RATE = 16_000
@@ -65,7 +67,12 @@ def cpu_of(thread: threading.Thread) -> float:
 
 
 def engine_costs(
-    recognizer: NativeRecognizer, frames: list[Samples], streams: int, rate: int, checkpoints: bool
+    recognizer: NativeRecognizer,
+    frames: list[Samples],
+    streams: int,
+    rate: int,
+    checkpoints: bool,
+    at_once: int,
 ) -> dict[str, float]:
     """CPU seconds of the pushing and of the engine's thread per second of audio."""
     with Engine(recognizer, max_streams=streams) as engine:
@@ -78,8 +85,10 @@ def engine_costs(
         (thread,) = (t for t in threading.enumerate() if t.name == "pianissimo-engine")
         pushed, stepped, copied = time.thread_time(), cpu_of(thread), 0.0
         for number, frame in enumerate(frames[1:], 1):
+            for start in range(0, streams, at_once):
+                together = sessions[start : start + at_once]
+                Session.push_many([(session, frame) for session in together])
             for i, session in enumerate(sessions):
-                session.push(frame)
                 if checkpoints and (number + i) % round(CHECKPOINT_SECONDS / FRAME_SECONDS) == 0:
                     began = time.thread_time()
                     session.export()
@@ -133,9 +142,12 @@ def main() -> None:
     for name, cost in part_costs(recognizer, frames, given.rate).items():
         print(f"| 1 | {name} | {1000 * cost:.2f} |")
     for streams in given.streams:
-        costs = engine_costs(recognizer, frames, streams, given.rate, given.checkpoints)
-        for name, cost in costs.items():
-            print(f"| {streams} | {name} | {1000 * cost:.2f} |")
+        for at_once in dict.fromkeys((1, streams)):
+            costs = engine_costs(
+                recognizer, frames, streams, given.rate, given.checkpoints, at_once
+            )
+            for name, cost in costs.items():
+                print(f"| {streams}, {at_once} in a call | {name} | {1000 * cost:.2f} |")
 
 
 if __name__ == "__main__":

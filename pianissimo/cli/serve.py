@@ -209,6 +209,14 @@ class ReplicaOptions:
             "PIANISSIMO_SIGNING_KEY.",
         ),
     ] = None
+    traces: Annotated[
+        bool,
+        typer.Option(
+            "--traces",
+            help="Send a span for each utterance to an OpenTelemetry collector, as the OTEL_* "
+            "variables say (extra otel).",
+        ),
+    ] = False
 
 
 @dataclass(frozen=True)
@@ -399,6 +407,7 @@ def _settings(
         polish_model=polish.polish_model,
         polish_key=polish.polish_key,
         polish_timeout_seconds=polish.polish_timeout,
+        traces=replica.traces,
     )
 
 

@@ -15,6 +15,7 @@ from pianissimo.serve.access.accounts import Account
 from pianissimo.serve.audio_in.pcm import PcmReader
 from pianissimo.serve.intake import Intake
 from pianissimo.serve.live_speakers import LiveSpeakers
+from pianissimo.serve.tracing import StreamTrace
 from pianissimo.transcript import StreamEvent
 
 if TYPE_CHECKING:
@@ -64,11 +65,12 @@ class Feed:
         shadow: Shadow | None = None,
         account: Account | None = None,
         speakers: LiveSpeakers | None = None,
+        trace: StreamTrace | None = None,
     ) -> None:
         self.session, self.reader, self.sample_rate = session, reader, sample_rate
         self._threads, self._intake = threads, intake
         self._shadow, self._account = shadow, account
-        self._speakers = speakers
+        self._speakers, self._trace = speakers, trace
         self._shortest = math.ceil(SHORTEST_SECONDS * sample_rate)
         self._finals_owed = 0
         self._final_came = asyncio.Event()
@@ -109,6 +111,8 @@ class Feed:
                     break
                 except BacklogError:
                     await asyncio.sleep(RETRY_SECONDS)
+            if self._trace is not None:
+                self._trace.pushed()
             if self._shadow is not None:
                 self._shadow.push(piece)
             if self._speakers is not None:
@@ -151,6 +155,8 @@ class Feed:
         if event.reason in ("finalize", "finish"):
             self._finals_owed -= 1
             self._final_came.set()
+        if self._trace is not None:
+            self._trace.observe(event)
         if self._shadow is not None:
             self._shadow.observe(event)
 

@@ -12,6 +12,17 @@ HEADER = "x-request-id"
 USABLE = re.compile(r"[\w.:+/=-]{1,128}", re.ASCII)
 
 _current: ContextVar[str] = ContextVar("pianissimo_request", default="")
+_traceparent: ContextVar[str] = ContextVar("pianissimo_traceparent", default="")
+
+
+def current_request() -> str:
+    """The id of the request that the caller serves; "" outside of one."""
+    return _current.get()
+
+
+def current_traceparent() -> str:
+    """The header `traceparent` of that request (W3C Trace Context); "" without one."""
+    return _traceparent.get()
 
 
 class RequestIds:
@@ -27,9 +38,11 @@ class RequestIds:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(HEADER, "")
+        headers = Headers(scope=scope)
+        given = headers.get(HEADER, "")
         name = given if USABLE.fullmatch(given) else secrets.token_hex(8)
         token = _current.set(name)
+        trace = _traceparent.set(headers.get("traceparent", ""))
 
         async def named(message: Message) -> None:
             if message["type"] in ("http.response.start", "websocket.accept"):
@@ -40,6 +53,7 @@ class RequestIds:
             await self.app(scope, receive, named)
         finally:
             _current.reset(token)
+            _traceparent.reset(trace)
 
 
 def add_request_id(record: logging.LogRecord) -> bool:

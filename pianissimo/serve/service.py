@@ -28,6 +28,7 @@ from pianissimo.serve.live_speakers import LiveSpeakers
 from pianissimo.serve.metrics import Metrics
 from pianissimo.serve.settings import Settings
 from pianissimo.serve.speech import Voices
+from pianissimo.serve.tracing import open_tracing
 from pianissimo.serve.versions.shadow import Shadows
 from pianissimo.serve.versions.store import Lease, ModelChoice, OpenOptions, ServedModel, Store
 from pianissimo.streaming.endpoint import EndpointRules
@@ -94,6 +95,7 @@ class Service:
         self.file_threads = ThreadPoolExecutor(settings.max_files, "pianissimo-file")
         self.audio_threads = ThreadPoolExecutor(AUDIO_THREADS, "pianissimo-audio")
         self.intake = Intake(self.audio_threads)
+        self.tracing = open_tracing() if settings.traces else None
         self._speaker_threads = ThreadPoolExecutor(SPEAKER_THREADS, "pianissimo-speakers")
 
     async def close(self) -> None:
@@ -105,6 +107,8 @@ class Service:
         if self.polisher is not None:
             await self.polisher.close()
         self.voices.close()
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
         for threads in (self.file_threads, self.audio_threads, self._speaker_threads):
             threads.shutdown(wait=False, cancel_futures=True)
 
@@ -325,7 +329,12 @@ class Service:
         shadow = None if resumed else self.shadows.stream(lease, **options)
         rate = options["sample_rate"]
         threads = self.audio_threads
-        return Feed(session, reader, rate, threads, self.intake, shadow, lease.account, speakers)
+        trace = None
+        if self.tracing is not None:
+            trace = self.tracing.stream(lease.model.name, options.get("latency_ms"))
+        return Feed(
+            session, reader, rate, threads, self.intake, shadow, lease.account, speakers, trace
+        )
 
     def live_speakers(self, sample_rate: int) -> LiveSpeakers:
         """Finds the speakers of one live stream, beside its recognizer."""

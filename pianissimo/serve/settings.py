@@ -60,6 +60,7 @@ class Settings:
     on this machine only. `smart_turn` is the path of a Smart Turn model, or "pipecat" for the one
     in that package. `polish`, the URL of such an endpoint, and `polish_model` revise finals and
     transcripts for clients that ask for it, within `polish_timeout_seconds` for 400 words.
+    With `traces` each utterance becomes a span of OpenTelemetry.
     """
 
     models: tuple[str, ...] = ()
@@ -109,6 +110,7 @@ class Settings:
     polish_model: str | None = None
     polish_key: str | None = None
     polish_timeout_seconds: float = 5.0
+    traces: bool = False
 
     def __post_init__(self) -> None:
         if min(self.max_streams, self.max_files, self.decoders) < 1:
