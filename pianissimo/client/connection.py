@@ -174,7 +174,8 @@ class Connection:
         else:
             counts = {"events": self.events, "frames": self.frames.dropped}
             first = {"type": "resume", "stream": self.token, **counts}
-        await socket.send(json.dumps(first))
+        with suppress(ConnectionClosed):  # a refused key is reported before the first message
+            await socket.send(json.dumps(first))
         ready = json.loads(await socket.recv())
         if ready["type"] != "ready":
             if self.token is not None and ready.get("code") in LOST:

@@ -120,13 +120,18 @@ def weigh(
     frame_seconds: float,
     evidence: Evidence,
     language: str | None,
+    extend_frames: int = 1,
 ) -> Verdict:
-    """The verdict on a result. Its frames and the evidence count from the same moment."""
+    """The verdict on a result. Its frames and the evidence count from the same moment.
+
+    See `supported_words` for `extend_frames`.
+    """
     count, supported = len(result.tokens), 0
+    ends = _ends(result, extend_frames)
     for word, sure in _words(result, tokenizer):
         for i in word:
-            start = result.frames[i] * frame_seconds
-            supported += sure or evidence.supports(start, start + frame_seconds)
+            start, end = result.frames[i] * frame_seconds, ends[i] * frame_seconds
+            supported += sure or evidence.supports(start, end)
     return judge(
         tokenizer.decode(result.tokens),
         evidence,
@@ -138,18 +143,35 @@ def weigh(
 
 
 def supported_words(
-    result: Hypothesis, tokenizer: Tokenizer, frame_seconds: float, evidence: Evidence
+    result: Hypothesis,
+    tokenizer: Tokenizer,
+    frame_seconds: float,
+    evidence: Evidence,
+    extend_frames: int = 1,
 ) -> Hypothesis:
     """The words with speech near them in the audio, and those that are sure without.
 
-    A text without word boundaries is one word.
+    A token lasts until the next one, at most `extend_frames`: 1 for models that write a token when
+    it was said, more for those whose tokens have the time of their beginning. A text without word
+    boundaries is one word.
     """
     kept: list[int] = []
+    ends = _ends(result, extend_frames)
     for word, sure in _words(result, tokenizer):
-        start, end = result.frames[word[0]], result.frames[word[-1]] + 1
+        start, end = result.frames[word[0]], ends[word[-1]]
         if sure or evidence.supports(start * frame_seconds, end * frame_seconds):
             kept += word
     return result.take(kept)
+
+
+def _ends(result: Hypothesis, extend_frames: int) -> list[int]:
+    """The frame behind each token; the last one lasts `extend_frames`."""
+    frames = result.frames
+    last = [frame + extend_frames for frame in frames]
+    return [
+        max(frame + 1, min(end, after))
+        for frame, end, after in zip(frames, last, [*frames[1:], *last[-1:]], strict=True)
+    ]
 
 
 def _words(result: Hypothesis, tokenizer: Tokenizer) -> list[tuple[range, bool]]:

@@ -389,12 +389,12 @@ class LiveSegments:
         context = (self._tokenizer, frame_seconds, evidence)
         standing = found
         if not self._shown:
-            kept = supported_words(found, *context)
+            kept = supported_words(found, *context, WORD_END_FRAMES)
             standing = kept if kept.tokens else found
         if partial:
             evidence = replace(evidence, seconds=max(evidence.seconds, JUDGED_SECONDS))
             context = (self._tokenizer, frame_seconds, evidence)
-        verdict = weigh(standing, *context, self.options.language)
+        verdict = weigh(standing, *context, self.options.language, WORD_END_FRAMES)
         if self._shown:
             return Verdict(True, verdict.reasons)
         if verdict.keep and len(standing.tokens) < len(found.tokens):

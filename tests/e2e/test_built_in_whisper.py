@@ -12,7 +12,7 @@ from pianissimo.cli import main
 from pianissimo.protocols import Recognizer
 from pianissimo.text.normalize import normalize_for_scoring
 
-NO = Path(__file__).parents[3] / "shared" / "cases" / "no-pause-no.flac"
+NO = Path(__file__).resolve().parents[3] / "shared" / "cases" / "no-pause-no.flac"
 CLIPS = Path(__file__).parents[2] / "examples" / "audio"
 SENTENCE = "The boy was there with his mother and father."
 
@@ -49,6 +49,17 @@ def test_every_latency_mode_writes_words_before_the_end(whisper: Recognizer, lat
     assert len(partials) >= {160: 4, 560: 2, 1120: 1}[latency]
     assert "mother" in partials[-1][1] and partials[-1][0] < len(samples)
     assert [e.text for _, e in events if e.type == "final" and e.text] == [SENTENCE]
+
+
+@pytest.mark.skipif(not NO.is_file(), reason="no recorded cases beside the checkout")
+def test_a_short_command_before_and_behind_a_pause_is_heard(whisper: Recognizer) -> None:
+    sound = load_audio(NO)
+    with whisper.stream() as stream:
+        parts = [sound[at : at + 1600] for at in range(0, len(sound), 1600)]
+        events = [event for part in parts for event in stream.push(part)] + stream.finish()
+    assert next(e.text for e in events if e.type == "partial") == "No"
+    finals = [(e.text, e.reasons) for e in events if e.type == "final"]
+    assert finals == [("No.", ()), ("No.", ())]
 
 
 @pytest.mark.skipif(not NO.is_file(), reason="no recorded cases beside the checkout")

@@ -92,6 +92,7 @@ class ListenOptions:
 async def listen(socket: WebSocket) -> None:
     request_id = str(uuid.uuid4())
     async with client(socket, DIALECT, headers={"dg-request-id": request_id}) as one:
+        one.admit()
         requested = read_query(socket.query_params)
         if requested.multichannel:
             raise Refusal(

@@ -134,6 +134,7 @@ async def speak(request: Request) -> Response:
 async def speak_live(socket: WebSocket) -> None:
     request_id = str(uuid.uuid4())
     async with client(socket, DIALECT, headers={"dg-request-id": request_id}) as one:
+        one.admit()
         requested = read_query(socket.query_params, one.service, live=True)
         async with seat(one.service, DIALECT, one.account):
             await one.send(

@@ -5,7 +5,7 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -42,7 +42,7 @@ class Client:
     """One accepted socket of a dialect."""
 
     account: Account
-    """The account that the client uses, once its key is checked."""
+    """The account that the client uses; see `admit`."""
 
     def __init__(self, socket: WebSocket, service: Service, dialect: str) -> None:
         self.socket, self.service, self.dialect = socket, service, dialect
@@ -50,6 +50,18 @@ class Client:
         """The model that serves the client, once it is chosen."""
         self._awaited: deque[float] = deque()
         self._commands = Budget(COMMANDS_PER_SECOND, COMMANDS_BURST)
+
+    def admit(self, account: Account | None = None) -> Account:
+        """Set and return the account of the client; raises Refusal without a valid key.
+
+        `account` is that of a client whose key was checked already.
+        """
+        if account is None:
+            account = self.service.admit(self.dialect, self.socket.headers)
+        else:
+            account.requests += 1
+        self.account = account
+        return account
 
     async def receive(self, idle_seconds: float | None = None) -> str | bytes:
         """The next message; raises Gone at the end, Refusal if none came within the idle time.
@@ -114,13 +126,14 @@ async def client(
     socket: WebSocket,
     dialect: str,
     *,
-    account: Account | None = None,
     headers: Mapping[str, str] | None = None,
+    error_message: Callable[[Refusal], JsonObject] | None = None,
 ) -> AsyncIterator[Client]:
     """Accept a socket, and close it with the code that fits its outcome.
 
-    Refusals and errors of the package become close codes; an unexpected exception is logged and
-    becomes 1011. `account` is that of a client whose key was checked already.
+    The block must `admit` the client first. Refusals and errors of the package become close codes,
+    after the `error_message` of a dialect that has one; an unexpected exception is logged and
+    becomes 1011.
     """
     service: Service = socket.app.state.service
     raw = [(k.encode(), v.encode()) for k, v in (headers or {}).items()]
@@ -128,11 +141,6 @@ async def client(
     one, outcome = Client(socket, service, dialect), "done"
     service.metrics.sockets.labels(dialect).inc()
     try:
-        if account is None:
-            account = service.admit(dialect, socket.headers)
-        else:
-            account.requests += 1
-        one.account = account
         yield one
         await one.close(1000)
     except Gone as gone:
@@ -140,6 +148,9 @@ async def client(
     except (Refusal, PianissimoError) as error:
         refusal = error if isinstance(error, Refusal) else refusal_for(error)
         outcome = refusal.code or refusal.kind
+        if error_message is not None:
+            with suppress(Gone):
+                await one.send(error_message(refusal))
         await one.close(refusal.close_code, refusal.message)
     except Exception:
         log.exception("a socket of %s failed", dialect)

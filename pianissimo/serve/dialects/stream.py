@@ -4,12 +4,10 @@ docs/server-api.md describes the protocol; `pianissimo.client` is a client.
 """
 
 from collections.abc import Mapping
-from contextlib import suppress
 
 from fastapi import APIRouter
 from starlette.websockets import WebSocket
 
-from pianissimo.errors import PianissimoError
 from pianissimo.serve.access.auth import caller_of
 from pianissimo.serve.access.phrases import read_boost
 from pianissimo.serve.audio_in.pcm import ENCODINGS
@@ -21,9 +19,9 @@ from pianissimo.serve.dialects.messages import (
     whole_field,
 )
 from pianissimo.serve.dialects.resumable import ResumableStream, SetLanguage, StreamOptions
-from pianissimo.serve.dialects.sockets import Client, Gone, client, parse_message, until_first
+from pianissimo.serve.dialects.sockets import Client, client, parse_message, until_first
 from pianissimo.serve.durable.streams import Streams
-from pianissimo.serve.errors import Refusal, refusal_for
+from pianissimo.serve.errors import Refusal
 from pianissimo.serve.versions.store import ServedModel
 from pianissimo.serve.websocket import FIRST_MESSAGE_BYTES
 from pianissimo.streaming.endpoint import ENDPOINT, EndpointRules
@@ -67,15 +65,13 @@ router = APIRouter()
 
 @router.websocket("/v1/stream")
 async def stream(socket: WebSocket) -> None:
-    async with client(socket, DIALECT) as one:
-        streams: Streams = socket.app.state.streams
-        try:
-            await _serve(one, streams)
-        except (Refusal, PianissimoError) as error:
-            refusal = error if isinstance(error, Refusal) else refusal_for(error)
-            with suppress(Gone):
-                await one.send({"type": "error", "code": refusal.code, "message": refusal.message})
-            raise
+    async with client(socket, DIALECT, error_message=_error_message) as one:
+        one.admit()
+        await _serve(one, socket.app.state.streams)
+
+
+def _error_message(refusal: Refusal) -> JsonObject:
+    return {"type": "error", "code": refusal.code, "message": refusal.message}
 
 
 async def _serve(one: Client, streams: Streams) -> None:

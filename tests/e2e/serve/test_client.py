@@ -125,8 +125,9 @@ def test_a_refused_key_and_a_refused_option_are_typed(embedded: NativeRecognizer
         assert asyncio.run(opened(server.ws, "right"))
         assert asyncio.run(opened(server.ws, "right", second_pass=False))
         for key in (None, "wrong"):
-            with pytest.raises(ServerRefusedError, match="needs an API key"):
+            with pytest.raises(ServerRefusedError, match="needs an API key") as refused:
                 asyncio.run(opened(server.ws, key))
+            assert refused.value.reason == "invalid_api_key"
         with pytest.raises(ServerRefusedError) as refused:
             asyncio.run(opened(server.ws, "right", model="no-such-model"))
         assert refused.value.reason == "model_not_found"

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -120,6 +121,22 @@ def test_invalid_messages_are_reported_and_close(server: Server) -> None:
         socket.send(json.dumps({"type": "finish"}))
         socket.send(b"\0\0")
         assert rest(socket)[-1]["code"] == "stream_state"
+
+
+def test_a_wrong_key_is_reported_as_other_refusals_are(
+    tiny: NativeRecognizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(tiny, Settings(api_keys=("right",))) as server:
+        for headers in ({}, {"Authorization": "Bearer wrong"}):
+            with connect(f"{server.ws}/v1/stream", additional_headers=headers) as socket:
+                (error,) = rest(socket)
+                assert (error["type"], error["code"]) == ("error", "invalid_api_key")
+                assert "needs an API key" in error["message"]
+                assert socket.close_code == 1008
+        for path in ("/v1/listen", "/v1/speak", "/v1/realtime"):
+            with connect(server.ws + path) as socket:
+                assert rest(socket) == [] and socket.close_code == 1008
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_a_pause_is_an_endpoint_unless_it_was_turned_off(words_server: Server) -> None:

@@ -15,11 +15,11 @@ from tiny import WHOLE_CONTEXT, cut, make_model
 from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.level import measure_levels
 from pianissimo.audio.offset import OffsetState, remove_offset
-from pianissimo.audio.vad import VoiceDetector
+from pianissimo.audio.vad import Track, VoiceDetector
 from pianissimo.decoding.token import Hypothesis
 from pianissimo.errors import AudioValueError, OptionError
-from pianissimo.hallucination.evidence import Intake
-from pianissimo.hallucination.verdict import supported_words, weigh
+from pianissimo.hallucination.evidence import Intake, evidence_from
+from pianissimo.hallucination.verdict import Verdict, supported_words, weigh
 from pianissimo.models.asr import AsrModel
 from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.text import WORD_START
@@ -157,6 +157,24 @@ def test_words_beside_all_speech_leave_unless_they_are_sure(tiny_tokenizer: Toke
     assert "low_evidence" in verdict.reasons
     nothing = supported_words(Hypothesis(), tiny_tokenizer, 0.08, intake.evidence)
     assert nothing == Hypothesis()
+
+
+def test_a_word_timed_at_its_beginning_is_supported_by_the_sound_after_it(
+    tiny_tokenizer: Tokenizer,
+) -> None:
+    """As Whisper's tokens are: the first one may lie in the quiet before speech."""
+    track = Track(values=[0.0] * 10 + [0.9] * 30 + [0.0] * 60)  # speech from 0.32 to 1.28 s
+    evidence = evidence_from(track, 3.2, 0.3, model=True)
+    found = hypothesis_of(tiny_tokenizer, [(0.0, 0.6), (0.96, 0.6), (2.4, 0.6)])
+    assert supported_words(found, tiny_tokenizer, 0.08, evidence, 5).frames == [0, 12]
+    assert supported_words(found, tiny_tokenizer, 0.08, evidence).frames == [12]
+    whole = found.take([0, 1])
+    assert weigh(whole, tiny_tokenizer, 0.08, evidence, "en", 5) == Verdict(True)
+    assert weigh(found.take([0]), tiny_tokenizer, 0.08, evidence, "en", 5) == Verdict(True)
+    assert weigh(whole, tiny_tokenizer, 0.08, evidence, "en").reasons == ("low_evidence",)
+    # A token lasts no longer than to the next one.
+    crowded = hypothesis_of(tiny_tokenizer, [(0.0, 0.6), (0.08, 0.6)])
+    assert supported_words(crowded, tiny_tokenizer, 0.08, evidence, 5).frames == [1]
 
 
 @pytest.mark.parametrize(

@@ -62,8 +62,8 @@ async def realtime(socket: WebSocket) -> None:
     prepared = service.secrets.find(key_of(socket.headers))
     account = None if prepared is None else prepared.account
     async with (
-        client(socket, DIALECT, account=account) as one,
-        seat(service, DIALECT, one.account),
+        client(socket, DIALECT) as one,
+        seat(service, DIALECT, one.admit(account)),
     ):
         one.allow_large_messages()
         settings = SessionSettings(service, socket.headers, socket.query_params.get("model"))
