@@ -109,6 +109,10 @@ def _end_of_file(reader: Reader, start: int, end: int) -> int | None:
         return _end_of_caf(reader, start, end)
     if head[4:8] == b"ftyp":
         return _end_of_mp4(reader, start, end)
+    if head[:4] == b"FLV\x01":
+        return _end_of_flv(reader, start, end)
+    if head[:4] == b"wvpk":
+        return _end_of_wavpack(reader, start, end)
     return None
 
 
@@ -143,6 +147,35 @@ def _boxes(reader: Reader, start: int, end: int) -> Iterator[tuple[int, bytes]]:
         if size < 8:  # 0: up to the end
             return
         position += size
+
+
+def _end_of_flv(reader: Reader, start: int, end: int) -> int:
+    """Tags are 15 bytes and their data; the size of the header stands in its bytes 5 to 8."""
+    reader.seek(start + 5)
+    position = start + int.from_bytes(reader.read(4), "big") + 4
+    while position + 15 <= end:
+        reader.seek(position)
+        head = reader.read(4)
+        if head == b"FLV\x01":
+            return position
+        position += 15 + int.from_bytes(head[1:4], "big")
+    return end
+
+
+def _end_of_wavpack(reader: Reader, start: int, end: int) -> int:
+    """The first block of a file has sample 0; blocks of further channels are no initial ones."""
+    position, begun = start, False
+    while position + 32 <= end:
+        reader.seek(position)
+        block = reader.read(32)
+        if block[:4] != b"wvpk":  # tags behind the samples
+            return find(reader, b"wvpk", b"", position + 1, end)
+        size, index, samples, flags = struct.unpack("<4xI8xIII4x", block)
+        if begun and index == 0 and flags & 0x800:
+            return position
+        begun = begun or samples > 0
+        position += 8 + size
+    return end
 
 
 __all__ = ["Slice", "file_starts", "find"]

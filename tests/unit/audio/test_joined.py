@@ -67,6 +67,21 @@ def test_joined_files_may_have_other_rates(kind):
     assert len(heard(joined)) == len(FIRST) + 2 * len(SECOND)
 
 
+@pytest.mark.parametrize(
+    ("container", "codec", "tags"),
+    [("flv", "aac", b""), ("wv", "wavpack", b""), ("wv", "wavpack", b"APETAGEX" + bytes(100))],
+)
+def test_joined_blocks_and_tags_are_all_heard(container, codec, tags):
+    first, second = (piped(container, codec, samples) for samples in (FIRST, SECOND))
+    notes = set()
+    alone = [load_audio(first), load_audio(second)]
+    assert len(alone[0]) >= len(FIRST) and len(alone[1]) >= len(SECOND)
+    joined = load_audio(first + tags + second, notes=notes)
+    np.testing.assert_array_equal(joined, np.concatenate(alone))
+    assert notes == {"joined_files"}
+    assert len(load_audio(first + tags)) == len(alone[0])
+
+
 @pytest.mark.parametrize("options", [{}, {"movflags": "frag_keyframe+empty_moov"}])
 def test_joined_mp4_is_all_heard(options):
     files = []
