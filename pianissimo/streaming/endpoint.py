@@ -91,7 +91,7 @@ class OnsetRules:
     """
 
     quiet_seconds: float = 1.0
-    preroll_seconds: float = 0.5
+    preroll_seconds: float = 0.4
 
     def __post_init__(self) -> None:
         if not 0 <= self.preroll_seconds <= self.quiet_seconds < math.inf:

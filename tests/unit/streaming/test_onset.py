@@ -57,13 +57,13 @@ def test_a_fresh_state_begins_at_a_frame_shortly_before(grid: ChunkGrid) -> None
         assert start % 1280 == 0
         done = chunks * grid.chunk_samples
         assert done - back < start <= done
-        assert start <= onset * WINDOW_SAMPLES - 0.5 * rate
+        assert start <= onset * WINDOW_SAMPLES - ONSET.preroll_seconds * rate
         assert fresh_start(onset, start, 0, 0, grid, ONSET) is None  # it is fresh
         assert fresh_start(onset, 0, chunks, start, grid, ONSET) == start
         assert fresh_start(onset, 0, chunks, start + 1, grid, ONSET) is None
 
 
-@pytest.mark.parametrize("rules", [{"preroll_seconds": -0.1}, {"quiet_seconds": 0.4}])
+@pytest.mark.parametrize("rules", [{"preroll_seconds": -0.1}, {"quiet_seconds": 0.3}])
 def test_rules_that_make_no_sense_are_refused(rules: dict[str, float]) -> None:
     with pytest.raises(OptionError, match="preroll_seconds"):
         OnsetRules(**rules)
