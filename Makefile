@@ -42,8 +42,9 @@ quietbench: $(READY) ## update the table in docs/quiet-speech.md; SPEECH=DIR of 
 bench-peers: $(PEERS_READY) ## install other engines and their models for bench/streaming.py; 19 GB
 	$(PEERS_BIN)/python bench/peers/make_models.py
 
-clients: $(READY) $(CLIENTS_READY) ## test unmodified third-party clients against the server; 1 GB
-	$(BIN)/python -m pytest -q tests/clients
+clients: $(READY) $(CLIENTS_READY) ## test third-party clients and the TypeScript client; 1 GB, needs npm
+	cd clients/typescript && npm install --no-audit --no-fund && npm run build
+	$(BIN)/python -m pytest -q tests/clients tests/e2e/serve/test_typescript_client.py
 
 scale: $(READY) ## several servers: kills under load, a proxy, the Helm chart; 10 minutes
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[scale]'
