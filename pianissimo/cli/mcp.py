@@ -80,7 +80,7 @@ class McpOptions:
 
 @command
 def mcp(model: ModelOptions, options: McpOptions) -> None:
-    """Serve speech recognition as tools of an agent, over MCP on stdin and stdout.
+    """Serve speech recognition as tools of agents, over MCP.
 
     Tools: transcribe_file, list_models and, with --microphone, listen.
     """

@@ -72,7 +72,7 @@ def test_the_documents_name_options_that_are_there() -> None:
     options = {option for param in commands["serve"].params for option in param.opts}
     server = {option for option in options if option.startswith("--")}
     text = (DOCS / "operations.md").read_text()
-    for name in ("security", "server-api", "clients", "web-page", "voice-agent"):
+    for name in ("security", "server-api", "clients", "web-page", "voice-agent", "polish"):
         text += (DOCS / f"{name}.md").read_text()
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
     others = {"--help", "--revision", "--latency"}  # of pull, and of bench/serve.py
@@ -82,7 +82,9 @@ def test_the_documents_name_options_that_are_there() -> None:
         "--push-to-talk",
         "--turns",
         "--no-llm-eager",
-    }  # of talk, bench/agent.py
+        "--root",
+        "--microphone",
+    }  # of talk, mcp, bench/agent.py
     assert named - server <= others
     missing = server - named - {"--device", "--dtype", "--host", "--port"}
     assert not missing, "an operator should read of them"
