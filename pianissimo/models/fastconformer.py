@@ -519,10 +519,17 @@ class FastConformerEncoder(nn.Module):
         memory grows with S squared.
         """
         x, counts = self.subsampling(mel, lengths)
+        return self.encode(x, counts, lookahead), counts
+
+    def encode(self, x: Tensor, counts: Tensor, lookahead: int | None = None) -> Tensor:
+        """The layers over subsampled frames of finished utterances.
+
+        x (B, S, D), valid frames (B,) -> (B, S, D); `lookahead` as in `forward`.
+        """
         x = x * self.scale
         S = x.shape[1]
         if S == 0:
-            return x, counts
+            return x
         valid: Tensor | None = torch.arange(S, device=x.device) < counts[:, None]
         if bool((counts == S).all()):
             valid = None
@@ -533,7 +540,7 @@ class FastConformerEncoder(nn.Module):
         sinusoids = self._sinusoids(S - 1, -(S - 1))
         for layer in self.layers:
             x = layer(x, WholePast(layer.attention.relative_keys(sinusoids), visible, valid))
-        return x, counts
+        return x
 
     def _visible(self, S: int, lookahead: int | None, device: torch.device) -> Tensor | None:
         """The chunk mask (1, 1, 1, S, S) of the offline form, None without chunks."""

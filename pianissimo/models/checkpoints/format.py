@@ -24,6 +24,7 @@ from pianissimo.models.asr import (
     build,
 )
 from pianissimo.models.checkpoints.config_json import Section, is_integer, listed, read_json
+from pianissimo.models.fastconformer import EncoderConfig
 
 NEMO_CONFIG_FILE = "model_config.yaml"
 MOST_LANGUAGES = 1024
@@ -92,10 +93,10 @@ def language_prompts(known: Section, count: int) -> tuple[LanguagePrompt, ...]:
     )
 
 
-def module_table(config: AsrConfig, modules: Mapping[str, str], layer: ModuleTable) -> ModuleTable:
+def module_table(layers: int, modules: Mapping[str, str], layer: ModuleTable) -> ModuleTable:
     """The names of a whole model: `modules` outside the encoder layers, `layer` inside each."""
     table: dict[str, tuple[str, ...]] = {ours: (theirs,) for ours, theirs in modules.items()}
-    for i in range(config.encoder.layers):
+    for i in range(layers):
         prefix = f"encoder.layers.{i}."
         for ours, theirs in {**LAYER_MODULES, **layer}.items():
             table[prefix + ours] = tuple(prefix + name for name in theirs)
@@ -112,22 +113,36 @@ def convert(
     """
     with torch.device("meta"):
         ours = {name: t.shape for name, t in AsrModel(config).state_dict().items()}
-    folded = config.encoder.conv_norm == "folded"
-    expected = _foreign_shapes(config, ours, table)
+    return build(config, converted_tensors(ours, weights, table, source, config.encoder), source)
+
+
+def converted_tensors(
+    ours: Mapping[str, torch.Size],
+    weights: dict[str, Tensor],
+    table: ModuleTable,
+    source: str,
+    encoder: EncoderConfig | None = None,
+) -> dict[str, Tensor]:
+    """Foreign tensors under the names and in the shapes of this package. Empties `weights`.
+
+    The batch norms of `encoder`, a FastConformer of that name, are folded. Raises what `convert`
+    raises.
+    """
+    folded = 0 if encoder is None or encoder.conv_norm != "folded" else encoder.layers
+    expected = _foreign_shapes(ours, table, encoder)
     check_tensors(weights, expected, source)
     _check_storage(weights, expected, source)
-    if folded:
-        for i in range(config.encoder.layers):
-            depthwise = table[f"encoder.layers.{i}.conv.depthwise"][0]
-            norm = table[f"encoder.layers.{i}.conv.norm"][0]
-            _fold_batch_norm(weights, depthwise, norm)
+    for i in range(folded):
+        depthwise = table[f"encoder.layers.{i}.conv.depthwise"][0]
+        norm = table[f"encoder.layers.{i}.conv.norm"][0]
+        _fold_batch_norm(weights, depthwise, norm)
     converted = {}
     for name, shape in ours.items():
         parts = [weights.pop(part).detach() for part in _foreign_names(name, table)]
         tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
         converted[name] = tensor.reshape(shape).contiguous()
     assert not weights, sorted(weights)
-    return build(config, converted, source)
+    return converted
 
 
 def foreign_weights(model: AsrModel, table: ModuleTable) -> dict[str, Tensor]:
@@ -149,7 +164,7 @@ def _foreign_names(name: str, table: ModuleTable) -> tuple[str, ...]:
 
 
 def _foreign_shapes(
-    config: AsrConfig, ours: Mapping[str, torch.Size], table: ModuleTable
+    ours: Mapping[str, torch.Size], table: ModuleTable, encoder: EncoderConfig | None
 ) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in ours.items():
@@ -157,12 +172,12 @@ def _foreign_shapes(
         rows, *rest = shape
         tail = (1,) if name.endswith(_POINTWISE) else ()
         shapes |= dict.fromkeys(parts, (rows // len(parts), *rest, *tail))
-    if config.encoder.conv_norm == "folded":
-        for i in range(config.encoder.layers):
+    if encoder is not None and encoder.conv_norm == "folded":
+        for i in range(encoder.layers):
             norm = table[f"encoder.layers.{i}.conv.norm"][0]
-            shapes |= {f"{norm}.{part}": (config.encoder.dim,) for part in BATCH_NORM_PARTS}
+            shapes |= {f"{norm}.{part}": (encoder.dim,) for part in BATCH_NORM_PARTS}
             shapes[f"{norm}.num_batches_tracked"] = ()
-            if not config.encoder.conv_bias:
+            if not encoder.conv_bias:
                 del shapes[table[f"encoder.layers.{i}.conv.depthwise"][0] + ".bias"]
     return shapes
 

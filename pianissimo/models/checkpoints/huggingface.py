@@ -117,7 +117,7 @@ def huggingface_names(config: AsrConfig) -> ModuleTable:
             depthwise, pointwise = (f"layers.{i - 1}.{n}_conv" for n in ("depthwise", "pointwise"))
         modules[f"{ours}.conv.{i}"] = f"{theirs}.{depthwise}"
         modules[f"{ours}.pointwise.{i - 1}"] = f"{theirs}.{pointwise}"
-    return module_table(config, MODULES | modules, LAYER)
+    return module_table(config.encoder.layers, MODULES | modules, LAYER)
 
 
 # -- configuration ---------------------------------------------------------------------------------

@@ -74,12 +74,12 @@ def read_nemo(path: Path) -> tuple[AsrModel, Tokenizer]:
         data = parse_yaml(yaml_bytes, where)
         if not isinstance(data, dict):
             raise CheckpointError(f"{where} is not a mapping, so it is no NeMo configuration")
-        source = f"{path} ({_class_name(data.get('target')) or 'unknown class'})"
+        source = f"{path} ({class_name(data.get('target')) or 'unknown class'})"
         tokenizer = _read_tokenizer(Section(data, source), files)
         config = config_from_nemo(data, tokenizer.vocab_size, source, path.stem)
         with files.open(WEIGHTS_FILE) as stream:
             weights = read_tensors(stream, f"{source}: {WEIGHTS_FILE}")
-    _check_features(weights, config.features, source)
+    check_features(weights, config.features, source)
     return convert(config, weights, nemo_names(config), source), tokenizer
 
 
@@ -91,17 +91,23 @@ def to_nemo_names(model: AsrModel) -> dict[str, Tensor]:
 
 def nemo_names(config: AsrConfig) -> ModuleTable:
     """The names of all modules in NeMo."""
-    subsampling = {"encoder.subsampling.conv.0": "encoder.pre_encode.conv.0"}
-    for i in range(1, config.encoder.subsampling_stages):
-        at, theirs = f"encoder.subsampling.conv.{i}", "encoder.pre_encode.conv"
-        if config.encoder.depthwise_subsampling:
-            subsampling[at] = f"{theirs}.{3 * i - 1}"
-            subsampling[f"encoder.subsampling.pointwise.{i - 1}"] = f"{theirs}.{3 * i}"
-        else:
-            subsampling[at] = f"{theirs}.{2 * i}"
     ctc = "decoder" if config.transducer is None else "ctc_decoder"
     head = {"ctc.out": f"{ctc}.decoder_layers.0"}
-    return module_table(config, MODULES | subsampling | head, LAYER)
+    modules = MODULES | subsampling_names(config.encoder) | head
+    return module_table(config.encoder.layers, modules, LAYER)
+
+
+def subsampling_names(encoder: EncoderConfig) -> dict[str, str]:
+    """The names of the subsampling's convolutions in NeMo."""
+    names = {"encoder.subsampling.conv.0": "encoder.pre_encode.conv.0"}
+    for i in range(1, encoder.subsampling_stages):
+        at, theirs = f"encoder.subsampling.conv.{i}", "encoder.pre_encode.conv"
+        if encoder.depthwise_subsampling:
+            names[at] = f"{theirs}.{3 * i - 1}"
+            names[f"encoder.subsampling.pointwise.{i - 1}"] = f"{theirs}.{3 * i}"
+        else:
+            names[at] = f"{theirs}.{2 * i}"
+    return names
 
 
 # -- configuration ---------------------------------------------------------------------------------
@@ -125,14 +131,14 @@ def config_from_nemo(
     ctc = transducer is None or "aux_ctc" in root
     if ctc:
         decoder = (root.section("aux_ctc") if transducer else root).section("decoder")
-        _check_class(decoder, "ConvASRDecoder")
+        check_class(decoder, "ConvASRDecoder")
         decoder.only("add_blank", (True,), True)
         _check_vocabulary(decoder, "num_classes", vocab_size)
     try:
-        encoder = _encoder(root.section("encoder"))
+        encoder = encoder_from_nemo(root.section("encoder"))
         return AsrConfig(
             vocab_size=vocab_size,
-            features=_features(root.section("preprocessor")),
+            features=features_from_nemo(root.section("preprocessor")),
             encoder=encoder,
             transducer=transducer,
             ctc=ctc,
@@ -144,8 +150,9 @@ def config_from_nemo(
         raise CheckpointError(f"{source}: {error}") from error
 
 
-def _features(preprocessor: Section) -> FeatureConfig:
-    _check_class(preprocessor, "AudioToMelSpectrogramPreprocessor")
+def features_from_nemo(preprocessor: Section) -> FeatureConfig:
+    """The features of a `preprocessor`; CheckpointError for unsupported ones."""
+    check_class(preprocessor, "AudioToMelSpectrogramPreprocessor")
     preprocessor.only("window", ("hann",), "hann")
     preprocessor.only("frame_splicing", (1,), 1)
     preprocessor.only("log", (True,), True)
@@ -189,8 +196,9 @@ def _samples(preprocessor: Section, key: str, default: float, rate: int) -> int:
     return samples
 
 
-def _encoder(encoder: Section) -> EncoderConfig:
-    _check_class(encoder, "ConformerEncoder")
+def encoder_from_nemo(encoder: Section) -> EncoderConfig:
+    """The FastConformer of an `encoder`; CheckpointError for an unsupported one."""
+    check_class(encoder, "ConformerEncoder")
     dim = encoder.integer("d_model", most=1 << 14)
     encoder.only("feat_out", (-1, 0, dim), -1)
     depthwise = encoder.only("subsampling", ("dw_striding", "striding"), "striding") != "striding"
@@ -259,8 +267,8 @@ def _contexts(encoder: Section) -> tuple[int | None, tuple[int, ...]]:
 
 def _transducer(root: Section, vocab_size: int) -> TransducerConfig:
     decoder, joint = root.section("decoder"), root.section("joint")
-    _check_class(decoder, "RNNTDecoder")
-    _check_class(joint, "RNNTJoint")
+    check_class(decoder, "RNNTDecoder")
+    check_class(joint, "RNNTJoint")
     _check_vocabulary(decoder, "vocab_size", vocab_size)
     _check_vocabulary(joint, "num_classes", vocab_size)
     decoder.only("normalization_mode", (None,), None)
@@ -322,13 +330,14 @@ def _check_vocabulary(section: Section, key: str, vocab_size: int) -> None:
         raise section.fail(key, f"{vocab_size}, the pieces of the tokenizer")
 
 
-def _check_class(section: Section, known: str) -> None:
+def check_class(section: Section, known: str) -> None:
     """Raises CheckpointError if the section names another class; the class is not imported."""
-    if "_target_" in section and _class_name(section.get("_target_")) != known:
+    if "_target_" in section and class_name(section.get("_target_")) != known:
         raise section.fail("_target_", known)
 
 
-def _class_name(target: object) -> str:
+def class_name(target: object) -> str:
+    """The last part of a class path, "" for anything else."""
     return target.rpartition(".")[2][:80] if isinstance(target, str) else ""
 
 
@@ -349,7 +358,7 @@ def _read_tokenizer(root: Section, files: Files) -> Tokenizer:
     return Tokenizer.from_sentencepiece(files.read(name, LARGEST_TOKENIZER_BYTES))
 
 
-def _check_features(weights: dict[str, Tensor], config: FeatureConfig, source: str) -> None:
+def check_features(weights: dict[str, Tensor], config: FeatureConfig, source: str) -> None:
     """Remove filterbank and window from the tensors after comparing them with the computed ones."""
     ours = MelFeatures(config)
     for name, expected in ((FILTERBANK, ours.filterbank[None]), (WINDOW, ours.window)):
