@@ -48,12 +48,20 @@ class EvaluateOptions:
             metavar="N|MIN-MAX", help="With --diarize: the number of speakers, if it is known."
         ),
     ] = None
+    diarize_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="With --diarize: the network that finds turns, not voices."
+        ),
+    ] = None
     json: JsonOption = False
     quiet: QuietOption = False
 
     def __post_init__(self) -> None:
-        if self.speakers is not None and not self.diarize:
-            raise OptionError("--speakers is for speaker turns: add --diarize")
+        for name in ("speakers", "diarize_model"):
+            if getattr(self, name) is not None and not self.diarize:
+                option = name.replace("_", "-")
+                raise OptionError(f"--{option} is for speaker turns: add --diarize")
 
 
 @command
@@ -113,7 +121,8 @@ def _evaluate_speakers(
     from pianissimo.evaluate.speakers import evaluate_speakers, read_conversations
 
     asked = Diarization(
-        speakers=None if options.speakers is None else parse_speakers(options.speakers)
+        speakers=None if options.speakers is None else parse_speakers(options.speakers),
+        model=options.diarize_model,
     )
     conversations = read_conversations(manifest)
     recognizer = None

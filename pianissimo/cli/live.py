@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pianissimo.audio.io import Samples
     from pianissimo.audio.notes import Note
     from pianissimo.decoding.hotwords import Phrase
-    from pianissimo.diarization.live import LiveTurns
+    from pianissimo.diarization.options import LiveTurnSource
     from pianissimo.protocols import Recognizer, Stream
 
 BLOCK_SECONDS = 0.08
@@ -73,7 +73,7 @@ def transcribe_live(
     said: Utterances,
     display: Display,
     excerpt: ExcerptOptions = WHOLE,
-    turns: "LiveTurns | None" = None,
+    turns: "LiveTurnSource | None" = None,
     *,
     realtime: bool = False,
     itn: str | None = None,
@@ -104,7 +104,7 @@ def push_all(
     show: Show,
     said: Utterances,
     excerpt: ExcerptOptions = WHOLE,
-    turns: "LiveTurns | None" = None,
+    turns: "LiveTurnSource | None" = None,
     *,
     itn: str | None = None,
 ) -> None:

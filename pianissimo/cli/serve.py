@@ -82,6 +82,18 @@ class ServedModels:
             "default [default: the installed ones].",
         ),
     ] = None
+    diarize_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Folder or .nemo file of Nemotron 3 Diarization or Sortformer, for requests that "
+            "ask for speakers but not for their number or names [default: compare voices].",
+        ),
+    ] = None
+    diarize_latency: Annotated[
+        int | None,
+        typer.Option(metavar="MS", help="How late the speakers of that model may be on sockets."),
+    ] = None
     device: DeviceOption = "auto"
     dtype: DtypeOption = "float32"
     gain: GainOption = None
@@ -364,6 +376,8 @@ def _settings(
         models=tuple(models.model or ()),
         spare_models=tuple(models.spare_model or ()),
         voices=tuple(models.voice or ()),
+        diarize_model=models.diarize_model,
+        diarize_latency_ms=models.diarize_latency,
         device=models.device,
         dtype=models.dtype,
         gain=models.gain,

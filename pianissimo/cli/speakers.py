@@ -36,11 +36,26 @@ class SpeakerOptions:
         bool,
         typer.Option("--channels", help="Take each channel as one speaker (call recordings)."),
     ] = False
+    diarize_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Folder or .nemo file of Nemotron 3 Diarization or Sortformer, which also hear "
+            "people who talk at once; implies --diarize [default: compare voices].",
+        ),
+    ] = None
+    diarize_latency: Annotated[
+        int | None,
+        typer.Option(
+            metavar="MS", help="With --diarize-model and --stream: how late speakers may be."
+        ),
+    ] = None
 
     @property
     def diarization(self) -> "Diarization | None":
         """What is requested, None without speakers; OptionError for what does not fit together."""
-        if not (self.diarize or self.channels or self.speakers is not None or self.known_speaker):
+        asked = (self.diarize, self.channels, self.known_speaker, self.diarize_model)
+        if not any(asked) and self.speakers is None and self.diarize_latency is None:
             return None
         from pianissimo.diarization.options import Diarization, parse_speakers
 
@@ -56,4 +71,10 @@ class SpeakerOptions:
                 raise OptionError(f"--known-speaker is NAME=FILE, not {item!r}")
             voices[name.strip()] = path
         speakers = None if self.speakers is None else parse_speakers(self.speakers)
-        return Diarization("channels" if self.channels else "voices", speakers, voices)
+        return Diarization(
+            "channels" if self.channels else "voices",
+            speakers,
+            voices,
+            self.diarize_model,
+            self.diarize_latency,
+        )

@@ -299,7 +299,7 @@ def _stream_all(
     realtime: bool,
 ) -> None:
     """One input after the other through a live stream."""
-    from pianissimo.diarization.live import LiveTurns
+    from pianissimo.diarization.sources import live_source
     from pianissimo.text.turns import later
     from pianissimo.text.written_form import check_language
 
@@ -314,7 +314,7 @@ def _stream_all(
             second_pass=setup.second_pass,
         )
         try:
-            turns = None if setup.diarize is None else LiveTurns(setup.diarize)
+            turns = None if setup.diarize is None else live_source(setup.diarize)
             with opened as stream:
                 input = report.inputs[index]
                 notes = transcribe_live(

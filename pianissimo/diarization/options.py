@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from pianissimo.errors import OptionError
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 MOST_SPEAKERS = 20
 """More people in one recording are not told apart."""
 
+RECENT_TURNS = 128
+"""Turns of a live stream that are enough for the words of one utterance."""
+
 By = Literal["voices", "channels"]
 
 
@@ -23,13 +27,19 @@ class Diarization:
 
     `speakers` is the number of speakers, or its bounds as (fewest, most); None leaves it open.
     `voices` maps names to recordings of 2 to 10 s, or arrays (n,) of mono float32 at 16 kHz, so
-    that speakers who match get these names. Both are for `by="voices"` only. Raises OptionError
-    for values that make no sense.
+    that speakers who match get these names. Both are for `by="voices"` only.
+
+    `model` is a folder or file of a diarization network (Nemotron 3 Diarization, Sortformer 4spk),
+    which finds the speakers and their number itself, also where they talk at once. Live, its
+    speakers are at most `latency_ms` late, by default about 1000. Raises OptionError for values
+    that make no sense.
     """
 
     by: By = "voices"
     speakers: int | tuple[int, int] | None = None
     voices: "Mapping[str, AudioSource | Samples]" = field(default_factory=dict)
+    model: str | Path | None = None
+    latency_ms: int | None = None
 
     def __post_init__(self) -> None:
         if self.by not in ("voices", "channels"):
@@ -39,6 +49,15 @@ class Diarization:
                 "with channels each channel is one speaker; remove the number of speakers and the "
                 "known voices, or find speakers by voices"
             )
+        if self.model is not None and (
+            self.by == "channels" or self.speakers is not None or self.voices
+        ):
+            raise OptionError(
+                "a diarization model finds speakers and their number itself; remove channels, the "
+                "number of speakers and the known voices, or the model"
+            )
+        if self.latency_ms is not None and self.model is None:
+            raise OptionError("the latency of speakers is that of a diarization model; name one")
         fewest, most = self.bounds
         if not 1 <= fewest <= most <= MOST_SPEAKERS:
             raise OptionError(
@@ -88,4 +107,18 @@ class TurnSource(Protocol):
 
     def finish(self) -> tuple[Turn, ...]:
         """The turns of everything that was pushed, in order of their start."""
+        ...
+
+
+class LiveTurnSource(TurnSource, Protocol):
+    """A source whose turns are known while the audio passes."""
+
+    @property
+    def seconds(self) -> float:
+        """The time before which every turn is known."""
+        ...
+
+    @property
+    def recent(self) -> list[Turn]:
+        """The last turns, enough for the words of one utterance; what is there never changes."""
         ...

@@ -10,14 +10,14 @@ import numpy.typing as npt
 
 from pianissimo.audio.io import SAMPLE_RATE, from_piece
 from pianissimo.audio.resample import StreamingResampler
-from pianissimo.diarization.live import LiveTurns
+from pianissimo.diarization.options import Diarization, LiveTurnSource
+from pianissimo.diarization.sources import live_source
 from pianissimo.transcript import StreamEvent
 
 FINAL_WAIT_SECONDS = 1.1
 """A final waits this long for its speakers at most, then goes without those that are missing."""
 MOST_WAITING_SECONDS = 30.0
 """If the threads are this far behind, audio is passed over as silence: memory stays bounded."""
-_CLOSING_SECONDS = 1.0  # of silence, which settles the last turn
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +31,14 @@ class LiveSpeakers:
     are known by then. All methods are called by the event loop.
     """
 
-    def __init__(self, sample_rate: int, threads: Executor) -> None:
+    def __init__(
+        self, sample_rate: int, threads: Executor, options: Diarization | None = None
+    ) -> None:
         self._rate, self._threads = sample_rate, threads
-        self._turns: LiveTurns | None = None  # made in a thread: it loads the network
+        self._options = options or Diarization()
+        self._turns: LiveTurnSource | None = None  # made in a thread: it loads the network
+        self._ended = False  # no more audio comes
+        self._done = False  # and all turns are known
         self._resampler = StreamingResampler(sample_rate, SAMPLE_RATE)
         self._waiting: deque[Piece | int] = deque()  # a number is so much silence
         self._waiting_samples = 0
@@ -43,7 +48,7 @@ class LiveSpeakers:
 
     def push(self, samples: Piece) -> None:
         """Take samples (n,) or (n, channels) of the client."""
-        if self._closed:
+        if self._closed or self._ended:
             return
         if self._waiting_samples <= MOST_WAITING_SECONDS * self._rate:
             self._waiting.append(samples)
@@ -52,12 +57,17 @@ class LiveSpeakers:
         else:
             self._waiting.append(len(samples))
         self._waiting_samples += len(samples)
+        self._start()
+
+    def _start(self) -> None:
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
 
     def finish(self) -> None:
         """The audio has ended: the last turn can be decided."""
-        self.push(np.zeros(round(_CLOSING_SECONDS * self._rate), np.float32))
+        if not self._closed and not self._ended:
+            self._ended = True
+            self._start()
 
     def close(self) -> None:
         """Nothing more is asked."""
@@ -82,26 +92,31 @@ class LiveSpeakers:
         return event if self._turns is None else event.with_turns(self._turns.recent)
 
     def _knows(self, seconds: float) -> bool:
-        idle = self._worker is None or self._worker.done()
-        return self._closed or (self._turns is not None and self._turns.seconds >= seconds) or idle
+        if self._closed or self._done or self._worker is None or self._worker.done():
+            return True
+        return self._turns is not None and self._turns.seconds >= seconds
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._waiting and not self._closed:
+        while not self._closed and (self._waiting or (self._ended and not self._done)):
+            last = self._ended
             pieces = list(self._waiting)
             self._waiting.clear()
             self._waiting_samples = 0
             try:
-                await loop.run_in_executor(self._threads, self._push, pieces)
+                await loop.run_in_executor(self._threads, self._push, pieces, last)
             except Exception:
                 # The text of the stream goes on; the recognizer reports samples that are unusable.
                 log.exception("the speakers of a stream cannot be found")
                 self.close()
+            self._done = last
             self._settled.set()
 
-    def _push(self, pieces: list[Piece | int]) -> None:
+    def _push(self, pieces: list[Piece | int], last: bool) -> None:
         if self._turns is None:
-            self._turns = LiveTurns()
+            if not pieces:
+                return
+            self._turns = live_source(self._options, keep=False)
         for piece in pieces:
             if self._closed:
                 return
@@ -112,3 +127,6 @@ class LiveSpeakers:
                 continue
             mono = from_piece(piece, self._rate).mean(axis=1, dtype=np.float32)
             self._turns.push(self._resampler.push(mono))
+        if last:
+            self._turns.push(self._resampler.finish())
+            self._turns.finish()

@@ -10,6 +10,7 @@ from pianissimo.agent.polish import Polisher
 from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.decoding.hotwords import Boost
 from pianissimo.diarization.options import Diarization
+from pianissimo.diarization.sources import live_source
 from pianissimo.engine.engine import Engine
 from pianissimo.engine.segmented import SegmentedEngine
 from pianissimo.errors import EngineFullError, OptionError
@@ -62,6 +63,11 @@ class Service:
         if not isinstance(recognizers, Mapping):
             recognizers = {recognizers.name: recognizers}
         self.settings = settings
+        self._by_voice = Diarization(
+            model=settings.diarize_model, latency_ms=settings.diarize_latency_ms
+        )
+        if settings.diarize_model is not None:
+            live_source(self._by_voice)  # a model that cannot be read ends the start
         self.keys = KeyRing(settings.keys, settings.admin_key, settings.replicas)
         self.secrets = ClientSecrets(self.keys, settings.signing_key)
         self.wyoming = Account(WYOMING, Limits())
@@ -252,7 +258,7 @@ class Service:
     ) -> Transcript:
         recognizer, threads = lease.model.recognizer_for(language), self.file_threads
         found = await self.transcriber.transcribe(
-            upload, recognizer, threads, boost, blocks, diarize
+            upload, recognizer, threads, boost, blocks, self.diarization(diarize)
         )
         if diarize is None or diarize.by != "channels":  # a shadow hears the mixed channels
             self.shadows.recording(lease, upload, found, boost)
@@ -336,9 +342,15 @@ class Service:
             session, reader, rate, threads, self.intake, shadow, lease.account, speakers, trace
         )
 
+    # -- speakers ----------------------------------------------------------------------------------
+
+    def diarization(self, asked: Diarization | None) -> Diarization | None:
+        """How speakers are found: by the model of the server, if it can do what is asked."""
+        return self._by_voice if asked == Diarization() else asked
+
     def live_speakers(self, sample_rate: int) -> LiveSpeakers:
         """Finds the speakers of one live stream, beside its recognizer."""
-        return LiveSpeakers(sample_rate, self._speaker_threads)
+        return LiveSpeakers(sample_rate, self._speaker_threads, self._by_voice)
 
 
 async def _opened(model: ServedModel, options: OpenOptions) -> "Session":

@@ -41,6 +41,8 @@ class Settings:
     `models` are loaded at the start, the first is the default; the embedded one if there is none.
     `voices` speak, `[NAME=]VOICE`; the installed ones if there is none. `max_speeches` texts are
     spoken at once, each of at most `longest_text` characters; as many more may wait.
+    `diarize_model` finds speakers where neither their number nor names are given, on sockets at
+    most `diarize_latency_ms` late; without one voices are compared.
     `spare_models`, named as `NAME=MODEL`, can be loaded later. `gain` is that of `pianissimo.load`,
     for all models. `max_streams` live streams are served and `max_files` recordings transcribed at
     once; as many recordings more may wait. A shadow processes `max_shadows` streams at once. A
@@ -66,6 +68,8 @@ class Settings:
     models: tuple[str, ...] = ()
     voices: tuple[str, ...] = ()
     spare_models: tuple[str, ...] = ()
+    diarize_model: str | None = None
+    diarize_latency_ms: int | None = None
     device: str = "auto"
     dtype: str = "auto"
     gain: "GainMode | None" = None

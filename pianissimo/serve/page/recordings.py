@@ -79,7 +79,12 @@ async def progress_of(
     async def work() -> Transcript:
         async with stack, service.files.place():
             return await service.transcriber.transcribe(
-                upload, recognizer, service.file_threads, boost, blocks, diarize
+                upload,
+                recognizer,
+                service.file_threads,
+                boost,
+                blocks,
+                service.diarization(diarize),
             )
 
     # A task of its own: the end of this generator must not disturb the cleanup of the work.
