@@ -23,6 +23,7 @@ from starlette.websockets import WebSocket
 
 from pianissimo.audio.notes import NOTE_TEXTS
 from pianissimo.decoding.hotwords import LARGEST_WEIGHT, Phrase
+from pianissimo.diarization.channels import MOST_CHANNELS
 from pianissimo.diarization.options import Diarization
 from pianissimo.errors import OptionError, PianissimoError
 from pianissimo.serve.access.accounts import Account
@@ -94,31 +95,47 @@ async def listen(socket: WebSocket) -> None:
     async with client(socket, DIALECT, headers={"dg-request-id": request_id}) as one:
         one.admit()
         requested = read_query(socket.query_params)
-        if requested.multichannel:
-            raise Refusal(
-                400,
-                "a socket with multichannel is not supported: open one socket per channel, or send "
-                "the recording by POST",
-                "multichannel_unsupported",
-            )
+        streams = _streams(requested)
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(seat(one.service, DIALECT, one.account))
+            for _ in range(streams):
+                await stack.enter_async_context(seat(one.service, DIALECT, one.account))
             one.allow_large_messages()
             lease = _lease(one.service, socket, request_id, one.account)
             one.lease = stack.enter_context(lease)
-            reader = PcmReader(requested.encoding or "pcm_f32le", requested.channels)
-            rate = requested.sample_rate
-            opening = one.service.feed(
-                lease,
-                reader,
-                one.service.live_speakers(rate) if requested.diarize else None,
-                sample_rate=requested.sample_rate,
-                endpoint=requested.endpoint,
-                boost=requested.boost,
-                language=lease.model.spoken(socket.query_params.get("language")),
-            )
-            feed = await stack.enter_async_context(opening)
-            await _LiveSocket(one, requested, feed, lease, request_id, stack).run()
+            rate, channels = requested.sample_rate, []
+            for index in range(streams):
+                mixed = requested.channels if streams == 1 else 1
+                opening = one.service.feed(
+                    lease,
+                    PcmReader(requested.encoding or "pcm_f32le", mixed),
+                    one.service.live_speakers(rate) if requested.diarize else None,
+                    sample_rate=rate,
+                    endpoint=requested.endpoint,
+                    boost=requested.boost,
+                    language=lease.model.spoken(socket.query_params.get("language")),
+                )
+                feed = await stack.enter_async_context(opening)
+                channels.append(_Channel(one, requested, feed, (index, streams), request_id))
+            await _LiveSocket(one, requested, channels, lease, request_id, stack).run()
+
+
+def _streams(requested: ListenOptions) -> int:
+    """The streams of a socket: with `multichannel` one per channel, each of which has a seat."""
+    if not requested.multichannel:
+        return 1
+    if not 2 <= requested.channels <= MOST_CHANNELS:
+        raise Refusal(
+            400,
+            f"multichannel needs channels=2 to {MOST_CHANNELS}, not {requested.channels}",
+            "invalid_value",
+        )
+    if requested.encoding is None:
+        raise Refusal(
+            400,
+            f"multichannel needs raw samples, interleaved: send encoding={' or '.join(ENCODINGS)}",
+            "encoding_required",
+        )
+    return requested.channels
 
 
 def _lease(service: Service, asks: HTTPConnection, request_id: str, account: Account) -> Lease:
@@ -130,6 +147,82 @@ def _lease(service: Service, asks: HTTPConnection, request_id: str, account: Acc
     return service.lease(DIALECT, choice, request_id, account)
 
 
+class _Channel:
+    """The results of one channel of a socket, in the order of time.
+
+    `index` is its number and the number of channels; a mixed stream is the only channel.
+    """
+
+    def __init__(
+        self,
+        one: Client,
+        requested: ListenOptions,
+        feed: Feed,
+        index: tuple[int, int],
+        request_id: str,
+    ) -> None:
+        self.one, self.requested, self.feed = one, requested, feed
+        self.index, self.request_id = list(index), request_id
+        self.locked = 0.0  # seconds up to which everything is final
+        self.speaking = False
+        self.last_word_end: float | None = None  # of an utterance whose end was not sent
+        self.shown = ""
+
+    async def send(self) -> None:
+        """Send the results of the stream until it ends."""
+        async for event in self.feed:
+            if event.type != "endpoint":
+                await self._send_event(event)
+
+    async def end_utterance(self, consumed: float) -> None:
+        """Send UtteranceEnd once after each utterance, when no word followed for long enough."""
+        end, patience = self.last_word_end, self.requested.utterance_end_seconds
+        if end is not None and patience is not None and consumed - end >= patience:
+            self.last_word_end = None
+            ended = {"type": "UtteranceEnd", "channel": self.index, "last_word_end": end}
+            await self.one.send(ended)
+
+    async def _send_event(self, event: StreamEvent) -> None:
+        await self.end_utterance(event.start)
+        if event.text and not self.speaking:
+            self.speaking = True
+            if self.requested.vad_events:
+                started = {"channel": self.index, "timestamp": event.start}
+                await self.one.send({"type": "SpeechStarted", **started})
+        if event.words:
+            self.last_word_end = event.words[-1].end
+        final = event.type == "final"
+        if final or (self.requested.interim and event.text != self.shown):
+            self.shown = "" if final else event.text
+            await self.one.send(self._results(event))
+        if final:
+            self.locked = max(self.locked, event.end)
+            self.speaking = event.reason == "length"
+            if event.reason in ("finalize", "finish"):
+                self.one.final_sent()
+
+    def _results(self, event: StreamEvent) -> dict[str, object]:
+        end = max(self.locked, event.end)
+        assert self.one.lease is not None
+        return {
+            "type": "Results",
+            "channel_index": self.index,
+            "duration": round(end - self.locked, 6),
+            "start": self.locked,
+            "is_final": event.type == "final",
+            "speech_final": event.reason == "endpoint",
+            "from_finalize": event.reason == "finalize",
+            "channel": {
+                "alternatives": [_alternative(event.text, event.words, self.requested.diarize)]
+            },
+            "metadata": {
+                "request_id": self.request_id,
+                "model_info": _model_info(self.one.lease),
+                "model_uuid": _model_uuid(self.one.lease),
+            },
+        }
+
+
 class _LiveSocket:
     """One live socket: raw samples, Opus packets, or a container as browsers record it."""
 
@@ -137,20 +230,18 @@ class _LiveSocket:
         self,
         one: Client,
         requested: ListenOptions,
-        feed: Feed,
+        channels: Sequence[_Channel],
         lease: Lease,
         request_id: str,
         stack: AsyncExitStack,
     ) -> None:
-        self.one, self.requested, self.feed, self.lease = one, requested, feed, lease
+        self.one, self.requested, self.lease = one, requested, lease
+        self.channels, self.feeds = channels, [channel.feed for channel in channels]
         self.request_id, self._stack = request_id, stack
+        self._reader = PcmReader(requested.encoding or "pcm_f32le", requested.channels)
         self._head: bytes | None = b""  # audio before its format is known
         self._decoder: LiveDecoder | None = None
         self.digest = hashlib.sha256()
-        self.locked = 0.0  # seconds up to which everything is final
-        self.speaking = False
-        self.last_word_end: float | None = None  # of an utterance whose end was not sent
-        self.shown = ""
 
     async def run(self) -> None:
         try:
@@ -184,16 +275,23 @@ class _LiveSocket:
             match (await parse_message(message)).get("type") if message else "CloseStream":
                 case "Finalize" | "Finalise":
                     await self.one.pace_command()
-                    self.one.final_requested()
+                    self._finals_requested()
                     await self._flush()
-                    await self.feed.finalize()
+                    for feed in self.feeds:
+                        await feed.finalize()
                 case "CloseStream":
                     open = False
-                    self.one.final_requested()
+                    self._finals_requested()
                     await self._flush()
                     if self._decoder is not None:
                         await self._decoder.finish()
-                    await self.feed.finish()
+                    for feed in self.feeds:
+                        await feed.finish()
+
+    def _finals_requested(self) -> None:
+        """Each channel answers with a final of its own."""
+        for _ in self.channels:
+            self.one.final_requested()
 
     async def _push(self, data: bytes) -> None:
         self.digest.update(data)
@@ -206,11 +304,28 @@ class _LiveSocket:
         if self._decoder is not None:
             await self._decoder.write(data)
         else:
-            self.one.service.record_audio(DIALECT, self.lease, await self.feed.push(data))
+            await self._push_raw(data)
+
+    async def _push_raw(self, data: bytes) -> None:
+        """Push interleaved samples; each channel of a socket with several is metered."""
+        if len(self.feeds) == 1:
+            self.one.service.record_audio(DIALECT, self.lease, await self.feeds[0].push(data))
+            return
+        self.one.account.check_audio()
+        samples = self._reader.push(data)
+        for channel, feed in enumerate(self.feeds):
+            seconds = await feed.push_samples(samples[:, channel].copy())
+            self.one.service.record_audio(DIALECT, self.lease, seconds)
 
     async def _choose_format(self, data: bytes) -> None:
         """Start a decoder, unless the first audio is raw; raises Refusal for unknown audio."""
         self._head = None
+        if is_container(data) and len(self.feeds) > 1:
+            raise Refusal(
+                400,
+                "multichannel needs raw samples on a socket; send the file by POST",
+                "multichannel_unsupported",
+            )
         if is_container(data):
             kind: LiveKind = "container"
         elif self.requested.opus:
@@ -225,12 +340,12 @@ class _LiveSocket:
         else:
             return
         self._stack.enter_context(self.one.service.live_decoders.seat())
-        opening = live_decoder(kind, self.feed.sample_rate, self._push_decoded)
+        opening = live_decoder(kind, self.requested.sample_rate, self._push_decoded)
         self._decoder = await self._stack.enter_async_context(opening)
 
     async def _push_decoded(self, samples: npt.NDArray[np.float32]) -> None:
         self.one.account.check_audio()
-        seconds = await self.feed.push_samples(samples)
+        seconds = await self.feeds[0].push_samples(samples)
         self.one.service.record_audio(DIALECT, self.lease, seconds)
 
     async def _flush(self) -> None:
@@ -238,69 +353,28 @@ class _LiveSocket:
         if self._head:
             data, self._head = self._head, None
             if self.requested.encoding is not None:
-                await self.feed.push(data)
+                await self._push_raw(data)
         if self._decoder is not None:
             await self._decoder.flush()
 
     async def _watch_pauses(self) -> None:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            await self._end_utterance(self.feed.seconds - self.feed.session.backlog_seconds)
-
-    async def _end_utterance(self, consumed: float) -> None:
-        """Send UtteranceEnd once after each utterance, when no word followed for long enough."""
-        end, patience = self.last_word_end, self.requested.utterance_end_seconds
-        if end is not None and patience is not None and consumed - end >= patience:
-            self.last_word_end = None
-            await self.one.send({"type": "UtteranceEnd", "channel": [0, 1], "last_word_end": end})
+            for channel in self.channels:
+                feed = channel.feed
+                await channel.end_utterance(feed.seconds - feed.session.backlog_seconds)
 
     async def _send(self) -> None:
-        async for event in self.feed:
-            if event.type != "endpoint":
-                await self._send_event(event)
+        tasks = [asyncio.create_task(channel.send()) for channel in self.channels]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
         await self.one.send({"type": "Metadata", **self._metadata()})
 
-    async def _send_event(self, event: StreamEvent) -> None:
-        await self._end_utterance(event.start)
-        if event.text and not self.speaking:
-            self.speaking = True
-            if self.requested.vad_events:
-                started = {"channel": [0, 1], "timestamp": event.start}
-                await self.one.send({"type": "SpeechStarted", **started})
-        if event.words:
-            self.last_word_end = event.words[-1].end
-        final = event.type == "final"
-        if final or (self.requested.interim and event.text != self.shown):
-            self.shown = "" if final else event.text
-            await self.one.send(self._results(event))
-        if final:
-            self.locked = max(self.locked, event.end)
-            self.speaking = event.reason == "length"
-            if event.reason in ("finalize", "finish"):
-                self.one.final_sent()
-
-    def _results(self, event: StreamEvent) -> dict[str, object]:
-        end = max(self.locked, event.end)
-        return {
-            "type": "Results",
-            "channel_index": [0, 1],
-            "duration": round(end - self.locked, 6),
-            "start": self.locked,
-            "is_final": event.type == "final",
-            "speech_final": event.reason == "endpoint",
-            "from_finalize": event.reason == "finalize",
-            "channel": {
-                "alternatives": [_alternative(event.text, event.words, self.requested.diarize)]
-            },
-            "metadata": {
-                "request_id": self.request_id,
-                "model_info": _model_info(self.lease),
-                "model_uuid": _model_uuid(self.lease),
-            },
-        }
-
     def _metadata(self) -> dict[str, object]:
-        seconds, channels = self.feed.seconds, self.requested.channels
+        seconds, channels = self.feeds[0].seconds, self.requested.channels
         digest = self.digest.hexdigest()
         return _metadata(self.lease, self.request_id, digest, seconds, channels)
 

@@ -25,6 +25,7 @@ from pianissimo.engine.segmented import SegmentedEngine
 from pianissimo.errors import PianissimoError, StateError
 from pianissimo.serve.access.accounts import Account
 from pianissimo.serve.audio_in.pcm import Encoding, PcmReader
+from pianissimo.serve.channel_feeds import ChannelEvent, ChannelFeeds
 from pianissimo.serve.errors import Refusal, restarting
 from pianissimo.serve.feed import Feed
 from pianissimo.serve.service import NO_PAUSES, Service
@@ -60,6 +61,7 @@ class StreamOptions:
     """The options of a start message, and the chosen model.
 
     `endpoint` None: no pause ends an utterance. `session` identifies the stream in experiments.
+    With `multichannel` each channel is a stream of its own; otherwise channels are mixed.
     """
 
     sample_rate: int
@@ -74,6 +76,12 @@ class StreamOptions:
     second_pass: bool | None = None
     language: str | None = None
     polish: bool = False
+    multichannel: bool = False
+
+    @property
+    def streams(self) -> int:
+        """The streams of the engine, each of which has a seat."""
+        return self.channels if self.multichannel else 1
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,8 @@ class ResumableStream:
     """One stream, connected or not.
 
     It holds a seat and a stream of the engine until it is parked; a parked stream is all in
-    `_state`. From its first connection on it holds a lease, since its state depends on the weights.
+    `_state`. With several channels it has one of each per channel and is never parked. From its
+    first connection on it holds a lease, since its state depends on the weights.
     """
 
     def __init__(
@@ -105,10 +114,13 @@ class ResumableStream:
         self.restored_from_store = False
         self.events: deque[tuple[int, dict[str, object]]] = deque()
         self.last_event = 0
-        self.partial: dict[str, object] | None = None
         self.revisions: deque[dict[str, object]] = deque()
         """Unsent revisions of finals by the language model; they have no numbers of their own."""
         self._revising = set[asyncio.Task[None]]()
+        self.partials: dict[int, dict[str, object]] = {}
+        """The newest partial of each channel."""
+        self.answered = [0] * options.streams
+        """By channel: frames that its finals have answered."""
         self.ended = False
         self.finishing = False
         self.news = asyncio.Event()
@@ -121,7 +133,7 @@ class ResumableStream:
         self._attached = asyncio.Lock()
         self._connected = self._suspending = False
         self._lease: Lease | None = None
-        self._feed: Feed | None = None
+        self._feed: Feed | ChannelFeeds | None = None
         self._account: Account | None = None
         self._pump: asyncio.Task[None] | None = None
         self._accepting: asyncio.Task[None] | None = None
@@ -228,7 +240,7 @@ class ResumableStream:
                 self.uncovered.append((self.seconds, False))
             else:
                 self.uncovered.append((self.seconds, True))
-                self._finals_requested.append(time.monotonic())
+                self._finals_requested.extend([time.monotonic()] * self.options.streams)
                 self.finishing = frame == "finish"
                 await (self._feed.finish() if self.finishing else self._feed.finalize())
             self.frames += 1
@@ -256,7 +268,7 @@ class ResumableStream:
             number = min(number, self.last_event)
         self.acknowledged = max(self.acknowledged, number)
         if self.last_event < self.acknowledged:
-            self.partial = None  # of an utterance that the client has the final of
+            self.partials.clear()  # of utterances that the client has the finals of
         while self.events and self.events[0][0] <= number:
             self.events.popleft()
         self._room.set()
@@ -264,35 +276,53 @@ class ResumableStream:
     # -- the engine --------------------------------------------------------------------------------
 
     async def _activate(self, state: bytes | None, account: Account) -> None:
-        """Acquire a seat and open a stream; raises EngineFullError, Refusal at the key's limit."""
-        self.service.acquire_seat(DIALECT, account, resumed=state is not None or self.resumed)
+        """Acquire seats and open streams; raises EngineFullError, Refusal at the key's limit."""
+        resumed = state is not None or self.resumed
+        acquired, feeds = 0, list[Feed]()
         try:
+            for _ in range(self.options.streams):
+                self.service.acquire_seat(DIALECT, account, resumed=resumed)
+                acquired += 1
             if self._lease is None:
                 options = self.options
                 self._lease = self.service.lease(DIALECT, options.choice, options.session, account)
             self._lease.account = account
-            speakers = None
-            if self.options.diarize and state is None:  # a parked stream has lost its voices
-                speakers = self.service.live_speakers(self.options.sample_rate)
-            self._feed = await self.service.open_feed(
-                self._lease,
-                self.reader,
-                speakers,
-                sample_rate=self.options.sample_rate,
-                latency_ms=self.options.latency_ms,
-                endpoint=self.options.endpoint or NO_PAUSES,
-                boost=self.options.boost,
-                second_pass=self.options.second_pass,
-                language=self.options.language,
-                state=state,
-            )
+            for _ in range(self.options.streams):
+                feeds.append(await self._open(self._lease, state))
         except BaseException:
-            self.service.release_seat(account)
+            for feed in feeds:
+                await feed.release()
+            for _ in range(acquired):
+                self.service.release_seat(account)
             raise
+        self._feed = feeds[0]
+        if self.options.multichannel:
+            self._feed = ChannelFeeds(feeds, self.reader, account)
         self._state, self._account = None, account
         self._pump = asyncio.create_task(self._collect(self._feed))
 
-    async def _collect(self, feed: Feed) -> None:
+    async def _open(self, lease: Lease, state: bytes | None) -> Feed:
+        """Open a stream of the engine, of one channel or of all of them mixed."""
+        options, reader = self.options, self.reader
+        if options.multichannel:
+            reader = PcmReader(options.encoding)  # unused: the channels are read together
+        speakers = None
+        if options.diarize and state is None:  # a parked stream has lost its voices
+            speakers = self.service.live_speakers(options.sample_rate)
+        return await self.service.open_feed(
+            lease,
+            reader,
+            speakers,
+            sample_rate=options.sample_rate,
+            latency_ms=options.latency_ms,
+            endpoint=options.endpoint or NO_PAUSES,
+            boost=options.boost,
+            second_pass=options.second_pass,
+            language=options.language,
+            state=state,
+        )
+
+    async def _collect(self, feed: Feed | ChannelFeeds) -> None:
         """Keep the events of the stream until it ends."""
         try:
             async for event in feed:
@@ -313,18 +343,19 @@ class ResumableStream:
             self._lease.release()  # the remaining events need no model
 
     def _keep(self, event: StreamEvent) -> None:
+        channel = event.channel if isinstance(event, ChannelEvent) else 0
         if event.type == "partial":
             if self.last_event >= self.acknowledged:
-                self.partial = _message(event)
+                self.partials[channel] = _message(event)
         elif event.type == "endpoint":
-            self._add({"type": "endpoint", "end": event.end})
+            self._add({"type": "endpoint", "end": event.end, **_channel(event)})
         else:
             if event.reason in ("finalize", "finish") and self._finals_requested:
                 spent = time.monotonic() - self._finals_requested.popleft()
                 assert self._lease is not None
                 self.service.metrics.final_after(DIALECT, self._lease, spent)
-            self.partial = None
-            self._cover(event)
+            self.partials.pop(channel, None)
+            self._cover(event, channel)
             self._add({**_message(event), "reason": event.reason, "frames": self.covered})
             if self.options.polish and event.words:
                 revising = asyncio.create_task(self._revise(event, self.last_event))
@@ -349,20 +380,24 @@ class ResumableStream:
             self.revisions.append({**revised, "type": "revision", "event": number, "edits": edits})
             self.news.set()
 
-    def _cover(self, final: StreamEvent) -> None:
-        """Count the frames that a final answers.
+    def _cover(self, final: StreamEvent, channel: int) -> None:
+        """Count the frames that a final answers, and those that all channels have answered.
 
         One that was requested answers all frames up to the request, another one the audio before
         its end.
         """
         requested = final.reason in ("finalize", "finish")
-        while self.uncovered:
-            end, command = self.uncovered[0]
+        place = self.answered[channel] - self.covered
+        while place < len(self.uncovered):
+            end, command = self.uncovered[place]
             if not requested and (command or end > final.end + END_TOLERANCE_SECONDS):
-                return
+                break
+            place += 1
+            requested = requested and not command
+        self.answered[channel] = self.covered + place
+        while self.covered < min(self.answered):
             self.uncovered.popleft()
             self.covered += 1
-            requested = requested and not command
 
     def _add(self, event: dict[str, object]) -> None:
         self.last_event += 1
@@ -370,22 +405,23 @@ class ResumableStream:
             return  # the client has it from the server that had the stream before
         self.events.append((self.last_event, {**event, "event": self.last_event}))
 
-    async def _release(self, feed: Feed) -> None:
-        """Release the stream of the engine and the seat."""
+    async def _release(self, feed: Feed | ChannelFeeds) -> None:
+        """Release the streams of the engine and the seats."""
         self._feed = None
         for revising in self._revising:
             revising.cancel()
         await feed.release()
         assert self._account is not None
-        self.service.release_seat(self._account)
+        for _ in range(self.options.streams):
+            self.service.release_seat(self._account)
 
     async def park(self) -> None:
         """Export the stream to bytes and release its seat; a finishing stream continues instead."""
         async with self._lock:
             # A connection may have been attached while this waited for the lock.
-            if self._feed is None or self.finishing or self._connected:
-                return
             feed = self._feed
+            if not isinstance(feed, Feed) or self.finishing or self._connected:
+                return
             snapshot = await self._paused(feed, close=True)
             if snapshot is not None:
                 self._state = await asyncio.to_thread(snapshot)
@@ -397,9 +433,9 @@ class ResumableStream:
         Raises StreamError if streams of its model cannot be exported.
         """
         async with self._lock:
-            if self._feed is None or self.finishing:
-                return None
             feed = self._feed
+            if not isinstance(feed, Feed) or self.finishing:
+                return None
             state = await self._paused(feed, close=False)
             self._pump = asyncio.create_task(self._collect(feed))
             if state is None:
@@ -490,7 +526,7 @@ class ResumableStream:
             "seconds": self.seconds,
             "events": list(self.events),
             "last_event": self.last_event,
-            "partial": self.partial,
+            "partial": self.partials.get(0),
             "ended": self.ended,
             "finishing": self.finishing,
             "rest": base64.b64encode(self.reader.rest).decode(),
@@ -522,7 +558,10 @@ class ResumableStream:
             stream.covered, stream.seconds = document["covered"], document["seconds"]
             stream.uncovered = deque((end, command) for end, command in document["uncovered"])
             stream.events = deque((number, event) for number, event in document["events"])
-            stream.partial, stream.ended = document["partial"], document["ended"]
+            if document["partial"] is not None:
+                stream.partials[0] = document["partial"]
+            stream.ended = document["ended"]
+            stream.answered = [stream.covered] * stream.options.streams
             stream.finishing = document["finishing"]
             stream.reader.rest = base64.b64decode(document["rest"])
         except (ValueError, KeyError, TypeError) as error:
@@ -563,7 +602,13 @@ def _message(event: StreamEvent) -> dict[str, object]:
         "words": [_word(word) for word in event.words],
         "start": event.start,
         "end": event.end,
+        **_channel(event),
     }
+
+
+def _channel(event: StreamEvent) -> dict[str, int]:
+    """The channel of an event, of a stream with several."""
+    return {"channel": event.channel} if isinstance(event, ChannelEvent) else {}
 
 
 def _word(word: Word) -> dict[str, object]:

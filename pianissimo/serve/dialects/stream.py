@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from fastapi import APIRouter
 from starlette.websockets import WebSocket
 
+from pianissimo.diarization.channels import MOST_CHANNELS
 from pianissimo.serve.access.auth import caller_of
 from pianissimo.serve.access.phrases import read_boost
 from pianissimo.serve.audio_in.pcm import ENCODINGS
@@ -39,6 +40,7 @@ KEYS: dict[str, tuple[str, ...]] = {
         "sample_rate",
         "encoding",
         "channels",
+        "multichannel",
         "latency_ms",
         "endpoint",
         "boost",
@@ -185,7 +187,7 @@ class _StreamConnection:
 
     async def _send(self) -> None:
         """Events in order, each once on this connection; between them the newest partial."""
-        shown: Mapping[str, object] | None = None
+        shown: dict[int, Mapping[str, object]] = {}
         while True:
             self.served.news.clear()
             for number, event in self.served.unacknowledged(self.sent):
@@ -200,10 +202,10 @@ class _StreamConnection:
                 await self._send_revisions()
             if self.served.failure is not None:
                 raise self.served.failure
-            partial = self.served.partial
-            if partial is not None and partial is not shown:
-                shown = partial
-                await self.one.send(partial)
+            for channel, partial in list(self.served.partials.items()):
+                if partial is not shown.get(channel):
+                    shown[channel] = partial
+                    await self.one.send(partial)
             if self.served.saved != self._saved_sent:
                 await self._acknowledge()
             if self.served.done:
@@ -260,7 +262,17 @@ def _read_options(one: Client, first: Mapping[str, object]) -> StreamOptions:
         second_pass=_second_pass(first, model),
         language=language,
         polish=one.service.polisher_for(_switch(first, "polish")) is not None,
+        multichannel=_multichannel(first),
     )
+
+
+def _multichannel(first: Mapping[str, object]) -> bool:
+    """Whether each channel is a stream of its own."""
+    wanted = bool(_switch(first, "multichannel"))
+    if wanted and not 2 <= whole_field(first, "channels", 1, 1) <= MOST_CHANNELS:
+        reason = f"multichannel needs channels from 2 to {MOST_CHANNELS}"
+        raise Refusal(400, reason, "invalid_value", "channels")
+    return wanted
 
 
 def _switch(first: Mapping[str, object], name: str) -> bool | None:
