@@ -24,8 +24,9 @@ LEAST_SECONDS, LEAST_SHARE = 2.0, 0.005
 """A speaker has at least this much speech, in seconds and of all speech."""
 SHORT_SHARE = 0.15
 """In short recordings this share of all speech is enough."""
-BLOCK_WINDOWS = 2000
-"""Windows clustered at once; of a longer recording the clusters of each block are clustered."""
+BLOCK_WINDOWS, BLOCK_CLUSTERS = 2000, 500
+"""Windows clustered at once; of a longer recording the clusters of each block are clustered, of
+which a block has at most that many."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,8 @@ def find_speakers(
         return vectors[:0]
     durations = np.asarray(seconds, np.float64)
     weights = np.ones(len(vectors))
-    if len(vectors) > BLOCK_WINDOWS:
-        vectors, durations, weights = _condensed(vectors, durations)
+    while len(vectors) > BLOCK_WINDOWS:
+        vectors, durations, weights = _condensed(vectors, durations, weights)
     merges = average_linkage(vectors, weights)
     total = float(durations.sum())
     least = max(min(LEAST_SECONDS, SHORT_SHARE * total), LEAST_SHARE * total)
@@ -163,20 +164,20 @@ def _joined(
 
 
 def _condensed(
-    vectors: Vectors, durations: npt.NDArray[np.float64]
+    vectors: Vectors, durations: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]
 ) -> tuple[Vectors, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """The clusters of each block of windows: means, seconds and numbers of windows."""
     means, lengths, sizes = [], [], []
     for first in range(0, len(vectors), BLOCK_WINDOWS):
-        block = vectors[first : first + BLOCK_WINDOWS]
-        weights = np.ones(len(block))
-        merges = average_linkage(block, weights)
+        here = slice(first, first + BLOCK_WINDOWS)
+        block = vectors[here]
+        merges = average_linkage(block, weights[here])
         near = sum(merge.distance < JOIN_DISTANCE for merge in merges)
-        labels = cut(merges, len(block) - near)
-        means.append(_means(block, weights, labels))
-        lengths.append(np.bincount(labels, durations[first : first + BLOCK_WINDOWS]))
-        sizes.append(np.bincount(labels))
-    return np.concatenate(means), np.concatenate(lengths), np.concatenate(sizes).astype(np.float64)
+        labels = cut(merges, min(len(block) - near, BLOCK_CLUSTERS))
+        means.append(_means(block, weights[here], labels))
+        lengths.append(np.bincount(labels, durations[here]))
+        sizes.append(np.bincount(labels, weights[here]))
+    return np.concatenate(means), np.concatenate(lengths), np.concatenate(sizes)
 
 
 def _means(vectors: Vectors, weights: npt.NDArray[np.float64], labels: Labels) -> Vectors:

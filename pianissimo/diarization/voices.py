@@ -2,7 +2,7 @@
 
 push ──(speech)──> stretches ──(windows of 1.6 s)──> vectors ──(finish: clusters)──> turns
 
-Memory grows by 9 MB per hour of speech, for the vectors; the audio is not kept.
+Memory grows by 5 MB per hour of speech, for the vectors; the audio is not kept.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import count
 
 import numpy as np
+import numpy.typing as npt
 
 from pianissimo.audio import SAMPLE_RATE
 from pianissimo.audio.level import Samples
@@ -54,7 +55,7 @@ class VoiceTurns:
         self._speech = SpeechPieces()
         self._stretches: list[Stretch] = []
         self._windows: list[Samples] = []
-        self._vectors: list[Vectors] = []
+        self._vectors: list[npt.NDArray[np.float16]] = []
 
     def push(self, samples: Samples) -> None:
         self._add(self._speech.push(samples))
@@ -64,7 +65,9 @@ class VoiceTurns:
     def finish(self) -> tuple[Turn, ...]:
         self._add(self._speech.finish())
         self._embed()
-        vectors = np.concatenate(self._vectors) if self._vectors else np.zeros((0, 1), np.float32)
+        vectors = np.zeros((0, 1), np.float32)
+        if self._vectors:
+            vectors = np.concatenate(self._vectors).astype(np.float32)
         return turns_by_voice(self._stretches, vectors, self._options, self._known)
 
     def _add(self, pieces: Sequence[tuple[float, float, Samples]]) -> None:
@@ -76,7 +79,7 @@ class VoiceTurns:
 
     def _embed(self) -> None:
         if self._windows:
-            self._vectors.append(self._embedder.embed(self._windows))
+            self._vectors.append(self._embedder.embed(self._windows).astype(np.float16))
             self._windows = []
 
 
