@@ -98,7 +98,11 @@ def _covering(
 def segments_with_speakers(
     segments: Iterable[Segment], turns: Sequence[Turn]
 ) -> tuple[Segment, ...]:
-    """The segments, cut where the speaker changes; one without words is not cut."""
+    """The segments, cut where the speaker changes; one without words is not cut.
+
+    A word outside of all turns stays with the words before it: some models write the last word of
+    a sentence into the pause behind it.
+    """
     segments = tuple(segments)
     words = iter(with_speakers((word for each in segments for word in each.words), turns))
     found: list[Segment] = []
@@ -109,6 +113,9 @@ def segments_with_speakers(
             continue
         parts: list[list[Word]] = []
         for word in [next(words) for _ in segment.words]:
+            before = parts[-1][-1].speaker if parts else None
+            if word.speaker_confidence is None and before is not None:
+                word = replace(word, speaker=before)
             if not parts or changes_speaker(parts[-1], word):
                 parts.append([])
             parts[-1].append(word)

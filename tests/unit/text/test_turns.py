@@ -70,6 +70,14 @@ def test_segments_are_cut_where_the_speaker_changes() -> None:
     assert found.words == tuple(word for segment in found.segments for word in segment.words)
 
 
+def test_a_word_in_the_pause_behind_a_sentence_stays_with_it() -> None:
+    """Though the next turn is nearer, as Whisper writes last words late."""
+    late = (*WORDS[:2], Word("friend.", 1.7, 2.2))
+    turns = (Turn(0.0, 1.0, "0"), Turn(2.3, 3.0, "1"))
+    found = transcript(*late).with_turns(turns)
+    assert [(s.text, s.speaker) for s in found.segments] == [("Hello there friend.", "0")]
+
+
 def test_segments_without_words_have_the_speaker_of_most_of_their_time() -> None:
     whole = Transcript("a", (Segment("a", 0.5, 1.9),), (), "en", 3.0, "tiny")
     assert [segment.speaker for segment in whole.with_turns(TURNS).segments] == ["1"]
