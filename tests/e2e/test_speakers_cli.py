@@ -86,6 +86,9 @@ def test_a_stream_has_speakers_at_its_end(run: Run, folder: Path) -> None:
         (("--channels", "--stream"), 2, "remove --stream"),
         (("--known-speaker", "Ann"), 2, "NAME=FILE"),
         (("--known-speaker", "Ann=none.wav"), 3, "no such file"),
+        (("--diarize-model", "none"), 3, "not a diarization model"),
+        (("--diarize-model", "none", "--speakers", "2"), 2, "finds speakers and their number"),
+        (("--diarize-latency", "320"), 2, "name one"),
     ],
 )
 def test_what_cannot_be_done_is_one_clear_error(
@@ -94,6 +97,25 @@ def test_what_cannot_be_done_is_one_clear_error(
     found, out, err = run("transcribe", folder / "talk.wav", *options)
     assert (found, out) == (code, "")
     assert message in err
+
+
+@pytest.mark.parametrize("live", [(), ("--stream", "--diarize-latency", "320")])
+@pytest.mark.parametrize("name", ["nemotron", "sortformer.nemo"])
+def test_a_diarization_network_takes_the_place_of_voices(
+    run: Run, folder: Path, tmp_path: Path, name: str, live: tuple[str, ...]
+) -> None:
+    """Its weights are random here, so only the times of its turns are known."""
+    model = CLIPS.parents[1] / "tests" / "parity" / "golden_diarizers" / name
+    talk = folder / "call.wav"
+    options = ("--diarize-model", model, "-f", "json,rttm", "-o", tmp_path, "--quiet", *live)
+    code, _, err = run("transcribe", talk, *options)
+    assert (code, err) == (0, "")
+    found = Transcript.from_json((tmp_path / "call.json").read_text())
+    assert found.turns is not None
+    assert all(0 <= turn.start < turn.end <= found.duration for turn in found.turns)
+    assert len(read_rttm(tmp_path / "call.rttm").get("call", ())) == len(found.turns)
+    plain = json.loads(run("transcribe", talk, "-f", "json", *live[:1])[1])
+    assert found.text == plain["text"]
 
 
 def test_errors_over_rttm(run: Run, folder: Path, tmp_path: Path) -> None:
