@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from pianissimo.audio import SAMPLE_RATE
 from pianissimo.audio.level import Samples
 from pianissimo.diarization.options import RECENT_TURNS
 from pianissimo.text.turns import Turn
@@ -67,7 +68,7 @@ class ModelTurns:
         self._stream = SpeakerStream(network, sizes)
         self._frame_seconds = frame_seconds(network)
         self._score_seconds = self._frame_seconds / network.scores_per_frame
-        self._scores = 0
+        self._scores = self._samples = 0
         self._speaking = np.zeros(network.cache.speakers, np.bool_)
         self._open: dict[int, Stretch] = {}
         self._names: dict[int, str] = {}
@@ -88,6 +89,7 @@ class ModelTurns:
         """Take samples (n,) of float32 at 16 kHz."""
         import torch
 
+        self._samples += len(samples)
         with torch.inference_mode():
             scores = self._stream.push(torch.from_numpy(np.array(samples, np.float32)))
         self._collect(scores.numpy())
@@ -116,7 +118,9 @@ class ModelTurns:
             edges = np.flatnonzero(np.diff(active[:, speaker], prepend=False, append=False))
             for first, stop in edges.reshape(-1, 2).tolist():
                 start, end = begin + first * seconds, begin + stop * seconds
-                self._extend(speaker, start, end, scores[first:stop, speaker])
+                end = min(end, self._samples / SAMPLE_RATE)  # the last frame may reach beyond it
+                if start < end:
+                    self._extend(speaker, start, end, scores[first:stop, speaker])
         now = self._scores * seconds
         for speaker, stretch in sorted(self._open.items(), key=lambda item: item[1].start):
             self._show(speaker, stretch)
