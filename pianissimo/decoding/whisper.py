@@ -282,7 +282,7 @@ class WhisperSearch:
         device, V = begun.logits.device, begun.logits.shape[1]
         state, logits, banned = begun.state, begun.logits[:, None], self._banned_first.to(device)
         scores = torch.zeros(len(limits), 1, device=device)
-        searches = [_Beam(limit, beam, [Written()]) for limit in limits]
+        searches = [_Beam(limit, beam) for limit in limits]
         live = [i for i, limit in enumerate(limits) if limit > 0]
         if len(live) < len(limits):
             index = torch.tensor(live, device=device, dtype=torch.long)
@@ -318,7 +318,10 @@ class WhisperSearch:
             state = state.texts(parent.flatten())
             hidden, _ = self.decoder.step(torch.tensor(last, device=device).view(-1, 1), state)
             logits = self.decoder.logits(hidden[:, -1]).float().view(len(live), beam, V)
-        return [search.best() for search in searches]
+        return [
+            max(search.finished, key=lambda pair: pair[0])[1] if search.finished else Written()
+            for search in searches
+        ]
 
     # -- times -------------------------------------------------------------------------------------
 
@@ -339,28 +342,29 @@ class WhisperSearch:
         longest = max(map(len, rows))
         padded = [[*row, *[self.end] * (longest - len(row))] for row in rows]
         _, weights = self.decoder.step(torch.tensor(padded, device=state.length.device), state)
-        picked = self._picked(weights)  # (heads, R, U, S)
+        picked = torch.stack([weights[layer][:, head] for layer, head in self.heads])
         return [picked[:, i, : len(row)].float() for i, row in enumerate(rows)]
 
     def looked_at(self, weights: Sequence[Tensor]) -> Tensor:
         """Attention (R, H, U, S) of each layer -> the frames (R, U) where alignment heads look
         most."""
-        return self._picked(weights).mean(0).argmax(-1)
-
-    def _picked(self, weights: Sequence[Tensor]) -> Tensor:
-        """Attention (R, H, U, S) of each layer -> that of the alignment heads (heads, R, U, S)."""
-        return torch.stack([weights[layer][:, head] for layer, head in self.heads])
+        picked = torch.stack([weights[layer][:, head] for layer, head in self.heads])
+        return picked.mean(0).argmax(-1)
 
 
+@dataclass
 class _Beam:
-    """The hypotheses of one recording."""
+    """The hypotheses of one recording: those that run, and those that ended with their scores.
 
-    def __init__(self, limit: int, beam: int, running: list[Written]) -> None:
-        self.limit, self.beam, self.running = limit, beam, running
-        self.parents: list[int] = []
-        """Of each running hypothesis: which of those before it continues."""
-        self.finished: list[tuple[float, Written]] = []
-        self.done = limit <= 0
+    `parents` says of each running hypothesis which of those before it continues.
+    """
+
+    limit: int
+    beam: int
+    running: list[Written] = field(default_factory=lambda: [Written()])
+    parents: list[int] = field(default_factory=list)
+    finished: list[tuple[float, Written]] = field(default_factory=list)
+    done: bool = False
 
     def step(
         self,
@@ -391,12 +395,6 @@ class _Beam:
                     self.finished.append((text.mean_log_probability, text))
         self.done = stopped or len(self.finished) >= self.beam
         return chosen
-
-    def best(self) -> Written:
-        """The likeliest of the texts that ended, or were stopped."""
-        if not self.finished:
-            return Written()
-        return max(self.finished, key=lambda pair: pair[0])[1]
 
 
 def is_over(tokens: Sequence[int], limit: int) -> bool:

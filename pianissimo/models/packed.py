@@ -25,6 +25,9 @@ ROWS_HINT = 16
 """Rows a packed float32 weight is laid out for: what one or a few streams bring per step."""
 REORDER, PRODUCT = "_reorder_linear_weight", "_linear_pointwise"
 """oneDNN's operators in `torch.ops.mkldnn`: they have no public names."""
+INT8_PRODUCT = "linear_with_input_q_dq_qweight_dq_output_fp32"
+"""The 8-bit product in `torch.ops.quantized`: float rows (R, in) within [-1, 1], the scale and zero
+point of their 8 bits, and a packed weight -> float (R, out)."""
 ROWS_AT_ONCE = 128
 """More rows than this are slower in the packed layout than in the plain one, unless cut up."""
 WEIGHT_LEVELS = 127
@@ -73,11 +76,13 @@ class Int8Linear(nn.Module):
         self.bias = None if linear.bias is None else linear.bias.detach()
         self._levels = activation_levels()
         self._packed = _pack_int8(linear.weight.detach().float())
+        self._product = getattr(torch.ops.quantized, INT8_PRODUCT)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features)
         largest = rows.abs().amax(1, keepdim=True).clamp_min_(SMALLEST_SCALE)
-        y = _int8_product(rows / largest, self._levels, self._packed)
+        levels = self._levels
+        y: Tensor = self._product(rows / largest, 1.0 / levels, levels + 1, self._packed)
         y = y.mul_(largest) if self.bias is None else torch.addcmul(self.bias, y, largest)
         return y.view(*x.shape[:-1], self.out_features)
 
@@ -167,10 +172,10 @@ def activation_levels() -> int:
     PyTorch's public interface. Raises OptionError if there are none.
     """
     try:
-        packed = _pack_int8(torch.ones(16, 64))
+        packed, product = _pack_int8(torch.ones(16, 64)), getattr(torch.ops.quantized, INT8_PRODUCT)
         for levels in (127, 63):
             largest = torch.cat([torch.ones(2, 64), -torch.ones(2, 64)])
-            sums = _int8_product(largest, levels, packed)
+            sums = product(largest, 1.0 / levels, levels + 1, packed)
             if torch.allclose(sums.abs(), torch.full((4, 16), 64.0), rtol=1e-5):
                 return levels
     except (RuntimeError, AttributeError) as error:
@@ -187,13 +192,6 @@ def computes_int8() -> bool:
         return activation_levels() > 0
     except OptionError:
         return False
-
-
-def _int8_product(rows: Tensor, levels: int, packed: Any) -> Tensor:
-    """rows (R, in) within [-1, 1] times the packed weight, dequantized: (R, out)."""
-    product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-    y: Tensor = product(rows, 1.0 / levels, levels + 1, packed)
-    return y
 
 
 def _pack_int8(weight: Tensor) -> Any:

@@ -152,21 +152,24 @@ class EncoderAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, S, D) -> queries, keys and values, each (B, H, S, K)."""
+    def forward(
+        self, x: Tensor, past: tuple[Tensor, Tensor] | None = None, visible: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, S, D) -> (B, S, D), and the keys and values (B, H, W, K) that it attends to: those of
+        the `past`, then its own. Every frame sees what `visible` shows, or all."""
         B, S, D = x.shape
         q, k, v = self.qkv(x).view(B, S, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        return q, k, v
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-        """Queries (B, H, S, K) over keys and values (B, H, W, K) -> (B, S, D)."""
+        if past is not None:
+            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
         heads = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
-        return cast(Tensor, self.out(heads.transpose(1, 2).flatten(2)))
+        return self.out(heads.transpose(1, 2).flatten(2)), k, v
 
-    def attend_windows(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
-        """Each (B, H, S, K) -> (B, S, D), in N windows of Q queries; `visible` (N, 1, Q, W)."""
+    def windowed(self, x: Tensor, visible: Tensor) -> Tensor:
+        """(B, S, D) -> (B, S, D), in N windows of Q queries; `visible` (N, 1, Q, W)."""
         N, _, Q, W = visible.shape
-        B, H, S, K = q.shape
+        (B, S, D), H = x.shape, self.heads
+        K = D // H
+        q, k, v = self.qkv(x).view(B, S, 3, H, K).permute(2, 0, 3, 1, 4)
         behind = N * Q - S
         queries = F.pad(q, (0, 0, 0, behind)).view(B, H, N, Q, K).transpose(1, 2).flatten(0, 1)
         keys, values = (
@@ -201,22 +204,20 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, windows: Tensor | None) -> Tensor:
         """(B, S, D) -> (B, S, D); every frame sees all, or what its window (N, 1, Q, W) shows."""
-        q, k, v = self.attention.project(self.attention_norm(x))
-        if windows is None:
-            x = x + self.attention.attend(q, k, v, None)
-        else:
-            x = x + self.attention.attend_windows(q, k, v, windows)
+        text = self.attention_norm(x)
+        attended = (
+            self.attention(text)[0] if windows is None else self.attention.windowed(text, windows)
+        )
+        x = x + attended
         return cast(Tensor, x + self.ff(self.ff_norm(x)))
 
     def step(
         self, x: Tensor, key: Tensor, value: Tensor, visible: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """A chunk (B, C, D) with the cached keys and values (B, H, L, K), and the next caches."""
-        q, k, v = self.attention.project(self.attention_norm(x))
-        k, v = torch.cat([key, k], dim=2), torch.cat([value, v], dim=2)
-        x = x + self.attention.attend(q, k, v, visible)
-        left = key.shape[2]
-        kept = slice(k.shape[2] - left, None)
+        attended, k, v = self.attention(self.attention_norm(x), (key, value), visible)
+        x = x + attended
+        kept = slice(k.shape[2] - key.shape[2], None)
         return x + self.ff(self.ff_norm(x)), k[:, :, kept], v[:, :, kept]
 
 
@@ -237,22 +238,22 @@ class WhisperEncoder(nn.Module):
 
     # -- whole recordings --------------------------------------------------------------------------
 
-    def forward(self, mel: Tensor) -> Tensor:
-        """(B, T, F) -> (B, S, D), S = T / 2 rounded up, of at most 30 s; every frame sees all."""
-        return self._layers(mel, None)
+    def forward(self, mel: Tensor, windows: Tensor | None = None) -> Tensor:
+        """(B, T, F) -> (B, S, D), S = T / 2 rounded up, of at most 30 s; every frame sees all, or
+        what its window (N, 1, Q, W) shows."""
+        x = F.gelu(self.conv1(F.pad(mel.transpose(1, 2), (1, 1))))
+        x = F.gelu(self.conv2(F.pad(x, (1, 1)))).transpose(1, 2)  # (B, S, D)
+        if x.shape[1] > len(self.positions):
+            raise self._too_long(x.shape[1])
+        x = x + self.positions[: x.shape[1]]
+        for layer in self.layers:
+            x = layer(x, windows)
+        return cast(Tensor, self.norm(x))
 
     def chunked(self, mel: Tensor, chunk: int, left: int) -> Tensor:
         """What `step` makes of the chunks of a stream, all at once: (B, T, F) -> (B, S, D)."""
         frames = -(-mel.shape[1] // MELS_PER_FRAME)
-        return self._layers(mel, chunk_windows(frames, chunk, left).to(mel.device))
-
-    def _layers(self, mel: Tensor, windows: Tensor | None) -> Tensor:
-        x = F.gelu(self.conv1(F.pad(mel.transpose(1, 2), (1, 1))))
-        x = F.gelu(self.conv2(F.pad(x, (1, 1)))).transpose(1, 2)  # (B, S, D)
-        x = x + self.positions[: self._checked(x.shape[1])]
-        for layer in self.layers:
-            x = layer(x, windows)
-        return cast(Tensor, self.norm(x))
+        return self.forward(mel, chunk_windows(frames, chunk, left).to(mel.device))
 
     # -- streams -----------------------------------------------------------------------------------
 
@@ -279,7 +280,8 @@ class WhisperEncoder(nn.Module):
         """
         C = (mel.shape[1] - 1) // MELS_PER_FRAME
         last = int(state.position.max())
-        self._checked(last + C)
+        if last + C > len(self.positions):
+            raise self._too_long(last + C)
         first = F.gelu(self.conv1(torch.cat([state.mel, mel], 1).transpose(1, 2)))  # (B, D, 2C)
         stem = torch.cat([state.stem, first.transpose(1, 2)], dim=1)
         x = F.gelu(self.conv2(stem.transpose(1, 2))).transpose(1, 2)  # (B, C, D)
@@ -303,13 +305,11 @@ class WhisperEncoder(nn.Module):
         )
         return self.norm(x), after
 
-    def _checked(self, frames: int) -> int:
-        if frames > self.config.audio_positions:
-            raise OptionError(
-                f"{frames} frames are more than the {self.config.audio_positions} positions this "
-                "Whisper knows; cut the recording, or restart the stream at a pause"
-            )
-        return frames
+    def _too_long(self, frames: int) -> OptionError:
+        return OptionError(
+            f"{frames} frames are more than the {len(self.positions)} positions this Whisper "
+            "knows; cut the recording, or restart the stream at a pause"
+        )
 
 
 class CachedAttention(nn.Module):
@@ -323,7 +323,8 @@ class CachedAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """A whole text (B, U, D) -> (B, U, D), each token seeing those before it."""
-        q, k, v = self._project(x)
+        B, U, D = x.shape
+        q, k, v = self.qkv(x).view(B, U, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         heads = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return cast(Tensor, self.out(heads.transpose(1, 2).flatten(2)))
 
@@ -332,20 +333,15 @@ class CachedAttention(nn.Module):
     ) -> Tensor:
         """Further tokens (B, U, D) -> (B, U, D). Writes their keys and values into the caches
         (B, H, P, K) at `place` (B, U), and sees of these what `visible` (B, 1, U, W) says, or W."""
-        q, k, v = self._project(x)
-        row = torch.arange(len(x), device=x.device)[:, None]
+        B, U, D = x.shape
+        q, k, v = self.qkv(x).view(B, U, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        row = torch.arange(B, device=x.device)[:, None]
         key[row, :, place], value[row, :, place] = k.transpose(1, 2), v.transpose(1, 2)
         seen = visible.shape[-1] if visible is not None else int(place[0, -1]) + 1
         heads = F.scaled_dot_product_attention(
             q, key[:, :, :seen], value[:, :, :seen], attn_mask=visible
         )
         return cast(Tensor, self.out(heads.transpose(1, 2).flatten(2)))
-
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, U, D) -> queries, keys and values, each (B, H, U, K)."""
-        B, U, D = x.shape
-        q, k, v = self.qkv(x).view(B, U, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        return q, k, v
 
 
 class CrossAttention(nn.Module):

@@ -63,7 +63,7 @@ def test_chunks_are_what_a_mask_says(model: Whisper) -> None:
     begin = frame[:, None] // chunk * chunk
     seen = (frame < begin + chunk) & (frame >= begin - LEFT)
     x = model.encoder.chunked(sound, chunk, LEFT)
-    y = model.encoder._layers(sound, seen[None, None])  # one window as wide as all frames
+    y = model.encoder(sound, seen[None, None])  # one window as wide as all frames
     torch.testing.assert_close(x, y, atol=1e-5, rtol=1e-4)
     N, _, Q, W = chunk_windows(50, chunk, LEFT).shape
     assert N * Q >= 50 and W == LEFT + Q
