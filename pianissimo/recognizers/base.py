@@ -156,7 +156,9 @@ class BaseRecognizer(ABC):
         """
         if itn:  # where the language varies, that of each recording is checked later
             check_language(self.language or LANGUAGES[0])
-        recognizer, asked = self._configured(latency_ms, boost), Diarization.of(diarize)
+        plain = latency_ms is None and not boost
+        recognizer = self if plain else self._configured(latency_ms, boost)
+        asked = None if diarize is False else Diarization.of(diarize)
         if asked is not None and asked.by == "channels":
             channels = read_channels(source, sample_rate, block_seconds=self.block_seconds)
             found = recognizer.transcribe_channels(channels, word_timestamps or itn, latency_ms)
@@ -168,7 +170,11 @@ class BaseRecognizer(ABC):
             blocks = _passing(blocks, turns)
         words = word_timestamps or turns is not None or itn
         found = next(recognizer.recognize([blocks], words, latency_ms))
-        return _finished(found.noted(notes), turns, word_timestamps, itn)
+        if notes:
+            found = found.noted(notes)
+        if word_timestamps and turns is None and not itn:
+            return found
+        return _finished(found, turns, word_timestamps, itn)
 
     def transcribe_channels(
         self, blocks: Iterable[Samples], word_timestamps: bool, latency_ms: int | None

@@ -35,7 +35,7 @@ from pianissimo.models.espnet import Decoder, DecoderState, EspnetModel, Recurre
 from pianissimo.models.packed import packed
 from pianissimo.recognizers.base import BaseRecognizer, default_detector
 from pianissimo.recognizers.family import Family, LoadOptions
-from pianissimo.recognizers.long_form import Decoded, PieceDecoder, transcript
+from pianissimo.recognizers.long_form import Decoded, PieceDecoder
 from pianissimo.text import WORD_START
 from pianissimo.text.characters import Run
 from pianissimo.text.words import is_spaceless
@@ -176,8 +176,7 @@ class EspnetRecognizer(BaseRecognizer):
             detector=self.detector,
             most=1,
         )
-        for result in decoder.run(recordings):
-            yield transcript(result, self.name, None, words)
+        return decoder.run(recordings, self.name, words)
 
     def _decoded(self, samples: Samples, words: bool) -> Decoded:
         found, log_probs = self._search(samples)

@@ -28,11 +28,8 @@ from pianissimo.recognizers.family import Family, LoadOptions, Task, Untyped
 from pianissimo.recognizers.long_form import (
     Decoded,
     PieceDecoder,
-    RecordingResult,
-    main_language,
-    transcript,
 )
-from pianissimo.recognizers.whisper import is_silent
+from pianissimo.recognizers.whisper import NO_SPEECH_PROBABILITY, UNSURE_LOG_PROBABILITY
 from pianissimo.transcript import Transcript, Word
 
 BEAM = 5
@@ -90,13 +87,7 @@ class FasterWhisperRecognizer(BaseRecognizer):
             most=PIECES[self.model.model.device] if self.language else 1,
             language="en" if self.task == "translate" else self.language,
         )
-        for progress in decoder.run(recordings):
-            yield transcript(progress, self.name, self._language_of(progress), words)
-
-    def _language_of(self, progress: RecordingResult) -> str | None:
-        if self.task == "translate":
-            return "en"
-        return self.language or main_language(progress)
+        return decoder.run(recordings, self.name, words)
 
     def _decode(self, pieces: Sequence[Samples], words: bool) -> list[Decoded]:
         """Pieces of up to 30 s as one batch; in one language, that of the first piece."""
@@ -150,7 +141,7 @@ class FasterWhisperRecognizer(BaseRecognizer):
     ) -> Decoded:
         count = len(result.sequences_ids[0])
         mean = result.scores[0] * count / (count + 1)  # the end token is in the score
-        if is_silent(result.no_speech_prob, mean):
+        if result.no_speech_prob > NO_SPEECH_PROBABILITY and mean < UNSURE_LOG_PROBABILITY:
             return Decoded("", language=language)
         text = str(tokenizer.decode(ids)).strip()
         return Decoded(text, tuple(ids), mean, len(ids) >= limit, words, language)

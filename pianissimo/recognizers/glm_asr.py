@@ -22,7 +22,7 @@ from pianissimo.models.checkpoints.config_json import read_json
 from pianissimo.recognizers.autoregressive import write_greedily
 from pianissimo.recognizers.base import BaseRecognizer, default_detector
 from pianissimo.recognizers.family import Family, LoadOptions, Untyped
-from pianissimo.recognizers.long_form import Decoded, PieceDecoder, transcript
+from pianissimo.recognizers.long_form import Decoded, PieceDecoder
 from pianissimo.recognizers.transformers_models import (
     cache_name,
     load_network,
@@ -78,8 +78,7 @@ class GlmAsrRecognizer(BaseRecognizer):
             detector=self.detector,
             most=PIECES[self.model.device.type],
         )
-        for result in decoder.run(recordings):
-            yield transcript(result, self.name, None, words)
+        return decoder.run(recordings, self.name, words)
 
     def _decode(self, pieces: Sequence[Samples]) -> list[Decoded]:
         """Pieces of up to 30 s; what is left at the end of a cut may be too short to decode."""

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import numpy as np
 
@@ -99,7 +100,8 @@ class RecordingResult:
 class PieceDecoder:
     """Cuts recordings into pieces, has them decoded in batches, and judges what comes back.
 
-    `decode` makes texts of up to `most` pieces at once.
+    `decode` makes texts of up to `most` pieces at once. `language` is that of the texts, None to
+    report the one that `decode` found.
     """
 
     def __init__(
@@ -115,61 +117,79 @@ class PieceDecoder:
         self.witness = Witness(detector or VoiceDetector())
         self.decode, self.most, self.language = decode, most, language
 
-    def run(self, recordings: Sequence[Iterable[Samples]]) -> Iterator[RecordingResult]:
-        """Recordings in blocks of mono float32 at 16 kHz; what was found in each, in order."""
+    def run(
+        self, recordings: Sequence[Iterable[Samples]], name: str, words: bool
+    ) -> Iterator[Transcript]:
+        """Recordings in blocks of mono float32 at 16 kHz to their transcripts, in order.
+
+        `name` is that of the model. A transcript comes once all pieces of its recording are done.
+        """
         rows = [RecordingResult() for _ in recordings]
         pieces = (
             piece
             for row, blocks in enumerate(recordings)
-            for piece in self._pieces(row, blocks, rows[row])
+            for stretch in _stretches(blocks)
+            for piece in self._pieces(row, *stretch, rows[row])
         )
         done, group = 0, list[Piece]()
-        for piece in pieces:
-            group.append(piece)
-            if len(group) == self.most:
-                self._take(group, rows)
-                yield from rows[done : group[-1].row]
-                done, group = group[-1].row, []
-        self._take(group, rows)
-        yield from rows[done:]
+        for piece in chain(pieces, [None]):
+            if piece is not None:
+                group.append(piece)
+            if group and (piece is None or len(group) == self.most):
+                decoded = self.decode([piece.samples for piece in group])
+                for part in self._settled(group, decoded):
+                    self._judge(part, rows[part.piece.row])
+            if piece is None or len(group) == self.most:
+                complete = len(rows) if piece is None else piece.row
+                for progress in rows[done:complete]:
+                    language = self.language or main_language(progress)
+                    yield transcript(progress, name, language, words)
+                done, group = complete, []
 
     # -- before the model --------------------------------------------------------------------------
 
     def _pieces(
-        self, row: int, blocks: Iterable[Samples], progress: RecordingResult
-    ) -> Iterator[Piece]:
-        for start, raw, whole in _stretches(blocks):
-            progress.samples = start + len(raw)
-            loud = self.front_end.whole(raw).samples
-            state = self.witness.start()
-            self.witness.push(raw, loud, state)
-            evidence = self.witness.finish(state)
-            if evidence.refusal is not None:
-                # A few silent samples after a long recording are no news.
-                progress.reasons |= {evidence.refusal} if whole else set()
-                continue
-            if not state.spans and not (whole and evidence.seconds <= USER_CLIP_SECONDS):
-                progress.reasons.add("low_evidence")
-                continue
-            for first, last in plan_segments(loud, state.spans):
-                yield Piece(row, start + first, loud[first:last], evidence)
+        self, row: int, start: int, raw: Samples, whole: bool, progress: RecordingResult
+    ) -> list[Piece]:
+        """The pieces of one stretch, none where nothing in it may be speech."""
+        progress.samples = start + len(raw)
+        loud = self.front_end.whole(raw).samples
+        state = self.witness.start()
+        self.witness.push(raw, loud, state)
+        evidence = self.witness.finish(state)
+        if evidence.refusal is not None:
+            # A few silent samples after a long recording are no news.
+            progress.reasons |= {evidence.refusal} if whole else set()
+            return []
+        if not state.spans and not (whole and evidence.seconds <= USER_CLIP_SECONDS):
+            progress.reasons.add("low_evidence")
+            return []
+        return [
+            Piece(row, start + first, loud[first:last], evidence)
+            for first, last in plan_segments(loud, state.spans)
+        ]
 
     # -- after the model ---------------------------------------------------------------------------
-
-    def _take(self, group: Sequence[Piece], rows: Sequence[RecordingResult]) -> None:
-        """Decode pieces, in parts where they loop or were cut off; keep what may stand."""
-        for part in self._settled(group, self._decoded(group)):
-            self._judge(part.piece, part.decoded, rows[part.piece.row], spoken=part.spoken)
 
     def _settled(self, pieces: Sequence[Piece], texts: Sequence[Decoded]) -> list[_Part]:
         """The pieces with their texts, in order; doubtful ones in halves where those know better.
 
+        A text is doubtful if it loops or did not end by itself, unless its piece is too short.
         A loop of the decoder is cut, a repetition in the audio is not. In the audio both halves
         repeat what the whole repeats, and so on to parts short enough to be written without a loop.
         """
-        doubtful = [i for i, piece in enumerate(pieces) if _is_doubtful(piece, texts[i])]
+        doubtful = [
+            i
+            for i, (piece, text) in enumerate(zip(pieces, texts, strict=True))
+            if piece.seconds > RETRY_MIN_SECONDS
+            and (_loops(text) or text.cut_off or not text.ended)
+        ]
         halves = [half for i in doubtful for half in _halves(pieces[i])]
-        decoded = self._decoded(halves)
+        decoded = [
+            text
+            for i in range(0, len(halves), self.most)
+            for text in self.decode([half.samples for half in halves[i : i + self.most]])
+        ]
         instead: dict[int, list[_Part]] = {}
         for n, i in enumerate(doubtful):
             pair, found = halves[2 * n : 2 * n + 2], decoded[2 * n : 2 * n + 2]
@@ -187,17 +207,9 @@ class PieceDecoder:
             settled += instead.get(i, [_Part(piece, text, spoken)])
         return settled
 
-    def _decoded(self, pieces: Sequence[Piece]) -> list[Decoded]:
-        return [
-            decoded
-            for i in range(0, len(pieces), self.most)
-            for decoded in self.decode([piece.samples for piece in pieces[i : i + self.most]])
-        ]
-
-    def _judge(
-        self, piece: Piece, decoded: Decoded, progress: RecordingResult, *, spoken: bool
-    ) -> None:
-        """Keep what may stand; with `spoken` a repetition is in the audio."""
+    def _judge(self, part: _Part, progress: RecordingResult) -> None:
+        """Keep what may stand."""
+        piece, decoded, spoken = part.piece, part.decoded, part.spoken
         # What speaks for the stretch speaks for each piece: those were chosen for speech.
         verdict = judge(
             decoded.text,
@@ -254,13 +266,6 @@ def main_language(progress: RecordingResult) -> str | None:
         if found.decoded.language and found.decoded.text.strip():
             seconds[found.decoded.language] += math.ceil(found.seconds)
     return seconds.most_common(1)[0][0] if seconds else None
-
-
-def _is_doubtful(piece: Piece, decoded: Decoded) -> bool:
-    """Whether a piece is decoded again in halves: its text loops, or did not end by itself."""
-    if piece.seconds <= RETRY_MIN_SECONDS:
-        return False
-    return _loops(decoded) or decoded.cut_off or not decoded.ended
 
 
 def _is_settled(part: _Part) -> bool:

@@ -31,7 +31,7 @@ from pianissimo.models.checkpoints.onnx_metadata import read_onnx_metadata
 from pianissimo.protocols import StreamRecognizer
 from pianissimo.recognizers.base import BaseRecognizer
 from pianissimo.recognizers.family import Family, LoadOptions, Untyped
-from pianissimo.recognizers.long_form import Decoded, PieceDecoder, main_language, transcript
+from pianissimo.recognizers.long_form import Decoded, PieceDecoder
 from pianissimo.streaming.endpoint import ENDPOINT, EndpointRules
 from pianissimo.streaming.input import StreamInput
 from pianissimo.text.words import is_spaceless, joined
@@ -97,8 +97,7 @@ class SherpaRecognizer(BaseRecognizer):
             most=1,
             language=self.language,
         )
-        for progress in decoder.run(recordings):
-            yield transcript(progress, self.name, self.language or main_language(progress), words)
+        return decoder.run(recordings, self.name, words)
 
     def _decode(self, pieces: Sequence[Samples]) -> list[Decoded]:
         return [self._decoded(samples) for samples in pieces]

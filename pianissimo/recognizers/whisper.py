@@ -49,9 +49,6 @@ from pianissimo.recognizers.family import Family, LoadOptions, Task
 from pianissimo.recognizers.long_form import (
     Decoded,
     PieceDecoder,
-    RecordingResult,
-    main_language,
-    transcript,
 )
 from pianissimo.recognizers.whisper_live import (
     chosen_lookahead,
@@ -68,8 +65,9 @@ from pianissimo.transcript import Transcript, Word
 
 PIECES = {"cpu": 4, "cuda": 32}
 """Pieces that are decoded at once."""
-NO_SPEECH_PROBABILITY = 0.6
-UNSURE_LOG_PROBABILITY = -1.0
+NO_SPEECH_PROBABILITY, UNSURE_LOG_PROBABILITY = 0.6, -1.0
+"""Text is dropped where no speech is likelier than the first, and its tokens are less likely than
+the second in the mean."""
 DOUBTFUL_LOG_PROBABILITY = -0.5
 """Mean of a token, below which greedy decoding is not trusted, and a beam tries again."""
 
@@ -116,6 +114,7 @@ class WhisperRecognizer(BaseRecognizer):
     ) -> None:
         self.parts, self.tokenizer, self.rules = parts, parts.tokenizer, parts.rules
         self.model, self.name = parts.network, parts.name
+        self._device = self.model.device
         self.front_end = front_end or FrontEnd(FAMILY.gain)
         self.detector = detector or default_detector()
         self.language, self.task = self._known_language(language), task
@@ -132,7 +131,7 @@ class WhisperRecognizer(BaseRecognizer):
         self.search = WhisperSearch(
             self.decoder, self.rules, end=self.tokenizer.end, no_speech=self.tokenizer.no_speech
         )
-        self._filters = mel_filters(self.model.config.n_mels).to(self.model.device)
+        self._filters = mel_filters(self.model.config.n_mels).to(self._device)
         # A translation does not follow the order of the speech: it is live from pause to pause.
         self.lookaheads = live_lookaheads(parts.live) if task == "transcribe" else {}
         self.latencies_ms = tuple(self.lookaheads)
@@ -165,24 +164,15 @@ class WhisperRecognizer(BaseRecognizer):
         latency_ms: int | None = None,
     ) -> Iterator[Transcript]:
         if latency_ms is not None:
-            for blocks in recordings:
-                yield transcribed_live(self, blocks, latency_ms, words)
-            return
+            return (transcribed_live(self, blocks, latency_ms, words) for blocks in recordings)
         decoder = PieceDecoder(
             self.front_end,
             lambda pieces: self._decode(pieces, words),
             detector=self.detector,
-            most=PIECES[self.model.device.type],
+            most=PIECES[self._device.type],
             language="en" if self.task == "translate" else self.language,
         )
-        for progress in decoder.run(recordings):
-            yield transcript(progress, self.name, self._language_of(progress), words)
-
-    def _language_of(self, progress: RecordingResult) -> str | None:
-        """The language of most seconds; that of the text where it was translated."""
-        if self.task == "translate":
-            return "en"
-        return self.language or main_language(progress)
+        return decoder.run(recordings, self.name, words)
 
     # -- decoding ----------------------------------------------------------------------------------
 
@@ -190,11 +180,16 @@ class WhisperRecognizer(BaseRecognizer):
     def _decode(self, pieces: Sequence[Samples], words: bool) -> list[Decoded]:
         """Pieces of up to 30 s as one batch."""
         cross = self._cross(pieces, self.options.tail_seconds)
-        languages = self._languages(cross)
-        rows = [
-            self._row(piece, heard, language)
-            for piece, heard, language in zip(pieces, cross, languages, strict=True)
-        ]
+        languages: Sequence[str | None] = [self.language] * len(pieces)
+        if self.language is None:
+            languages = self._languages(cross)
+        rows = []
+        for piece, heard, language in zip(pieces, cross, languages, strict=True):
+            known = language if self.rules.multilingual else None
+            prompt = self.tokenizer.prompt(known, self.task)
+            room = self.model.config.text_positions - len(prompt) - 1
+            limit = min(room, max_new_tokens(len(piece) / SAMPLE_RATE))
+            rows.append(_Row(piece, heard, language, prompt, limit))
         self._search(rows, self.options.beam if self.options.always else 1, words)
         again = [row for row in rows if self._is_doubtful(row)]
         if again:
@@ -209,14 +204,14 @@ class WhisperRecognizer(BaseRecognizer):
         by default 30 s as Whisper was trained."""
         seconds = seconds or self.model.config.audio_positions * FRAME_SECONDS
         rows = [window_of(torch.from_numpy(piece), seconds) for piece in pieces]
-        samples = torch.cat(rows).to(self.model.device)
-        mel = scaled(log_mel(samples, self._filters)).to(self.model.dtype)
+        samples = torch.cat(rows).to(self._device)
+        mel = scaled(log_mel(samples, self._filters)).to(self.encoder.positions.dtype)
         encoded: Tensor = self.encoder(mel)
         return encoded
 
     def _cross(self, pieces: Sequence[Samples], tail_seconds: float | None) -> list[Tensor]:
         """What the decoder attends to, for each piece: (2, layers, 1, H, S, K)."""
-        if self.model.device.type != "cpu":  # one batch of whole windows is the quickest
+        if self._device.type != "cpu":  # one batch of whole windows is the quickest
             return list(self.decoder.cross(self.encode(pieces)).split(1, dim=2))
         window = self.model.config.audio_positions * FRAME_SECONDS
         tail = window if tail_seconds is None else tail_seconds
@@ -226,21 +221,11 @@ class WhisperRecognizer(BaseRecognizer):
             for piece, length in zip(pieces, seconds, strict=True)
         ]
 
-    def _languages(self, cross: Sequence[Tensor]) -> list[str | None]:
-        if self.language is not None:
-            return [self.language] * len(cross)
+    def _languages(self, cross: Sequence[Tensor]) -> list[str]:
+        """The likeliest language of each piece."""
         codes = {id: code for code, id in self.tokenizer.languages.items()}
         state = self._state(cross, 1)
         return [codes[id] for id in self.search.languages(state, self.tokenizer.start, list(codes))]
-
-    def _prompt(self, language: str | None) -> list[int]:
-        return self.tokenizer.prompt(language if self.rules.multilingual else None, self.task)
-
-    def _row(self, piece: Samples, cross: Tensor, language: str | None) -> "_Row":
-        prompt = self._prompt(language)
-        room = self.model.config.text_positions - len(prompt) - 1
-        limit = min(room, max_new_tokens(len(piece) / SAMPLE_RATE))
-        return _Row(piece, cross, language, prompt, limit)
 
     def _state(self, cross: Sequence[Tensor], room: int) -> DecoderState:
         """The state of `room` tokens for each of what `_cross` gave, of any number of frames."""
@@ -276,7 +261,8 @@ class WhisperRecognizer(BaseRecognizer):
             inputs = [[*row.prompt, *row.written.tokens, self.tokenizer.end] for row in rows]
             state = self._state(cross, max(map(len, inputs)))
             for row, looks in zip(rows, self.search.looks(state, inputs), strict=True):
-                row.looks = looks[..., : row.frames] if words or row.shortened else None
+                frames = math.ceil(len(row.piece) / SAMPLE_RATE / FRAME_SECONDS)
+                row.looks = looks[..., :frames] if words or row.shortened else None
 
     def _is_doubtful(self, row: "_Row") -> bool:
         """Whether a text is searched again: whole, and with a beam."""
@@ -295,9 +281,10 @@ class WhisperRecognizer(BaseRecognizer):
     def _heard(self, row: "_Row", words: bool) -> Decoded:
         """The text of a piece, with the times of its words or without. Marks alone, which music is
         heard as, are no text."""
-        written = row.written
+        written, mean = row.written, row.written.mean_log_probability
         text = self.tokenizer.decode(written.tokens).strip()
-        if is_silent(row.no_speech, written.mean_log_probability) or not letters(text):
+        silent = row.no_speech > NO_SPEECH_PROBABILITY and mean < UNSURE_LOG_PROBABILITY
+        if silent or not letters(text):
             return Decoded("", language=row.language)
         ids = tuple(written.tokens)
         script = "en" if self.task == "translate" else row.language
@@ -306,9 +293,8 @@ class WhisperRecognizer(BaseRecognizer):
             assert row.looks is not None
             starts = token_starts(row.looks, self.rules.median_width, len(row.prompt) - 1)
             timed = timed_words(self.tokenizer.decode, ids, written.log_probs, starts, script)
-        mean, ended = written.mean_log_probability, written.ended
-        full = len(ids) >= row.limit
-        return Decoded(text, ids, mean, full and not ended, timed, row.language, ended)
+        cut_off = len(ids) >= row.limit and not written.ended
+        return Decoded(text, ids, mean, cut_off, timed, row.language, written.ended)
 
     # -- live --------------------------------------------------------------------------------------
 
@@ -438,15 +424,6 @@ class _Row:
     no_speech: float = 0.0
     shortened: bool = False
     looks: Tensor | None = None
-
-    @property
-    def frames(self) -> int:
-        return math.ceil(len(self.piece) / SAMPLE_RATE / FRAME_SECONDS)
-
-
-def is_silent(no_speech: float, mean_log_probability: float) -> bool:
-    """Whether the model predicts no speech and is unsure of its text, which is then dropped."""
-    return no_speech > NO_SPEECH_PROBABILITY and mean_log_probability < UNSURE_LOG_PROBABILITY
 
 
 def read_parts(folder: Path) -> WhisperParts:

@@ -79,8 +79,8 @@ def test_how_many_are_decoded_at_once_has_no_influence(recognizer: GlmAsrRecogni
         decoder = pieces_module.PieceDecoder(
             recognizer.front_end, recognizer._decode, detector=recognizer.detector, most=most
         )
-        rows = decoder.run([[samples] for samples in recordings])
-        found[most] = [pieces_module.transcript(row, "x", None, True).text for row in rows]
+        rows = decoder.run([[samples] for samples in recordings], "x", True)
+        found[most] = [row.text for row in rows]
     assert found[1] == found[2] == found[5]
     alone = [recognizer.transcribe(r, sample_rate=RATE).text for r in recordings]
     assert found[1] == alone

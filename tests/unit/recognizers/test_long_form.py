@@ -19,7 +19,6 @@ from pianissimo.recognizers.long_form import (
     Decoded,
     PieceDecoder,
     joined,
-    transcript,
     without_loops,
 )
 from pianissimo.transcript import Transcript, Word
@@ -40,7 +39,7 @@ def lengths(some: Sequence[Samples]) -> list[Decoded]:
 
 def hear(recordings: list[list[Samples]], most: int = 3, decode=lengths) -> list[Transcript]:
     decoder = PieceDecoder(FrontEnd("off"), decode, most=most, detector=VoiceDetector())
-    return [transcript(progress, "x", None, True) for progress in decoder.run(recordings)]
+    return list(decoder.run(recordings, "x", True))
 
 
 @pytest.mark.parametrize("most", [1, 2, 5, 99])
@@ -205,7 +204,7 @@ def test_an_unreadable_recording_raises_where_it_is() -> None:
         raise AudioDecodeError("no more")
 
     decoder = PieceDecoder(FrontEnd("off"), lengths, most=1, detector=VoiceDetector())
-    rows = decoder.run([[speech(3.0)], broken()])
+    rows = decoder.run([[speech(3.0)], broken()], "x", True)
     with pytest.raises(AudioDecodeError, match="no more"):
         list(rows)
 

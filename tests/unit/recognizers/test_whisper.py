@@ -247,10 +247,7 @@ def test_words_lie_inside_the_recording_and_follow_each_other(
 
 def test_many_equal_one_by_one(recognizer: WhisperRecognizer) -> None:
     recordings = [speech(s) for s in (3.0, 1.0, 0.05, 33.0, 7.0, 0.4)]
-    found = [
-        pieces_module.transcript(progress, "x", None, True)
-        for progress in _run(recognizer, [[samples] for samples in recordings])
-    ]
+    found = _run(recognizer, [[samples] for samples in recordings])
     for transcript, samples in zip(found, recordings, strict=True):
         alone = recognizer.transcribe(samples, sample_rate=RATE)
         assert transcript.text == alone.text
@@ -266,7 +263,7 @@ def _run(recognizer: WhisperRecognizer, recordings: list[Any]) -> Any:
         detector=recognizer.detector,
         most=3,
     )
-    return decoder.run(recordings)
+    return decoder.run(recordings, "x", True)
 
 
 def test_the_size_of_the_blocks_has_no_influence(
