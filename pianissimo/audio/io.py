@@ -36,7 +36,6 @@ from pianissimo.errors import (
 
 if TYPE_CHECKING:
     from av import AudioFrame
-    from av.container import InputContainer
     from soundfile import SoundFile
 
 
@@ -77,9 +76,11 @@ _AVSEEK_SIZE = 0x10000  # a `whence` of libav's: the size is asked for, nothing 
 _HOLE_SECONDS = 0.15  # less is the rounding of time stamps
 _LONGEST_HOLE_SECONDS = 3600.0
 _CLOCKED = frozenset("matroska webm mov mp4 mpegts mpeg flv asf ogg nut".split())
+_HEAD_BYTES = 16  # enough to tell containers apart
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 _SNDFILE_MAGIC = b"RIFF RIFX RF64 FORM OggS caff .snd riff NIST".split()
+_SIZED_MAGIC = b"FORM caff .snd".split()  # these and MP4 state a size: more files may follow
 _SNDFILE_SUBTYPES = frozenset(
     "PCM_S8 PCM_U8 PCM_16 PCM_24 PCM_32 FLOAT DOUBLE ULAW ALAW VORBIS".split()
 )
@@ -137,11 +138,7 @@ def load_audio(
     infinite samples, or a rate outside 1..384 kHz) and OptionError (a source of another type).
     """
     rate = check_sample_rate(sample_rate, "sample_rate")
-    with _opened(source) as reader:
-        blocks = _decoded(reader, rate, notes)
-        if isinstance(source, Excerpt):
-            blocks = _within(source, blocks, rate, reader.label)
-        return np.concatenate(list(blocks))
+    return np.concatenate(list(_stream(source, rate, None, notes)))
 
 
 def stream_audio(
@@ -278,13 +275,15 @@ def _described(info: AudioInfo, source: AudioSource) -> AudioInfo:
 
 
 def _stream(
-    source: AudioSource, rate: int, block_samples: int, notes: set[Note] | None
+    source: AudioSource, rate: int, block_samples: int | None, notes: set[Note] | None
 ) -> Iterator[Samples]:
+    """The samples of `load_audio` in blocks of that size, None as they are decoded."""
     with _opened(source) as reader:
-        blocks = _decoded(reader, rate, notes)
+        sized = reader.head[:4] in _SIZED_MAGIC or reader.head[4:8] == b"ftyp"
+        blocks = (_decoded_parts if sized else _decoded)(reader, rate, notes)
         if isinstance(source, Excerpt):
             blocks = _within(source, blocks, rate, reader.label)
-        yield from _reblocked(blocks, block_samples)
+        yield from blocks if block_samples is None else _reblocked(blocks, block_samples)
 
 
 def _checked(blocks: Iterator[Samples], dimensions: int = 1) -> Iterator[Samples]:
@@ -345,11 +344,11 @@ def _reblocked(blocks: Iterable[Samples], size: int) -> Iterator[Samples]:
         yield np.concatenate(pending)
 
 
-def _decoded(reader: "_Source", rate: int, notes: set[Note] | None) -> Iterator[Samples]:
-    """Mono blocks (n,) at `rate` Hz of a file, or of several that were joined end to end."""
+def _decoded_parts(reader: "_Source", rate: int, notes: set[Note] | None) -> Iterator[Samples]:
+    """Mono blocks (n,) at `rate` Hz of a file that states its size, and of files joined to it."""
     starts = file_starts(reader)
     if len(starts) == 1:
-        yield from _decoded_file(reader, rate, notes)
+        yield from _decoded(reader, rate, notes)
         return
     if notes is not None:
         notes.add("joined_files")
@@ -357,7 +356,7 @@ def _decoded(reader: "_Source", rate: int, notes: set[Note] | None) -> Iterator[
     for start, after in zip(starts, [*starts[1:], end], strict=True):
         piece = io.BufferedReader(Slice(reader, start, after - start))
         try:
-            yield from _decoded_file(_Source(piece, reader.label, reader.track), rate, notes)
+            yield from _decoded(_Source(piece, reader.label, reader.track), rate, notes)
         except AudioDecodeError:
             if not start:
                 raise
@@ -366,8 +365,8 @@ def _decoded(reader: "_Source", rate: int, notes: set[Note] | None) -> Iterator[
         reader.check()
 
 
-def _decoded_file(reader: "_Source", rate: int, notes: set[Note] | None) -> Iterator[Samples]:
-    """Mono blocks (n,) at `rate` Hz from the first decoder that finds any sample."""
+def _decoded(reader: "_Source", rate: int, notes: set[Note] | None) -> Iterator[Samples]:
+    """Mono blocks (n,) at `rate` Hz of one file, from the first decoder that finds any sample."""
     for decoder in _decoders(reader):
         seconds, resampler = 0.0, None
         with closing(decoder):
@@ -441,8 +440,11 @@ def _downmixed(
         if downmix is not None and kind != (downmix.channels, downmix.sample_rate):
             yield downmix.finish(), downmix.sample_rate
             downmix = None
-        downmix = downmix or Downmix(*kind, notes)
-        yield downmix.push(block), rate
+        if block.shape[1] == 1:
+            yield block[:, 0], rate
+        else:
+            downmix = downmix or Downmix(*kind, notes)
+            yield downmix.push(block), rate
     if downmix is not None:
         yield downmix.finish(), downmix.sample_rate
 
@@ -602,7 +604,9 @@ class _LibavDecoder:
         # packed form has one plane. Larger frames also save most of the time spent in Python.
         pack: av.AudioResampler | None = None
         signature: tuple[str, str, int] | None = None
-        clock = _Clock.of(self._container)
+        clock: _Clock | None = None
+        if _CLOCKED.intersection(self._container.format.name.split(",")):
+            clock = _Clock((self._container.start_time or 0) / 1_000_000)  # from microseconds
         packets = self._container.demux(self._stream)
         ended = False
         while not ended:
@@ -631,10 +635,11 @@ class _LibavDecoder:
                     work.append((pack, frame))
                 for packer, given in work:
                     if given is not None and frame is not None:
-                        for part in _pieces(silence, _FRAME_SAMPLES):
+                        while silence:
+                            part = min(silence, _FRAME_SAMPLES)
                             zeros = np.zeros((part, frame.layout.nb_channels), np.float32)
                             yield zeros, frame.sample_rate
-                        silence = 0
+                            silence -= part
                     with suppress(av.FFmpegError):  # a damaged frame of impossible layout or rate
                         for piece in packer.resample(given):
                             channels = piece.layout.nb_channels
@@ -648,20 +653,13 @@ class _LibavDecoder:
 class _Clock:
     """What a container's time stamps say is missing before a frame.
 
-    A frame that begins before the previous one ended restarts the clock, as in joined files. Jumps
-    of more than `_LONGEST_HOLE_SECONDS` are ignored.
+    The container begins at `start` seconds. A frame that begins before the previous one ended
+    restarts the clock, as in joined files. Jumps of more than `_LONGEST_HOLE_SECONDS` are ignored.
     """
 
     def __init__(self, start: float) -> None:
         self._shift = -start
         self._expected = 0.0
-
-    @classmethod
-    def of(cls, container: "InputContainer") -> "_Clock | None":
-        """The clock of a container, or None where it has none but counts bytes."""
-        if not _CLOCKED.intersection(container.format.name.split(",")):
-            return None
-        return cls((container.start_time or 0) / 1_000_000)  # libav counts microseconds
 
     def missing(self, frame: "AudioFrame") -> int:
         """The samples (at the frame's rate) that are missing before it, 0 or more."""
@@ -676,12 +674,6 @@ class _Clock:
         return silence
 
 
-def _pieces(count: int, size: int) -> Iterator[int]:
-    """`count` in parts of `size`, the last one smaller."""
-    for start in range(0, count, size):
-        yield min(size, count - start)
-
-
 class _Source:
     """The bytes of a file from its present position on, with a `label` for messages.
 
@@ -692,6 +684,8 @@ class _Source:
 
     def __init__(self, file: BinaryIO, label: str, track: int | None = None) -> None:
         self.label, self.track = label, track
+        self.head = b""
+        """The first bytes, once the source is open."""
         self._file = file
         self._start = int(file.tell())
         self._failure: Exception | None = None
@@ -744,7 +738,23 @@ def _opened(source: AudioSource) -> Iterator[_Source]:
             file, name = _standard_input(), "standard input"
         elif isinstance(source, str | os.PathLike):
             name = os.fsdecode(source)
-            file = stack.enter_context(_open_path(name))
+            if _URL.match(name) and not os.path.exists(name):
+                raise AudioNotFoundError(
+                    f"{name}: URLs are not fetched; download the file first and pass its path"
+                )
+            if os.path.isdir(name):
+                raise AudioNotFoundError(f"{name} is a directory; pass one audio file")
+            try:
+                file = stack.enter_context(open(name, "rb"))
+            except FileNotFoundError as error:
+                raise AudioNotFoundError(f"{name}: no such file; check the path") from error
+            except PermissionError as error:
+                raise AudioNotFoundError(
+                    f"{name} may not be read: permission denied; check its owner and mode"
+                ) from error
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise AudioNotFoundError(f"{name!r} cannot be opened: {reason}") from error
         elif hasattr(source, "read"):
             file, name = source, _file_object_name(source)
             if getattr(file, "closed", False):
@@ -760,35 +770,15 @@ def _opened(source: AudioSource) -> Iterator[_Source]:
             file = stack.enter_context(_spooled(file, name))
         reader = _Source(file, name, track)
         stack.callback(reader.seek, 0)  # a file object is left where it was
-        first = reader.read(1)
+        reader.head = reader.read(_HEAD_BYTES)
         reader.check()
-        if not first:
+        if not reader.head:
             raise AudioNotFoundError(
                 f"{name} is empty: there is no audio to read"
                 + ("" if file is not source else " (was it read before? seek(0) rewinds it)")
             )
         reader.seek(0)
         yield reader
-
-
-def _open_path(name: str) -> BinaryIO:
-    if _URL.match(name) and not os.path.exists(name):
-        raise AudioNotFoundError(
-            f"{name}: URLs are not fetched; download the file first and pass its path"
-        )
-    if os.path.isdir(name):
-        raise AudioNotFoundError(f"{name} is a directory; pass one audio file")
-    try:
-        return open(name, "rb")
-    except FileNotFoundError as error:
-        raise AudioNotFoundError(f"{name}: no such file; check the path") from error
-    except PermissionError as error:
-        raise AudioNotFoundError(
-            f"{name} may not be read: permission denied; check its owner and mode"
-        ) from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise AudioNotFoundError(f"{name!r} cannot be opened: {reason}") from error
 
 
 def _standard_input() -> BinaryIO:
