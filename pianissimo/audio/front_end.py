@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pianissimo.audio.filters import HighPassState, LimiterState, OffsetState, remove_offset
 from pianissimo.audio.gain import (
     GAIN_MODES,
     Gained,
@@ -26,10 +27,7 @@ from pianissimo.audio.gain import (
     RecordingState,
     StreamGain,
 )
-from pianissimo.audio.highpass import HighPassState
 from pianissimo.audio.level import Samples, check_samples
-from pianissimo.audio.limiter import LimiterState
-from pianissimo.audio.offset import OffsetState, remove_offset
 from pianissimo.errors import OptionError
 
 
@@ -102,8 +100,9 @@ class FrontEnd:
 
     def whole(self, samples: npt.ArrayLike) -> Gained:
         """A recording (n,) at once: what `push` and `finish` give for any blocks of it."""
-        state = self.start(live=False)
-        first, rest = self.push(samples, state), self.finish(state)
+        state = RecordingState()
+        centered = remove_offset(check_samples(samples), OffsetState())
+        first, rest = self.recording.push(centered, state), self.recording.finish(state)
         joined = np.concatenate([first.samples, rest.samples])
         return Gained(joined, first.readings + rest.readings)
 

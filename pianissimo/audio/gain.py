@@ -28,9 +28,14 @@ import numpy as np
 import numpy.typing as npt
 
 from pianissimo.audio import SAMPLE_RATE
-from pianissimo.audio.highpass import HighPass, HighPassState
+from pianissimo.audio.filters import (
+    LOOKAHEAD_SAMPLES,
+    HighPass,
+    HighPassState,
+    Limiter,
+    LimiterState,
+)
 from pianissimo.audio.level import Levels, Samples, check_samples, measure_levels, quietest_point
-from pianissimo.audio.limiter import LOOKAHEAD_SAMPLES, Limiter, LimiterState
 from pianissimo.errors import OptionError
 
 GainMode = Literal["auto", "on", "off"]

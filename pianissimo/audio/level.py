@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pianissimo.audio import SAMPLE_RATE
-from pianissimo.audio.highpass import HighPass, HighPassState
+from pianissimo.audio.filters import HighPass, HighPassState
 from pianissimo.errors import AudioValueError
 
 SILENCE_DB = -150.0

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from pianissimo.audio.filters import OffsetState, remove_offset
 from pianissimo.audio.gain import RecordingGain, RecordingState
 from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.audio.level import Samples, check_samples
 from pianissimo.audio.notes import NOTES, Note
-from pianissimo.audio.offset import OffsetState, remove_offset
 from pianissimo.audio.vad import (
     PRESETS,
     SURE_PROBABILITY,

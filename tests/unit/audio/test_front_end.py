@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from spoken import as_int16, pink, scaled, speech
 from tiny import cut
 
+from pianissimo.audio.filters import OffsetState, remove_offset
 from pianissimo.audio.front_end import (
     FrontEnd,
     export_state,
@@ -14,7 +15,6 @@ from pianissimo.audio.front_end import (
 )
 from pianissimo.audio.gain import GAIN_MODES, GainOptions
 from pianissimo.audio.level import measure_levels
-from pianissimo.audio.offset import OffsetState, remove_offset
 from pianissimo.errors import AudioValueError, OptionError
 
 RATE = 16_000

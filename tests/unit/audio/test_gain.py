@@ -11,10 +11,10 @@ from spoken import as_int16, pink, scaled, speech, with_click
 from tiny import cut
 
 from pianissimo.audio.features import FeatureConfig, MelFeatures, normalize_per_feature
+from pianissimo.audio.filters import OffsetState, remove_offset
 from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.gain import GainOptions, GainReading, StreamGain
 from pianissimo.audio.level import measure_levels
-from pianissimo.audio.offset import OffsetState, remove_offset
 from pianissimo.audio.resample import StreamingResampler
 from pianissimo.errors import AudioValueError, OptionError
 

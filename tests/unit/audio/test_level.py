@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from spoken import as_int16, at_level, pink, scaled, speech, with_click
 
+from pianissimo.audio.filters import HighPass, HighPassState
 from pianissimo.audio.gain import GainOptions, constant_gain
-from pianissimo.audio.highpass import HighPass, HighPassState
 from pianissimo.audio.level import (
     SILENCE_DB,
     active_speech_level,

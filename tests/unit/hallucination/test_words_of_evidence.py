@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from spoken import as_int16, pink, scaled, speech
 from tiny import WHOLE_CONTEXT, cut, make_model
 
+from pianissimo.audio.filters import OffsetState, remove_offset
 from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.level import measure_levels
-from pianissimo.audio.offset import OffsetState, remove_offset
 from pianissimo.audio.vad import Track, VoiceDetector
 from pianissimo.decoding.token import Hypothesis
 from pianissimo.errors import AudioValueError, OptionError

@@ -3,10 +3,10 @@ import pytest
 from spoken import pink, speech
 from tiny import cut
 
+from pianissimo.audio.filters import OffsetState, remove_offset
 from pianissimo.audio.front_end import FrontEnd, export_state, import_state
 from pianissimo.audio.gain import GAIN_MODES
 from pianissimo.audio.level import measure_levels
-from pianissimo.audio.offset import OffsetState, remove_offset
 from pianissimo.audio.vad import VoiceDetector
 from pianissimo.hallucination.evidence import Intake
 
