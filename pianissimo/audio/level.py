@@ -39,6 +39,7 @@ _MOSTLY_ACTIVE = 0.95
 _NOISY_SNR_DB = 15.0
 _GATE_OVER_NOISE_DB = 3.0
 _MIN_LOUD_FRAMES = 5
+_BLOCK = 4096  # of smoothing; g^-4096 is about 5000: scaled sums of positive terms lose nothing
 
 Float64 = npt.NDArray[np.float64]
 Samples = npt.NDArray[np.float32]
@@ -150,14 +151,14 @@ def measure_levels(samples: Any, sample_rate: int = SAMPLE_RATE, *, active: bool
     loud = frames[frames > noise_db + _LOUD_OVER_FLOOR_DB]
     # A clip of 0.1 s has five frames in all, so it may show speech with fewer.
     has_speech = len(loud) >= max(1, min(_MIN_LOUD_FRAMES, len(frames) // 3))
-    peak_db = peak_level(checked)
+    peak_db = decibels(float(np.abs(checked).max(initial=0.0)) ** 2)
     plain = _p56(raw, sample_rate, top=1.0) if active or not len(loud) else None
     clipped = x
     if plain is not None:
         speech_db, busy = plain
     if len(loud):
         loud_db = float(np.percentile(loud, _LOUD_PERCENTILE))
-        limit = amplitude(loud_db + _CLIP_OVER_LOUD_DB)
+        limit = float(10.0 ** ((loud_db + _CLIP_OVER_LOUD_DB) / 20))
         clipped = np.clip(_without_clicks(x, frames, loud_db, sample_rate), -limit, limit)
         speech_db, busy = _p56(clipped, sample_rate, top=limit)
     active_db, activity = plain or (speech_db, busy)
@@ -172,9 +173,9 @@ def measure_levels(samples: Any, sample_rate: int = SAMPLE_RATE, *, active: bool
         seconds=len(raw) / sample_rate,
         active_db=active_db,
         speech_db=speech_db,
-        rms_db=rms_level(raw),
+        rms_db=decibels(float(np.mean(np.square(raw)))) if len(raw) else SILENCE_DB,
         peak_db=peak_db,
-        loud_peak_db=peak_level(clipped),
+        loud_peak_db=decibels(float(np.abs(clipped).max(initial=0.0)) ** 2),
         noise_db=noise_db,
         snr_db=snr_db,
         activity=activity,
@@ -242,9 +243,21 @@ def _p56(x: Float64, sample_rate: int, top: float) -> tuple[float, float]:
     if energy <= 0:
         return SILENCE_DB, 0.0
     g = math.exp(-1 / (sample_rate * _SMOOTHING_SECONDS))
-    envelope = _smooth(_smooth(np.abs(x), g), g)
-    # Active: at or above the threshold now, or at any time during the hangover before.
-    held = _trailing_max(envelope, round(_HANGOVER_SECONDS * sample_rate) + 1)
+    envelope, powers = np.abs(x), g ** np.arange(_BLOCK)
+    for _ in range(2):  # y[n] = g y[n-1] + (1 - g) x[n] from rest
+        padded = np.pad(envelope, (0, -len(x) % _BLOCK)).reshape(-1, _BLOCK)
+        sums, carry = np.cumsum(padded / powers, axis=1), 0.0
+        for row in sums:
+            row += carry
+            carry = float(row[-1]) * g**_BLOCK  # the powers of the next block start again at 1
+        envelope = ((1 - g) * sums * powers).reshape(-1)[: len(x)]
+    # Active: at or above the threshold now, or at any time during the hangover before. The greatest
+    # of the last `size` values is that of two running maxima (van Herk).
+    size = round(_HANGOVER_SECONDS * sample_rate) + 1
+    rows = np.pad(envelope, (size - 1, -(len(x) + size - 1) % size)).reshape(-1, size)
+    forward = np.maximum.accumulate(rows, axis=1).reshape(-1)
+    backward = np.maximum.accumulate(rows[:, ::-1], axis=1)[:, ::-1].reshape(-1)
+    held = np.maximum(backward[: len(x)], forward[size - 1 : size - 1 + len(x)])
     below = np.ceil(-np.log2(np.maximum(held / top, 1e-30)))
     octaves = np.clip(below, 0, _THRESHOLDS).astype(np.int64)
     counts = np.cumsum(np.bincount(octaves, minlength=_THRESHOLDS + 1))
@@ -263,27 +276,3 @@ def _p56(x: Float64, sample_rate: int, top: float) -> tuple[float, float]:
     else:
         level = previous[0] if previous is not None else decibels(energy / len(x))
     return level, min(1.0, energy / len(x) / 10 ** (level / 10))
-
-
-_BLOCK = 4096  # g^-4096 is about 5000: scaled sums of positive terms lose nothing
-
-
-def _smooth(x: Float64, g: float) -> Float64:
-    """y[n] = g y[n-1] + (1 - g) x[n] from rest, for x >= 0."""
-    padded = np.pad(x, (0, -len(x) % _BLOCK)).reshape(-1, _BLOCK)
-    powers = g ** np.arange(_BLOCK)
-    sums = np.cumsum(padded / powers, axis=1)
-    carry = 0.0
-    for row in sums:
-        row += carry
-        carry = float(row[-1]) * g**_BLOCK  # the powers of the next block start again at 1
-    return ((1 - g) * sums * powers).reshape(-1)[: len(x)]
-
-
-def _trailing_max(x: Float64, size: int) -> Float64:
-    """The greatest of the last `size` values at each place (van Herk's two running maxima)."""
-    padded = np.pad(x, (size - 1, -(len(x) + size - 1) % size))
-    rows = padded.reshape(-1, size)
-    forward = np.maximum.accumulate(rows, axis=1).reshape(-1)
-    backward = np.maximum.accumulate(rows[:, ::-1], axis=1)[:, ::-1].reshape(-1)
-    return np.maximum(backward[: len(x)], forward[size - 1 : size - 1 + len(x)])

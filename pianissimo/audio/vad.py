@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pianissimo.audio import SAMPLE_RATE
-from pianissimo.audio.level import Samples, check_samples
+from pianissimo.audio.level import Samples, check_samples, quietest_point
 from pianissimo.audio.speech_model import CONTEXT_SAMPLES
 from pianissimo.audio.speech_model import WINDOW_SAMPLES as WINDOW_SAMPLES
 from pianissimo.audio.speech_model import SpeechModel as SpeechModel
@@ -32,6 +32,8 @@ GROUP_WINDOWS = 8
 """Windows per run of the model."""
 SURE_PROBABILITY = 0.5
 """From this probability on, speech is likelier than not."""
+MAX_SEGMENT_SECONDS = 28.0
+"""What models with a window of 30 s get at once; several loop or drop text beyond it."""
 
 Preset = Literal["normal", "quiet", "strict"]
 
@@ -42,6 +44,7 @@ _NOISE_SHARE = 1 - math.exp(-WINDOW_SECONDS / 0.05)
 _ENERGY_SHARE = 1 - math.exp(-WINDOW_SECONDS / 0.03)
 _RUMBLE_HZ = 80.0
 _SPEECH_BAND_HZ = (150.0, 4000.0)
+_CUT_SECONDS, _PAUSE_SECONDS, _JOIN_SECONDS = 4.0, 0.1, 2.0
 
 
 @dataclass(frozen=True)
@@ -348,6 +351,39 @@ def seconds_over_floor(state: VadState, margin_db: float) -> float:
     floor = int(np.searchsorted(counts, 0.1 * counts[-1]))
     above = min(floor + math.ceil(margin_db), _BINS - 1)
     return float(counts[-1] - counts[above]) * WINDOW_SECONDS
+
+
+def plan_segments(
+    samples: Samples,
+    spans: Sequence[SpeechSpan],
+    max_seconds: float = MAX_SEGMENT_SECONDS,
+) -> list[tuple[int, int]]:
+    """Cut a recording (n,) for a model with a window: (start, end) in samples, in order.
+
+    Spans of speech less than 2 s apart are put together as long as they fit into `max_seconds`; one
+    that is longer is cut at the quietest tenth of a second of its last four. What lies outside all
+    spans is left out; a recording without spans is one stretch, cut where it must be.
+    """
+    n, most = len(samples), round(max_seconds * SAMPLE_RATE)
+    rounded = [(round(s.start * SAMPLE_RATE), min(n, round(s.end * SAMPLE_RATE))) for s in spans]
+    pieces: list[tuple[int, int]] = []
+    for start, end in rounded or [(0, n)]:
+        while end - start > most:
+            last = start + most
+            first = max(start + most // 2, last - round(_CUT_SECONDS * SAMPLE_RATE))
+            cut = quietest_point(samples, first, last, round(_PAUSE_SECONDS * SAMPLE_RATE))
+            pieces.append((start, cut))
+            start = cut
+        if end > start:
+            pieces.append((start, end))
+    planned: list[tuple[int, int]] = []
+    for start, end in pieces:
+        near = planned and start - planned[-1][1] <= _JOIN_SECONDS * SAMPLE_RATE
+        if near and end - planned[-1][0] <= most:
+            planned[-1] = (planned[-1][0], end)
+        else:
+            planned.append((start, end))
+    return planned
 
 
 def probabilities(samples: npt.ArrayLike, model: SpeechModel) -> Samples:

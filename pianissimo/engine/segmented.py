@@ -315,10 +315,9 @@ class SegmentedEngine(StreamEngine[_SegmentedRecord]):
         text, words = "", list[Word]()
         if found is not None:
             witness = Witness(self._detector)
-            state = witness.start()
-            witness.push(segment.samples, self._front_end.whole(segment.samples).samples, state)
+            witness.push(segment.samples, self._front_end.whole(segment.samples).samples)
             tokens = [word.text for word in found.words]
-            evidence = witness.finish(state)
+            evidence = witness.finish()
             if judge(found.text.strip(), evidence, language=found.language, tokens=tokens).keep:
                 text = found.text.strip()
                 for word in found.words:

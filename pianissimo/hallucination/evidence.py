@@ -5,7 +5,7 @@ difference. The evidence decides with `verdict` and `words` which text may stand
 acted leaves its reason in `Transcript.reasons`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -22,7 +22,6 @@ from pianissimo.audio.vad import (
     WINDOW_SECONDS,
     SpeechSpan,
     Track,
-    VadState,
     VoiceDetector,
     seconds_over_floor,
 )
@@ -135,49 +134,38 @@ def evidence_from(track: Track, seconds: float, peak: float, *, model: bool) -> 
     )
 
 
-@dataclass
-class WitnessState:
-    """The evidence of one stream so far."""
-
-    vad: VadState
-    peak: float = 0.0
-    received: int = 0
-    spans: list[SpeechSpan] = field(default_factory=list)
-
-
 class Witness:
-    """Gathers evidence beside a recognizer, block by block. Holds a detector, no state."""
+    """Gathers the evidence of one recording beside a recognizer, block by block."""
 
     def __init__(self, detector: VoiceDetector) -> None:
         self.detector = detector
+        self.spans: list[SpeechSpan] = []
+        """The spans of speech that are known to be complete."""
+        self.track = Track()
+        self._vad = detector.start()
+        self._vad.track = self.track
+        self._received, self._peak = 0, 0.0
 
-    def start(self) -> WitnessState:
-        """The state before the first sample."""
-        vad = self.detector.start()
-        vad.track = Track()
-        return WitnessState(vad)
-
-    def push(self, raw: npt.ArrayLike, loud: npt.ArrayLike, state: WitnessState) -> None:
-        """Take raw samples (n,), and (m,) of the same stream that left the gain."""
+    def push(self, raw: npt.ArrayLike, loud: npt.ArrayLike) -> None:
+        """Take raw samples (n,), and (m,) of the same recording that left the gain."""
         checked = check_samples(raw)
-        state.received += len(checked)
-        if len(checked):
-            state.peak = max(state.peak, float(np.abs(checked).max()))
-        state.spans += self.detector.push(loud, state.vad)
+        self._received += len(checked)
+        self._peak = max(self._peak, float(np.abs(checked).max(initial=0.0)))
+        self.spans += self.detector.push(loud, self._vad)
 
-    def finish(self, state: WitnessState) -> Evidence:
-        """End the stream; `state.spans` are complete then."""
-        state.spans += self.detector.finish(state.vad)
-        vad = state.vad
+    def finish(self) -> Evidence:
+        """End the recording; `spans` are complete then."""
+        vad = self._vad
+        self.spans += self.detector.finish(vad)
         return Evidence(
-            seconds=state.received / SAMPLE_RATE,
-            peak=state.peak,
-            speech_seconds=sum(span.end - span.start for span in state.spans),
+            seconds=self._received / SAMPLE_RATE,
+            peak=self._peak,
+            speech_seconds=sum(span.end - span.start for span in self.spans),
             probability=None if self.detector.model is None else vad.max_probability,
             sure_seconds=vad.sure_windows * WINDOW_SECONDS,
             over_noise_db=vad.max_over_noise_db,
             lively_seconds=seconds_over_floor(vad, _DYNAMIC_DB),
-            track=vad.track,
+            track=self.track,
         )
 
 
@@ -205,12 +193,11 @@ class Intake:
             self._gain = RecordingGain("on")
         self._gain_state = RecordingState()
         self._witness = None if detector is None else Witness(detector)
-        self._state = None if self._witness is None else self._witness.start()
 
     @property
     def track(self) -> Track | None:
         """What a detector thinks of the samples that leave, if one hears just these."""
-        return None if self._state is None or not self._levels else self._state.vad.track
+        return None if self._witness is None or not self._levels else self._witness.track
 
     def push(self, block: Samples | None) -> Samples:
         """Take a block, or None for the end; the samples (m,) that are ready for the model."""
@@ -223,10 +210,10 @@ class Intake:
             leveled = self._gain.push(centered, self._gain_state).samples
             if block is None:
                 leveled = np.concatenate([leveled, self._gain.finish(self._gain_state).samples])
-        if self._witness is not None and self._state is not None:
-            self._witness.push(centered, leveled, self._state)
+        if self._witness is not None:
+            self._witness.push(centered, leveled)
             if block is None:
-                self.evidence = self._witness.finish(self._state)
+                self.evidence = self._witness.finish()
         if self._levels:
             return leveled
         return centered if self._centers else raw

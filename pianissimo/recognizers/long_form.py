@@ -14,8 +14,7 @@ import numpy as np
 from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.io import SAMPLE_RATE, Samples
 from pianissimo.audio.level import quietest_point
-from pianissimo.audio.segments import plan_segments
-from pianissimo.audio.vad import VoiceDetector
+from pianissimo.audio.vad import VoiceDetector, plan_segments
 from pianissimo.hallucination.evidence import REASONS, Evidence, Reason, Witness
 from pianissimo.hallucination.verdict import is_too_fast, judge
 from pianissimo.text.loops import LOOP_KEPT, find_loop, is_monotonous, letters, trim_loop
@@ -114,7 +113,7 @@ class PieceDecoder:
         language: str | None = None,
     ) -> None:
         self.front_end = front_end or FrontEnd("off")
-        self.witness = Witness(detector or VoiceDetector())
+        self.detector = detector or VoiceDetector()
         self.decode, self.most, self.language = decode, most, language
 
     def run(
@@ -154,19 +153,19 @@ class PieceDecoder:
         """The pieces of one stretch, none where nothing in it may be speech."""
         progress.samples = start + len(raw)
         loud = self.front_end.whole(raw).samples
-        state = self.witness.start()
-        self.witness.push(raw, loud, state)
-        evidence = self.witness.finish(state)
+        witness = Witness(self.detector)
+        witness.push(raw, loud)
+        evidence = witness.finish()
         if evidence.refusal is not None:
             # A few silent samples after a long recording are no news.
             progress.reasons |= {evidence.refusal} if whole else set()
             return []
-        if not state.spans and not (whole and evidence.seconds <= USER_CLIP_SECONDS):
+        if not witness.spans and not (whole and evidence.seconds <= USER_CLIP_SECONDS):
             progress.reasons.add("low_evidence")
             return []
         return [
             Piece(row, start + first, loud[first:last], evidence)
-            for first, last in plan_segments(loud, state.spans)
+            for first, last in plan_segments(loud, witness.spans)
         ]
 
     # -- after the model ---------------------------------------------------------------------------

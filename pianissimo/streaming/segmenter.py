@@ -16,8 +16,7 @@ from pianissimo.audio.buffer import SampleBuffer
 from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.io import SAMPLE_RATE, Samples
 from pianissimo.audio.level import quietest_point
-from pianissimo.audio.segments import MAX_SEGMENT_SECONDS
-from pianissimo.audio.vad import WINDOW_SAMPLES, VoiceDetector
+from pianissimo.audio.vad import MAX_SEGMENT_SECONDS, WINDOW_SAMPLES, VoiceDetector
 from pianissimo.streaming.endpoint import EndpointRules, FinalReason, Mark
 
 STEP_SAMPLES = 8 * WINDOW_SAMPLES

@@ -258,7 +258,7 @@ def segments_from_words(
             or ends_sentence(groups[-1][-1].text, word.text)
             or word.start - groups[-1][-1].end > pause_seconds
             or word.end - groups[-1][0].start > max_seconds
-            or changes_speaker(groups[-1], word)
+            or (word.speaker is not None and changes_speaker(groups[-1], word))
         ):
             groups.append([])
         groups[-1].append(word)

@@ -9,8 +9,7 @@ from spoken import as_int16, pink, speech
 from tiny import cut
 
 from pianissimo.audio.front_end import FrontEnd
-from pianissimo.audio.segments import plan_segments
-from pianissimo.audio.vad import PRESETS, SpeechSpan, Track, VoiceDetector
+from pianissimo.audio.vad import PRESETS, SpeechSpan, Track, VoiceDetector, plan_segments
 from pianissimo.errors import AudioValueError
 from pianissimo.hallucination.evidence import REASONS, Evidence, Witness
 from pianissimo.hallucination.verdict import (
@@ -31,13 +30,12 @@ NOTHING = Evidence(5.0, 0.01, speech_seconds=0.0, probability=0.02, lively_secon
 def heard(samples, mode="on", sizes=None):
     """The evidence of a recording that goes through the gain."""
     witness = Witness(VoiceDetector(PRESETS["normal"]))
-    state = witness.start()
     front_end = FrontEnd(mode)
     gain = front_end.start(live=True)
     for part in cut(len(samples), sizes or [1600]):
-        witness.push(samples[part], front_end.push(samples[part], gain).samples, state)
-    witness.push(samples[:0], front_end.finish(gain).samples, state)
-    return witness.finish(state)
+        witness.push(samples[part], front_end.push(samples[part], gain).samples)
+    witness.push(samples[:0], front_end.finish(gain).samples)
+    return witness.finish()
 
 
 # -- before --------------------------------------------------------------------------------------
@@ -68,9 +66,8 @@ def test_audio_that_can_hold_no_speech_is_refused(samples, reason):
 def test_silence_is_judged_before_the_gain():
     faint = np.where(np.arange(2 * RATE) % 3, 1, -2).astype(np.float32) / 32768
     witness = Witness(VoiceDetector())
-    state = witness.start()
-    witness.push(faint, faint * 100, state)
-    assert witness.finish(state).refusal == "silence"
+    witness.push(faint, faint * 100)
+    assert witness.finish().refusal == "silence"
 
 
 @pytest.mark.parametrize("level_db", [-53, -45, -30])
@@ -95,7 +92,7 @@ def test_evidence_does_not_depend_on_blocks():
 def test_bad_samples_are_refused():
     witness = Witness(VoiceDetector())
     with pytest.raises(AudioValueError):
-        witness.push(np.array([np.nan]), np.zeros(1, np.float32), witness.start())
+        witness.push(np.array([np.nan]), np.zeros(1, np.float32))
 
 
 # -- after ---------------------------------------------------------------------------------------

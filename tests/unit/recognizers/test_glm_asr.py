@@ -16,8 +16,7 @@ from tiny import cut, noise
 from tiny_glm_asr import save_tiny_glm_asr
 
 import pianissimo
-from pianissimo.audio.segments import plan_segments
-from pianissimo.audio.vad import SpeechSpan
+from pianissimo.audio.vad import SpeechSpan, plan_segments
 from pianissimo.errors import CheckpointError, MissingExtraError, OptionError
 from pianissimo.hallucination.verdict import max_new_tokens
 from pianissimo.protocols import Recognizer, StreamRecognizer
