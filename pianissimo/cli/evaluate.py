@@ -40,7 +40,7 @@ class EvaluateOptions:
     ] = 600.0
     diarize: Annotated[
         bool,
-        typer.Option("--diarize", help="Measure who speaks when; lines have `rttm_filepath` then."),
+        typer.Option("--diarize", help="Measure who speaks when; each line needs `rttm_filepath`."),
     ] = False
     speakers: Annotated[
         str | None,

@@ -49,7 +49,7 @@ def export(
 
     float16 halves the size on disk, int8 reduces it to about a quarter; the compute dtype is chosen
     by --dtype when the model is loaded. ONNX export is for streaming models, one file per latency
-    mode. Models of other families are not exported.
+    mode. Models of other families cannot be exported.
     """
     from pianissimo.recognizers.fastconformer import NativeRecognizer
     from pianissimo.zoo.load import load

@@ -120,7 +120,7 @@ class MethodOptions:
     ] = None
     steps: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Most training steps [default: by data size]."),
+        typer.Option(metavar="N", min=1, help="Maximum training steps [default: by data size]."),
     ] = None
     validate_every: Annotated[
         int | None,

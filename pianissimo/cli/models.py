@@ -151,7 +151,7 @@ class PullOptions:
 
 @command
 def pull(name: NameArgument, options: PullOptions) -> None:
-    """Download a model and print its path. Files that exist are kept.
+    """Download a model and print its path. Existing files are kept.
 
     A lock file records the hash of each file; later pulls refuse files with other hashes.
     HF_ENDPOINT sets a mirror, HF_TOKEN your token, PIANISSIMO_MODELS the models folder.

@@ -73,8 +73,8 @@ SecondPassOption = Annotated[
     bool | None,
     typer.Option(
         "--second-pass/--no-second-pass",
-        help="Decode each final again from its whole utterance, or keep the words of the partials "
-        "[default: again, for models that have this].",
+        help="Decode each final again from the whole utterance, or keep the words of the partials "
+        "[default: again, where the model can].",
     ),
 ]
 LatenciesOption = Annotated[

@@ -143,18 +143,18 @@ class NetworkOptions:
 class LimitOptions:
     """What the server accepts at once, and for how long."""
 
-    max_streams: Annotated[int, typer.Option(metavar="N", help="Most concurrent streams.")] = 64
+    max_streams: Annotated[int, typer.Option(metavar="N", help="Maximum concurrent streams.")] = 64
     max_files: Annotated[
-        int, typer.Option(metavar="N", help="Most concurrent file transcriptions.")
+        int, typer.Option(metavar="N", help="Maximum concurrent file transcriptions.")
     ] = 2
     max_shadows: Annotated[
-        int, typer.Option(metavar="N", help="Most concurrent streams of a shadow model.")
+        int, typer.Option(metavar="N", help="Maximum concurrent streams of a shadow model.")
     ] = 8
     max_speeches: Annotated[
-        int, typer.Option(metavar="N", help="Most texts that are spoken at once.")
+        int, typer.Option(metavar="N", help="Maximum number of texts spoken at once.")
     ] = 4
     longest_text: Annotated[
-        int, typer.Option(metavar="N", help="Most characters of a text to speak.")
+        int, typer.Option(metavar="N", help="Maximum length of a text to speak, in characters.")
     ] = 4096
     largest_upload_mb: Annotated[
         float, typer.Option(metavar="MB", help="Largest upload in MB.")
@@ -192,7 +192,7 @@ class ReplicaOptions:
         float,
         typer.Option(
             metavar="SECONDS",
-            help="Store each stream that often; 0: only when the server ends.",
+            help="Interval between stored states of a stream; 0 stores them only at shutdown.",
         ),
     ] = 5.0
     replica: Annotated[
@@ -203,7 +203,7 @@ class ReplicaOptions:
         ),
     ] = None
     replicas: Annotated[
-        int, typer.Option(metavar="N", help="Number of servers; limits of keys are divided by it.")
+        int, typer.Option(metavar="N", help="Number of servers; key limits are divided by it.")
     ] = 1
     resume_seats: Annotated[
         int | None,
@@ -307,13 +307,13 @@ class AgentOptions:
     ] = 15.0
     llm_instructions: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="System prompt of clients that bring none."),
+        typer.Option(metavar="TEXT", help="System prompt for clients that do not send one."),
     ] = None
     llm_eager: Annotated[
         bool | None,
         typer.Option(
             "--llm-eager/--no-llm-eager",
-            help="Prepare answers before a turn has surely ended; discarded ones cost tokens "
+            help="Prepare answers before the end of a turn is certain; discarded ones cost tokens "
             "[default: for endpoints on this machine].",
         ),
     ] = None
@@ -348,8 +348,8 @@ def serve(
 ) -> None:
     """Start the server for transcription and speech.
 
-    It speaks the APIs of OpenAI and Deepgram, WebSockets and Wyoming, and has a web page, metrics
-    and model management.
+    It implements the APIs of OpenAI and Deepgram, WebSockets and Wyoming, and has a web page,
+    metrics and model management.
 
     SIGTERM or Ctrl-C drains the server: new clients are refused, streams get --drain-seconds to
     finish, then sockets are closed with code 1012 and their state is saved. A second signal stops

@@ -29,12 +29,12 @@ class SpeakerOptions:
         list[str] | None,
         typer.Option(
             metavar="NAME=FILE",
-            help="Name speakers by a recording of 2 to 10 s; repeatable, implies --diarize.",
+            help="Name a speaker from a recording of 2 to 10 s; repeatable, implies --diarize.",
         ),
     ] = None
     channels: Annotated[
         bool,
-        typer.Option("--channels", help="Take each channel as one speaker (call recordings)."),
+        typer.Option("--channels", help="Treat each channel as one speaker (call recordings)."),
     ] = False
     diarize_model: Annotated[
         str | None,

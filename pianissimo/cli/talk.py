@@ -82,7 +82,7 @@ class TalkOptions:
     ] = None
     smart_turn: Annotated[
         str | None,
-        typer.Option(metavar="FILE|pipecat", help="Smart Turn model, as of `pianissimo serve`."),
+        typer.Option(metavar="FILE|pipecat", help="Smart Turn model, as for `pianissimo serve`."),
     ] = None
 
 
@@ -90,7 +90,7 @@ class TalkOptions:
 def talk(model: ModelOptions, options: TalkOptions) -> None:
     """Talk with a language model. Press Ctrl-C to stop.
 
-    It starts a server on this machine for itself alone. The conversation is printed to stdout, with
+    It runs a private server on this machine. The conversation is printed to stdout, with
     the time from your last sound to the first sound of each answer.
     """
     from pianissimo.serve.settings import Settings

@@ -170,7 +170,7 @@ def transcribe(
     prints one object per file as soon as it is done, or one per event with --stream. Inputs that
     fail are reported on stderr and do not stop the others; the exit code is then 3. With --output,
     failures are also listed in DIR/failed.jsonl. An interrupted run resumes with --skip-existing.
-    Several machines divide an archive with --shard.
+    Use --shard to divide an archive among machines.
     """
     diarization, part = speakers.diarization, folders.part
     formats = output.formats(speakers=diarization is not None)
