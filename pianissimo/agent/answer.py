@@ -4,7 +4,7 @@
         write         (8)     speak    (64)      send
 
 Each stage is a task; bounded queues make a stage wait for the next one. Nothing leaves an answer
-before it is `confirmed`, so it can be prepared while the speaker may still go on.
+before it is `confirmed`, so it can be prepared while the speaker may still continue.
 """
 
 import asyncio

@@ -92,7 +92,7 @@ class TextRules:
 
 
 def is_open(text: str) -> bool:
-    """Whether a text ends in a word or mark after which a speaker usually goes on."""
+    """Whether a text ends in a word or mark after which a speaker usually continues."""
     last = text.split()[-1].lower() if text.split() else ""
     return last.endswith((",", ";", ":", "-", "—", "...")) or last.rstrip(".") in OPEN_WORDS
 

@@ -206,7 +206,7 @@ class StreamGain:
         """Take float samples (n,), any number of them, and return those that are ready.
 
         Raises AudioValueError for NaN, infinity, integers or more than one channel; the stream can
-        go on with the next samples as if that push had not been.
+        continue with the next samples as if that push had not happened.
         """
         block = check_samples(samples)
         state.received += len(block)

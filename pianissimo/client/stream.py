@@ -291,7 +291,7 @@ def _as_json(start: StartFields) -> dict[str, Any]:
     if (rules := fields.get("endpoint")) is not None:
         fields["endpoint"] = asdict(rules)
         if fields["endpoint"].pop("voice"):
-            raise OptionError("a server takes no endpoint rule `voice`; leave it out")
+            raise OptionError("a server has no endpoint rule `voice`; remove it")
     if "boost" in fields:
         fields["boost"] = [one if isinstance(one, str) else asdict(one) for one in fields["boost"]]
     return fields

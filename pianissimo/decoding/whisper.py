@@ -374,7 +374,7 @@ class _Beam:
         tokens: Sequence[int],
         gained: Sequence[float],
     ) -> list[int]:
-        """Take the likeliest candidates, best first; returns those that go on, `beam` of them."""
+        """Take the likeliest candidates, best first; returns the `beam` of them that continue."""
         chosen: list[int] = []
         running: list[Written] = []
         for rank, (score, parent, token) in enumerate(zip(scores, parents, tokens, strict=True)):

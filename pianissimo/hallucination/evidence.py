@@ -101,7 +101,7 @@ class Evidence:
     @property
     def absent(self) -> bool:
         """Nothing speaks for speech: neither energy nor change of level; or the model, asked for a
-        second or more at the right level, never thought of it."""
+        second or more at the right level, never found it likely."""
         if self.probability is not None and self.seconds >= JUDGED_SECONDS:
             return self.probability < _ABSENT_PROBABILITY
         return self.speech_seconds == 0 and self.lively_seconds < _MIN_DYNAMIC_SECONDS

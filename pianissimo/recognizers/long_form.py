@@ -280,7 +280,7 @@ def _loops(decoded: Decoded) -> bool:
 def could_be_said(decoded: Decoded, seconds: float) -> bool:
     """Whether text that repeats itself may be what was said in a short clip.
 
-    It ended by itself and is not too fast for anybody. A loop of the decoder goes on to the limit.
+    It ended by itself and is no faster than speech. A loop of the decoder continues to the limit.
     """
     return decoded.ended and not decoded.cut_off and not is_too_fast(decoded.text, seconds)
 

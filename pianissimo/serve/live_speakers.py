@@ -106,7 +106,7 @@ class LiveSpeakers:
             try:
                 await loop.run_in_executor(self._threads, self._push, pieces, last)
             except Exception:
-                # The text of the stream goes on; the recognizer reports samples that are unusable.
+                # The text of the stream continues; the recognizer reports unusable samples.
                 log.exception("the speakers of a stream cannot be found")
                 self.close()
             self._done = last

@@ -31,7 +31,7 @@ class EndpointRules:
     Silence is a run of frames for which the recognizer wrote nothing; a word is written a little
     after it was spoken, so the pause of the speaker is somewhat longer than `trailing_silence`
     when the rule fires. An utterance whose words span less than `minimum_speech` waits for twice
-    the silence, as a cough or a hesitation might go on. After `maximum_utterance` the text is
+    the silence, as more may follow a cough or a hesitation. After `maximum_utterance` the text is
     locked at the last word boundary without a pause. With `voice` a voice detector must report
     silence as well, for models that fall silent before their speaker does.
     """

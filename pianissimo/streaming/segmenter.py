@@ -84,9 +84,9 @@ class Segmenter:
     def mark(self, kind: Mark) -> list[LiveSegment]:
         """End the segment of everything pushed so far; the last one returned has `kind` as reason.
 
-        The stream may go on.
+        The stream may continue.
         """
-        # The detector goes on as if nothing had happened: only a copy hears that the sound ends.
+        # The detector itself continues unchanged: only a copy is told that the sound ends.
         end, vad = self.position, copy.deepcopy(self._vad)
         for span in (*self._detector.push(self._loud, vad), *self._detector.finish(vad)):
             self._note(*self._spoken(span.start, span.end))
@@ -147,7 +147,7 @@ class Segmenter:
         return segments
 
     def _too_long(self) -> list[LiveSegment]:
-        """Segments of speech that goes on, cut where it is quietest."""
+        """Segments of speech without a pause, cut where it is quietest."""
         segments = []
         while self._first is not None and self._heard - self._first > self._most:
             if self._last + self._pad <= self._first + self._most:

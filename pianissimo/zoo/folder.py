@@ -26,7 +26,7 @@ def locate(model: str | os.PathLike[str] | None) -> Path:
     if model is None:
         return catalog.ASSETS / catalog.DEFAULT
     if not os.fspath(model):
-        raise ModelNotFoundError("the name of the model is empty; leave it out for the default")
+        raise ModelNotFoundError("the name of the model is empty; omit it to use the default")
     path = Path(model)
     try:
         path = path.expanduser()

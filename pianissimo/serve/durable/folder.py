@@ -52,7 +52,7 @@ class StateFolder:
         return claim
 
     def take(self, token: str) -> tuple[Claim, bytes] | None:
-        """Claim a stream, whoever has it now, and read its newest state; None if there is none.
+        """Claim a stream, whichever server holds it, and read its newest state, None without one.
 
         Raises StateError if the state is damaged.
         """
