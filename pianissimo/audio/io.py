@@ -698,21 +698,22 @@ class _Source:
             return b""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        file, start = self._file, self._start
         try:
-            if whence in (os.SEEK_END, _AVSEEK_SIZE):
-                here = self._file.tell()
-                self._file.seek(0, os.SEEK_END)
-                size = self.tell()
-                if whence == _AVSEEK_SIZE:
-                    self._file.seek(here)
-                    return size
-                offset += size
-            elif whence == os.SEEK_CUR:
-                offset += self.tell()
-            self._file.seek(self._start + max(0, offset))
+            if whence == _AVSEEK_SIZE:
+                here = file.tell()
+                file.seek(0, os.SEEK_END)
+                size = int(file.tell()) - start
+                file.seek(here)
+                return size
+            if whence == os.SEEK_END:
+                file.seek(0, os.SEEK_END)
+            if whence != os.SEEK_SET:
+                offset += int(file.tell()) - start
+            file.seek(start + max(0, offset))
         except Exception as error:
             self._failure = error
-        return self.tell()
+        return int(file.tell()) - start
 
     def tell(self) -> int:
         return int(self._file.tell()) - self._start

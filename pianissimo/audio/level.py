@@ -159,7 +159,9 @@ def measure_levels(samples: Any, sample_rate: int = SAMPLE_RATE, *, active: bool
     if len(loud):
         loud_db = float(np.percentile(loud, _LOUD_PERCENTILE))
         limit = float(10.0 ** ((loud_db + _CLIP_OVER_LOUD_DB) / 20))
-        clipped = np.clip(_without_clicks(x, frames, loud_db, sample_rate), -limit, limit)
+        if frames.max() > loud_db + _CLICK_OVER_LOUD_DB:
+            clipped = _without_clicks(x, frames, loud_db, sample_rate)
+        clipped = np.clip(clipped, -limit, limit)
         speech_db, busy = _p56(clipped, sample_rate, top=limit)
     active_db, activity = plain or (speech_db, busy)
     snr_db = 0.0

@@ -57,16 +57,16 @@ DecodeMany = Callable[[Sequence[Samples]], list[Decoded]]
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """At most 28 s of recording `row` at the right level, from sample `start` on."""
+    """At most 28 s of recording `row` at the right level, from sample `start` on.
+
+    What speaks for its stretch speaks for a piece as well: it was chosen for speech. Only the
+    seconds of the evidence are those of the piece.
+    """
 
     row: int
     start: int
     samples: Samples
     evidence: Evidence
-
-    @property
-    def seconds(self) -> float:
-        return len(self.samples) / SAMPLE_RATE
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,12 @@ class PieceDecoder:
             progress.reasons.add("low_evidence")
             return []
         return [
-            Piece(row, start + first, loud[first:last], evidence)
+            Piece(
+                row,
+                start + first,
+                loud[first:last],
+                replace(evidence, seconds=(last - first) / SAMPLE_RATE),
+            )
             for first, last in plan_segments(loud, witness.spans)
         ]
 
@@ -180,7 +185,7 @@ class PieceDecoder:
         doubtful = [
             i
             for i, (piece, text) in enumerate(zip(pieces, texts, strict=True))
-            if piece.seconds > RETRY_MIN_SECONDS
+            if piece.evidence.seconds > RETRY_MIN_SECONDS
             and (_loops(text) or text.cut_off or not text.ended)
         ]
         halves = [half for i in doubtful for half in _halves(pieces[i])]
@@ -202,17 +207,17 @@ class PieceDecoder:
                     instead[i] = finer
         settled: list[_Part] = []
         for i, (piece, text) in enumerate(zip(pieces, texts, strict=True)):
-            spoken = piece.seconds <= RETRY_MIN_SECONDS and could_be_said(text, piece.seconds)
+            seconds = piece.evidence.seconds
+            spoken = seconds <= RETRY_MIN_SECONDS and could_be_said(text, seconds)
             settled += instead.get(i, [_Part(piece, text, spoken)])
         return settled
 
     def _judge(self, part: _Part, progress: RecordingResult) -> None:
         """Keep what may stand."""
         piece, decoded, spoken = part.piece, part.decoded, part.spoken
-        # What speaks for the stretch speaks for each piece: those were chosen for speech.
         verdict = judge(
             decoded.text,
-            replace(piece.evidence, seconds=piece.seconds),
+            piece.evidence,
             language=self.language,
             mean_log_probability=decoded.mean_log_probability,
             tokens=decoded.tokens,
@@ -223,7 +228,8 @@ class PieceDecoder:
             progress.reasons.add("truncated")
         if verdict.keep:
             kept = without_loops(decoded) if looped else decoded
-            progress.found.append(Found(piece.start / SAMPLE_RATE, piece.seconds, kept))
+            start, seconds = piece.start / SAMPLE_RATE, piece.evidence.seconds
+            progress.found.append(Found(start, seconds, kept))
 
 
 def transcript(
@@ -336,5 +342,10 @@ def _halves(piece: Piece) -> Iterator[Piece]:
     """The piece in two, cut where its middle is quietest."""
     count = len(piece.samples)
     cut = quietest_point(piece.samples, count // 4, count - count // 4, _PAUSE_SAMPLES)
-    yield replace(piece, samples=piece.samples[:cut])
-    yield replace(piece, start=piece.start + cut, samples=piece.samples[cut:])
+    for first, last in ((0, cut), (cut, count)):
+        yield Piece(
+            piece.row,
+            piece.start + first,
+            piece.samples[first:last],
+            replace(piece.evidence, seconds=(last - first) / SAMPLE_RATE),
+        )

@@ -53,20 +53,17 @@ class ChunkGrid:
 
     def first_frame(self, k: int) -> int:
         """The first feature frame that chunk k reads and no earlier chunk does."""
-        return self._last_frame(k - 1) + 1 if k else 0
-
-    def _last_frame(self, k: int) -> int:
-        """The last feature frame that chunk k reads."""
-        return max(0, (self.chunk * (k + 1) - 1) * self.factor + self.ahead)
+        return max(0, (self.chunk * k - 1) * self.factor + self.ahead) + 1 if k else 0
 
     def needed(self, k: int) -> int:
         """The number of samples, from the beginning, that complete chunk k."""
-        return self._last_frame(k) * self.features.hop_samples + self.features.reach_samples
+        last = self.first_frame(k + 1) - 1
+        return last * self.features.hop_samples + self.features.reach_samples
 
     def window(self, k: int) -> tuple[int, int]:
         """The samples [start, end) from which the features of chunk k are computed."""
         hop, fft = self.features.hop_samples, self.features.fft_samples
-        first, last = self.first_frame(k), self._last_frame(k)
+        first, last = self.first_frame(k), self.first_frame(k + 1) - 1
         # One sample more on the left, for the pre-emphasis.
         return first * hop - fft // 2 - 1, last * hop - fft // 2 + fft
 

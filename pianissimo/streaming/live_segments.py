@@ -103,6 +103,8 @@ class LiveSegments:
         """Where the open segment ends, if that is known, and why."""
         self._speaking = False
         self._floor = self._origin = self._chunks = 0
+        self._done = 0
+        """Until where chunks were encoded; without a segment, where the last one ended."""
         self._first = self._last = 0
         self._peak = 0.0
         self._shown = False
@@ -152,13 +154,6 @@ class LiveSegments:
     def backlog_seconds(self) -> float:
         """Audio that the model has not had yet; without a segment it needs none."""
         return max(0, self.buffer.end - max(self._done, self._scanned)) / SAMPLE_RATE
-
-    @property
-    def _done(self) -> int:
-        """Until where chunks were encoded; without a segment, where the last one ended."""
-        if not self._speaking:
-            return self._floor
-        return self._origin + self._chunks * self.grid.chunk_samples
 
     @property
     def due_position(self) -> int:
@@ -235,6 +230,7 @@ class LiveSegments:
             self.options = replace(self.options, prompt=change.prompt, language=change.language)
             self.text.language = change.language if change.prompt else None
         self._speaking, self._chunks, self._peak, self._shown = True, 0, 0.0, False
+        self._done = self._origin
         self._first, self._last = max(first, self._origin), first
         self.restart = self._origin // frame
         self.consumed = self._origin / SAMPLE_RATE
@@ -300,10 +296,11 @@ class LiveSegments:
 
     def accept_chunk(self, result: Hypothesis) -> list[StreamEvent]:
         """The events of the chunk that was due, from its tokens."""
-        done = self._done
+        before = self._done
         self._chunks += 1
+        self._done += self.grid.chunk_samples
         self.consumed = self._done / SAMPLE_RATE
-        self._note_peak(done, self._done)
+        self._note_peak(before, self._done)
         events = self.text.push(result)
         if events and self.options.guard and not self._shown:
             # A partial stays once it is shown, so it waits until the audio supports its text.
@@ -334,7 +331,8 @@ class LiveSegments:
         verdict = self._weigh(position, rest) if self._speaking else None
         final = self.text.close(reason, heard, verdict)
         asked = reason in ("finalize", "finish")
-        self._end, self._speaking, self._floor, self._origin = None, False, position, position
+        self._end, self._speaking = None, False
+        self._floor = self._origin = self._done = position
         self.consumed = position / SAMPLE_RATE
         self._forget()
         if not final.text and not asked and not self._shown:
@@ -440,6 +438,9 @@ class LiveSegments:
         self._origin, self._chunks = int(saved["origin"]), int(saved["chunks"])
         self._first, self._last = map(int, saved["speech"])
         self._peak, self._shown = float(saved["peak"]), bool(saved["shown"])
+        self._done = self._floor
+        if self._speaking:
+            self._done = self._origin + self._chunks * self.grid.chunk_samples
         self.consumed = self._done / SAMPLE_RATE
         self._languages = deque(
             LanguageChange(int(position), prompt, language)
