@@ -106,9 +106,7 @@ def judge(
         reasons.append("low_evidence")
     # Music and typing have energy for seconds and become a letter or two.
     sparse = fleeting and len(spoken) < _SPARSE_PER_SECOND * evidence.speech_seconds
-    languages = PHRASES if not language else (language.partition("-")[0].lower(), "")
-    stock = any(spoken == letters(phrase) for name in languages for phrase in PHRASES.get(name, ()))
-    doubtful = unsure or stock
+    doubtful = unsure or is_stock_phrase(text, language)
     dropped = evidence.absent or sparse or stray or (weak and doubtful)
     # A short clip is weak for its length alone: that is no reason to drop what was said in it.
     if evidence.seconds < SHORT_SECONDS and not evidence.absent:
@@ -193,6 +191,15 @@ def is_too_fast(text: str, seconds: float) -> bool:
     script = "han" if han_share(text) > 0.3 else "latin"
     # A window's worth of slack: recognizers may put the end of a word behind the audio.
     return len(letters(text)) > _CHARACTERS_PER_SECOND[script] * (seconds + 0.5)
+
+
+def is_stock_phrase(text: str, language: str | None) -> bool:
+    """Whether the text is one that recognizers are known to say to noise, and nothing else."""
+    spoken = letters(text)
+    primary = (language or "").partition("-")[0].lower()
+    languages = PHRASES if not primary else (primary, "")
+    known = {letters(phrase) for name in languages for phrase in PHRASES.get(name, ())}
+    return spoken in known
 
 
 def max_new_tokens(seconds: float) -> int:
