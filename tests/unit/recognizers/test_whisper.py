@@ -165,7 +165,7 @@ def test_words_begin_when_ctranslate2_says(tmp_path: Path) -> None:
     _, extractor = opened(tmp_path / "ours")
     mel = extractor(clips, sampling_rate=RATE, return_tensors="np")["input_features"]
     with torch.inference_mode():
-        prompts = [ours._prompt("de")] * len(clips)
+        prompts = [ours.tokenizer.prompt("de", ours.task)] * len(clips)
         tokens = [list(decoded.tokens) for decoded in ours._decode(clips, words=False)]
         looks = ours.search.attention(ours.encode(clips), prompts, tokens)
         starts = [
