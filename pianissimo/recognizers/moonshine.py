@@ -21,7 +21,7 @@ from pianissimo.models.packed import packed
 from pianissimo.models.whisper import TextRules
 from pianissimo.recognizers.base import BaseRecognizer, default_detector
 from pianissimo.recognizers.family import Family, LoadOptions
-from pianissimo.recognizers.long_form import Decoded, PieceDecoder, transcript
+from pianissimo.recognizers.long_form import Decoded, PieceDecoder
 from pianissimo.transcript import Transcript, Word
 
 LANGUAGE = "en"
@@ -66,8 +66,7 @@ class MoonshineRecognizer(BaseRecognizer):
             most=PIECES[self.model.device.type],
             language=LANGUAGE,
         )
-        for progress in decoder.run(recordings):
-            yield transcript(progress, self.name, LANGUAGE, words)
+        return decoder.run(recordings, self.name, words)
 
     @torch.inference_mode()
     def _decode(self, pieces: Sequence[Samples], words: bool) -> list[Decoded]:
