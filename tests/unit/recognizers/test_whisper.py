@@ -24,7 +24,7 @@ from pianissimo.models.packed import Int8Linear
 from pianissimo.protocols import Recognizer, StreamRecognizer
 from pianissimo.recognizers import long_form as pieces_module
 from pianissimo.recognizers import whisper as whisper_module
-from pianissimo.recognizers.whisper import SearchOptions, WhisperRecognizer
+from pianissimo.recognizers.whisper import SearchOptions, WhisperRecognizer, _Row
 from pianissimo.transcript import Transcript
 
 pytest.importorskip("transformers", reason="needs the extra families")
@@ -291,7 +291,7 @@ def test_the_text_is_dropped_where_the_model_hears_nobody(recognizer: WhisperRec
     unsure, sure = Written([5, 6], [-2.0, -2.0]), Written([5, 6], [-0.1, -0.1])
 
     def text(written: Written, no_speech: float) -> str:
-        row = recognizer._row(speech(1.0), torch.zeros(0), "en")
+        row = _Row(speech(1.0), torch.zeros(0), "en", [1], 10)
         row.written, row.no_speech = written, no_speech
         return recognizer._heard(row, False).text
 
