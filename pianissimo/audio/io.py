@@ -80,7 +80,7 @@ _HEAD_BYTES = 16  # enough to tell containers apart
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 _SNDFILE_MAGIC = b"RIFF RIFX RF64 FORM OggS caff .snd riff NIST".split()
-_SIZED_MAGIC = b"FORM caff .snd".split()  # these and MP4 state a size: more files may follow
+_SIZED_MAGIC = b"FORM caff .snd FLV\x01 wvpk".split()  # these and MP4 may have files behind them
 _SNDFILE_SUBTYPES = frozenset(
     "PCM_S8 PCM_U8 PCM_16 PCM_24 PCM_32 FLOAT DOUBLE ULAW ALAW VORBIS".split()
 )

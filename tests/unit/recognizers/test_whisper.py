@@ -288,7 +288,8 @@ def test_silence_invents_nothing(recognizer: WhisperRecognizer, samples: Any) ->
 
 
 def test_the_text_is_dropped_where_the_model_hears_nobody(recognizer: WhisperRecognizer) -> None:
-    unsure, sure = Written([5, 6], [-2.0, -2.0]), Written([5, 6], [-0.1, -0.1])
+    ids = recognizer.tokenizer.encode("ab")
+    unsure, sure = Written(ids, [-2.0] * len(ids)), Written(ids, [-0.1] * len(ids))
 
     def text(written: Written, no_speech: float) -> str:
         row = _Row(speech(1.0), torch.zeros(0), "en", [1], 10)
