@@ -23,7 +23,7 @@ from pianissimo.diarization.options import Diarization
 from pianissimo.diarization.voices import VoiceTurns
 from pianissimo.evaluate.diarization import TurnErrors, turn_errors
 from pianissimo.evaluate.mixtures import Mixture, MixtureOptions, Voices, mix, read_voices
-from pianissimo.text.rttm import rttm_lines
+from pianissimo.text.formats import rttm_lines
 from pianissimo.text.turns import Turn
 
 RATE = 16_000
