@@ -238,9 +238,10 @@ class PushToTalk(Talk):
     """The same without turn detection: a line of `presses` begins the user's turn, the next one
     ends it. The microphone is off in between."""
 
-    def __init__(self, player: Player, presses: Callable[[], str] = sys.stdin.readline) -> None:
+    def __init__(self, player: Player, presses: Callable[[], str] | None = None) -> None:
+        """`presses` waits for a line, by default of standard input, and returns it."""
         super().__init__(player, full_duplex=True, turn_detection=None)
-        self._presses = presses
+        self._presses = presses or sys.stdin.readline
         self._speaking_samples: int | None = None
         """Sent in this turn; None between turns."""
         self._response: str | None = None

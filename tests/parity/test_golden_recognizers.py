@@ -45,6 +45,7 @@ def load(case: Case, head: str) -> NativeRecognizer:
     if found.model.prompt is not None:  # ours is always the model's default one
         config = found.model.prompt.config
         found.model.prompt.config = replace(config, default=case.facts["prompt"])
+        found.prompt = case.facts["prompt"]
     return found
 
 
