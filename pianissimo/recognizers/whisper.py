@@ -124,9 +124,7 @@ class WhisperRecognizer(BaseRecognizer):
             raise OptionError(f"{self.name} knows English only and translates nothing")
         network = parts.network if precision is None else packed(parts.network, precision)
         self.encoder, self.decoder = network.encoder, network.decoder
-        self.live_encoder = parts.live_encoder
-        if self.live_encoder is not None and precision is not None:
-            self.live_encoder = packed(self.live_encoder, precision)
+        self.precision: Precision | None = precision
         self.options = search or SearchOptions()
         self.search = WhisperSearch(
             self.decoder, self.rules, end=self.tokenizer.end, no_speech=self.tokenizer.no_speech
@@ -312,10 +310,13 @@ class WhisperRecognizer(BaseRecognizer):
     @cached_property
     def live(self) -> LiveModel:
         """The model prepared for live streams, shared by all of them."""
+        live_encoder = self.parts.live_encoder
+        if live_encoder is not None and self.precision is not None:
+            live_encoder = packed(live_encoder, self.precision)
         return whisper_live_model(
             self.parts,
             self.encoder,
-            self.live_encoder,
+            live_encoder,
             self.search,
             language=self.language,
             task=self.task,
