@@ -264,7 +264,7 @@ class WhisperLiveDecoder:
         return results
 
     def _certain(self, segment: Segment, text: Written, first: int) -> Hypothesis:
-        """The tokens of a text that stand; a loop adds none, nor do marks that nobody speaks."""
+        """The tokens of a text that stand; a loop adds none, nor do marks without words."""
         count, agreed = 0, 0
         while text.tokens[agreed : agreed + 1] == list(segment.guess[agreed : agreed + 1]) != []:
             agreed += 1
@@ -336,7 +336,7 @@ class WhisperLiveDecoder:
     ) -> Hypothesis:
         """The whole text of a segment, decoded a second time.
 
-        `encode` gives the encoder frames (1, S, D) of the segment with at most so many frames of
+        `encode` gives the encoder frames (1, S, D) of the segment with at most that many frames of
         silence behind it, and how many of them are audio. What was written while people spoke is
         the draft. A text of which greedy search is not sure, or whose attention goes back to an
         earlier place, is searched again by a beam, with more silence behind the segment. `prompt`

@@ -1,6 +1,6 @@
 """The arrival-order speaker cache: how Sortformer networks follow people through any length.
 
-A step encodes [cache | queue | look-back | chunk | look-ahead] anew and scores who speaks in the
+A step encodes [cache | queue | look-back | chunk | look-ahead] again and scores who speaks in the
 chunk. The chunk then joins the queue, whose oldest frames move to the cache. A cache that is too
 long keeps the frames in which each speaker is clearest, so the outputs of the network stay the
 same people. Sizes are those of a stream, not of the weights: one network serves streams of any
