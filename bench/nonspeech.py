@@ -1,4 +1,4 @@
-"""Text where nobody speaks: the clips of QuietBench without speech, whole and live.
+"""Text without speech: the clips of QuietBench without speech, whole and live.
 
     python bench/nonspeech.py MANIFEST [--model NAME] [--clips 60] [--noise MANIFEST]
 
