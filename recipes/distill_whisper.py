@@ -6,10 +6,12 @@
 stage hears every damage of real recordings and is trained toward the frames of the whole speech.
 The second stage starts from its average at a lower rate, with most speech undamaged and a teacher
 that itself runs in chunks of 1120 ms: the whole future is not in the student's reach. What the
-decoder predicts is compared at every second step. The encoder in the package came from an earlier form of this file with the same
-losses, data and numbers of steps; its rate followed processor time, and was lowered faster from
-step 822 on. This form has only run at a tiny size. `pianissimo finetune --live` is the first stage
+decoder predicts is compared at every second step. `pianissimo finetune --live` is the first stage
 alone, for any Whisper and any recordings.
+
+The encoder in the package came from an earlier form of this file with the same losses, data and
+numbers of steps. Its learning rate followed processor time, and fell faster from step 822 on. In
+this form the recipe was not run; the training that it calls is tested at a tiny size.
 """
 
 import argparse
