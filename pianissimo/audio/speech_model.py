@@ -106,12 +106,12 @@ class SpeechModel:
             for k in range(K):
                 products = rows.reshape(-1, _ROWS, _WIDTH) @ weights.recurrent
                 gate = products.reshape(-1, 4 * _WIDTH)[:B] + gates[:, k]
-                open_ = _sigmoid(gate[:, : 3 * _WIDTH])
+                open_ = np.reciprocal(np.exp(-gate[:, : 3 * _WIDTH]) + 1)  # sigmoid
                 enter, leave = open_[:, :_WIDTH], open_[:, _WIDTH : 2 * _WIDTH]
                 cell = open_[:, 2 * _WIDTH :] * cell + enter * np.tanh(gate[:, 3 * _WIDTH :])
                 np.multiply(leave, np.tanh(cell), out=rows[:B])
                 logits[:, k] = (np.maximum(rows[:B], 0) * weights.output).sum(axis=1)
-            probabilities = _sigmoid(logits + weights.output_bias)
+            probabilities = np.reciprocal(np.exp(-(logits + weights.output_bias)) + 1)
         return probabilities, np.stack([rows[:B], cell], axis=1)
 
     @cached_property
@@ -159,11 +159,12 @@ def _gate_inputs(windows: Samples, weights: _Weights) -> Samples:
     x = np.zeros((W, _FRAMES + 2, _BINS), np.float32)  # a frame of zeros on either side
     np.sqrt(real, out=x[:, 1:-1])
     (first, bias), *rest = weights.kernels
-    x = _unfolded(x, 3, 1, _FRAMES) @ first
+    # Each output frame reads three frames side by side: (W, 4, 387), then (W, 2, 384).
+    x = np.concatenate([x[:, tap : tap + _FRAMES] for tap in range(3)], axis=2) @ first
     x += bias
     padded = np.zeros((W, _FRAMES + 1, x.shape[2]), np.float32)  # the stride of 2 ends before
     np.maximum(x, 0, out=padded[:, 1:])
-    x = _unfolded(padded, 3, 2, 2)  # (W, 2, 384)
+    x = np.concatenate([padded[:, tap : tap + 3 : 2] for tap in range(3)], axis=2)
     for kernel, bias in rest:
         x = x @ kernel
         x += bias
@@ -172,19 +173,6 @@ def _gate_inputs(windows: Samples, weights: _Weights) -> Samples:
     x = x @ weights.inputs
     x += weights.bias
     return x.reshape(W, -1)
-
-
-def _unfolded(x: Samples, taps: int, stride: int, count: int) -> Samples:
-    """(W, T, C) -> (W, count, taps * C): the `taps` frames that each output frame reads."""
-    last = stride * (count - 1) + 1
-    return np.concatenate([x[:, tap : tap + last : stride] for tap in range(taps)], axis=2)
-
-
-def _sigmoid(x: Samples) -> Samples:
-    y = np.negative(x)
-    np.exp(y, out=y)
-    y += 1
-    return np.reciprocal(y, out=y)
 
 
 def _model_path() -> Path:

@@ -24,7 +24,7 @@ from pianissimo.audio.vad import VoiceDetector
 from pianissimo.decoding.hotwords import Boost
 from pianissimo.engine.base import Answered, StreamEngine, close_at_exit
 from pianissimo.errors import EngineError, OptionError, StreamError
-from pianissimo.hallucination.evidence import Witness
+from pianissimo.hallucination.evidence import Intake
 from pianissimo.hallucination.verdict import judge
 from pianissimo.protocols import Recognizer, Stream, StreamRecognizer
 from pianissimo.streaming.endpoint import ENDPOINT, EndpointRules, Mark
@@ -314,11 +314,15 @@ class SegmentedEngine(StreamEngine[_SegmentedRecord]):
         end = start + len(segment.samples) / SAMPLE_RATE
         text, words = "", list[Word]()
         if found is not None:
-            witness = Witness(self._detector)
-            witness.push(segment.samples, self._front_end.whole(segment.samples).samples)
+            intake = Intake(self._front_end, self._detector)
+            for block in (segment.samples, None):
+                intake.push(block)
+            assert intake.evidence is not None
             tokens = [word.text for word in found.words]
-            evidence = witness.finish()
-            if judge(found.text.strip(), evidence, language=found.language, tokens=tokens).keep:
+            verdict = judge(
+                found.text.strip(), intake.evidence, language=found.language, tokens=tokens
+            )
+            if verdict.keep:
                 text = found.text.strip()
                 for word in found.words:
                     first, last = min(start + word.start, end), min(start + word.end, end)

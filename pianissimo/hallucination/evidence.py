@@ -1,15 +1,14 @@
 """Evidence of speech in the audio, gathered beside a recognizer.
 
-Whether a recording is muted or silent is judged on raw samples, because a gain removes the
-difference. The evidence decides with `verdict` and `words` which text may stand; every filter that
-acted leaves its reason in `Transcript.reasons`.
+Whether a recording is muted or silent is judged before the gain, which removes the difference. The
+evidence decides with `verdict` and `words` which text may stand; every filter that acted leaves its
+reason in `Transcript.reasons`.
 """
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from pianissimo.audio.filters import OffsetState, remove_offset
 from pianissimo.audio.gain import RecordingGain, RecordingState
@@ -72,7 +71,7 @@ _MIN_DYNAMIC_SECONDS = 0.1
 class Evidence:
     """What the audio says, whatever the recognizer says.
 
-    `peak` is of raw samples. `speech_seconds` counts what the detector took for speech,
+    `peak` is that before the gain. `speech_seconds` counts what the detector took for speech,
     `probability` is the highest that its model gave (None without a model), `sure_seconds` how long
     the model thought speech likelier than not. `lively_seconds` is how long the energy stood above
     its own quiet part: nearly nothing in steady noise. `track` is what the detector thought when.
@@ -134,47 +133,12 @@ def evidence_from(track: Track, seconds: float, peak: float, *, model: bool) -> 
     )
 
 
-class Witness:
-    """Gathers the evidence of one recording beside a recognizer, block by block."""
-
-    def __init__(self, detector: VoiceDetector) -> None:
-        self.detector = detector
-        self.spans: list[SpeechSpan] = []
-        """The spans of speech that are known to be complete."""
-        self.track = Track()
-        self._vad = detector.start()
-        self._vad.track = self.track
-        self._received, self._peak = 0, 0.0
-
-    def push(self, raw: npt.ArrayLike, loud: npt.ArrayLike) -> None:
-        """Take raw samples (n,), and (m,) of the same recording that left the gain."""
-        checked = check_samples(raw)
-        self._received += len(checked)
-        self._peak = max(self._peak, float(np.abs(checked).max(initial=0.0)))
-        self.spans += self.detector.push(loud, self._vad)
-
-    def finish(self) -> Evidence:
-        """End the recording; `spans` are complete then."""
-        vad = self._vad
-        self.spans += self.detector.finish(vad)
-        return Evidence(
-            seconds=self._received / SAMPLE_RATE,
-            peak=self._peak,
-            speech_seconds=sum(span.end - span.start for span in self.spans),
-            probability=None if self.detector.model is None else vad.max_probability,
-            sure_seconds=vad.sure_windows * WINDOW_SECONDS,
-            over_noise_db=vad.max_over_noise_db,
-            lively_seconds=seconds_over_floor(vad, _DYNAMIC_DB),
-            track=self.track,
-        )
-
-
 class Intake:
     """The level stage of one recording: its gain, and the evidence of speech beside it.
 
-    Push blocks (n,) of mono float32 at 16 kHz, then None; `evidence` is complete then. Without a
-    front end or detector that part is skipped. A constant offset is removed before both; without a
-    front end, only before the detector.
+    Push blocks (n,) of mono float32 at 16 kHz, then None; `evidence` and `spans` are complete then.
+    Without a front end or detector that part is skipped. A constant offset is removed before both;
+    without a front end, only before the detector.
     """
 
     def __init__(self, front_end: "FrontEnd | None", detector: VoiceDetector | None) -> None:
@@ -182,7 +146,10 @@ class Intake:
         """The length of what was pushed."""
         self.evidence: Evidence | None = None
         """None without a detector."""
-        self._received = 0
+        self.spans: list[SpeechSpan] = []
+        """The spans of speech that are known to be complete."""
+        self.track: Track | None = None
+        """What a detector thinks of the samples that leave, if one hears just these."""
         self._centers = front_end is not None
         self._offset = OffsetState()
         self._levels = front_end is not None and front_end.mode != "off"
@@ -192,28 +159,45 @@ class Intake:
         elif detector is not None:  # it needs leveled samples even where the model does not
             self._gain = RecordingGain("on")
         self._gain_state = RecordingState()
-        self._witness = None if detector is None else Witness(detector)
-
-    @property
-    def track(self) -> Track | None:
-        """What a detector thinks of the samples that leave, if one hears just these."""
-        return None if self._witness is None or not self._levels else self._witness.track
+        self._received, self._peak, self._centered_peak = 0, 0.0, 0.0
+        self._detector = detector
+        if detector is not None:
+            self._vad = detector.start()
+            self._vad.track = Track()
+            self.track = self._vad.track if self._levels else None
 
     def push(self, block: Samples | None) -> Samples:
-        """Take a block, or None for the end; the samples (m,) that are ready for the model."""
+        """Take a block, or None for the end; the samples (m,) that are ready for the model.
+
+        Raises AudioValueError for samples that are not usable numbers.
+        """
         raw = np.zeros(0, np.float32) if block is None else block
+        centered = leveled = remove_offset(check_samples(raw), self._offset)
         self._received += len(raw)
         self.seconds = self._received / SAMPLE_RATE
-        centered = remove_offset(check_samples(raw), self._offset)
-        leveled = centered
+        self._peak = max(self._peak, float(np.abs(raw).max(initial=0.0)))
+        loudest = float(np.abs(centered).max(initial=0.0))
+        self._centered_peak = max(self._centered_peak, loudest)
         if self._gain is not None:
             leveled = self._gain.push(centered, self._gain_state).samples
             if block is None:
                 leveled = np.concatenate([leveled, self._gain.finish(self._gain_state).samples])
-        if self._witness is not None:
-            self._witness.push(centered, leveled)
+        if self._detector is not None:
+            vad = self._vad
+            self.spans += self._detector.push(leveled, vad)
             if block is None:
-                self.evidence = self._witness.finish()
+                self.spans += self._detector.finish(vad)
+                self.evidence = Evidence(
+                    seconds=self.seconds,
+                    # An offset is no sound, and the filter overshoots in the first samples.
+                    peak=min(self._peak, self._centered_peak),
+                    speech_seconds=sum(span.end - span.start for span in self.spans),
+                    probability=None if self._detector.model is None else vad.max_probability,
+                    sure_seconds=vad.sure_windows * WINDOW_SECONDS,
+                    over_noise_db=vad.max_over_noise_db,
+                    lively_seconds=seconds_over_floor(vad, _DYNAMIC_DB),
+                    track=vad.track,
+                )
         if self._levels:
             return leveled
         return centered if self._centers else raw

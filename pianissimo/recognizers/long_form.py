@@ -15,7 +15,7 @@ from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.io import SAMPLE_RATE, Samples
 from pianissimo.audio.level import quietest_point
 from pianissimo.audio.vad import VoiceDetector, plan_segments
-from pianissimo.hallucination.evidence import REASONS, Evidence, Reason, Witness
+from pianissimo.hallucination.evidence import REASONS, Evidence, Intake, Reason
 from pianissimo.hallucination.verdict import is_too_fast, judge
 from pianissimo.text.loops import LOOP_KEPT, find_loop, is_monotonous, letters, trim_loop
 from pianissimo.text.words import joined, segments_from_words
@@ -152,15 +152,15 @@ class PieceDecoder:
     ) -> list[Piece]:
         """The pieces of one stretch, none where nothing in it may be speech."""
         progress.samples = start + len(raw)
-        loud = self.front_end.whole(raw).samples
-        witness = Witness(self.detector)
-        witness.push(raw, loud)
-        evidence = witness.finish()
+        intake = Intake(self.front_end, self.detector)
+        loud = np.concatenate([intake.push(raw), intake.push(None)])
+        evidence = intake.evidence
+        assert evidence is not None
         if evidence.refusal is not None:
             # A few silent samples after a long recording are no news.
             progress.reasons |= {evidence.refusal} if whole else set()
             return []
-        if not witness.spans and not (whole and evidence.seconds <= USER_CLIP_SECONDS):
+        if not intake.spans and not (whole and evidence.seconds <= USER_CLIP_SECONDS):
             progress.reasons.add("low_evidence")
             return []
         return [
@@ -170,7 +170,7 @@ class PieceDecoder:
                 loud[first:last],
                 replace(evidence, seconds=(last - first) / SAMPLE_RATE),
             )
-            for first, last in plan_segments(loud, witness.spans)
+            for first, last in plan_segments(loud, intake.spans)
         ]
 
     # -- after the model ---------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from tiny import cut
 from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.vad import PRESETS, SpeechSpan, Track, VoiceDetector, plan_segments
 from pianissimo.errors import AudioValueError
-from pianissimo.hallucination.evidence import REASONS, Evidence, Witness
+from pianissimo.hallucination.evidence import REASONS, Evidence, Intake
 from pianissimo.hallucination.verdict import (
     Verdict,
     is_stock_phrase,
@@ -29,13 +29,11 @@ NOTHING = Evidence(5.0, 0.01, speech_seconds=0.0, probability=0.02, lively_secon
 
 def heard(samples, mode="on", sizes=None):
     """The evidence of a recording that goes through the gain."""
-    witness = Witness(VoiceDetector(PRESETS["normal"]))
-    front_end = FrontEnd(mode)
-    gain = front_end.start(live=True)
+    intake = Intake(FrontEnd(mode), VoiceDetector(PRESETS["normal"]))
     for part in cut(len(samples), sizes or [1600]):
-        witness.push(samples[part], front_end.push(samples[part], gain).samples)
-    witness.push(samples[:0], front_end.finish(gain).samples)
-    return witness.finish()
+        intake.push(samples[part])
+    intake.push(None)
+    return intake.evidence
 
 
 # -- before --------------------------------------------------------------------------------------
@@ -64,10 +62,11 @@ def test_audio_that_can_hold_no_speech_is_refused(samples, reason):
 
 
 def test_silence_is_judged_before_the_gain():
-    faint = np.where(np.arange(2 * RATE) % 3, 1, -2).astype(np.float32) / 32768
-    witness = Witness(VoiceDetector())
-    witness.push(faint, faint * 100)
-    assert witness.finish().refusal == "silence"
+    faint = speech(2, -100)
+    intake = Intake(FrontEnd("on"), VoiceDetector())
+    loud = np.concatenate([intake.push(faint), intake.push(None)])
+    assert np.abs(loud).max() > 10 * np.abs(faint).max()
+    assert intake.evidence.refusal == "silence"
 
 
 @pytest.mark.parametrize("level_db", [-53, -45, -30])
@@ -90,9 +89,9 @@ def test_evidence_does_not_depend_on_blocks():
 
 
 def test_bad_samples_are_refused():
-    witness = Witness(VoiceDetector())
+    intake = Intake(FrontEnd("on"), VoiceDetector())
     with pytest.raises(AudioValueError):
-        witness.push(np.array([np.nan]), np.zeros(1, np.float32))
+        intake.push(np.array([np.nan]))
 
 
 # -- after ---------------------------------------------------------------------------------------
