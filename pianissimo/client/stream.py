@@ -45,6 +45,8 @@ class StartFields(TypedDict, total=False):
     diarize: bool
     second_pass: bool | None
     """False turns off the second pass of a model that has one."""
+    itn: bool
+    """Whether finals write numbers, dates and money as people do; `lexical` has the spoken text."""
     user: str | None
 
 
@@ -318,5 +320,6 @@ def _stream_event(event: Message, offset: float) -> StreamEvent:
         event["start"] + offset if "start" in event else end,
         end,
         reason=event.get("reason"),
+        lexical=event.get("lexical"),
         language=event.get("language"),
     )

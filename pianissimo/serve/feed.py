@@ -16,6 +16,7 @@ from pianissimo.serve.audio_in.pcm import PcmReader
 from pianissimo.serve.intake import Intake
 from pianissimo.serve.live_speakers import LiveSpeakers
 from pianissimo.serve.tracing import StreamTrace
+from pianissimo.serve.written import WrittenForm
 from pianissimo.transcript import StreamEvent
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Feed:
 
     Resampling, gain and voice detection run in threads, not in the event loop: those of all feeds
     of one `intake` in one call. Everything pushed
-    and every event read is passed to the shadow, if there is one.
+    and every event read is passed to the shadow, if there is one. Finals are in the form `written`.
     """
 
     def __init__(
@@ -66,11 +67,12 @@ class Feed:
         account: Account | None = None,
         speakers: LiveSpeakers | None = None,
         trace: StreamTrace | None = None,
+        written: WrittenForm | None = None,
     ) -> None:
         self.session, self.reader, self.sample_rate = session, reader, sample_rate
         self._threads, self._intake = threads, intake
         self._shadow, self._account = shadow, account
-        self._speakers, self._trace = speakers, trace
+        self._speakers, self._trace, self._written = speakers, trace, written
         self._shortest = math.ceil(SHORTEST_SECONDS * sample_rate)
         self._finals_owed = 0
         self._final_came = asyncio.Event()
@@ -160,12 +162,18 @@ class Feed:
         if self._shadow is not None:
             self._shadow.observe(event)
 
+    def written(self, event: StreamEvent) -> StreamEvent:
+        """An event as this client gets it, of one that was read from the session."""
+        return event if self._written is None else self._written.write(event)
+
     async def __aiter__(self) -> AsyncIterator[StreamEvent]:
         try:
             async for event in self.session:
                 self.observe(event)
                 if self._speakers is not None:
                     event = await self._speakers.attributed(event)
+                if self._written is not None and event.type == "final":
+                    event = await self._in_thread(partial(self._written.write, event))
                 yield event
         finally:
             self._final_came.set()

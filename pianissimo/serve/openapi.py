@@ -71,6 +71,8 @@ TRANSCRIPTION_FORM = _body(
             temperature={"type": "number"},
             response_format=_one_of("json", "text", "srt", "verbose_json", "vtt", "diarized_json"),
             stream=FLAG,
+            polish=FLAG,
+            itn=FLAG,
             **{
                 "known_speaker_names[]": _list(TEXT),
                 "known_speaker_references[]": _list(TEXT),
@@ -88,6 +90,7 @@ TRANSCRIPTION: dict[int | str, dict[str, Any]] = {
             "application/json": _object(
                 "text",
                 text=TEXT,
+                lexical=TEXT,
                 usage=_object("type seconds", type=TEXT, seconds=SECONDS),
                 logprobs=_list(LOGPROB),
                 duration=SECONDS,
@@ -162,6 +165,8 @@ LISTEN_BODY = {
         _query("diarize", FLAG),
         _query("diarize_model", TEXT),
         _query("multichannel", FLAG),
+        _query("smart_format", FLAG),
+        _query("numerals", FLAG),
         _query("endpointing", TEXT),
         _query("utterance_end_ms", TEXT),
     ],
@@ -169,6 +174,7 @@ LISTEN_BODY = {
 ALTERNATIVE = _object(
     "transcript confidence words",
     transcript=TEXT,
+    lexical=TEXT,
     confidence={"type": "number", "minimum": 0, "maximum": 1},
     words=_list(_object("word start end confidence", word=TEXT, start=SECONDS, end=SECONDS)),
 )

@@ -32,6 +32,7 @@ from pianissimo.serve.speech import Voices
 from pianissimo.serve.tracing import open_tracing
 from pianissimo.serve.versions.shadow import Shadows
 from pianissimo.serve.versions.store import Lease, ModelChoice, OpenOptions, ServedModel, Store
+from pianissimo.serve.written import WrittenForm
 from pianissimo.streaming.endpoint import EndpointRules
 from pianissimo.transcript import StreamEvent, Transcript
 
@@ -217,18 +218,25 @@ class Service:
         diarize: Diarization | None = None,
         blocks: RecordingBlocks | None = None,
         language: str | None = None,
+        written: WrittenForm | None = None,
     ) -> Transcript:
         """The transcript of an upload, with speakers if `diarize` asks for them.
 
         `language` is one of `ServedModel.spoken`. `blocks` counts the audio on its way, and its
-        channels. Raises AudioError, EngineFullError if too many recordings wait, and OptionError
-        for phrases that the model cannot boost.
+        channels. `written` is the form of its text. Raises AudioError, EngineFullError if too many
+        recordings wait, and OptionError for phrases that the model cannot boost.
         """
         async with self.files.place():
-            return await self._transcribe(upload, lease, boost, diarize, blocks, language)
+            found = await self._transcribe(upload, lease, boost, diarize, blocks, language)
+            return found if written is None else await asyncio.to_thread(written.write, found)
 
     async def events(
-        self, upload: Upload, lease: Lease, boost: Boost = (), language: str | None = None
+        self,
+        upload: Upload,
+        lease: Lease,
+        boost: Boost = (),
+        language: str | None = None,
+        written: WrittenForm | None = None,
     ) -> AsyncGenerator[StreamEvent | float]:
         """The events of a recording while it is transcribed, then its length in seconds.
 
@@ -238,12 +246,16 @@ class Service:
         async with self.files.place():
             if not lease.model.latencies_ms:
                 found = await self._transcribe(upload, lease, boost, language=language)
+                if written is not None:
+                    found = await asyncio.to_thread(written.write, found)
                 yield StreamEvent(
-                    "final", found.text, found.words, 0.0, found.duration, reason="finish"
+                    *("final", found.text, found.words, 0.0, found.duration),
+                    reason="finish",
+                    lexical=found.lexical,
                 )
                 yield found.duration
                 return
-            async with aclosing(self._live(upload, lease, boost, language)) as events:
+            async with aclosing(self._live(upload, lease, boost, language, written)) as events:
                 async for event in events:
                     yield event
 
@@ -265,7 +277,12 @@ class Service:
         return found
 
     async def _live(
-        self, upload: Upload, lease: Lease, boost: Boost, language: str | None
+        self,
+        upload: Upload,
+        lease: Lease,
+        boost: Boost,
+        language: str | None,
+        written: WrittenForm | None,
     ) -> AsyncGenerator[StreamEvent | float]:
         options: OpenOptions = {
             "sample_rate": SAMPLE_RATE,
@@ -275,7 +292,8 @@ class Service:
             "endpoint": NO_PAUSES,
             "watchdog": None,
         }
-        async with self.feed(lease, PcmReader("pcm_f32le"), **options) as feed:
+        reader = PcmReader("pcm_f32le")
+        async with self.feed(lease, reader, written=written, **options) as feed:
             feeding = asyncio.create_task(self._push_recording(feed, upload))
             try:
                 async for event in feed:
@@ -310,13 +328,15 @@ class Service:
         lease: Lease,
         reader: PcmReader,
         speakers: LiveSpeakers | None = None,
+        written: WrittenForm | None = None,
         **options: Unpack[OpenOptions],
     ) -> AsyncIterator[Feed]:
         """A stream of the leased model; see `Engine.open`. `sample_rate` is required.
 
-        `speakers` gets the audio too, and events have the speakers that it finds.
+        `speakers` gets the audio too, and events have the speakers that it finds. `written` is the
+        form of its finals.
         """
-        feed = await self.open_feed(lease, reader, speakers, **options)
+        feed = await self.open_feed(lease, reader, speakers, written, **options)
         try:
             yield feed
         finally:
@@ -327,19 +347,23 @@ class Service:
         lease: Lease,
         reader: PcmReader,
         speakers: LiveSpeakers | None = None,
+        written: WrittenForm | None = None,
         **options: Unpack[OpenOptions],
     ) -> Feed:
         """As `feed`, for a caller that calls `Feed.release` itself."""
         session = await _opened(lease.model, options)
         resumed = options.pop("state", None) is not None
         shadow = None if resumed else self.shadows.stream(lease, **options)
-        rate = options["sample_rate"]
-        threads = self.audio_threads
         trace = None
         if self.tracing is not None:
             trace = self.tracing.stream(lease.model.name, options.get("latency_ms"))
         return Feed(
-            session, reader, rate, threads, self.intake, shadow, lease.account, speakers, trace
+            *(session, reader, options["sample_rate"], self.audio_threads, self.intake),
+            shadow,
+            lease.account,
+            speakers,
+            trace,
+            written,
         )
 
     # -- speakers ----------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ export interface Word {
 export interface StreamEvent {
   type: "partial" | "final" | "endpoint" | "revision";
   text: string;
+  /** With `itn`, of a final: its text as it was spoken. */
+  lexical?: string;
   words: Word[];
   /** In seconds since the first sample. */
   start: number;
@@ -55,6 +57,8 @@ export interface StartFields {
   diarize?: boolean;
   second_pass?: boolean;
   polish?: boolean;
+  /** Finals write numbers, dates and money as people do. */
+  itn?: boolean;
   user?: string;
 }
 
@@ -91,6 +95,7 @@ interface Message extends Partial<Counts> {
   code?: string;
   message?: string;
   text?: string;
+  lexical?: string;
   words?: Word[];
   start?: number;
   end?: number;
@@ -467,6 +472,7 @@ export class PianissimoStream implements AsyncIterable<StreamEvent> {
       start: message.start === undefined ? end : message.start + offset,
       end,
       ...(message.reason && { reason: message.reason }),
+      ...(message.lexical !== undefined && { lexical: message.lexical }),
       ...(message.event !== undefined && { event: message.event }),
     };
     if (this.events.at(-1)?.type === "partial") this.events.pop(); // the newer event holds it all

@@ -25,7 +25,7 @@ from pianissimo.audio.notes import NOTE_TEXTS
 from pianissimo.decoding.hotwords import LARGEST_WEIGHT, Phrase
 from pianissimo.diarization.channels import MOST_CHANNELS
 from pianissimo.diarization.options import Diarization
-from pianissimo.errors import OptionError, PianissimoError
+from pianissimo.errors import MissingExtraError, OptionError, PianissimoError
 from pianissimo.serve.access.accounts import Account
 from pianissimo.serve.access.auth import caller_of
 from pianissimo.serve.audio_in.container import SIGNATURE_BYTES, is_container
@@ -40,6 +40,7 @@ from pianissimo.serve.feed import Feed
 from pianissimo.serve.openapi import LISTEN, LISTEN_BODY
 from pianissimo.serve.service import NO_PAUSES, Service
 from pianissimo.serve.versions.store import Lease
+from pianissimo.serve.written import WrittenForm
 from pianissimo.streaming.endpoint import ENDPOINT, EndpointRules
 from pianissimo.text.words import joined
 from pianissimo.transcript import StreamEvent, Transcript, Word
@@ -58,6 +59,7 @@ G711 = ("mulaw", "alaw")
 OPUS = ("opus", "ogg-opus")
 DIARIZE_MODELS = ("latest", "v1", "v2")
 """Names of Deepgram; each of them selects the one way in which speakers are found here."""
+WRITTEN_KEYS = ("smart_format", "numerals")
 HEAD_BYTES = 16
 """Audio that is needed to tell a container from raw samples."""
 
@@ -80,6 +82,8 @@ class ListenOptions:
     boost: tuple[Phrase, ...]
     diarize: bool
     multichannel: bool
+    written_by: str | None
+    """The key that asks for numbers as people write them."""
 
     @property
     def diarization(self) -> Diarization | None:
@@ -103,16 +107,19 @@ async def listen(socket: WebSocket) -> None:
             lease = _lease(one.service, socket, request_id, one.account)
             one.lease = stack.enter_context(lease)
             rate, channels = requested.sample_rate, []
+            language = lease.model.spoken(socket.query_params.get("language"))
+            written, _ = _written_form(requested, lease, language)
             for index in range(streams):
                 mixed = requested.channels if streams == 1 else 1
                 opening = one.service.feed(
                     lease,
                     PcmReader(requested.encoding or "pcm_f32le", mixed),
                     one.service.live_speakers(rate) if requested.diarize else None,
+                    written,
                     sample_rate=rate,
                     endpoint=requested.endpoint,
                     boost=requested.boost,
-                    language=lease.model.spoken(socket.query_params.get("language")),
+                    language=language,
                 )
                 feed = await stack.enter_async_context(opening)
                 channels.append(_Channel(one, requested, feed, (index, streams), request_id))
@@ -145,6 +152,22 @@ def _lease(service: Service, asks: HTTPConnection, request_id: str, account: Acc
     choice = service.store.choose(query.get("model"), caller, lenient=True)
     service.store.models[choice.name].spoken(query.get("language"))
     return service.lease(DIALECT, choice, request_id, account)
+
+
+def _written_form(
+    requested: ListenOptions, lease: Lease, language: str | None
+) -> tuple[WrittenForm | None, list[dict[str, str]]]:
+    """The form of the text, and a warning if the language has no other than the spoken one.
+
+    Clients send `smart_format` whatever the language is, so it is no error.
+    """
+    if requested.written_by is None:
+        return None, []
+    try:
+        return lease.model.written_form(language), []
+    except (OptionError, MissingExtraError) as error:
+        warning = {"parameter": requested.written_by, "type": "unsupported_language"}
+        return None, [{**warning, "message": str(error)}]
 
 
 class _Channel:
@@ -213,7 +236,9 @@ class _Channel:
             "speech_final": event.reason == "endpoint",
             "from_finalize": event.reason == "finalize",
             "channel": {
-                "alternatives": [_alternative(event.text, event.words, self.requested.diarize)]
+                "alternatives": [
+                    _alternative(event.text, event.words, self.requested.diarize, event.lexical)
+                ]
             },
             "metadata": {
                 "request_id": self.request_id,
@@ -400,19 +425,22 @@ async def listen_to_recording(request: Request) -> Response:
         upload = Upload(path, await asyncio.to_thread(_raw_format, path, requested))
         blocks = RecordingBlocks()
         language = lease.model.spoken(request.query_params.get("language"))
+        written, warnings = _written_form(requested, lease, language)
         work = service.transcribe(
-            upload, lease, requested.boost, requested.diarization, blocks, language
+            upload, lease, requested.boost, requested.diarization, blocks, language, written
         )
         found = await unless_gone(request, work)
         service.record_audio(DIALECT, lease, found.duration)
     channels = blocks.channels if requested.multichannel else 1
     about = _metadata(lease, request_id, digest, found.duration, channels)
     if found.remarks:
-        about["warnings"] = [
+        warnings += [
             {"parameter": "audio", "type": reason, "message": NOTE_TEXTS[reason]}
             for reason in found.reasons
             if reason in NOTE_TEXTS
         ]
+    if warnings:
+        about["warnings"] = warnings
     results = _recording_results(found, requested, channels)
     return JSONResponse({"metadata": about, "results": results})
 
@@ -420,10 +448,11 @@ async def listen_to_recording(request: Request) -> Response:
 def _recording_results(
     found: Transcript, requested: ListenOptions, channels: int
 ) -> dict[str, object]:
-    parts = [(found.text, found.words)]
+    diarize = requested.diarize
+    alternatives = [_alternative(found.text, found.words, diarize, found.lexical)]
     if requested.multichannel:
         parts = [_of_channel(found, channel) for channel in range(channels)]
-    alternatives = [_alternative(text, words, requested.diarize) for text, words in parts]
+        alternatives = [_alternative(text, words, diarize) for text, words in parts]
     results: dict[str, object] = {"channels": [{"alternatives": [one]} for one in alternatives]}
     if requested.utterances:
         results["utterances"] = [
@@ -477,6 +506,7 @@ def read_query(query: QueryParams) -> ListenOptions:
         boost=(*_keyterms(query), *_keywords(query)),
         diarize=_flag(query, "diarize") or model is not None,
         multichannel=_flag(query, "multichannel"),
+        written_by=next((key for key in WRITTEN_KEYS if _flag(query, key)), None),
     )
 
 
@@ -538,11 +568,14 @@ def _number(query: Mapping[str, str], name: str, default: float) -> float:
 # -- answers ---------------------------------------------------------------------------------------
 
 
-def _alternative(text: str, words: Sequence[Word], diarize: bool = False) -> dict[str, object]:
+def _alternative(
+    text: str, words: Sequence[Word], diarize: bool = False, lexical: str | None = None
+) -> dict[str, object]:
     known = [word.confidence for word in words if word.confidence is not None]
     confidence = sum(known) / len(known) if known else 0.0
     shown = [{**_word(word), **(_speaker(word) if diarize else {})} for word in words]
-    return {"transcript": text, "confidence": confidence, "words": shown}
+    spoken = {} if lexical is None else {"lexical": lexical}  # a key of this server
+    return {"transcript": text, **spoken, "confidence": confidence, "words": shown}
 
 
 def _speaker(word: Word) -> dict[str, object]:

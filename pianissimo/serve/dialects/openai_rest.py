@@ -37,6 +37,7 @@ from pianissimo.serve.feed import GrowingText
 from pianissimo.serve.openapi import TRANSCRIPTION, TRANSCRIPTION_FORM
 from pianissimo.serve.service import Service
 from pianissimo.serve.versions.store import Lease
+from pianissimo.text.words import joined
 from pianissimo.transcript import Segment, StreamEvent, Transcript, Word
 
 DIALECT = "openai"
@@ -62,6 +63,8 @@ class TranscriptionOptions:
     """Whether the answer has speakers, by its format or by the name of the model."""
     polish: bool = False
     """Whether a language model revises the text."""
+    itn: bool = False
+    """Whether numbers, dates and the like are written as people do."""
     known_names: tuple[str, ...] = ()
     known_references: tuple[str, ...] = ()
 
@@ -101,13 +104,14 @@ async def create_transcription(request: Request) -> Response:
         choice = service.store.choose(_text(form, "model"), caller)
         lease = stack.enter_context(service.lease(DIALECT, choice, caller.session, account))
         language = lease.model.spoken(_text(form, "language"), *_list(form, "languages"))
+        written = lease.model.written_form(language) if requested.itn else None
         boost = await asyncio.to_thread(lease.model.hints, requested.boost)
         diarize = None
         if requested.speakers:
             known = (requested.known_names, requested.known_references)
             diarize = await diarization(service.decoders, *known)
         if requested.stream and diarize is None:
-            live = service.events(Upload(path), lease, boost, language)
+            live = service.events(Upload(path), lease, boost, language, written)
             events = _server_sent(service, live, requested, lease, stack.pop_all())
             try:  # a failure before the first event has a status of its own
                 first = await unless_gone(request, _next(events))
@@ -115,7 +119,9 @@ async def create_transcription(request: Request) -> Response:
                 await events.aclose()
                 raise
             return StreamingResponse(_from(first, events), media_type="text/event-stream")
-        work = service.transcribe(Upload(path), lease, boost, diarize, language=language)
+        work = service.transcribe(
+            Upload(path), lease, boost, diarize, language=language, written=written
+        )
         transcript = await unless_gone(request, work)
         service.record_audio(DIALECT, lease, transcript.duration)
         if polisher is not None:
@@ -183,6 +189,7 @@ def _read(form: FormData) -> TranscriptionOptions:
         terms(_text(form, "prompt") or ""),
         speakers,
         _flag(form, "polish"),
+        _flag(form, "itn"),
         names,
         references,
     )
@@ -226,7 +233,7 @@ def _response(transcript: Transcript, requested: TranscriptionOptions) -> Respon
         case "diarized_json":
             return JSONResponse(diarized(transcript))
     body: dict[str, object] = {"text": transcript.text, "usage": usage(transcript.duration)}
-    if transcript.lexical is not None:  # a field of this server, if a text was revised
+    if transcript.lexical is not None:  # a field of this server, of a written or revised text
         body["lexical"] = transcript.lexical
     if requested.logprobs:
         body["logprobs"] = logprobs(transcript.words)
@@ -286,7 +293,7 @@ async def _server_sent(
 
     Raises PianissimoError for an error before the first event.
     """
-    text, words, seconds = GrowingText(), list[Word](), 0.0
+    text, words, spoken, seconds = GrowingText(), list[Word](), list[str](), 0.0
     async with stack:
         try:
             async with aclosing(live) as events:
@@ -294,10 +301,13 @@ async def _server_sent(
                     if isinstance(event, float):
                         seconds = event
                         continue
+                    if requested.itn and event.type == "partial":
+                        continue  # its numbers may still grow
                     if added := text.add(event):
                         yield _sse({"type": "transcript.text.delta", "delta": added})
                     if event.type == "final":
                         words += event.words
+                        spoken.append(event.text if event.lexical is None else event.lexical)
         except PianissimoError as error:
             if not text.sent:
                 raise
@@ -306,6 +316,8 @@ async def _server_sent(
     service.record_audio(DIALECT, lease, seconds)
     done: dict[str, object] = {"type": "transcript.text.done", "text": text.sent}
     done["usage"] = usage(seconds)
+    if requested.itn:
+        done["lexical"] = joined(spoken)
     if requested.logprobs:
         done["logprobs"] = logprobs(words)
     yield _sse(done)
@@ -318,7 +330,9 @@ def _segment_events(transcript: Transcript) -> Iterator[str]:
         delta = f" {segment['text']}" if number else segment["text"]
         yield _sse({"type": "transcript.text.delta", "delta": delta, "segment_id": segment["id"]})
         yield _sse(segment)
-    done = {"type": "transcript.text.done", "text": transcript.text}
+    done: dict[str, object] = {"type": "transcript.text.done", "text": transcript.text}
+    if transcript.lexical is not None:
+        done["lexical"] = transcript.lexical
     yield _sse({**done, "usage": usage(transcript.duration)})
     yield "data: [DONE]\n\n"
 

@@ -93,6 +93,7 @@ def diarized(transcript: Transcript) -> dict[str, object]:
         "task": "transcribe",
         "duration": transcript.duration,
         "text": transcript.text,
+        **({} if transcript.lexical is None else {"lexical": transcript.lexical}),
         "segments": segments(transcript),
         "usage": usage(transcript.duration),
     }

@@ -77,6 +77,7 @@ class StreamOptions:
     language: str | None = None
     polish: bool = False
     multichannel: bool = False
+    itn: bool = False
 
     @property
     def streams(self) -> int:
@@ -313,6 +314,7 @@ class ResumableStream:
             lease,
             reader,
             speakers,
+            lease.model.written_form(options.language) if options.itn else None,
             sample_rate=options.sample_rate,
             latency_ms=options.latency_ms,
             endpoint=options.endpoint or NO_PAUSES,
@@ -463,7 +465,7 @@ class ResumableStream:
             return None
         for event in rest:
             feed.observe(event)
-            self._keep(event)
+            self._keep(feed.written(event))
         return state
 
     async def suspend(self) -> bytes | None:
@@ -599,6 +601,7 @@ def _message(event: StreamEvent) -> dict[str, object]:
         **({} if event.language is None else {"language": event.language}),
         "type": event.type,
         "text": event.text,
+        **({} if event.lexical is None else {"lexical": event.lexical}),
         "words": [_word(word) for word in event.words],
         "start": event.start,
         "end": event.end,

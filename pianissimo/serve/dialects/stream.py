@@ -47,6 +47,7 @@ KEYS: dict[str, tuple[str, ...]] = {
         "diarize",
         "second_pass",
         "polish",
+        "itn",
         "user",
         "events",
     ),
@@ -263,6 +264,7 @@ def _read_options(one: Client, first: Mapping[str, object]) -> StreamOptions:
         language=language,
         polish=one.service.polisher_for(_switch(first, "polish")) is not None,
         multichannel=_multichannel(first),
+        itn=_written_form(first, model, language),
     )
 
 
@@ -287,6 +289,13 @@ def _second_pass(first: Mapping[str, object], model: ServedModel) -> bool | None
     if wanted and not model.recognizer.capabilities.second_pass:
         reason = f"{model.name} has no second pass; omit second_pass"
         raise Refusal(400, reason, "invalid_value", "second_pass")
+    return wanted
+
+
+def _written_form(first: Mapping[str, object], model: ServedModel, language: str | None) -> bool:
+    wanted = bool(_switch(first, "itn"))
+    if wanted:
+        model.written_form(language)  # refused before there is a stream
     return wanted
 
 

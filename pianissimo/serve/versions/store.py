@@ -25,6 +25,7 @@ from pianissimo.serve.access.accounts import Account
 from pianissimo.serve.errors import Refusal
 from pianissimo.serve.settings import Settings, parse_source
 from pianissimo.serve.versions.experiments import Caller, Experiment
+from pianissimo.serve.written import WrittenForm
 from pianissimo.streaming.endpoint import ENDPOINT, EndpointRules, WatchdogRules
 
 if TYPE_CHECKING:
@@ -104,6 +105,10 @@ class ServedModel:
                 continue
         decoder.prompt(given[0])  # its error names the languages that the model has
         return None
+
+    def written_form(self, language: str | None) -> WrittenForm:
+        """The written form of its texts in a language of `spoken`; raises as `WrittenForm.of`."""
+        return WrittenForm.of(language or self.language)
 
     def recognizer_for(self, language: str | None) -> "Recognizer":
         """The recognizer for recordings in a language of `spoken`, which it may have to find."""

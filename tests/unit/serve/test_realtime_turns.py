@@ -91,3 +91,16 @@ def test_a_broken_stream_fails_what_waits() -> None:
 
 def of(messages: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     return [message for message in messages if message["type"] == kind]
+
+
+def test_partials_of_written_items_start_them_and_add_nothing() -> None:
+    turns = Turns()
+    turns.written = True
+    started = [*turns.accept(StreamEvent("partial", "twenty", (), 0.1, 0.4))]
+    assert [message["type"] for message in started] == ["input_audio_buffer.speech_started"]
+    spoken, written = "twenty five dollars", "$25"
+    final = StreamEvent("final", written, (), 0.1, 1.0, reason="endpoint", lexical=spoken)
+    messages = [*turns.accept(final)]
+    assert [message["delta"] for message in of(messages, f"{TRANSCRIPTION}.delta")] == [written]
+    [completed] = of(messages, f"{TRANSCRIPTION}.completed")
+    assert (completed["transcript"], completed["lexical"]) == (written, spoken)

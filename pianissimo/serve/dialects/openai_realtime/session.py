@@ -62,7 +62,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "session.audio.input.format": ("type", "rate"),
     "session.audio.input.noise_reduction": ("type",),
     "session.audio.input.transcription": (
-        *("model", "language", "languages", "prompt", "keywords", "delay", "user"),
+        *("model", "language", "languages", "prompt", "keywords", "delay", "user", "itn"),
     ),
     "session.audio.input.turn_detection": (
         *("type", "threshold", "prefix_padding_ms", "silence_duration_ms", "eagerness"),
@@ -86,6 +86,8 @@ class StreamConfig:
     boost: tuple[Phrase, ...]
     language: str | None = None
     """As the model is told; None where it has no choice."""
+    itn: bool = False
+    """Whether numbers, dates and the like are written as people do."""
 
 
 class SessionSettings:
@@ -143,6 +145,8 @@ class SessionSettings:
             committed = kind == "transcription" and named.startswith(COMMITTED_MODELS)
             if committed and not chose_turns:
                 merged["turn_detection"] = None
+            if kind != "transcription" and transcription.get("itn"):
+                raise wrong("transcription.itn", "is for sessions that transcribe, not answer")
         self.config_for(merged)
         self.input, self.include, self._chose_turns = merged, include, chose_turns
 
@@ -157,6 +161,13 @@ class SessionSettings:
         encoding, rate = _format(input["format"])
         endpoint = _endpoint(input["turn_detection"])
         prefix = _object(input["turn_detection"]).get("prefix_padding_ms", 0)
+        model = self._service.store.models[choice.name]
+        language = model.spoken(_text(transcription, "language"))
+        itn = transcription.get("itn") or False
+        if not isinstance(itn, bool):
+            raise wrong("transcription.itn", "must be true or false")
+        if itn:
+            model.written_form(language)  # refused with the settings
         return StreamConfig(
             encoding,
             rate,
@@ -166,7 +177,8 @@ class SessionSettings:
             _number(prefix, "prefix_padding_ms", 0, 60_000) / 1000,
             choice,
             _phrases(transcription),
-            self._service.store.models[choice.name].spoken(_text(transcription, "language")),
+            language,
+            itn,
         )
 
     def _choose(self, transcription: Mapping[str, object]) -> ModelChoice:

@@ -205,6 +205,7 @@ class _Conversation:
             stream_config = self.settings.stream_config
             self.turns.finds_turns = stream_config.finds_turns
             self.turns.prefix_seconds = stream_config.prefix_seconds
+            self.turns.written = stream_config.itn
             self.feed = await self._new_feed(stream_config)
             self._opened.put_nowait((self.feed, self.offset))
         return self.feed
@@ -216,6 +217,7 @@ class _Conversation:
         opening = service.feed(
             lease,
             PcmReader(stream_config.encoding),
+            written=lease.model.written_form(stream_config.language) if stream_config.itn else None,
             sample_rate=stream_config.sample_rate,
             latency_ms=stream_config.latency_ms,
             endpoint=stream_config.endpoint,

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pianissimo.serve.dialects.messages import JsonObject
 from pianissimo.serve.dialects.openai_fields import logprobs, usage
 from pianissimo.serve.feed import GrowingText
+from pianissimo.text.words import joined
 from pianissimo.transcript import StreamEvent, Word
 
 Message = JsonObject
@@ -26,6 +27,7 @@ class Item:
         self.start = start  # seconds since the session began, as all times here
         self.text = GrowingText()
         self.words: list[Word] = []
+        self.spoken: list[str] = []  # of finals in written form
         self.speaking = False
         self.cleared = False
 
@@ -35,6 +37,8 @@ class Turns:
 
     def __init__(self) -> None:
         self.finds_turns, self.prefix_seconds, self.logprobs = True, 0.3, False
+        self.written = False
+        """Whether finals have the written form; then partials, whose numbers may grow, add none."""
         self._open = Item(None, 0.0)
         self._waiting: deque[Item] = deque()
 
@@ -104,6 +108,8 @@ class Turns:
                     "audio_start_ms": round(start * 1000),
                     "item_id": item.id,
                 }
+        if self.written and event.type == "partial":
+            return
         if added := item.text.add(event):
             yield {
                 "type": f"{TRANSCRIPTION}.delta",
@@ -113,6 +119,8 @@ class Turns:
             }
         if event.type == "final":
             item.words += event.words
+            if event.lexical is not None:
+                item.spoken.append(event.lexical)
 
     def _committed(self, item: Item) -> Iterator[Message]:
         before = {"previous_item_id": item.previous}
@@ -136,6 +144,8 @@ class Turns:
             "transcript": item.text.sent,
             "usage": {**usage(0), "seconds": math.ceil(max(0.0, end - item.start))},
         }
+        if self.written:
+            message["lexical"] = joined(item.spoken)
         if self.logprobs:
             message["logprobs"] = logprobs(item.words)
         return message
