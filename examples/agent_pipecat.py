@@ -43,7 +43,6 @@ from pipecat.services.openai.tts import OpenAITTSService
 from pipecat.workers.runner import WorkerRunner
 
 PIECE_SECONDS = 0.02
-INTERRUPT_SECONDS = 1.0
 OUTPUT_RATE = 24_000
 PATIENCE_SECONDS = 60.0
 INSTRUCTIONS = "You are a voice assistant. Answer in one short sentence."
@@ -79,7 +78,7 @@ class Loudspeaker(FrameProcessor):
     def __init__(self) -> None:
         super().__init__()
         self.answers, self.errors = list[Answer](), list[str]()
-        self.begun = asyncio.Event()
+        self.asked, self.begun = asyncio.Event(), asyncio.Event()
 
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
         await super().process_frame(frame, direction)
@@ -87,6 +86,7 @@ class Loudspeaker(FrameProcessor):
         match frame:
             case LLMFullResponseStartFrame():
                 self.answers.append(Answer())
+                self.asked.set()
             case TTSAudioRawFrame() if answer:
                 answer.samples += len(frame.audio) // 2
                 self.begun.set()
@@ -130,14 +130,12 @@ async def converse(microphone: Microphone, loudspeaker: Loudspeaker, questions: 
     for number, question in enumerate(questions):
         if number and question.startswith("+"):
             await loudspeaker.begun.wait()
-            await asyncio.sleep(INTERRUPT_SECONDS)
         elif number:
             await loudspeaker.answers[-1].over.wait()
-        answered = len(loudspeaker.answers)
+        loudspeaker.asked.clear()
         loudspeaker.begun.clear()
         microphone.say(read(question.removeprefix("+"))[0])
-        while len(loudspeaker.answers) == answered:
-            await asyncio.sleep(PIECE_SECONDS)
+        await loudspeaker.asked.wait()
     await loudspeaker.answers[-1].over.wait()
 
 
@@ -153,9 +151,11 @@ async def main(place: str, llm_url: str, llm_model: str, *questions: str) -> Non
         settings=OpenAITTSService.Settings(voice="alloy", model="tts-1"),
     )
     context = LLMContext([{"role": "system", "content": INSTRUCTIONS}])
-    # min_volume would drop quiet speakers; the server levels their speech.
+    # min_volume would drop quiet speakers; the server levels their speech. The microphone never
+    # stops, so a gap in its audio is a busy machine and does not end a turn.
     vad = SileroVADAnalyzer(params=VADParams(min_volume=0.0))
-    pair = LLMContextAggregatorPair(context, user_params=LLMUserAggregatorParams(vad_analyzer=vad))
+    user = LLMUserAggregatorParams(vad_analyzer=vad, audio_idle_timeout=0.0)
+    pair = LLMContextAggregatorPair(context, user_params=user)
     transcripts, loudspeaker = Transcripts(), Loudspeaker()
     pipeline = Pipeline([stt, transcripts, pair.user(), llm, tts, loudspeaker, pair.assistant()])
     params = PipelineParams(audio_in_sample_rate=rate, audio_out_sample_rate=OUTPUT_RATE)

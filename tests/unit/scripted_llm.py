@@ -25,6 +25,8 @@ class Reply:
     """The stream ends without a reason and without [DONE]."""
     breaks: bool = False
     """The connection breaks after the deltas."""
+    holds: bool = False
+    """After the deltas the stream stays open until the client leaves."""
 
 
 class FakeLLM:
@@ -99,7 +101,9 @@ class FakeLLM:
             yield _chunk(delta if isinstance(delta, dict) else {"content": delta})
             if reply.gap_seconds:
                 await asyncio.wait([left], timeout=reply.gap_seconds)
-        if reply.ends_early or reply.breaks:
+        if reply.holds:
+            await asyncio.wait([left])
+        if reply.ends_early or reply.breaks or reply.holds:
             return
         yield _chunk({}, reply.finish)
         usage = {"prompt_tokens": 11, "completion_tokens": len(reply.deltas), "total_tokens": 0}
