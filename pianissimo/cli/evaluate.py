@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,7 @@ from pianissimo.cli.options import (
     ModelOptions,
     QuietOption,
     SearchOptions,
+    SecondPassOption,
     SubsetOption,
 )
 from pianissimo.cli.output import SOME_FAILED, complain, emit
@@ -23,6 +25,7 @@ from pianissimo.cli.progress import ProgressBar
 from pianissimo.errors import OptionError
 
 if TYPE_CHECKING:
+    from pianissimo.evaluate.live import LivePass
     from pianissimo.evaluate.run import Pass, Score
 
 
@@ -38,6 +41,11 @@ class EvaluateOptions:
             metavar="X", min=1.0, help="Seconds of audio per batch; lower it to save memory."
         ),
     ] = 600.0
+    stream: Annotated[
+        bool,
+        typer.Option("--stream", help="Push the recordings as live streams; measure delays too."),
+    ] = False
+    second_pass: SecondPassOption = None
     diarize: Annotated[
         bool,
         typer.Option("--diarize", help="Measure who speaks when; each line needs `rttm_filepath`."),
@@ -62,6 +70,10 @@ class EvaluateOptions:
             if getattr(self, name) is not None and not self.diarize:
                 option = name.replace("_", "-")
                 raise OptionError(f"--{option} is for speaker turns: add --diarize")
+        if self.stream and self.diarize:
+            raise OptionError("--stream measures words, --diarize speakers; choose one")
+        if self.second_pass is not None and not self.stream:
+            raise OptionError("--second-pass is for live streams: add --stream")
 
 
 @command
@@ -78,13 +90,17 @@ def evaluate(
 
     Texts are compared in lower case without punctuation; `text_norm` is preferred to `text`.
     Recordings that cannot be read are reported, excluded from all figures, and make the exit code
-    3. With --diarize the figures are DER, JER and the number of speakers, and cpWER where lines
-    have `segments` with `speaker` and `text`.
+    3. With --stream the errors are those of live finals, and the delays are those of one stream
+    that is spoken while this machine decodes it: from the beginning of the first word to the first
+    text, from the end of a word to the text that has it, and from the end of the last word of an
+    utterance to its final. With --diarize the figures are DER, JER and the number of speakers, and
+    cpWER where lines have `segments` with `speaker` and `text`.
     """
     if options.diarize:
         _evaluate_speakers(manifest, model, search, options)
         return
-    from pianissimo.evaluate.run import evaluate as run
+    from pianissimo.evaluate.live import evaluate_live
+    from pianissimo.evaluate.run import evaluate as evaluate_recordings
     from pianissimo.evaluate.run import read_references
 
     references = read_references(manifest, options.subset or [])
@@ -92,18 +108,29 @@ def evaluate(
     if hotwords := search.hotwords:
         recognizer = recognizer.boosted(hotwords)
     modes: list[int | None] = [*dict.fromkeys(options.latency or recognizer.latencies_ms)]
-    if not modes or (recognizer.capabilities.whole_recordings and not options.latency):
+    whole = recognizer.capabilities.whole_recordings and not options.latency and not options.stream
+    if not modes or whole:
         modes = [None, *modes]
     count = len(references) * len(modes)
     shown = not options.quiet and sys.stderr.isatty()
     with ProgressBar("evaluating", count, shown=shown) as progress:
-        passes = run(
-            recognizer,
-            references,
-            latencies_ms=modes,
-            batch_seconds=options.batch_seconds,
-            advance=progress.advance,
-        )
+        passes: Sequence[Pass]
+        if options.stream:
+            passes = evaluate_live(
+                recognizer,
+                references,
+                latencies_ms=modes,
+                second_pass=options.second_pass,
+                advance=progress.advance,
+            )
+        else:
+            passes = evaluate_recordings(
+                recognizer,
+                references,
+                latencies_ms=modes,
+                batch_seconds=options.batch_seconds,
+                advance=progress.advance,
+            )
     for fault in dict.fromkeys(fault for one in passes for fault in one.faults):
         complain(fault)
     if options.json:
@@ -165,7 +192,9 @@ def _finite(rate: float) -> float | None:
     return rate if math.isfinite(rate) else None
 
 
-def _as_json(name: str, passes: "list[Pass]") -> dict[str, Any]:
+def _as_json(name: str, passes: "Sequence[Pass]") -> dict[str, Any]:
+    from pianissimo.evaluate.live import LivePass
+
     return {
         "model": name,
         "passes": [
@@ -173,11 +202,25 @@ def _as_json(name: str, passes: "list[Pass]") -> dict[str, Any]:
                 "latency_ms": one.latency_ms,
                 "seconds": one.seconds,
                 "times_realtime": one.times_realtime,
+                **({"delays": _delays(one)} if isinstance(one, LivePass) else {}),
                 "total": _score(one.total),
                 "subsets": [_score(score) for score in one.scores],
             }
             for one in passes
         ],
+    }
+
+
+def _delays(one: "LivePass") -> dict[str, Any]:
+    """The 50th and 95th percentile of each delay in seconds, and the share of changed words."""
+    from pianissimo.evaluate.live import percentiles
+
+    delays = one.delays
+    return {
+        "first_word": percentiles(delays.first_words),
+        "word": percentiles(delays.words),
+        "final": percentiles(delays.finals),
+        "changed": delays.changed / delays.shown if delays.shown else None,
     }
 
 
@@ -202,9 +245,11 @@ def _percent(score: "Score") -> str:
     return f"{100 * score.errors.rate:.2f}" if score.errors.words else "-"
 
 
-def _print_table(name: str, passes: "list[Pass]") -> None:
+def _print_table(name: str, passes: "Sequence[Pass]") -> None:
     from rich.console import Console
     from rich.table import Table
+
+    from pianissimo.evaluate.live import LivePass
 
     modes = ["WER" if one.latency_ms is None else f"{one.latency_ms} ms" for one in passes]
     table = Table(title=f"{name}: word error rate in percent")
@@ -222,6 +267,20 @@ def _print_table(name: str, passes: "list[Pass]") -> None:
     speeds = (f"{one.times_realtime:.0f}" for one in passes)
     table.add_section()
     table.add_row("x real time", "", "", "", *speeds)
+    live = [_delays(one) for one in passes if isinstance(one, LivePass)]
+    rows_of_delays = (
+        ("first word, s p50 / p95", "first_word"),
+        ("word, s p50 / p95", "word"),
+        ("final, s p50 / p95", "final"),
+    )
+    for label, figure in rows_of_delays if live else ():
+        pairs = (one[figure] for one in live)
+        cells = (f"{pair[0]:.2f} / {pair[1]:.2f}" if pair else "-" for pair in pairs)
+        table.add_row(label, "", "", "", *cells)
+    if live:
+        shares = (one["changed"] for one in live)
+        cells = ("-" if share is None else f"{100 * share:.1f}" for share in shares)
+        table.add_row("changed by the final, %", "", "", "", *cells)
     console = Console(file=sys.stdout)
     with console.capture() as captured:
         console.print(table)

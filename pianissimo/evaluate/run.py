@@ -106,10 +106,11 @@ def _reference(row: dict[str, Any], folder: Path) -> Reference:
     offset, duration = seconds_in(row, "offset") or 0.0, seconds_in(row, "duration")
     if duration == 0:
         raise ValueError("'duration' must be above 0 s")
-    return Reference(folder / path, _scored(text), subset, offset, duration)
+    return Reference(folder / path, scored(text), subset, offset, duration)
 
 
-def _scored(text: str) -> str:
+def scored(text: str) -> str:
+    """A text in the form in which words are compared."""
     return separate_characters(normalize_for_scoring(text))
 
 
@@ -127,12 +128,20 @@ def evaluate(
     word. `advance` is called after every recording. Raises
     OptionError for an unknown latency mode before anything is transcribed.
     """
+    latencies = check_latencies(recognizer, latencies_ms)
+    return [_one_pass(recognizer, references, ms, batch_seconds, advance) for ms in latencies]
+
+
+def check_latencies(
+    recognizer: "Recognizer", latencies_ms: Iterable[int | None]
+) -> list[int | None]:
+    """The latency modes as a list; raises OptionError for one that the model does not have."""
     latencies = list(latencies_ms)
     for latency in latencies:
         if latency is not None and latency not in recognizer.latencies_ms:
             known = ", ".join(map(str, recognizer.latencies_ms)) or "none: it does not stream"
             raise OptionError(f"latency {latency} ms is not a mode of this model ({known})")
-    return [_one_pass(recognizer, references, ms, batch_seconds, advance) for ms in latencies]
+    return latencies
 
 
 def _one_pass(
@@ -159,7 +168,7 @@ def _one_pass(
                 score.failed += 1
                 continue
             score.audio_seconds += transcript.duration
-            score.errors += word_errors(reference.text, _scored(transcript.text))
+            score.errors += word_errors(reference.text, scored(transcript.text))
         if transcript is None:
             name, message = str(reference.path), str(outcome.error)
             faults.append(message if message.startswith(name) else f"{name}: {message}")

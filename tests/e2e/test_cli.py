@@ -560,6 +560,19 @@ def test_evaluate(cli: Cli, manifest: Path) -> None:
     assert one["passes"][0]["total"]["recordings"] == 1
 
 
+def test_evaluate_live_streams(cli: Cli, manifest: Path) -> None:
+    (manifest.parent / "b.wav").write_bytes(b"no audio")
+    result = cli("evaluate", manifest, "--stream", "--latency", "160", "--json")
+    assert result.code == 3 and "b.wav" in result.err
+    (one,) = json.loads(result.out)["passes"]
+    assert (one["latency_ms"], one["total"]["recordings"], one["total"]["failed"]) == (160, 2, 1)
+    assert set(one["delays"]) == {"first_word", "word", "final", "changed"}
+    table = cli("evaluate", manifest, "--stream", "--latency", "160").out
+    assert "final, s p50 / p95" in table and "changed by the final" in table
+    assert cli("evaluate", manifest, "--second-pass").code == 2
+    assert cli("evaluate", manifest, "--stream", "--diarize").code == 2
+
+
 def test_evaluate_has_no_rate_where_there_are_no_words(cli: Cli, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", tone(0.5), RATE)
     rows = [{"audio_filepath": "a.wav", "text": ""}, {"audio_filepath": "none.wav", "text": "one"}]
