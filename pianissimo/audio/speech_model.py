@@ -33,6 +33,8 @@ _FILE = "silero_vad_16k_sequence.onnx"
 _INSTALL = "voice activity detection needs the model of a package: pip install silero-vad"
 _FFT, _HOP, _BINS, _FRAMES = 256, 128, 129, 4
 _WIDTH = 128
+STATE_SHAPE = (2, _WIDTH)
+"""The state of a stream, output and cell. Zeros are a stream that has heard nothing."""
 _BLOCK_WINDOWS = 64  # the intermediate results of a block stay in the cache
 _ROWS = 4  # streams per product of the recurrent layer
 _SHAPES = {
@@ -82,10 +84,6 @@ class SpeechModel:
     def __init__(self) -> None:
         if not available():
             raise MissingExtraError(_INSTALL)
-
-    def start(self) -> Samples:
-        """The state of a stream that has heard nothing: (2, 128), output and cell."""
-        return np.zeros((2, _WIDTH), np.float32)
 
     def step(self, windows: Samples, states: Samples) -> tuple[Samples, Samples]:
         """Windows (B, K, 64 + 512), each with its context, and the states (B, 2, 128) before them.

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from pianissimo.audio import SAMPLE_RATE
 from pianissimo.audio.level import Samples, check_samples, quietest_point
-from pianissimo.audio.speech_model import CONTEXT_SAMPLES
+from pianissimo.audio.speech_model import CONTEXT_SAMPLES, STATE_SHAPE
 from pianissimo.audio.speech_model import WINDOW_SAMPLES as WINDOW_SAMPLES
 from pianissimo.audio.speech_model import SpeechModel as SpeechModel
 from pianissimo.audio.speech_model import available as available
@@ -202,7 +202,8 @@ class VoiceDetector:
 
     def start(self) -> VadState:
         """The state before the first sample."""
-        return VadState(model=None if self.model is None else self.model.start())
+        model = None if self.model is None else np.zeros(STATE_SHAPE, np.float32)
+        return VadState(model=model)
 
     def push(self, samples: npt.ArrayLike, state: VadState) -> list[SpeechSpan]:
         """Take samples (n,), n >= 0, and return the spans that are complete and known to be.
@@ -340,19 +341,6 @@ class VoiceDetector:
         return [SpeechSpan(max(0.0, start - pad), end, state.probability, state.over_noise_db)]
 
 
-def seconds_over_floor(state: VadState, margin_db: float) -> float:
-    """How long the energy was more than `margin_db` above its own 10th percentile.
-
-    Unlike the running noise floor this also sees a word that fills the whole recording.
-    """
-    counts = np.cumsum(state.histogram)
-    if not counts[-1]:
-        return 0.0
-    floor = int(np.searchsorted(counts, 0.1 * counts[-1]))
-    above = min(floor + math.ceil(margin_db), _BINS - 1)
-    return float(counts[-1] - counts[above]) * WINDOW_SECONDS
-
-
 def plan_segments(
     samples: Samples,
     spans: Sequence[SpeechSpan],
@@ -394,7 +382,7 @@ def probabilities(samples: npt.ArrayLike, model: SpeechModel) -> Samples:
     x = np.pad(x, (CONTEXT_SAMPLES, -len(x) % WINDOW_SAMPLES))
     size = CONTEXT_SAMPLES + WINDOW_SAMPLES
     windows = np.lib.stride_tricks.sliding_window_view(x, size)[::WINDOW_SAMPLES]
-    return model.step(windows[None], model.start()[None])[0][0]
+    return model.step(windows[None], np.zeros((1, *STATE_SHAPE), np.float32))[0][0]
 
 
 def segments(

@@ -22,8 +22,14 @@ from torch import Tensor
 
 from pianissimo.decoding.hotwords import PhraseTrie
 from pianissimo.decoding.token import Hypothesis
-from pianissimo.decoding.whisper import DRAFT_TOKENS, Draft, WhisperSearch, Written
-from pianissimo.decoding.whisper_words import begins_again, token_starts
+from pianissimo.decoding.whisper import (
+    DRAFT_TOKENS,
+    Draft,
+    WhisperSearch,
+    Written,
+    begins_again,
+    token_starts,
+)
 from pianissimo.errors import OptionError
 from pianissimo.hallucination.verdict import max_new_tokens
 from pianissimo.models.whisper import (
@@ -476,16 +482,10 @@ class WhisperLiveDecoder:
         if prompt is None:
             prompt = max(map(len, self._prompts(segments)))
         frames = [min(segment.seen, segment.cross.shape[3]) for segment in segments]
-        tokens += DRAFT_TOKENS
-        if len(segments) == 1:
-            cross = segments[0].cross[:, :, None, :, : frames[0]]
-            return self.search.decoder.start_from(cross[0], cross[1], None, prompt + tokens)
-        N, H, _, K = segments[0].cross.shape[1:]
-        cross = segments[0].cross.new_zeros(2, N, len(segments), H, K, max(frames)).transpose(4, 5)
-        for i, segment in enumerate(segments):
-            cross[:, :, i, :, : frames[i]] = segment.cross[:, :, :, : frames[i]]
-        seen = None if len(set(frames)) == 1 else torch.tensor(frames, device=cross.device)
-        return self.search.decoder.start_from(cross[0], cross[1], seen, prompt + tokens)
+        crosses = [
+            segment.cross[:, :, :, :seen] for segment, seen in zip(segments, frames, strict=True)
+        ]
+        return self.search.decoder.start_from(crosses, prompt + tokens + DRAFT_TOKENS)
 
     def _draft(self, segment: Segment, limit: int, watch: int | None = None) -> Draft:
         """The text behind the tokens of a segment, which is expected to be as guessed before."""

@@ -22,7 +22,6 @@ from pianissimo.audio.vad import (
     SpeechSpan,
     Track,
     VoiceDetector,
-    seconds_over_floor,
 )
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ _BEFORE_TOKEN_SECONDS, _AFTER_TOKEN_SECONDS = 0.4, 0.1
 
 _PADDING_SECONDS = PRESETS["normal"].pad_seconds
 
-_DYNAMIC_DB = 6.0
+_DYNAMIC_DB = 6
 
 _MIN_DYNAMIC_SECONDS = 0.1
 
@@ -187,6 +186,11 @@ class Intake:
             self.spans += self._detector.push(leveled, vad)
             if block is None:
                 self.spans += self._detector.finish(vad)
+                # How long the energy was above its own 10th percentile. Unlike the running noise
+                # floor this also sees a word that fills the whole recording.
+                counts = np.cumsum(vad.histogram)
+                floor = int(np.searchsorted(counts, 0.1 * counts[-1]))
+                lively = int(counts[-1] - counts[min(floor + _DYNAMIC_DB, len(counts) - 1)])
                 self.evidence = Evidence(
                     seconds=self.seconds,
                     # An offset is no sound, and the filter overshoots in the first samples.
@@ -195,7 +199,7 @@ class Intake:
                     probability=None if self._detector.model is None else vad.max_probability,
                     sure_seconds=vad.sure_windows * WINDOW_SECONDS,
                     over_noise_db=vad.max_over_noise_db,
-                    lively_seconds=seconds_over_floor(vad, _DYNAMIC_DB),
+                    lively_seconds=lively * WINDOW_SECONDS,
                     track=vad.track,
                 )
         if self._levels:

@@ -10,7 +10,7 @@ from pianissimo.audio.vad import SURE_PROBABILITY
 from pianissimo.decoding.token import Hypothesis
 from pianissimo.hallucination.evidence import Evidence, Reason
 from pianissimo.text import WORD_START
-from pianissimo.text.loops import find_loop, han_share, is_monotonous, letters
+from pianissimo.text.loops import han_share, is_monotonous, letters
 from pianissimo.text.tokenizer import Tokenizer
 
 SHORT_SECONDS = 0.5
@@ -94,7 +94,7 @@ def judge(
     if not spoken:
         return Verdict(True, ("low_evidence",) if weak else ())
     reasons: list[Reason] = []
-    if find_loop(tokens) is not None or is_monotonous(text):
+    if is_monotonous(text, tokens):
         reasons.append("repetition")
     limit = _UNSURE_IF_UNLIKELY if unlikely else _UNSURE_LOG_PROBABILITY
     unsure = mean_log_probability is not None and mean_log_probability < limit

@@ -14,7 +14,7 @@ weights only; what a stream remembers is an `EncoderState` or a `DecoderState` t
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
@@ -456,8 +456,11 @@ class TextDecoder(nn.Module):
     ) -> DecoderState:
         """The state of texts that have not begun: encoded (B, S, D), of which each row sees its
         first `frames` (B,), or all. `most_tokens` bounds prompt and text together."""
-        key, value = self.cross(encoded)
-        return self.start_from(key, value, frames, most_tokens)
+        crosses = self.cross(encoded).unbind(2)
+        if frames is not None:
+            pairs = zip(crosses, frames.tolist(), strict=True)
+            crosses = tuple(cross[:, :, :, :count] for cross, count in pairs)
+        return self.start_from(crosses, most_tokens)
 
     def cross(self, encoded: Tensor) -> Tensor:
         """Encoder frames (B, S, D) -> the keys and the values that the layers attend to, once for
@@ -471,25 +474,26 @@ class TextDecoder(nn.Module):
             pairs[:, i] = pair.permute(2, 0, 3, 4, 1)
         return pairs.transpose(-1, -2)
 
-    def start_from(
-        self,
-        cross_key: Tensor,
-        cross_value: Tensor,
-        frames: Tensor | None = None,
-        most_tokens: int | None = None,
-    ) -> DecoderState:
-        """As `start`, from the keys and values that `cross` gave, each (layers, B, H, S, K)."""
-        config, batch = self.config, cross_key.shape[1]
+    def start_from(self, crosses: Sequence[Tensor], most_tokens: int | None = None) -> DecoderState:
+        """As `start`, from what `cross` gave for each text: (2, layers, H, S, K), of any S."""
+        config, batch, first = self.config, len(crosses), crosses[0]
+        counts = [cross.shape[3] for cross in crosses]
+        _, N, H, _, K = first.shape
+        if batch == 1:
+            joined = first[:, :, None]
+        else:  # laid out in memory as by `cross`
+            joined = first.new_zeros(2, N, batch, H, K, max(counts)).transpose(-1, -2)
+            for i, cross in enumerate(crosses):
+                joined[:, :, i, :, : counts[i]] = cross
+        equal = len(set(counts)) == 1
         most = min(most_tokens or config.text_positions, config.text_positions)
-        width = config.dim // config.decoder_heads
-        shape = (config.decoder_layers, batch, config.decoder_heads, most, width)
         return DecoderState(
-            key=cross_key.new_zeros(shape),
-            value=cross_key.new_zeros(shape),
-            cross_key=cross_key,
-            cross_value=cross_value,
-            frames=frames,
-            length=torch.zeros(batch, dtype=torch.long, device=cross_key.device),
+            key=first.new_zeros(N, batch, H, most, K),
+            value=first.new_zeros(N, batch, H, most, K),
+            cross_key=joined[0],
+            cross_value=joined[1],
+            frames=None if equal else torch.tensor(counts, device=first.device),
+            length=torch.zeros(batch, dtype=torch.long, device=first.device),
         )
 
     def step(

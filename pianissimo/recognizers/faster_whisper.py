@@ -18,7 +18,7 @@ import torch
 
 from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.io import SAMPLE_RATE, Samples
-from pianissimo.decoding.whisper_words import CLOSING, OPENING
+from pianissimo.decoding.whisper import CLOSING, OPENING
 from pianissimo.errors import CheckpointError, MissingExtraError, OptionError
 from pianissimo.hallucination.verdict import max_new_tokens
 from pianissimo.models.checkpoints.config_json import read_json

@@ -186,7 +186,7 @@ class PieceDecoder:
             i
             for i, (piece, text) in enumerate(zip(pieces, texts, strict=True))
             if piece.evidence.seconds > RETRY_MIN_SECONDS
-            and (_loops(text) or text.cut_off or not text.ended)
+            and (is_monotonous(text.text, text.tokens) or text.cut_off or not text.ended)
         ]
         halves = [half for i in doubtful for half in _halves(pieces[i])]
         decoded = [
@@ -275,12 +275,9 @@ def main_language(progress: RecordingResult) -> str | None:
 
 def _is_settled(part: _Part) -> bool:
     """Whether a text ended by itself, and loops only where the audio does."""
-    decoded = part.decoded
-    return decoded.ended and not decoded.cut_off and (part.spoken or not _loops(decoded))
-
-
-def _loops(decoded: Decoded) -> bool:
-    return find_loop(decoded.tokens) is not None or is_monotonous(decoded.text)
+    text = part.decoded
+    loops = is_monotonous(text.text, text.tokens)
+    return text.ended and not text.cut_off and (part.spoken or not loops)
 
 
 def could_be_said(decoded: Decoded, seconds: float) -> bool:

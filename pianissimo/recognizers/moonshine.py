@@ -12,8 +12,7 @@ import torch
 from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.io import SAMPLE_RATE, Samples
 from pianissimo.audio.vad import VoiceDetector
-from pianissimo.decoding.whisper import WhisperSearch, Written
-from pianissimo.decoding.whisper_words import timed_words, token_starts
+from pianissimo.decoding.whisper import WhisperSearch, Written, timed_words, token_starts
 from pianissimo.hallucination.verdict import max_new_tokens
 from pianissimo.models.checkpoints.moonshine import MoonshineParts, read_moonshine
 from pianissimo.models.moonshine import Moonshine

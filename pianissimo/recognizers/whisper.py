@@ -24,10 +24,15 @@ from torch import Tensor
 from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.io import SAMPLE_RATE, Samples
 from pianissimo.audio.vad import VoiceDetector
-from pianissimo.audio.whisper_features import log_mel, mel_filters, scaled, window_of
+from pianissimo.audio.whisper_features import log_mel, mel_filters, scaled
 from pianissimo.decoding.hotwords import Boost, PhraseTrie
-from pianissimo.decoding.whisper import WhisperSearch, Written
-from pianissimo.decoding.whisper_words import begins_again, timed_words, token_starts
+from pianissimo.decoding.whisper import (
+    WhisperSearch,
+    Written,
+    begins_again,
+    timed_words,
+    token_starts,
+)
 from pianissimo.engine.live_model import LiveModel
 from pianissimo.engine.segmented import SegmentedStream
 from pianissimo.engine.single import SingleStream, open_single
@@ -42,7 +47,7 @@ from pianissimo.models.checkpoints.whisper import (
     read_transformers,
 )
 from pianissimo.models.packed import Precision, computes_int8, packed
-from pianissimo.models.whisper import FRAME_SECONDS, DecoderState, Whisper
+from pianissimo.models.whisper import FRAME_SECONDS, Whisper
 from pianissimo.protocols import Capabilities, StreamRecognizer
 from pianissimo.recognizers.base import BaseRecognizer, default_detector
 from pianissimo.recognizers.family import Family, LoadOptions, Task
@@ -197,54 +202,40 @@ class WhisperRecognizer(BaseRecognizer):
             self._search(again, self.options.beam, words)
         return [self._heard(row, words) for row in rows]
 
-    def encode(self, pieces: Sequence[Samples], seconds: float | None = None) -> Tensor:
-        """Pieces of up to 30 s -> encoder frames (B, S, D), with zeros behind them up to `seconds`,
-        by default 30 s as Whisper was trained."""
-        seconds = seconds or self.model.config.audio_positions * FRAME_SECONDS
-        rows = [window_of(torch.from_numpy(piece), seconds) for piece in pieces]
-        samples = torch.cat(rows).to(self._device)
-        mel = scaled(log_mel(samples, self._filters)).to(self.encoder.positions.dtype)
-        encoded: Tensor = self.encoder(mel)
-        return encoded
-
     def _cross(self, pieces: Sequence[Samples], tail_seconds: float | None) -> list[Tensor]:
-        """What the decoder attends to, for each piece: (2, layers, 1, H, S, K)."""
-        if self._device.type != "cpu":  # one batch of whole windows is the quickest
-            return list(self.decoder.cross(self.encode(pieces)).split(1, dim=2))
+        """What the decoder attends to, for each piece of up to 30 s: (2, layers, H, S, K).
+
+        Zeros stand behind a piece: `tail_seconds`, or as many as fill the 30 s of the training.
+        """
         window = self.model.config.audio_positions * FRAME_SECONDS
-        tail = window if tail_seconds is None else tail_seconds
-        seconds = [min(window, math.ceil(len(piece) / SAMPLE_RATE + tail)) for piece in pieces]
-        return [
-            self.decoder.cross(self.encode([piece], length))
-            for piece, length in zip(pieces, seconds, strict=True)
-        ]
+        batches = [[piece] for piece in pieces]
+        if self._device.type != "cpu":  # one batch of whole windows is the quickest
+            batches, tail_seconds = [list(pieces)], None
+        found: list[Tensor] = []
+        for batch in batches:
+            seconds = window
+            if tail_seconds is not None:
+                seconds = min(window, math.ceil(len(batch[0]) / SAMPLE_RATE + tail_seconds))
+            samples = torch.zeros(len(batch), round(seconds * SAMPLE_RATE))
+            for row, piece in zip(samples, batch, strict=True):
+                row[: len(piece)] = torch.from_numpy(piece[: len(row)])
+            mel = scaled(log_mel(samples.to(self._device), self._filters))
+            encoded = self.encoder(mel.to(self.encoder.positions.dtype))
+            found += self.decoder.cross(encoded).unbind(2)
+        return found
 
     def _languages(self, cross: Sequence[Tensor]) -> list[str]:
         """The likeliest language of each piece."""
         codes = {id: code for code, id in self.tokenizer.languages.items()}
-        state = self._state(cross, 1)
+        state = self.decoder.start_from(cross, 1)
         return [codes[id] for id in self.search.languages(state, self.tokenizer.start, list(codes))]
-
-    def _state(self, cross: Sequence[Tensor], room: int) -> DecoderState:
-        """The state of `room` tokens for each of what `_cross` gave, of any number of frames."""
-        counts = [heard.shape[4] for heard in cross]
-        joined = cross[0]
-        if len(cross) > 1:
-            _, layers, _, H, _, K = joined.shape
-            joined = joined.new_zeros(2, layers, len(cross), H, K, max(counts)).transpose(-1, -2)
-            for i, heard in enumerate(cross):
-                joined[:, :, i, :, : counts[i]] = heard[:, :, 0]
-        frames = None
-        if len(set(counts)) > 1:
-            frames = torch.tensor(counts, device=joined.device)
-        return self.decoder.start_from(joined[0], joined[1], frames, room)
 
     def _search(self, rows: "Sequence[_Row]", beam: int, words: bool) -> None:
         """Write the texts of rows; a text that ended is kept if the new one does not end."""
         cross, prompts = [row.cross for row in rows], [row.prompt for row in rows]
         limits = [row.limit for row in rows]
         room = max(map(len, prompts)) + max(limits)
-        begun = self.search.read(self._state(cross, room), prompts)
+        begun = self.search.read(self.decoder.start_from(cross, room), prompts)
         if beam > 1:
             texts = self.search.beam(begun, limits, beam)
         else:
@@ -252,12 +243,12 @@ class WhisperRecognizer(BaseRecognizer):
         whole = self.model.config.audio_positions
         for row, text, no_speech in zip(rows, texts, begun.no_speech, strict=True):
             row.no_speech = no_speech
-            row.shortened = row.cross.shape[4] < whole
+            row.shortened = row.cross.shape[3] < whole
             if text.ended or not row.written.ended:
                 row.written = text
         if words or any(row.shortened for row in rows):
             inputs = [[*row.prompt, *row.written.tokens, self.tokenizer.end] for row in rows]
-            state = self._state(cross, max(map(len, inputs)))
+            state = self.decoder.start_from(cross, max(map(len, inputs)))
             for row, looks in zip(rows, self.search.looks(state, inputs), strict=True):
                 frames = math.ceil(len(row.piece) / SAMPLE_RATE / FRAME_SECONDS)
                 row.looks = looks[..., :frames] if words or row.shortened else None
@@ -411,7 +402,7 @@ class WhisperRecognizer(BaseRecognizer):
 class _Row:
     """A piece on the way to its text.
 
-    `cross` (2, layers, 1, H, S, K) is what the decoder attends to, `shortened` whether that are
+    `cross` (2, layers, H, S, K) is what the decoder attends to, `shortened` whether that are
     less than 30 s, `looks` (heads, U, frames) where the alignment heads looked within the piece for
     prompt, text and end.
     """

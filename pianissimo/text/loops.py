@@ -62,8 +62,13 @@ def trim_loop(tokens: Sequence[Token]) -> list[Token]:
     return kept
 
 
-def is_monotonous(text: str) -> bool:
-    """Whether long text compresses as only repeated text does; for scripts with spaces."""
+def is_monotonous(text: str, tokens: Sequence[Hashable] = ()) -> bool:
+    """Whether `tokens` loop, or long text compresses as only repeated text does.
+
+    Text in a script without spaces must have a loop of characters.
+    """
+    if find_loop(tokens) is not None:
+        return True
     spoken = " ".join(text.split())
     if han_share(spoken) > 0.3:
         return find_loop(letters(spoken)) is not None

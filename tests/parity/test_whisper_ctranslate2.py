@@ -42,14 +42,16 @@ def test_frames_and_texts(ours: WhisperRecognizer, theirs: Any, path: Path) -> N
     assert ours.front_end is not None
     leveled = ours.front_end.whole(samples).samples
     prompt = ours.tokenizer.prompt("en" if ours.rules.multilingual else None, "transcribe")
-    mel: list[torch.Tensor] = []
-    hook = ours.encoder.register_forward_pre_hook(lambda _, inputs: mel.append(inputs[0]))
+    seen: list[torch.Tensor] = []
+    hook = ours.encoder.register_forward_hook(
+        lambda _, inputs, output: seen.extend([inputs[0], output])
+    )
     with torch.inference_mode():
-        encoded = ours.encode([leveled])
-        state = ours.decoder.start(encoded, most_tokens=len(prompt) + LIMIT)
+        state = ours.decoder.start_from(ours._cross([leveled], None), len(prompt) + LIMIT)
         [text] = ours.search.beam(ours.search.read(state, [prompt]), [LIMIT], 5)
     hook.remove()
-    features = np.ascontiguousarray(mel[0].transpose(1, 2).numpy())
+    mel, encoded = seen
+    features = np.ascontiguousarray(mel.transpose(1, 2).numpy())
     expected = theirs.encode(ctranslate2.StorageView.from_array(features))
     frames = torch.from_numpy(np.array(expected))
     assert (frames - encoded).abs().max() < 2e-3 * frames.abs().max()

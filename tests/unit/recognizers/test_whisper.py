@@ -15,8 +15,7 @@ from tiny import cut
 from tiny_whisper import save_tiny_whisper
 
 import pianissimo
-from pianissimo.decoding.whisper import Written
-from pianissimo.decoding.whisper_words import begins_again, climb, grouped, token_starts
+from pianissimo.decoding.whisper import Written, begins_again, climb, timed_words, token_starts
 from pianissimo.errors import CheckpointError, OptionError
 from pianissimo.hallucination.verdict import max_new_tokens
 from pianissimo.models.checkpoints.whisper import read_transformers, save_whisper
@@ -25,7 +24,7 @@ from pianissimo.protocols import Recognizer, StreamRecognizer
 from pianissimo.recognizers import long_form as pieces_module
 from pianissimo.recognizers import whisper as whisper_module
 from pianissimo.recognizers.whisper import SearchOptions, WhisperRecognizer, _Row
-from pianissimo.transcript import Transcript
+from pianissimo.transcript import Transcript, Word
 
 pytest.importorskip("transformers", reason="needs the extra families")
 pytestmark = [
@@ -167,7 +166,9 @@ def test_words_begin_when_ctranslate2_says(tmp_path: Path) -> None:
     with torch.inference_mode():
         prompts = [ours.tokenizer.prompt("de", ours.task)] * len(clips)
         tokens = [list(decoded.tokens) for decoded in ours._decode(clips, words=False)]
-        looks = ours.search.attention(ours.encode(clips), prompts, tokens)
+        rows = [[*prompts[0], *ids, ours.tokenizer.end] for ids in tokens]
+        state = ours.decoder.start_from(ours._cross(clips, None), max(map(len, rows)))
+        looks = ours.search.looks(state, rows)
         starts = [
             token_starts(look[..., :count], ours.rules.median_width, len(prompts[0]) - 1)
             for look, count in zip(looks, frames, strict=True)
@@ -187,10 +188,9 @@ def test_a_doubtful_text_is_searched_again_in_the_whole_window(
     clips = [speech(3.0), speech(7.3)]
     ours.options = SearchOptions(always=True, tail_seconds=None)
     expected = [decoded.tokens for decoded in ours._decode(clips, words=True)]
-    seconds: list[float | None] = []
-    encode = ours.encode
-    monkeypatch.setattr(
-        ours, "encode", lambda pieces, s=None: seconds.append(s) or encode(pieces, s)
+    seconds: list[float] = []
+    ours.encoder.register_forward_pre_hook(
+        lambda _, inputs: seconds.append(inputs[0].shape[1] / 100)
     )
     ours.options = SearchOptions(tail_seconds=4.0)
     monkeypatch.setattr(whisper_module, "begins_again", lambda looks: True)
@@ -304,14 +304,15 @@ def test_the_text_is_dropped_where_the_model_hears_nobody(recognizer: WhisperRec
 def test_characters_of_several_tokens_stay_whole(recognizer: WhisperRecognizer) -> None:
     encode, decode = recognizer.tokenizer.encode, recognizer.tokenizer.decode
     ids = encode("你好 ab，c")
-    spaceless = [text for _, _, text in grouped(decode, ids, True)]
-    spaced = [text for _, _, text in grouped(decode, ids, False)]
-    assert spaceless == ["你", "好", "a", "b，", "c"]
-    assert spaced == ["你好", "ab，c"]
+
+    def words(language: str) -> tuple[Word, ...]:
+        return timed_words(decode, ids, [0.0] * len(ids), range(len(ids) + 1), language)
+
+    assert [word.text for word in words("zh")] == ["你", "好", "a", "b，", "c"]
+    assert [word.text for word in words("ko")] == ["你好", "ab，c"]
     ids = encode('he said "yes, no".')
-    groups = grouped(decode, ids, False)
-    assert [text for _, _, text in groups] == ["he", "said", '"yes,', 'no".']
-    assert [first for first, _, _ in groups][1:] == [last for _, last, _ in groups][:-1]
+    assert [word.text for word in words("en")] == ["he", "said", '"yes,', 'no".']
+    assert [word.start for word in words("en")][1:] == [word.end for word in words("en")][:-1]
 
 
 # -- languages, folders, refusals ------------------------------------------------------------------
