@@ -243,12 +243,12 @@ def from_array(
 def from_piece(samples: npt.ArrayLike, sample_rate: int) -> Samples:
     """Return a piece of a live stream as float32 (n, channels) at its own rate, scaled and checked.
 
-    Takes what `from_array` takes, and raises its errors. Pieces joined are the whole.
+    Takes the samples of `from_array`, and raises its errors for them. `sample_rate` is the rate of
+    the stream, which was checked when it began. Pieces joined are the whole.
     """
-    rate = check_sample_rate(sample_rate, "sample_rate")
     scaled = _scaled(_as_channels(samples))
     for channel in range(scaled.shape[1]):
-        _check_finite(scaled[:, channel], 0.0, rate, "the given array")
+        _check_finite(scaled[:, channel], 0.0, sample_rate, "the given array")
     return scaled
 
 

@@ -81,7 +81,7 @@ class Runner:
             # The first chunk of a stream has fewer features; from the layers on all are alike.
             order = sorted(range(len(works)), key=running.__getitem__)
             ordered = [slots[i] for i in order]
-            rows = Rows.of(ordered, [arena.frames[slot] for slot in ordered], encoder.device)
+            rows = self._rows(ordered)
             new = running.count(False)
             parts, changes = [], []
             for first, group in ((True, slice(0, new)), (False, slice(new, len(works)))):
@@ -118,7 +118,7 @@ class Runner:
         return results
 
     def _finish(self, works: Sequence[TailWork], grid: ChunkGrid) -> list[Hypothesis]:
-        arena, rows = self.arena, self._rows(works)
+        arena, rows = self.arena, self._rows([work.slot for work in works])
         encoded, counts = self.model.encoder.tail(
             self._tails(works), rows, arena.tensors, grid.chunk
         )
@@ -132,15 +132,22 @@ class Runner:
     def _again(self, works: Sequence[TailWork]) -> list[Hypothesis]:
         """The whole text since the state of each stream began, by the second pass."""
         assert self.model.second_pass is not None
-        arena, rows = self.arena, self._rows(works)
+        arena, rows = self.arena, self._rows([work.slot for work in works])
         search, prompts = arena.search.rows(rows.slots), arena.prompts[rows.slots]
         return self.model.second_pass.finish(
             self._tails(works), rows, arena.tensors, search, prompts
         )
 
-    def _rows(self, works: Sequence[TailWork]) -> Rows:
-        slots = [work.slot for work in works]
-        return Rows.of(slots, [self.arena.frames[slot] for slot in slots], self.model.device)
+    def _rows(self, slots: Sequence[int]) -> Rows:
+        device, frames = self.model.encoder.device, [self.arena.frames[slot] for slot in slots]
+        first = slots[0]
+        consecutive = list(slots) == list(range(first, first + len(slots)))
+        return Rows(
+            torch.tensor(slots, device=device),
+            torch.tensor(frames, device=device),
+            tuple(frames),
+            first if consecutive else None,
+        )
 
     def _tails(self, works: Sequence[TailWork]) -> list[Tensor | None]:
         return [

@@ -127,11 +127,10 @@ def weigh(
     See `supported_words` for `extend_frames`.
     """
     count, supported = len(result.tokens), 0
-    ends = _ends(result, extend_frames)
-    for word, sure in _words(result, tokenizer):
-        for i in word:
-            start, end = result.frames[i] * frame_seconds, ends[i] * frame_seconds
-            supported += sure or evidence.supports(start, end)
+    for word, ends, sure in _words(result, tokenizer, extend_frames):
+        for i, end in zip(word, ends, strict=True):
+            start = result.frames[i] * frame_seconds
+            supported += sure or evidence.supports(start, end * frame_seconds)
     return judge(
         tokenizer.decode(result.tokens),
         evidence,
@@ -156,33 +155,31 @@ def supported_words(
     boundaries is one word.
     """
     kept: list[int] = []
-    ends = _ends(result, extend_frames)
-    for word, sure in _words(result, tokenizer):
-        start, end = result.frames[word[0]], ends[word[-1]]
+    for word, ends, sure in _words(result, tokenizer, extend_frames):
+        start, end = result.frames[word[0]], ends[-1]
         if sure or evidence.supports(start * frame_seconds, end * frame_seconds):
             kept += word
     return result.take(kept)
 
 
-def _ends(result: Hypothesis, extend_frames: int) -> list[int]:
-    """The frame behind each token; the last one lasts `extend_frames`."""
-    frames = result.frames
+def _words(
+    result: Hypothesis, tokenizer: Tokenizer, extend_frames: int
+) -> list[tuple[range, list[int], bool]]:
+    """The places of each word's tokens, the frame behind each of these, and whether the model is
+    sure of the word. A token lasts until the next one, at most `extend_frames`."""
+    tokens, frames = result.tokens, result.frames
     last = [frame + extend_frames for frame in frames]
-    return [
+    ends = [
         max(frame + 1, min(end, after))
         for frame, end, after in zip(frames, last, [*frames[1:], *last[-1:]], strict=True)
     ]
-
-
-def _words(result: Hypothesis, tokenizer: Tokenizer) -> list[tuple[range, bool]]:
-    """The places of each word's tokens, and whether the model is sure of the word."""
-    tokens = result.tokens
     starts = [i for i, id in enumerate(tokens) if i and tokenizer.pieces[id].startswith(WORD_START)]
     edges = [0, *starts, len(tokens)] if tokens else []
     words = [range(*pair) for pair in pairwise(edges)]
     means = [sum(result.log_probs[i] for i in word) / len(word) for word in words]
     return [
-        (word, mean >= SURE_WORD_LOG_PROBABILITY) for word, mean in zip(words, means, strict=True)
+        (word, ends[word.start : word.stop], mean >= SURE_WORD_LOG_PROBABILITY)
+        for word, mean in zip(words, means, strict=True)
     ]
 
 

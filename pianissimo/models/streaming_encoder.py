@@ -66,17 +66,6 @@ class Rows:
     counts: tuple[int, ...] | None = None
     first: int | None = None
 
-    @classmethod
-    def of(cls, slots: Sequence[int], frames: Sequence[int], device: torch.device) -> "Rows":
-        first = slots[0]
-        consecutive = list(slots) == list(range(first, first + len(slots)))
-        return cls(
-            torch.tensor(slots, device=device),
-            torch.tensor(frames, device=device),
-            tuple(frames),
-            first if consecutive else None,
-        )
-
 
 class Features(Protocol):
     """Samples to feature frames, statelessly; `MelFeatures` is one."""

@@ -118,17 +118,16 @@ class LiveSegments:
 
     def note_heard(self) -> None:
         """Note what the detector found; after each step of it, see `listen`."""
-        heard = self._voice.windows * WINDOW_SAMPLES
-        if heard > self._heard and (speech := self._speech(self._voice)):
-            self._notes.append((heard, *speech))
+        voice, least = self._voice, self._detector.options.min_speech_seconds
+        heard = voice.windows * WINDOW_SAMPLES
+        if (
+            heard > self._heard
+            and voice.start is not None
+            and self._detector.open_seconds(voice) >= least
+        ):
+            first, last = voice.start * WINDOW_SAMPLES, voice.end * WINDOW_SAMPLES
+            self._notes.append((heard, first, last))
         self._heard = heard
-
-    def _speech(self, voice: VadState) -> tuple[int, int] | None:
-        """The samples [first, last) of speech that is not over for the detector."""
-        least = self._detector.options.min_speech_seconds
-        if voice.start is None or self._detector.open_seconds(voice) < least:
-            return None
-        return voice.start * WINDOW_SAMPLES, voice.end * WINDOW_SAMPLES
 
     def push(self, samples: npt.NDArray[np.float32]) -> None:
         """Take mono float32 samples at 16 kHz, to which the stream listened before."""

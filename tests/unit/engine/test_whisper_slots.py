@@ -123,7 +123,8 @@ def test_chunks_equal_the_chunked_whole(
     for work in chunks(grid, samples, 1):
         runner.step([work], grid)
     state: FrameState = runner.arena.search  # type: ignore[assignment]
-    rows = Rows.of([1], [runner.arena.frames[1]], torch.device("cpu"))
+    frames = runner.arena.frames[1]
+    rows = Rows(torch.tensor([1]), torch.tensor([frames]), (frames,), 1)
     rest = tail(grid, samples, 1)
     behind, counts = slots.tail([features(slots, rest)], rows, runner.arena.tensors, chunk)
     found = torch.cat([state.seen[1], behind[0]])
