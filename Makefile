@@ -30,7 +30,8 @@ test: $(READY) ## fast tests, on the CPU and offline, in JOBS=2 processes
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow and not gpu and not network and not scale"
 
 parity: $(READY) $(PARITY_READY) ## compare numerics with the reference implementations
-	$(BIN)/python -m pytest -q tests/parity/test_live.py tests/parity/test_live_families.py
+	$(BIN)/python -m pytest -q tests/parity/test_live.py tests/parity/test_live_families.py \
+	    tests/parity/test_live_stored.py
 
 bench: $(READY) ## speed and word error rates on this machine
 	BENCH_MINUTES=2 $(BIN)/python bench/offline.py

@@ -1,6 +1,6 @@
-"""Make `golden_beam.json` anew: what NeMo's batched beam search finds with a golden model.
+"""Make `golden_beam.json`: what NeMo's batched beam search finds with a golden model.
 
-    .venv-parity/bin/python tests/parity/make_golden_beam.py
+    .venv-parity/bin/python tests/parity/make_golden_beam.py [OUT]
 
 The search is `malsd_batch` for token-and-duration transducers in NeMo 3.0.0, without score
 normalization. For each beam there is a list of the rows of `encoded_rows`, and for each row its
@@ -10,6 +10,7 @@ are short for that reason.
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,9 @@ def found(model: Any, beam: int) -> list[list[Any]]:
 
 
 if __name__ == "__main__":
+    out = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE
     checkpoint = HERE / "golden" / "nemo" / "tdt.nemo"
     model = models.EncDecRNNTBPEModel.restore_from(str(checkpoint), map_location="cpu").eval()
     model.joint.log_softmax = False
     results = {str(beam): found(model, beam) for beam in BEAMS}
-    (HERE / "golden_beam.json").write_text(json.dumps(results) + "\n", encoding="utf-8")
+    (out / "golden_beam.json").write_text(json.dumps(results) + "\n", encoding="utf-8")

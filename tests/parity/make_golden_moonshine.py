@@ -1,6 +1,6 @@
-"""Make the golden files of Moonshine Streaming anew.
+"""Make the golden files of Moonshine Streaming.
 
-    python tests/parity/make_golden_moonshine.py
+    .venv-parity/bin/python tests/parity/make_golden_moonshine.py [OUT]
 
 Needs Transformers, from 5.24 on; the same versions give the same bytes. Each model is tiny and
 random: nothing was trained, recorded or taken from a published model.
@@ -8,6 +8,7 @@ random: nothing was trained, recorded or taken from a published model.
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ def tokenizer_json() -> str:
     return json.dumps({"version": "1.0", "added_tokens": special, "model": model})
 
 
-def make(name: str, seed: int, windows: list[list[int]], **options: object) -> None:
+def make(out: Path, name: str, seed: int, windows: list[list[int]], **options: object) -> None:
     torch.manual_seed(seed)
     encoder = MoonshineStreamingEncoderConfig(
         hidden_size=int(options.pop("encoder_size", 32)),  # type: ignore[call-overload]
@@ -91,7 +92,7 @@ def make(name: str, seed: int, windows: list[list[int]], **options: object) -> N
             if key.endswith("norm.weight") or key.endswith("layernorm.weight"):
                 weight.add_(1.0)
         model.model.encoder.embedder.comp.log_k.fill_(-0.3)
-    folder = GOLDEN / name
+    folder = out / name
     model.save_pretrained(folder)
     (folder / "tokenizer.json").write_text(tokenizer_json(), encoding="utf-8")
     (folder / "preprocessor_config.json").write_text(
@@ -127,17 +128,18 @@ def make(name: str, seed: int, windows: list[list[int]], **options: object) -> N
             f"ids_{length}": ids[0].numpy(),
         }
         print(name, length, tuple(encoded.shape), ids[0].tolist())
-    np.savez_compressed(GOLDEN / f"{name}.npz", **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(out / f"{name}.npz", **arrays)  # type: ignore[arg-type]
     for path in folder.iterdir():
         path.chmod(0o644)
 
 
 def main() -> None:
-    shutil.rmtree(GOLDEN, ignore_errors=True)
-    GOLDEN.mkdir()
-    make("streaming", 3, [[5, 3], [4, 0], [6, 2]], encoder_size=24)
-    make("streaming_tied", 4, [[4, 2], [3, 1]], tie_word_embeddings=True, attention_bias=True)
-    (GOLDEN / "README.md").write_text(README, encoding="utf-8")
+    out = Path(sys.argv[1]) if len(sys.argv) > 1 else GOLDEN
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    make(out, "streaming", 3, [[5, 3], [4, 0], [6, 2]], encoder_size=24)
+    make(out, "streaming_tied", 4, [[4, 2], [3, 1]], tie_word_embeddings=True, attention_bias=True)
+    (out / "README.md").write_text(README, encoding="utf-8")
 
 
 if __name__ == "__main__":

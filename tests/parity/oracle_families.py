@@ -1,4 +1,4 @@
-"""Transformers as oracle for wav2vec 2.0 and its kin: tiny random models and their numbers.
+"""Transformers as oracle for wav2vec 2.0 and related models: tiny random models and their numbers.
 
 Runs in the oracle environment (`requirements.txt`), never in ours:
 

@@ -1,9 +1,9 @@
 """Transformers as oracle for FastSpeech2Conformer and HiFi-GAN: tiny random models, their numbers.
 
-    python tests/parity/oracle_fastspeech2.py
+    .venv-parity/bin/python tests/parity/oracle_fastspeech2.py [OUT]
 
-writes `golden_fastspeech2/` anew, with the installed Transformers. For each variant there is a
-folder as Transformers saves it and VARIANT.npz with the arrays
+writes `golden_fastspeech2/` with the installed Transformers. For each variant there is a folder as
+Transformers saves it and VARIANT.npz with the arrays
 
     ids (T,)   durations (T,)   mel (F, M)   wave (N,)
     slow_mel (F, M)     with `speaking_speed` 2, which is half our speed
@@ -14,6 +14,7 @@ random generator; nothing was trained or taken from a published model.
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,8 @@ def model(normalize_before: bool, seed: int) -> FastSpeech2ConformerWithHifiGan:
 
 @torch.no_grad()
 def main() -> None:
-    shutil.rmtree(OUT, ignore_errors=True)
+    out = Path(sys.argv[1]) if len(sys.argv) > 1 else OUT
+    shutil.rmtree(out, ignore_errors=True)
     for number, (name, normalize_before) in enumerate((("post_norm", False), ("pre_norm", True))):
         made = model(normalize_before, SEED + number)
         ids = torch.randint(
@@ -92,7 +94,7 @@ def main() -> None:
         made.model.config.speaking_speed = 1.0
         wave = plain.waveform.flatten()
         assert plain.duration_outputs.sum() > 20 and 0.05 < wave.abs().max() < 0.99, "change a seed"
-        folder = OUT / name
+        folder = out / name
         made.save_pretrained(folder)
         vocabulary = {symbol: id for id, symbol in enumerate(SYMBOLS)}
         (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
@@ -105,8 +107,8 @@ def main() -> None:
         }
         for path in folder.iterdir():
             path.chmod(0o644)
-        np.savez(OUT / f"{name}.npz", **{key: value.numpy() for key, value in arrays.items()})
-    (OUT / "README.md").write_text(
+        np.savez(out / f"{name}.npz", **{key: value.numpy() for key, value in arrays.items()})
+    (out / "README.md").write_text(
         "# Golden files of FastSpeech2Conformer\n\nMade by `oracle_fastspeech2.py`, never by hand, "
         f"with Transformers {transformers.__version__} and torch {torch.__version__}.\n",
         encoding="utf-8",

@@ -1,8 +1,8 @@
 """Transformers as oracle for Nemotron 3 Diarization: a tiny random model and its numbers.
 
-    python tests/parity/oracle_nemotron_diarization.py
+    .venv-parity/bin/python tests/parity/oracle_nemotron_diarization.py [OUT]
 
-writes `golden_diarizers/nemotron` and `nemotron.npz` anew, with the installed Transformers:
+writes `golden_diarizers/nemotron` and `nemotron.npz`, with the installed Transformers:
 
     samples (N,)   features (T, F)     of the processor, without its padding
     offline/T (T, S)                   probabilities of `mel(T, F, seed=T)`, a whole recording
@@ -16,6 +16,7 @@ this package. Weights are drawn from a random generator; nothing was taken from 
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -122,8 +123,9 @@ def caches(outputs: dict[str, Tensor]) -> None:
 
 @torch.no_grad()
 def main() -> None:
+    out = Path(sys.argv[1]) if len(sys.argv) > 1 else OUT
     torch.topk = in_order
-    folder = OUT / "nemotron"
+    folder = out / "nemotron"
     shutil.rmtree(folder, ignore_errors=True)
     made = model()
     processor = Nemotron3DiarizationProcessor(
@@ -143,8 +145,8 @@ def main() -> None:
     for chunk, ahead in MODES:
         outputs[f"live/{chunk}-{ahead}/{LIVE_FRAMES}"] = live(made, frames, chunk, ahead)
     caches(outputs)
-    np.savez_compressed(OUT / "nemotron.npz", **{k: v.numpy() for k, v in outputs.items()})
-    (OUT / "nemotron.json").write_text(
+    np.savez_compressed(out / "nemotron.npz", **{k: v.numpy() for k, v in outputs.items()})
+    (out / "nemotron.json").write_text(
         json.dumps({"transformers": transformers.__version__, "torch": torch.__version__}) + "\n"
     )
 

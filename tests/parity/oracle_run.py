@@ -21,9 +21,14 @@ def find_python() -> Path | None:
 
 def run_oracle(python: Path, source: str, out: Path, plan: str) -> None:
     """Write the checkpoints and outputs of one oracle, "nemo" or "hf", into a folder."""
+    run_script(python, SCRIPTS[source], str(out), "--plan", plan)
+
+
+def run_script(python: Path, script: Path, *arguments: str) -> None:
+    """Run a script in the oracle environment; raises RuntimeError with its output if it fails."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment.pop("PYTHONPATH", None)
-    command = [str(python), str(SCRIPTS[source]), str(out), "--plan", plan]
+    command = [str(python), str(script), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")

@@ -2,7 +2,7 @@
 
     .venv-parity/bin/python tests/parity/oracle_sortformer.py [OUT]
 
-writes `golden_diarizers/sortformer.nemo` and `sortformer.npz` anew; for the environment see
+writes `golden_diarizers/sortformer.nemo` and `sortformer.npz`; for the environment see
 `requirements.txt`.
 
     live/C-R-F-U/T (T', S)   probabilities of `mel(T, F, seed=T)` in steps of C encoder frames with

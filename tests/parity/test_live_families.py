@@ -1,4 +1,4 @@
-"""The golden tests of wav2vec 2.0 and its kin over again, with larger models made on the spot.
+"""The golden tests of wav2vec 2.0 and related models, with larger models made on the spot.
 
 Needs the oracle environment: `make parity` makes it, PIANISSIMO_ORACLE_PYTHON names another one.
 """
