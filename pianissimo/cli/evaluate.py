@@ -59,7 +59,7 @@ class EvaluateOptions:
     diarize_model: Annotated[
         str | None,
         typer.Option(
-            metavar="MODEL", help="With --diarize: the network that finds turns, not voices."
+            metavar="MODEL", help="With --diarize: folder or .nemo file of a diarization model."
         ),
     ] = None
     json: JsonOption = False
@@ -90,11 +90,10 @@ def evaluate(
 
     Texts are compared in lower case without punctuation; `text_norm` is preferred to `text`.
     Recordings that cannot be read are reported, excluded from all figures, and make the exit code
-    3. With --stream the errors are those of live finals, and the delays are those of one stream
-    that is spoken while this machine decodes it: from the beginning of the first word to the first
-    text, from the end of a word to the text that has it, and from the end of the last word of an
-    utterance to its final. With --diarize the figures are DER, JER and the number of speakers, and
-    cpWER where lines have `segments` with `speaker` and `text`.
+    3. With --stream, errors are those of live finals. Delays are those of one stream, fed at the
+    speed of speech: of the first text after the first word begins, of a word after it ends, and of
+    a final after the last word of its utterance. With --diarize, the figures are DER, JER and the
+    number of speakers, and cpWER where lines have `segments` with `speaker` and `text`.
     """
     if options.diarize:
         _evaluate_speakers(manifest, model, search, options)

@@ -65,8 +65,8 @@ LatencyOption = Annotated[
     int | None,
     typer.Option(
         metavar="MS",
-        help="Latency mode: 80, 160, 560 or 1120, as supported by the model "
-        "[default: longest; 160 for live streams].",
+        help="Latency mode, one of those of the model: 80, 160, 560 or 1120 "
+        "[default of live streams: 560 with Whisper, 160 with others].",
     ),
 ]
 SecondPassOption = Annotated[

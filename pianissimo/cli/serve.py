@@ -92,7 +92,7 @@ class ServedModels:
     ] = None
     diarize_latency: Annotated[
         int | None,
-        typer.Option(metavar="MS", help="How late the speakers of that model may be on sockets."),
+        typer.Option(metavar="MS", help="Latency of the speakers of that model on sockets."),
     ] = None
     device: DeviceOption = "auto"
     dtype: DtypeOption = "float32"
@@ -278,7 +278,9 @@ class PolishOptions:
     ] = None
     polish_timeout: Annotated[
         float,
-        typer.Option(metavar="SECONDS", help="Longest wait for 400 words; then texts stay."),
+        typer.Option(
+            metavar="SECONDS", help="Longest wait for 400 words; later corrections are dropped."
+        ),
     ] = 5.0
 
 

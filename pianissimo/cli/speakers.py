@@ -47,7 +47,7 @@ class SpeakerOptions:
     diarize_latency: Annotated[
         int | None,
         typer.Option(
-            metavar="MS", help="With --diarize-model and --stream: how late speakers may be."
+            metavar="MS", help="With --diarize-model and --stream: latency of the speakers."
         ),
     ] = None
 

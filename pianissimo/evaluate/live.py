@@ -1,8 +1,9 @@
 """Live streams over a test set: word errors of the finals, and how late words are on this machine.
 
-Nobody waits for the audio: a clock of its own runs. A block of audio can be pushed once it has been
-spoken and the block before it is done; pushing it takes the time that it takes here. Delays are
-those of one paced stream on this machine, with the backlog of a machine that is too slow.
+The audio is not played in real time: the clock is simulated. A block of audio can be pushed once it
+has been spoken and the block before it is done; pushing it takes the time that it takes here.
+Delays are those of one paced stream on this machine, with the backlog of a machine that is too
+slow.
 """
 
 import time
