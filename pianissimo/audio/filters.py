@@ -5,6 +5,7 @@ numbers, so the bits do not depend on how a stream was cut into blocks. The call
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +18,8 @@ RUMBLE_HZ = 80.0
 LOOKAHEAD_SECONDS = 0.005
 RELEASE_SECONDS = 0.08
 LOOKAHEAD_SAMPLES = round(LOOKAHEAD_SECONDS * SAMPLE_RATE)
+STREAMS_TOGETHER = 16
+"""Streams that are filtered in one call: their samples of a tenth of a second stay in the cache."""
 
 Float64 = npt.NDArray[np.float64]
 Samples = npt.NDArray[np.float32]
@@ -50,28 +53,56 @@ def remove_offset(samples: Samples, state: OffsetState) -> Samples:
 
     The first sample counts as if it had been there for ever, so that an offset makes no step.
     """
-    if not len(samples):
-        return samples
-    x = np.empty(len(samples) + 1)
-    x[0] = samples[0] if state.last is None else state.last
-    x[1:] = samples
-    state.last = float(x[-1])
-    change = x[1:] - x[:-1]
-    out = np.empty(len(samples), np.float32)
-    done = 0
-    while done < len(change):
-        part = change[done : done + _STRETCH - state.place]
-        last = state.place + len(part)
-        sums = part * _GROW[state.place : last]
-        sums[0] += state.total
-        np.add.accumulate(sums, out=sums)
-        filtered = sums * _SHRINK[state.place : last]
-        out[done : done + len(part)] = filtered
-        done += len(part)
-        state.total, state.place = float(sums[-1]), last
-        if last == _STRETCH:
-            state.total, state.place = float(filtered[-1]), 0
+    return remove_offsets([samples], [state])[0]
+
+
+def remove_offsets(blocks: Sequence[Samples], states: Sequence[OffsetState]) -> list[Samples]:
+    """As `remove_offset` of one block (n,) of each of several streams, with the same bits."""
+    out: list[Samples] = []
+    for start in range(0, len(blocks), STREAMS_TOGETHER):
+        some = slice(start, start + STREAMS_TOGETHER)
+        out += _without_offset(blocks[some], states[some])
     return out
+
+
+def _without_offset(blocks: Sequence[Samples], states: Sequence[OffsetState]) -> list[Samples]:
+    # One row per stream; the first column is the beginning of its current stretch.
+    first = min(state.place for state in states)
+    last = max(state.place + len(block) for block, state in zip(blocks, states, strict=True))
+    sums, out = np.zeros((len(blocks), last)), np.empty((len(blocks), last), np.float32)
+    for i, (block, state) in enumerate(zip(blocks, states, strict=True)):
+        if len(block):
+            before, place = block[0] if state.last is None else state.last, state.place
+            sums[i, place] = float(block[0]) - float(before)
+            np.subtract(
+                block[1:],
+                block[:-1],
+                out=sums[i, place + 1 : place + len(block)],
+                dtype=np.float64,
+            )
+            state.last = float(block[-1])
+    ends = [state.place + len(block) for block, state in zip(blocks, states, strict=True)]
+    totals = [state.total for state in states]
+    for start in range(0, last, _STRETCH):
+        begin, end = (first if start == 0 else 0), min(_STRETCH, last - start)
+        part = sums[:, start + begin : start + end]
+        part *= _GROW[begin:end]
+        for i, state in enumerate(states):
+            if start < ends[i] and len(blocks[i]):
+                part[i, state.place - begin if start == 0 else 0] += totals[i]
+        np.add.accumulate(part, axis=1, out=part)
+        filtered = part * _SHRINK[begin:end]
+        out[:, start + begin : start + end] = filtered
+        if end == _STRETCH:
+            totals = filtered[:, -1].tolist()
+    samples = []
+    for i, (state, end) in enumerate(zip(states, ends, strict=True)):
+        samples.append(out[i, state.place : end])
+        if end > state.place:
+            whole = end % _STRETCH == 0
+            state.total = totals[i] if whole else float(sums[i, end - 1])
+            state.place = end % _STRETCH
+    return samples
 
 
 @dataclass
@@ -106,27 +137,45 @@ class HighPass:
 
     def push(self, frames: Float64, state: HighPassState) -> Float64:
         """Frames (K, frame_samples) float64 -> the same shape, filtered."""
-        K, N = frames.shape
+        filtered: Float64 = self.push_many(frames[None], [state])[0]
+        return filtered
+
+    def push_many(self, frames: Float64, states: Sequence[HighPassState]) -> Float64:
+        """Frames (S, K, frame_samples) of S streams, as `push` of each."""
+        S, K, N = frames.shape
         if not K:
             return frames
-        if state.last is None:  # as if the first sample had been there for ever: no step from DC
-            first = float(frames[0, 0])
-            state.last = (first, first)
-        x = np.concatenate([state.last, frames.reshape(-1)])
-        u = (x[2:] - x[1:-1] - (x[1:-1] - x[:-2])).reshape(K, N)
-        real = np.add.accumulate(u * self._in_real, axis=1)
-        imag = np.add.accumulate(u * self._in_imag, axis=1)
-        carried = np.empty((2, K, 1))
-        z = complex(state.real, state.imag)
-        for k in range(K):
-            z = self._pole * z
-            carried[:, k, 0] = z.real, z.imag
-            z = self._advance * (z + complex(real[k, -1], imag[k, -1])) / self._pole
-        state.real, state.imag = z.real, z.imag
-        state.last = (float(x[-2]), float(x[-1]))
-        real += carried[0]
-        imag += carried[1]
-        return real * self._out_imag + imag * self._out_real
+        x = np.empty((S, 2 + K * N))
+        x[:, 2:] = frames.reshape(S, K * N)
+        for i, state in enumerate(states):
+            if state.last is None:  # as if the first sample had been there for ever: no step
+                state.last = (float(x[i, 2]), float(x[i, 2]))
+            x[i, 0], x[i, 1] = state.last
+        change = x[:, 1:] - x[:, :-1]
+        u = (change[:, 1:] - change[:, :-1]).reshape(S, K, N)
+        real, imag = u * self._in_real, u
+        imag *= self._in_imag
+        for sums in (real, imag):
+            np.add.accumulate(sums, axis=2, out=sums)
+        carried_real, carried_imag = [], []
+        ends = zip(states, real[:, :, -1].tolist(), imag[:, :, -1].tolist(), strict=True)
+        pole, advance = self._pole, self._advance
+        for state, ends_real, ends_imag in ends:
+            z = complex(state.real, state.imag)
+            for end_real, end_imag in zip(ends_real, ends_imag, strict=True):
+                z = pole * z
+                carried_real.append(z.real)
+                carried_imag.append(z.imag)
+                z = advance * (z + complex(end_real, end_imag)) / pole
+            state.real, state.imag = z.real, z.imag
+        for state, (before, last) in zip(states, x[:, -2:].tolist(), strict=True):
+            state.last = (before, last)
+        real += np.array(carried_real).reshape(S, K, 1)
+        imag += np.array(carried_imag).reshape(S, K, 1)
+        real *= self._out_imag
+        imag *= self._out_real
+        real += imag
+        return real
 
 
 @dataclass
@@ -158,14 +207,29 @@ class Limiter:
 
     def push(self, frames: Float64, state: LimiterState) -> Samples:
         """Frames (K, N) float64 -> the (K * N,) samples up to one look-ahead ago."""
-        K, N = frames.shape
+        limited: Samples = self.push_many(frames[None], [state])[0]
+        return limited
+
+    def push_many(self, frames: Float64, states: Sequence[LimiterState]) -> Samples:
+        """Frames (S, K, N) of S streams -> (S, K * N), as `push` of each."""
+        S, K, N = frames.shape
         if not K:
-            return np.zeros(0, np.float32)
-        x = np.concatenate([state.waiting, frames.reshape(-1)])
-        state.waiting = x[-LOOKAHEAD_SAMPLES:].copy()
+            return np.zeros((S, 0), np.float32)
+        x = np.empty((S, LOOKAHEAD_SAMPLES + K * N))
+        x[:, LOOKAHEAD_SAMPLES:] = frames.reshape(S, K * N)
+        for i, state in enumerate(states):
+            x[i, :LOOKAHEAD_SAMPLES] = state.waiting
+            state.waiting = x[i, -LOOKAHEAD_SAMPLES:].copy()
+        out = x[:, : K * N].astype(np.float32)
+        highest, lowest = x.max(axis=1).tolist(), x.min(axis=1).tolist()
+        for i, state in enumerate(states):
+            if state.reduction != 0.0 or max(highest[i], -lowest[i]) > self.ceiling:
+                out[i] = self._limited(x[i], K, N, state)
+        return out
+
+    def _limited(self, x: Float64, K: int, N: int, state: LimiterState) -> Samples:
+        """Samples (K * N,) of one stream, held down where they need it."""
         size = np.abs(x)
-        if state.reduction == 0.0 and size.max() <= self.ceiling:
-            return x[: K * N].astype(np.float32)
         needed = 1.0 - self.ceiling / np.maximum(size, self.ceiling)
         ahead = _leading_max(needed, K * N).reshape(K, N)
         # d[n] = max(ahead[n], d[n - 1] * decay), as a running maximum of values scaled up by decay.

@@ -8,14 +8,20 @@ One object serves any number of files, streams and servers at once: it holds opt
 a stream remembers is a `FrontEndState` that the caller owns and may store.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pianissimo.audio.filters import HighPassState, LimiterState, OffsetState, remove_offset
+from pianissimo.audio.filters import (
+    HighPassState,
+    LimiterState,
+    OffsetState,
+    remove_offset,
+    remove_offsets,
+)
 from pianissimo.audio.gain import (
     GAIN_MODES,
     Gained,
@@ -27,8 +33,8 @@ from pianissimo.audio.gain import (
     RecordingState,
     StreamGain,
 )
-from pianissimo.audio.level import Samples, check_samples
-from pianissimo.errors import OptionError
+from pianissimo.audio.level import Samples, check_many, check_samples
+from pianissimo.errors import AudioValueError, OptionError
 
 
 @dataclass
@@ -81,15 +87,46 @@ class FrontEnd:
         Raises AudioValueError for NaN, infinity, integers, more than one channel, or floats that
         are integers never scaled; the state is then as it was before.
         """
+        if state.live is not None:
+            [gained] = self.push_many([samples], [state])
+            if isinstance(gained, AudioValueError):
+                raise gained
+            return gained
+        assert state.recording is not None
         offset = replace(state.offset)
         centered = remove_offset(check_samples(samples), offset)
-        if state.live is not None:
-            gained = self.live.push(centered, state.live)
-        else:
-            assert state.recording is not None
-            gained = self.recording.push(centered, state.recording)
+        gained = self.recording.push(centered, state.recording)
         state.offset = offset
         return gained
+
+    def push_many(
+        self, blocks: Sequence[npt.ArrayLike], states: Sequence[FrontEndState]
+    ) -> list[Gained | AudioValueError]:
+        """As `push` of one block (n,) of each of several live streams, with the same bits.
+
+        It takes a fraction of the time of one by one. Returns the error of each stream whose
+        samples are not usable; its state is then as it was before.
+        """
+        found: dict[int, Gained | AudioValueError] = {}
+        taken: list[tuple[int, Samples]] = []
+        for i, checked in enumerate(check_many(blocks)):
+            if isinstance(checked, AudioValueError):
+                found[i] = checked
+            else:
+                taken.append((i, checked))
+        offsets = [replace(states[i].offset) for i, _ in taken]
+        centered = check_many(remove_offsets([block for _, block in taken], offsets))
+        ready: list[tuple[int, Samples]] = []
+        for (i, _), offset, block in zip(taken, offsets, centered, strict=True):
+            if isinstance(block, AudioValueError):
+                found[i] = block
+            else:
+                states[i].offset = offset
+                ready.append((i, block))
+        lives = [live for i, _ in ready if (live := states[i].live) is not None]
+        leveled = self.live.push_many([block for _, block in ready], lives)
+        found |= {i: gained for (i, _), gained in zip(ready, leveled, strict=True)}
+        return [found[i] for i in range(len(blocks))]
 
     def finish(self, state: FrontEndState) -> Gained:
         """The samples that still wait. Altogether as many have left as came."""

@@ -30,6 +30,7 @@ import numpy.typing as npt
 from pianissimo.audio import SAMPLE_RATE
 from pianissimo.audio.filters import (
     LOOKAHEAD_SAMPLES,
+    STREAMS_TOGETHER,
     HighPass,
     HighPassState,
     Limiter,
@@ -208,35 +209,62 @@ class StreamGain:
         Raises AudioValueError for NaN, infinity, integers or more than one channel; the stream can
         continue with the next samples as if that push had not happened.
         """
-        block = check_samples(samples)
-        state.received += len(block)
-        if self.mode == "off":
-            state.sent = state.received
-            return Gained(block.copy())
-        x = np.concatenate([state.rest, block])
-        whole = len(x) - len(x) % FRAME_SAMPLES
-        state.rest = x[whole:].copy()
-        frames = x[:whole].reshape(-1, FRAME_SAMPLES)
-        filtered = self._highpass.push(frames, state.highpass)
-        powers = np.add.accumulate(filtered * filtered, axis=1)[:, -1] / FRAME_SAMPLES
-        gains = [state.gain_db]
-        moments: list[tuple[int, GainReading]] = []
-        for k, power in enumerate(powers.tolist()):
-            self._follow(10 * math.log10(power + _QUIETEST), state)
-            gains.append(state.gain_db)
-            state.frames += 1
-            if state.frames % READING_FRAMES == 0:
-                reading = GainReading(
-                    seconds=state.frames * FRAME_SECONDS,
-                    gain_db=state.gain_db,
-                    speech_db=_speech_level(state.ranked) if state.ranked else None,
-                    noise_db=state.noise_db,
-                    speech=state.heard_speech,
-                    limited=False,
+        return self.push_many([check_samples(samples)], [state])[0]
+
+    def push_many(self, blocks: Sequence[Samples], states: Sequence[GainState]) -> list[Gained]:
+        """As `push` of one block (n,) of each of several streams, with the same bits.
+
+        It takes a fraction of the time of one by one. The blocks must be what `check_samples`
+        returns.
+        """
+        gained = [Gained(np.zeros(0, np.float32))] * len(blocks)
+        same_count: dict[int, list[int]] = {}
+        for i, (block, state) in enumerate(zip(blocks, states, strict=True)):
+            state.received += len(block)
+            if self.mode == "off":
+                state.sent = state.received
+                gained[i] = Gained(block.copy())
+                continue
+            count = (len(state.rest) + len(block)) // FRAME_SAMPLES
+            if count:
+                same_count.setdefault(count, []).append(i)
+            else:
+                state.rest = np.concatenate([state.rest, block])
+        for count, members in same_count.items():
+            for start in range(0, len(members), STREAMS_TOGETHER):
+                some = members[start : start + STREAMS_TOGETHER]
+                frames = np.empty((len(some), count * FRAME_SAMPLES))
+                for row, i in zip(frames, some, strict=True):
+                    rest, block = states[i].rest, blocks[i]
+                    used = len(row) - len(rest)
+                    row[: len(rest)] = rest
+                    row[len(rest) :] = block[:used]
+                    states[i].rest = block[used:].astype(np.float64)
+                found = self._push_frames(
+                    frames.reshape(-1, count, FRAME_SAMPLES), [states[i] for i in some]
                 )
-                state.heard_speech = False
-                moments.append((k, reading))
-        return self._send(amplified(frames, gains), moments, state)
+                for i, ready in zip(some, found, strict=True):
+                    gained[i] = ready
+        return gained
+
+    def _push_frames(self, frames: Float64, states: Sequence[GainState]) -> list[Gained]:
+        """Complete frames (S, K, 160) of S streams."""
+        filtered = self._highpass.push_many(frames, [state.highpass for state in states])
+        filtered *= filtered
+        powers = np.add.accumulate(filtered, axis=2)[:, :, -1] / FRAME_SAMPLES
+        before: list[float] = []
+        after: list[float] = []
+        readings = []
+        for row, state in zip(powers.tolist(), states, strict=True):
+            before.append(state.gain_db)
+            gains, moments = self._follow(
+                [10 * math.log10(power + _QUIETEST) for power in row], state
+            )
+            before += gains[:-1]
+            after += gains
+            readings.append(moments)
+        loud = amplified(frames.reshape(-1, FRAME_SAMPLES), before, after)
+        return self._send(loud.reshape(frames.shape), readings, states)
 
     def finish(self, state: GainState) -> Gained:
         """The samples that still wait, so that as many have left as came."""
@@ -247,76 +275,109 @@ class StreamGain:
         frames = np.zeros((2, FRAME_SAMPLES))
         frames.reshape(-1)[: len(state.rest)] = state.rest
         state.rest = np.zeros(0)
-        gained = self._send(amplified(frames, [state.gain_db] * 3), [], state)
+        gains = [state.gain_db] * 2
+        [gained] = self._send(amplified(frames, gains, gains)[None], [[]], [state])
         return Gained(gained.samples[:missing])
 
     def _send(
-        self, frames: Float64, moments: Sequence[tuple[int, GainReading]], state: GainState
-    ) -> Gained:
-        """Through the limiter; without the zeros that it puts before the first sample."""
-        over = (np.abs(frames).max(axis=1, initial=0.0) > self._limiter.ceiling).tolist()
-        readings, done = [], 0
-        for k, reading in moments:
-            limited = state.limited or any(over[done : k + 1])
-            readings.append(replace(reading, limited=limited))
-            state.limited, done = False, k + 1
-        state.limited = state.limited or any(over[done:])
-        samples = self._limiter.push(frames, state.limiter)
-        if state.sent == 0 and len(samples):
-            samples = samples[LOOKAHEAD_SAMPLES:]
-        samples = samples[: state.received - state.sent]
-        state.sent += len(samples)
-        return Gained(samples, tuple(readings))
+        self,
+        frames: Float64,
+        readings: Sequence[Sequence[tuple[int, GainReading]]],
+        states: Sequence[GainState],
+    ) -> list[Gained]:
+        """Frames (S, K, 160) through the limiter; without the zeros that it puts before the first
+        sample. Readings come with the place of their frame."""
+        ceiling, gained = self._limiter.ceiling, []
+        over = np.maximum(frames.max(axis=2), -frames.min(axis=2)) > ceiling
+        limited = self._limiter.push_many(frames, [state.limiter for state in states])
+        any_over = over.any(axis=1).tolist()
+        for i, (state, moments) in enumerate(zip(states, readings, strict=True)):
+            done, complete = 0, []
+            for k, reading in moments:
+                held = state.limited or bool(over[i, done : k + 1].any())
+                complete.append(replace(reading, limited=held))
+                state.limited, done = False, k + 1
+            if any_over[i]:
+                state.limited = state.limited or bool(over[i, done:].any())
+            skipped = LOOKAHEAD_SAMPLES if state.sent == 0 else 0
+            samples = limited[i, skipped:][: state.received - state.sent]
+            state.sent += len(samples)
+            gained.append(Gained(samples, tuple(complete)))
+        return gained
 
-    def _follow(self, energy: float, state: GainState) -> None:
-        """One frame: update the noise floor and the speech level from its `energy` in dB, choose
-        the gain to aim at, and move toward it by at most one frame's slew."""
+    def _follow(
+        self, energies: Sequence[float], state: GainState
+    ) -> tuple[list[float], list[tuple[int, GainReading]]]:
+        """Frames of one stream by their energy in dB: each updates the noise floor and the speech
+        level, chooses the gain to aim at, and moves toward it by at most one frame's slew.
+
+        Returns the gain at the end of each frame, and the readings with the place of their frame.
+        """
         if not state.started:
-            state.started = True
-            state.energy_db = state.noise_db = energy
-        state.energy_db += _ENERGY_SHARE * (energy - state.energy_db)
-        smoothed = state.energy_db
-        if smoothed > state.noise_db:
-            state.noise_db = min(state.noise_db + _NOISE_RISE_DB, smoothed)
-        else:
-            state.noise_db += _NOISE_SHARE * (smoothed - state.noise_db)
-        over = smoothed - state.noise_db
-        loud = over > (_STAY_DB if state.speech else _ON_DB) and smoothed > _LOWEST_SPEECH_DB
-        state.hangover = _HANGOVER_FRAMES if loud else max(0, state.hangover - 1)
-        state.speech = state.hangover > 0
-        if state.speech:
-            state.heard_speech = True
-            if over > _STAY_DB:
-                state.speech_frames += 1
-                if len(state.levels) == _LEVEL_FRAMES:
-                    oldest = state.levels.pop(0)
-                    del state.ranked[bisect_left(state.ranked, oldest)]
-                state.levels.append(energy)
-                insort(state.ranked, energy)
-        options = self.options
-        cap = max(0.0, options.noise_out_db - state.noise_db)
-        early = state.speech_frames <= _FIRST_FRAMES
-        if state.speech and state.speech_frames >= _FRAMES_BEFORE_GAIN:
-            level, acts = _speech_level(state.ranked), True
-            if self.mode == "auto":
-                acts = state.acting or state.speech_frames >= _FRAMES_BEFORE_AUTO
-                if acts:
-                    margin = _AUTO_HYSTERESIS_DB if state.acting else 0.0
-                    low, high = options.auto_below_db + margin, options.auto_above_db - margin
-                    acts = state.acting = not low <= level <= high
-            want = 0.0
+            state.started, state.energy_db, state.noise_db = True, energies[0], energies[0]
+        smoothed, noise, gain, held = state.energy_db, state.noise_db, state.gain_db, state.held_db
+        speech, hangover, frames = state.speech, state.hangover, state.frames
+        noise_out_db, gains, moments = self.options.noise_out_db, [], []
+        for k, energy in enumerate(energies):
+            smoothed += _ENERGY_SHARE * (energy - smoothed)
+            if smoothed > noise:
+                risen = noise + _NOISE_RISE_DB
+                noise = risen if risen < smoothed else smoothed
+            else:
+                noise += _NOISE_SHARE * (smoothed - noise)
+            over = smoothed - noise
+            if over > (_STAY_DB if speech else _ON_DB) and smoothed > _LOWEST_SPEECH_DB:
+                hangover = _HANGOVER_FRAMES
+            elif hangover:
+                hangover -= 1
+            speech = hangover > 0
+            cap = noise_out_db - noise
+            if cap < 0.0:
+                cap = 0.0
+            if speech:
+                state.heard_speech = True
+                if over > _STAY_DB:
+                    _remember(energy, state)
+                held = self._aim(held, cap, state)
+            if held > cap:
+                held = cap
+            distance = held - gain
+            if distance < 0:
+                gain += distance if distance > -_FALL else -_FALL
+            elif distance > 0 and speech:
+                fast = distance > _FAR_DB or state.speech_frames <= _FIRST_FRAMES
+                rise = _FAST_RISE if fast else _RISE
+                gain += distance if distance < rise else rise
+            gains.append(gain)
+            frames += 1
+            if frames % READING_FRAMES == 0:
+                level = _speech_level(state.ranked) if state.ranked else None
+                seconds, heard = frames * FRAME_SECONDS, state.heard_speech
+                moments.append((k, GainReading(seconds, gain, level, noise, heard, False)))
+                state.heard_speech = False
+        state.energy_db, state.noise_db, state.gain_db, state.held_db = smoothed, noise, gain, held
+        state.speech, state.hangover, state.frames = speech, hangover, frames
+        return gains, moments
+
+    def _aim(self, held: float, cap: float, state: GainState) -> float:
+        """The gain to aim at during speech; `held` while the wanted one is in the dead zone."""
+        count = state.speech_frames
+        if count < _FRAMES_BEFORE_GAIN:
+            return held
+        options, level, acts = self.options, _speech_level(state.ranked), True
+        if self.mode == "auto":
+            acts = state.acting or count >= _FRAMES_BEFORE_AUTO
             if acts:
-                want = min(max(options.target_db - level, options.min_gain_db), options.max_gain_db)
-            want = min(want, cap)
-            if early or abs(want - state.held_db) > self.dead_zone_db:
-                state.held_db = want
-        state.held_db = min(state.held_db, cap)
-        distance = state.held_db - state.gain_db
-        if distance < 0:
-            state.gain_db += max(distance, -_FALL)
-        elif state.speech:
-            fast = early or distance > _FAR_DB
-            state.gain_db += min(distance, _FAST_RISE if fast else _RISE)
+                margin = _AUTO_HYSTERESIS_DB if state.acting else 0.0
+                low, high = options.auto_below_db + margin, options.auto_above_db - margin
+                acts = state.acting = not low <= level <= high
+        want = 0.0
+        if acts:
+            want = min(max(options.target_db - level, options.min_gain_db), options.max_gain_db)
+        if want > cap:
+            want = cap
+        moves = count <= _FIRST_FRAMES or abs(want - held) > self.dead_zone_db
+        return want if moves else held
 
 
 @dataclass
@@ -386,8 +447,8 @@ class RecordingGain:
         gain = 0.0 if state.gain_db is None else state.gain_db
         frames = np.pad(stretch.astype(np.float64), (0, -size % FRAME_SAMPLES))
         frames = frames.reshape(-1, FRAME_SAMPLES)
-        gains = [gain if before is None else before] + [gain] * len(frames)
-        loud = amplified(frames, gains)
+        first = gain if before is None else before
+        loud = amplified(frames, [first] + [gain] * (len(frames) - 1), [gain] * len(frames))
         state.done += size
         reading = GainReading(
             seconds=state.done / SAMPLE_RATE,
@@ -424,15 +485,25 @@ def constant_gain(
     return min(gain, options.ceiling_db - levels.loud_peak_db)
 
 
-def amplified(frames: Float64, gains: Sequence[float]) -> Float64:
-    """Frames (K, 160) times a gain that goes from gains[k] to gains[k + 1] dB, evenly in dB."""
-    out = frames * np.array([10.0 ** (gain / 20) for gain in gains[1:]]).reshape(-1, 1)
-    moving = [k for k in range(len(frames)) if gains[k] != gains[k + 1]]
+def amplified(frames: Float64, before: Sequence[float], after: Sequence[float]) -> Float64:
+    """Frames (K, 160) times a gain that goes from before[k] to after[k] dB, evenly in dB."""
+    out = frames * np.array([10.0 ** (gain / 20) for gain in after]).reshape(-1, 1)
+    moving = [k for k in range(len(frames)) if before[k] != after[k]]
     if moving:
-        before = np.array([[gains[k]] for k in moving])
-        after = np.array([[gains[k + 1]] for k in moving])
-        out[moving] = frames[moving] * np.exp((before + (after - before) * _RAMP) * _NEPERS_PER_DB)
+        start = np.array([[before[k]] for k in moving])
+        end = np.array([[after[k]] for k in moving])
+        out[moving] = frames[moving] * np.exp((start + (end - start) * _RAMP) * _NEPERS_PER_DB)
     return out
+
+
+def _remember(energy: float, state: GainState) -> None:
+    """Count a frame of speech among the last ones."""
+    state.speech_frames += 1
+    if len(state.levels) == _LEVEL_FRAMES:
+        oldest = state.levels.pop(0)
+        del state.ranked[bisect_left(state.ranked, oldest)]
+    state.levels.append(energy)
+    insort(state.ranked, energy)
 
 
 def _speech_level(ranked: Sequence[float]) -> float:

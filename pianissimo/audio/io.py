@@ -246,9 +246,11 @@ def from_piece(samples: npt.ArrayLike, sample_rate: int) -> Samples:
     Takes the samples of `from_array`, and raises its errors for them. `sample_rate` is the rate of
     the stream, which was checked when it began. Pieces joined are the whole.
     """
-    scaled = _scaled(_as_channels(samples))
-    for channel in range(scaled.shape[1]):
-        _check_finite(scaled[:, channel], 0.0, sample_rate, "the given array")
+    array = _as_channels(samples)
+    scaled = _scaled(array)
+    if array.dtype.kind == "f":  # integers are finite
+        for channel in range(scaled.shape[1]):
+            _check_finite(scaled[:, channel], 0.0, sample_rate, "the given array")
     return scaled
 
 

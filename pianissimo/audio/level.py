@@ -6,6 +6,7 @@ loud frames, because a click of 5 ms moves the plain one by 15 dB. All results a
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,8 @@ _BLOCK = 4096  # of smoothing; g^-4096 is about 5000: scaled sums of positive te
 
 Float64 = npt.NDArray[np.float64]
 Samples = npt.NDArray[np.float32]
+
+_NO_SAMPLES = np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,21 @@ def check_samples(samples: Any, owner: str = "the samples") -> Samples:
             "int16 or pass the integers themselves to from_array"
         )
     return array.astype(np.float32, copy=False)
+
+
+def check_many(blocks: Sequence[Any]) -> list[Samples | AudioValueError]:
+    """As `check_samples` of each block, or its error; one pass if all of them are usable."""
+    if all(isinstance(x, np.ndarray) and x.dtype == np.float32 and x.ndim == 1 for x in blocks):
+        joined = blocks[0] if len(blocks) == 1 else np.concatenate([_NO_SAMPLES, *blocks])
+        if not len(joined) or max(float(joined.max()), -float(joined.min())) <= MAX_PEAK:
+            return list(blocks)
+    checked: list[Samples | AudioValueError] = []
+    for block in blocks:
+        try:
+            checked.append(check_samples(block))
+        except AudioValueError as error:
+            checked.append(error)
+    return checked
 
 
 def decibels(power: float) -> float:

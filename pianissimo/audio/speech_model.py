@@ -36,7 +36,7 @@ _WIDTH = 128
 STATE_SHAPE = (2, _WIDTH)
 """The state of a stream, output and cell. Zeros are a stream that has heard nothing."""
 _BLOCK_WINDOWS = 64  # the intermediate results of a block stay in the cache
-_ROWS = 4  # streams per product of the recurrent layer
+_ROWS = 4  # windows or streams per product of those layers that have one row of each
 _SHAPES = {
     "stft.forward_basis_buffer": (2 * _BINS, 1, _FFT),
     "encoder.0.weight": (128, _BINS, 3),
@@ -163,14 +163,16 @@ def _gate_inputs(windows: Samples, weights: _Weights) -> Samples:
     padded = np.zeros((W, _FRAMES + 1, x.shape[2]), np.float32)  # the stride of 2 ends before
     np.maximum(x, 0, out=padded[:, 1:])
     x = np.concatenate([padded[:, tap : tap + 3 : 2] for tap in range(3)], axis=2)
-    for kernel, bias in rest:
+    for layer, (kernel, bias) in enumerate(rest):
         x = x @ kernel
         x += bias
         np.maximum(x, 0, out=x)
-        x = x.reshape(W, 1, -1)  # two frames side by side, then one
+        if layer == 0:  # two frames side by side make one, and zeros fill the last product
+            x = np.pad(x.reshape(W, -1), ((0, -W % _ROWS), (0, 0)))
+            x = x.reshape(-1, _ROWS, x.shape[1])
     x = x @ weights.inputs
     x += weights.bias
-    return x.reshape(W, -1)
+    return x.reshape(-1, x.shape[2])[:W]
 
 
 def _model_path() -> Path:

@@ -20,12 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pianissimo.audio import SAMPLE_RATE
-from pianissimo.audio.level import Samples, check_samples, quietest_point
+from pianissimo.audio.level import Samples, check_many, check_samples, quietest_point
 from pianissimo.audio.speech_model import CONTEXT_SAMPLES, STATE_SHAPE
 from pianissimo.audio.speech_model import WINDOW_SAMPLES as WINDOW_SAMPLES
 from pianissimo.audio.speech_model import SpeechModel as SpeechModel
 from pianissimo.audio.speech_model import available as available
-from pianissimo.errors import OptionError
+from pianissimo.errors import AudioValueError, OptionError
 
 WINDOW_SECONDS = WINDOW_SAMPLES / SAMPLE_RATE
 GROUP_WINDOWS = 8
@@ -220,7 +220,11 @@ class VoiceDetector:
         The model runs on all of them at once, which takes a third of the time of one by one.
         Raises AudioValueError before anything is taken.
         """
-        checked = [check_samples(block) for block in blocks]
+        checked = []
+        for block in check_many(blocks):
+            if isinstance(block, AudioValueError):
+                raise block
+            checked.append(block)
         spans: list[list[SpeechSpan]] = [[] for _ in states]
         size = self._group_windows * WINDOW_SAMPLES
         groups = []

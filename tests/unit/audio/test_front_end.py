@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from spoken import as_int16, pink, scaled, speech
 from tiny import cut
 
-from pianissimo.audio.filters import OffsetState, remove_offset
+from pianissimo.audio.filters import STREAMS_TOGETHER, OffsetState, remove_offset
 from pianissimo.audio.front_end import (
     FrontEnd,
     export_state,
@@ -110,6 +110,44 @@ def test_blocks_yields_the_whole():
     blocks = front_end.blocks(samples[part] for part in cut(len(samples), [20 * RATE]))
     np.testing.assert_array_equal(np.concatenate(list(blocks)), front_end.whole(samples).samples)
     assert list(front_end.blocks([])) == []
+
+
+@pytest.mark.parametrize("mode", ["on", "auto", "off"])
+def test_many_streams_in_one_call_equal_each_alone(mode):
+    """To the bit, with blocks of other sizes, also empty ones, and more streams than one call."""
+    front_end = FrontEnd(mode)
+    levels = [-60, -50, -45, -30, -20, -8]
+    clips = [speech(3, level) + pink(3, level - 25, seed=i) for i, level in enumerate(levels)]
+    streams = [clips[i % 6][37 * i :].astype(np.float32) for i in range(STREAMS_TOGETHER + 3)]
+    sizes = [1600, 320, 777, 0, 5000, 1600, 13, 160]
+    states = [front_end.start(live=True) for _ in streams]
+    parts, readings = [[] for _ in streams], [[] for _ in streams]
+    places, turn = [0] * len(streams), 0
+    while any(place < len(samples) for place, samples in zip(places, streams, strict=True)):
+        chosen = [sizes[(turn + i) % len(sizes)] for i in range(len(streams))]
+        blocks = [x[at : at + n] for x, at, n in zip(streams, places, chosen, strict=True)]
+        for i, gained in enumerate(front_end.push_many(blocks, states)):
+            parts[i].append(gained.samples)
+            readings[i] += gained.readings
+        places = [place + size for place, size in zip(places, chosen, strict=True)]
+        turn += 1
+    for i, samples in enumerate(streams):
+        expected, same = push_all(front_end, samples, front_end.start(live=True), [len(samples)])
+        out = np.concatenate([*parts[i], front_end.finish(states[i]).samples])
+        np.testing.assert_array_equal(out, expected)
+        assert readings[i] == same
+
+
+def test_unusable_samples_of_one_stream_do_not_affect_the_others():
+    front_end = FrontEnd("on")
+    samples = speech(1, -40)
+    states = [front_end.start(live=True) for _ in range(3)]
+    pushed = front_end.push_many([samples, np.array([0.0, np.nan]), samples], states)
+    assert isinstance(pushed[1], AudioValueError)
+    again = front_end.push_many([samples[:0], samples, samples[:0]], states)
+    np.testing.assert_array_equal(again[1].samples, pushed[0].samples)
+    np.testing.assert_array_equal(pushed[0].samples, pushed[2].samples)
+    assert [len(again[0].samples), len(again[2].samples)] == [0, 0]
 
 
 @pytest.mark.parametrize("live", [True, False])
