@@ -107,12 +107,14 @@ def check_samples(samples: Any, owner: str = "the samples") -> Samples:
     return array.astype(np.float32, copy=False)
 
 
-def check_many(blocks: Sequence[Any]) -> list[Samples | AudioValueError]:
+def check_many(blocks: Sequence[npt.ArrayLike]) -> list[Samples | AudioValueError]:
     """As `check_samples` of each block, or its error; one pass if all of them are usable."""
-    if all(isinstance(x, np.ndarray) and x.dtype == np.float32 and x.ndim == 1 for x in blocks):
-        joined = blocks[0] if len(blocks) == 1 else np.concatenate([_NO_SAMPLES, *blocks])
+    arrays = [block for block in blocks if isinstance(block, np.ndarray) and block.ndim == 1]
+    mono = [array for array in arrays if array.dtype == np.float32]
+    if len(mono) == len(blocks):
+        joined = mono[0] if len(mono) == 1 else np.concatenate([_NO_SAMPLES, *mono])
         if not len(joined) or max(float(joined.max()), -float(joined.min())) <= MAX_PEAK:
-            return list(blocks)
+            return list(mono)
     checked: list[Samples | AudioValueError] = []
     for block in blocks:
         try:

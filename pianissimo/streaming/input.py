@@ -36,18 +36,18 @@ class StreamInput:
         if self.sample_rate != model_rate:
             self._resampler = StreamingResampler(self.sample_rate, model_rate)
         self._downmix: LiveDownmix | None = None
-        self._front_end = front_end
-        self._level = None if front_end is None else front_end.start(live=True)
+        self.front_end = front_end
+        self.level = None if front_end is None else front_end.start(live=True)
 
     def push(self, samples: npt.ArrayLike, sample_rate: int | None = None) -> Samples:
         """Filter float samples in [-1, 1] or integers, (n,) or (n, channels).
 
         Raises AudioValueError for unusable samples, StreamError for another rate.
         """
-        block = self._block(samples, sample_rate)
-        if self._front_end is None or self._level is None:
+        block = self.mono(samples, sample_rate)
+        if self.front_end is None or self.level is None:
             return check_samples(block)
-        return self._front_end.push(block, self._level).samples
+        return self.front_end.push(block, self.level).samples
 
     @staticmethod
     def push_many(
@@ -61,11 +61,11 @@ class StreamInput:
         leveled: dict[FrontEnd, list[tuple[int, FrontEndState]]] = {}
         for i, (input, piece) in enumerate(zip(inputs, pieces, strict=True)):
             try:
-                samples = input._block(piece, None)
-                if input._front_end is None or input._level is None:
+                samples = input.mono(piece, None)
+                if input.front_end is None or input.level is None:
                     samples = check_samples(samples)
                 else:
-                    leveled.setdefault(input._front_end, []).append((i, input._level))
+                    leveled.setdefault(input.front_end, []).append((i, input.level))
                 found.append(samples)
             except Exception as error:  # of one stream, which must not affect the others
                 found.append(error)
@@ -76,8 +76,8 @@ class StreamInput:
                 found[i] = ready if isinstance(ready, Exception) else ready.samples
         return found
 
-    def _block(self, samples: npt.ArrayLike, sample_rate: int | None) -> Samples:
-        """The samples as mono float32 at the model's rate."""
+    def mono(self, samples: npt.ArrayLike, sample_rate: int | None) -> Samples:
+        """The samples as mono float32 at the model's rate; raises as `push`."""
         if sample_rate is not None and sample_rate != self.sample_rate:
             raise StreamError(
                 f"this stream was opened for {self.sample_rate} Hz and cannot accept "
@@ -99,22 +99,22 @@ class StreamInput:
         rest = np.zeros(0, np.float32) if self._downmix is None else self._downmix.finish()
         if self._resampler is not None:
             rest = np.concatenate([self._resampler.push(rest), self._resampler.finish()])
-        if self._front_end is None or self._level is None:
+        if self.front_end is None or self.level is None:
             return rest
-        leveled = self._front_end.push(rest, self._level).samples
-        return np.concatenate([leveled, self._front_end.finish(self._level).samples])
+        leveled = self.front_end.push(rest, self.level).samples
+        return np.concatenate([leveled, self.front_end.finish(self.level).samples])
 
     @property
     def gain_db(self) -> float:
         """The gain at the end of what was pushed; 0 without a front end."""
-        return 0.0 if self._level is None else self._level.gain_db
+        return 0.0 if self.level is None else self.level.gain_db
 
     def save(self) -> SavedInput:
         """The state of the filters as numbers, lists and arrays."""
         return {
             "sample_rate": self.sample_rate,
             "resampler": None if self._resampler is None else self._resampler.save(),
-            "level": None if self._level is None else export_state(self._level),
+            "level": None if self.level is None else export_state(self.level),
             "downmix": None if self._downmix is None else self._downmix.save(),
         }
 
@@ -127,5 +127,5 @@ class StreamInput:
             self._resampler.restore(saved["resampler"])
         if saved["downmix"] is not None:
             self._downmix = LiveDownmix.restored(saved["downmix"], self.sample_rate)
-        if self._level is not None and saved["level"] is not None:
-            self._level = import_state(saved["level"])
+        if self.level is not None and saved["level"] is not None:
+            self.level = import_state(saved["level"])
