@@ -1,6 +1,7 @@
 """The Whisper inside the package: recordings, live segments, the command line."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from pianissimo.cli import main
 from pianissimo.protocols import Recognizer
 from pianissimo.text.normalize import normalize_for_scoring
 
-NO = Path(__file__).resolve().parents[3] / "shared" / "cases" / "no-pause-no.flac"
+CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"
+NO = CASES / "no-pause-no.flac"
 CLIPS = Path(__file__).parents[2] / "examples" / "audio"
 SENTENCE = "The boy was there with his mother and father."
 
@@ -60,6 +62,19 @@ def test_a_short_command_before_and_behind_a_pause_is_heard(whisper: Recognizer)
     assert next(e.text for e in events if e.type == "partial") == "No"
     finals = [(e.text, e.reasons) for e in events if e.type == "final"]
     assert finals == [("No.", ()), ("No.", ())]
+
+
+@pytest.mark.skipif(not NO.is_file(), reason="no recorded cases beside the checkout")
+@pytest.mark.parametrize("name", ["dc-5-percent-quiet.flac", "dc-5-percent-removed.flac"])
+def test_soft_speech_keeps_its_first_word(whisper: Recognizer, name: str) -> None:
+    """Peaks at -50 dBFS: the gain of a stream rises with the first syllables."""
+    sound = load_audio(CASES / name)
+    with whisper.stream() as stream:
+        parts = [sound[at : at + 1600] for at in range(0, len(sound), 1600)]
+        events = [event for part in parts for event in stream.push(part)] + stream.finish()
+    text = " ".join(event.text for event in events if event.type == "final" and event.text)
+    assert re.sub(r"\W", "", text).lower() == "enter7154"
+    assert re.sub(r"\W", "", whisper.transcribe(CASES / name).text).lower() == "enter7154"
 
 
 @pytest.mark.skipif(not NO.is_file(), reason="no recorded cases beside the checkout")

@@ -120,6 +120,12 @@ def test_speech_comes_near_the_target(level_db):
     assert measure_levels(out).speech_db == pytest.approx(-26.0, abs=3.5)
 
 
+@pytest.mark.parametrize("level_db", [-70, -74])
+def test_soft_speech_is_raised_from_its_first_second_on(level_db):
+    first = gains(speech(3, level_db))[0]
+    assert first > 17.0
+
+
 def test_auto_acts_on_quiet_speech_only():
     assert set(gains(speech(11, -30), gain=StreamGain("auto"))) == {0.0}
     assert gains(speech(11, -50), gain=StreamGain("auto"))[-1] == pytest.approx(24, abs=4)
