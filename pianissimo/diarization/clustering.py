@@ -1,13 +1,16 @@
 """Speakers from embeddings: average linkage over cosine distances, with a known or unknown number.
 
 A window over the change of two speakers, or over both at once, is like neither and would be a
-cluster of its own. So a speaker is a cluster with enough speech in it, and each window then belongs
-to the speaker whose mean it is closest to.
+cluster of its own. So windows between two changes are averaged to one steady voice, and those at
+the changes are left out. Steady voices are clustered, a speaker is a cluster with enough speech in
+it, and each window then belongs to the speaker whose mean it is closest to.
 
-Shape legend: W windows, C speakers, D width of the embedding.
+Shape legend: W windows, R steady voices, C speakers, D width of the embedding.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +20,15 @@ Labels = npt.NDArray[np.int64]
 
 # Chosen on mixtures of 1 to 4 speakers; see docs/speakers.md.
 JOIN_DISTANCE = 0.36
-"""Clusters whose mean distance is below this are one speaker."""
+"""Clusters of windows whose mean distance is below this are one speaker."""
+STEADY_JOIN_DISTANCE, LONG_JOIN_DISTANCE = 0.32, 0.29
+"""The same of steady voices, and of the longer ones alone: averages have less noise."""
+CHANGE_COSINE = 0.7
+"""Where the windows before and behind are less alike than this the speaker may have changed."""
+CHANGE_SECONDS = 0.8
+"""How far those windows are from the place."""
+MANY_VOICES = 30
+"""From so many longer steady voices on, short ones are not needed to find the speakers."""
 SAME_VOICE = 0.82
 """Speakers whose means have this cosine are one."""
 LEAST_SECONDS, LEAST_SHARE = 2.0, 0.005
@@ -96,10 +107,68 @@ def numbered(labels: npt.ArrayLike) -> Labels:
     return np.argsort(np.argsort(firsts))[inverse].astype(np.int64)
 
 
+@dataclass(frozen=True)
+class SteadyVoices:
+    """Mean vectors (R, D) of windows between two changes of speaker, their seconds (R,) and numbers
+    of windows (R,), and the distance below which clusters of them are one speaker."""
+
+    vectors: Vectors
+    seconds: npt.NDArray[np.float64]
+    windows: npt.NDArray[np.float64]
+    join_distance: float
+
+
+def steady_voices(
+    vectors: Vectors, seconds: npt.ArrayLike, counts: Sequence[int], hop_seconds: float
+) -> SteadyVoices:
+    """Unit vectors (W, D) of stretches of `counts` windows, averaged between changes of speaker.
+
+    Neighboring windows of a stretch are `hop_seconds` apart. If there are many voices over more
+    than `CHANGE_SECONDS`, the others are left out.
+    """
+    durations = np.asarray(seconds, np.float64)
+    reach = max(1, round(CHANGE_SECONDS / hop_seconds))
+    runs: list[slice] = []
+    first = 0
+    for count in counts:
+        here, places = vectors[first : first + count], np.arange(count)
+        before = here[np.maximum(places - reach, 0)]
+        behind = here[np.minimum(places + reach, count - 1)]
+        alike = np.sum(before * behind, axis=1)
+        changes = [
+            i
+            for i in range(1, count - 1)
+            if alike[i] < CHANGE_COSINE
+            and alike[i] == alike[max(i - reach, 0) : i + reach + 1].min()
+        ]
+        for start, stop in pairwise([0, *changes, count]):
+            # The windows on both sides of a change have some of both speakers.
+            run = slice(first + start + (start > 0), first + stop - (stop < count))
+            if run.start < run.stop:
+                runs.append(run)
+        first += count
+    longer = [run for run in runs if run.stop - run.start > reach]
+    many = len(longer) >= MANY_VOICES
+    runs = longer if many else runs
+    return SteadyVoices(
+        unit(np.stack([vectors[run].mean(axis=0) for run in runs])),
+        np.array([durations[run].sum() for run in runs]),
+        np.array([run.stop - run.start for run in runs], np.float64),
+        LONG_JOIN_DISTANCE if many else STEADY_JOIN_DISTANCE,
+    )
+
+
 def find_speakers(
-    vectors: Vectors, seconds: npt.ArrayLike, *, fewest: int = 1, most: int | None = None
+    vectors: Vectors,
+    seconds: npt.ArrayLike,
+    *,
+    weights: npt.ArrayLike | None = None,
+    join_distance: float = JOIN_DISTANCE,
+    fewest: int = 1,
+    most: int | None = None,
 ) -> Vectors:
-    """The mean voices (C, D) of unit vectors (W, D) in a row, each of which stands for `seconds`.
+    """The mean voices (C, D) of unit vectors (W, D) in a row, each of which stands for `seconds`
+    and for `weights` windows, by default one.
 
     Between `fewest` and `most` speakers are found, fewer only where there is not enough speech for
     them. Without vectors there is none.
@@ -107,13 +176,13 @@ def find_speakers(
     if not len(vectors):
         return vectors[:0]
     durations = np.asarray(seconds, np.float64)
-    weights = np.ones(len(vectors))
+    weights = np.ones(len(vectors)) if weights is None else np.asarray(weights, np.float64)
     while len(vectors) > BLOCK_WINDOWS:
-        vectors, durations, weights = _condensed(vectors, durations, weights)
+        vectors, durations, weights = _condensed(vectors, durations, weights, join_distance)
     merges = average_linkage(vectors, weights)
     total = float(durations.sum())
     least = max(min(LEAST_SECONDS, SHORT_SHARE * total), LEAST_SHARE * total)
-    near = sum(merge.distance < JOIN_DISTANCE for merge in merges)
+    near = sum(merge.distance < join_distance for merge in merges)
     labels = cut(merges, len(vectors) - near)
     large = np.flatnonzero(np.bincount(labels, durations) >= least)
     if not len(large):
@@ -164,7 +233,10 @@ def _joined(
 
 
 def _condensed(
-    vectors: Vectors, durations: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]
+    vectors: Vectors,
+    durations: npt.NDArray[np.float64],
+    weights: npt.NDArray[np.float64],
+    join_distance: float,
 ) -> tuple[Vectors, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """The clusters of each block of windows: means, seconds and numbers of windows."""
     means, lengths, sizes = [], [], []
@@ -172,7 +244,7 @@ def _condensed(
         here = slice(first, first + BLOCK_WINDOWS)
         block = vectors[here]
         merges = average_linkage(block, weights[here])
-        near = sum(merge.distance < JOIN_DISTANCE for merge in merges)
+        near = sum(merge.distance < join_distance for merge in merges)
         labels = cut(merges, min(len(block) - near, BLOCK_CLUSTERS))
         means.append(_means(block, weights[here], labels))
         lengths.append(np.bincount(labels, durations[here]))

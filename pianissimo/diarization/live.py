@@ -98,7 +98,9 @@ class LiveTurns:
         vectors = np.zeros((0, 1), np.float32)
         if self._vectors:
             vectors = np.stack(self._vectors).astype(np.float32)
-        return turns_by_voice(self._stretches, vectors, self._options, self._known)
+        return turns_by_voice(
+            self._stretches, vectors, self._options, self._known, hop_seconds=PIECE_SECONDS
+        )
 
     def _add(self, start: float, end: float, speech: Samples) -> None:
         follows = abs(self._last_end - start) < 1e-6

@@ -14,9 +14,15 @@ import numpy.typing as npt
 
 from pianissimo.audio import SAMPLE_RATE
 from pianissimo.audio.level import Samples
-from pianissimo.diarization.clustering import Labels, Vectors, find_speakers
+from pianissimo.diarization.clustering import (
+    Labels,
+    Vectors,
+    find_speakers,
+    steady_voices,
+)
 from pianissimo.diarization.embedding import (
     BATCH_WINDOWS,
+    HOP_SECONDS,
     Embedder,
     built_in_embedder,
     voice_of,
@@ -88,15 +94,29 @@ def turns_by_voice(
     vectors: Vectors,
     options: Diarization,
     known: Mapping[str, Vectors],
+    hop_seconds: float = HOP_SECONDS,
 ) -> tuple[Turn, ...]:
-    """The turns of stretches, whose windows have the vectors (W, D) in the same order."""
+    """The turns of stretches, whose windows, `hop_seconds` apart, have the vectors (W, D) in the
+    same order."""
+    if not len(vectors):
+        return ()
     fewest, most = options.bounds
     seconds = [
         (each.end - each.start) / len(each.centers) for each in stretches for _ in each.centers
     ]
-    voices = find_speakers(vectors, seconds, fewest=fewest, most=most)
-    if not len(voices):
-        return ()
+    counts = [len(each.centers) for each in stretches]
+    steady = steady_voices(vectors, seconds, counts, hop_seconds)
+    if len(steady.vectors) >= fewest:
+        voices = find_speakers(
+            steady.vectors,
+            steady.seconds,
+            weights=steady.windows,
+            join_distance=steady.join_distance,
+            fewest=fewest,
+            most=most,
+        )
+    else:
+        voices = find_speakers(vectors, seconds, fewest=fewest, most=most)
     cosines = vectors @ voices.T
     labels = np.argmax(cosines, axis=1)
     weights = np.exp(SHARPNESS * (cosines - cosines.max(axis=1, keepdims=True)))

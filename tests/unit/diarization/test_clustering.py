@@ -10,6 +10,7 @@ from pianissimo.diarization.clustering import (
     cut,
     find_speakers,
     numbered,
+    steady_voices,
     unit,
 )
 
@@ -73,6 +74,41 @@ def test_the_number_of_speakers_can_be_set_or_bounded() -> None:
     assert len(find_speakers(vectors[:2], seconds[:2], fewest=5, most=5)) == 2
     assert len(find_speakers(vectors[:0], seconds[:0])) == 0
     assert len(find_speakers(vectors[:1], seconds[:1])) == 1
+
+
+@pytest.mark.parametrize(("hop_seconds", "inside"), [(0.4, 5), (0.8, 4)])
+def test_steady_voices_have_no_windows_at_changes(hop_seconds: float, inside: int) -> None:
+    """Windows over a change have some of both people, in shares that follow each other."""
+    one, other = np.eye(16, dtype=np.float32)[:2]
+    blends = [0.75, 0.5, 0.25] if hop_seconds == 0.4 else [0.5]
+    change = [share * one + (1 - share) * other for share in blends]
+    back = [share * other + (1 - share) * one for share in blends]
+    turns = [[one] * inside, change, [other] * inside, back, [one] * inside]
+    vectors = unit(np.concatenate([np.stack(turn) for turn in turns]))
+    counts = [len(vectors), inside]  # a second stretch begins a voice of its own
+    vectors = np.concatenate([vectors, np.stack([other] * inside)])
+    seconds = np.full(len(vectors), hop_seconds)
+    found = steady_voices(vectors, seconds, counts, hop_seconds)
+    cosines = found.vectors @ np.stack([one, other]).T
+    assert cosines.argmax(axis=1).tolist() == [0, 1, 0, 1]
+    assert cosines.max(axis=1) == pytest.approx(1.0, abs=0.02)
+    assert found.seconds == pytest.approx(found.windows * hop_seconds)
+    assert found.windows.sum() < len(vectors) - 2
+
+
+def test_steady_voices_of_short_speech_are_its_windows() -> None:
+    vectors = voices(1, 1, 1)
+    found = steady_voices(vectors, np.full(3, 0.4), [1, 1, 1], 0.4)
+    np.testing.assert_allclose(found.vectors, vectors, atol=1e-6)
+    assert found.seconds.tolist() == [0.4] * 3 and found.windows.tolist() == [1.0] * 3
+
+
+def test_many_long_voices_need_no_short_ones() -> None:
+    few = steady_voices(voices(48), np.full(48, 0.4), [3, 1] * 12, 0.4)
+    many = steady_voices(voices(192), np.full(192, 0.4), [3, 1] * 48, 0.4)
+    assert few.windows.tolist() == [3.0, 1.0] * 12
+    assert many.windows.tolist() == [3.0] * 48
+    assert many.join_distance < few.join_distance
 
 
 def test_a_long_recording_is_clustered_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
