@@ -29,7 +29,8 @@ import pianissimo
 from pianissimo.audio.io import load_audio
 from pianissimo.evaluate.run import Reference, evaluate, read_references
 from pianissimo.evaluate.wer import ErrorCounts, word_errors
-from pianissimo.models.asr import AsrModel, save_model
+from pianissimo.models.asr import AsrModel
+from pianissimo.models.checkpoints.model_folder import save_model
 from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.text.normalize import normalize_for_scoring
 from pianissimo.text.tokenizer import Tokenizer

@@ -11,7 +11,8 @@ import torch
 from offline import recognizer, speech
 from torch import Tensor
 
-from pianissimo.models.asr import AsrModel, save_model
+from pianissimo.models.asr import AsrModel
+from pianissimo.models.checkpoints.model_folder import save_model
 
 TOKENS_PER_SECOND = 4.0
 CALIBRATION_SECONDS = 20.0

@@ -35,7 +35,8 @@ import torch
 from pianissimo.audio.features import FeatureConfig
 from pianissimo.audio.simulate import draw_responses
 from pianissimo.errors import ManifestError
-from pianissimo.models.asr import AsrConfig, AsrModel, load_model, save_model
+from pianissimo.models.asr import AsrConfig, AsrModel
+from pianissimo.models.checkpoints.model_folder import load_model, save_model
 from pianissimo.models.fastconformer import EncoderConfig
 from pianissimo.models.transducer import TransducerConfig
 from pianissimo.text.tokenizer import Tokenizer

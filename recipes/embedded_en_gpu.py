@@ -23,7 +23,8 @@ from speak import HELD_OUT_ENGINE
 
 from pianissimo.audio.features import FeatureConfig
 from pianissimo.errors import ManifestError
-from pianissimo.models.asr import AsrConfig, save_model
+from pianissimo.models.asr import AsrConfig
+from pianissimo.models.checkpoints.model_folder import save_model
 from pianissimo.models.fastconformer import EncoderConfig
 from pianissimo.models.transducer import TransducerConfig
 from pianissimo.text.tokenizer import Tokenizer

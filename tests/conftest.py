@@ -33,7 +33,8 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from pianissimo.audio.features import FeatureConfig
-    from pianissimo.models.asr import AsrConfig, AsrModel, save_model
+    from pianissimo.models.asr import AsrConfig, AsrModel
+    from pianissimo.models.checkpoints.model_folder import save_model
     from pianissimo.models.fastconformer import EncoderConfig
     from pianissimo.models.transducer import TransducerConfig
     from pianissimo.text.tokenizer import Tokenizer

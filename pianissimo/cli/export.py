@@ -78,7 +78,7 @@ def _write(recognizer: "NativeRecognizer", folder: Path, options: ExportOptions)
             latencies = options.latency or ()
             write(network, tokenizer, folder, latencies_ms=latencies, precision=precision)
         else:
-            from pianissimo.models.asr import save_model
+            from pianissimo.models.checkpoints.model_folder import save_model
 
             save_model(folder, network, tokenizer, getattr(torch, options.dtype))
     except (OSError, SafetensorError) as error:

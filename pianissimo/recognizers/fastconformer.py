@@ -32,9 +32,10 @@ from pianissimo.engine.single import SingleStream, open_single
 from pianissimo.errors import CheckpointError, OptionError
 from pianissimo.hallucination.evidence import Intake, Reason
 from pianissimo.hallucination.verdict import supported_words, weigh
-from pianissimo.models.asr import AsrModel, load_model
+from pianissimo.models.asr import AsrModel
 from pianissimo.models.checkpoints.format import recognize_format
 from pianissimo.models.checkpoints.huggingface import read_huggingface
+from pianissimo.models.checkpoints.model_folder import load_model
 from pianissimo.models.checkpoints.nemo import read_nemo
 from pianissimo.models.fastconformer import ChunkPlan
 from pianissimo.models.packed import packed

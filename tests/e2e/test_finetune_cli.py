@@ -16,7 +16,8 @@ from tones import sentences, write_clips
 
 from pianissimo.audio.features import FeatureConfig
 from pianissimo.cli import main
-from pianissimo.models.asr import AsrConfig, AsrModel, read_tokenizer, save_model
+from pianissimo.models.asr import AsrConfig, AsrModel
+from pianissimo.models.checkpoints.model_folder import read_tokenizer, save_model
 from pianissimo.models.fastconformer import EncoderConfig
 from pianissimo.train.finetune.plan import FinetuneOptions
 from pianissimo.train.finetune.run import find_learning_rate

@@ -7,7 +7,8 @@ import pytest
 import torch
 from tiny import make_talker, noise
 
-from pianissimo.models.asr import AsrModel, read_tokenizer
+from pianissimo.models.asr import AsrModel
+from pianissimo.models.checkpoints.model_folder import read_tokenizer
 from pianissimo.text import WORD_START
 from pianissimo.text.tokenizer import Tokenizer
 

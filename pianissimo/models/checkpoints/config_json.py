@@ -1,22 +1,29 @@
-"""Configurations from elsewhere: JSON and YAML files, and mappings whose values are checked.
+"""Configurations: JSON and YAML files, and mappings whose values are checked.
 
-A `Section` reads one mapping of a configuration. Every value has an expected type and range; any
-other value is an error that names the key, the value and what is supported.
+A `Section` reads one mapping of a configuration from elsewhere, `from_json` a dataclass of this
+package. Every value has an expected type and range; any other value is an error that names the key,
+the value and what is supported.
 """
 
+import dataclasses
 import json
 import reprlib
+import types
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from pianissimo.errors import CheckpointError
-from pianissimo.models.asr import LARGEST_NUMBER
 
+CONFIG_FILE = "config.json"
 LARGEST_CONFIG_BYTES = 4 << 20
+LARGEST_NUMBER = 1 << 20
+"""Most that any size in a configuration may be; the vocabulary is the largest of them."""
 
 Parsed: TypeAlias = Any
 """A value of a parsed JSON or YAML file, of any type until it is checked."""
+T = TypeVar("T")
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring = 3, 120
@@ -149,3 +156,46 @@ class Section:
 
 def is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def from_json(kind: type[T], data: Parsed, where: str) -> T:
+    """A frozen dataclass from a JSON object, strictly: no unknown key, no missing one."""
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(kind)
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{where} is not an object")
+    unknown = sorted(data.keys() - fields.keys())
+    if unknown:
+        raise CheckpointError(f"{where} has unknown keys: {listed(unknown)}")
+    missing = [
+        name for name, f in fields.items() if name not in data and f.default is dataclasses.MISSING
+    ]
+    if missing:
+        raise CheckpointError(f"{where} lacks: {listed(missing)}")
+    values = {name: _value(hints[name], v, f"{where}: {name}") for name, v in data.items()}
+    return kind(**values)
+
+
+def _value(hint: Any, value: Parsed, where: str) -> Parsed:
+    options = typing.get_args(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        if value is None and type(None) in options:
+            return None
+        return _value(next(o for o in options if o is not type(None)), value, where)
+    if dataclasses.is_dataclass(hint):
+        return from_json(hint, value, where)  # type: ignore[arg-type]
+    if typing.get_origin(hint) is typing.Literal:
+        if value not in options:
+            raise CheckpointError(f"{where} is {value!r}, expected one of {list(options)}")
+        return value
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list):
+            raise CheckpointError(f"{where} is {value!r}, expected a list")
+        return tuple(_value(options[0], item, where) for item in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise CheckpointError(f"{where} is {value!r}, expected {hint.__name__}")
+    if isinstance(value, int | float) and not abs(value) <= LARGEST_NUMBER:
+        raise CheckpointError(f"{where} is {value!r}, expected at most {LARGEST_NUMBER}")
+    return value

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from pianissimo.audio import SAMPLE_RATE
 from pianissimo.audio.features import FeatureConfig
 from pianissimo.errors import CheckpointError, OptionError
-from pianissimo.models.asr import CONFIG_FILE, MOST_LAYERS
+from pianissimo.models.asr import MOST_LAYERS
 from pianissimo.models.checkpoints.archive import open_files, read_tensors
 from pianissimo.models.checkpoints.config_json import (
+    CONFIG_FILE,
     LARGEST_CONFIG_BYTES,
     Parsed,
     Section,

@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from pianissimo.errors import CheckpointError
-from pianissimo.models.asr import (
+from pianissimo.models.asr import AsrConfig, AsrModel, LanguagePrompt
+from pianissimo.models.checkpoints.config_json import (
     CONFIG_FILE,
-    AsrConfig,
-    AsrModel,
-    LanguagePrompt,
-    build,
+    Section,
+    is_integer,
+    listed,
+    read_json,
 )
-from pianissimo.models.checkpoints.config_json import Section, is_integer, listed, read_json
+from pianissimo.models.checkpoints.model_folder import build
 from pianissimo.models.fastconformer import EncoderConfig
 
 NEMO_CONFIG_FILE = "model_config.yaml"

@@ -18,14 +18,9 @@ from torch import Tensor
 from pianissimo.audio.features import FeatureConfig
 from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.errors import CheckpointError, OptionError
-from pianissimo.models.asr import (
-    CONFIG_FILE,
-    MOST_LAYERS,
-    AsrConfig,
-    AsrModel,
-    PromptConfig,
-)
+from pianissimo.models.asr import MOST_LAYERS, AsrConfig, AsrModel, PromptConfig
 from pianissimo.models.checkpoints.config_json import (
+    CONFIG_FILE,
     Parsed,
     Section,
     listed,

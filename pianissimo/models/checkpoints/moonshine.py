@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from pianissimo.errors import CheckpointError, OptionError
-from pianissimo.models.asr import CONFIG_FILE, MOST_LAYERS
+from pianissimo.models.asr import MOST_LAYERS
 from pianissimo.models.checkpoints.config_json import (
+    CONFIG_FILE,
     Section,
     is_integer,
     read_capped,

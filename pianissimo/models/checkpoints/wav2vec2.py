@@ -17,9 +17,16 @@ from torch import Tensor, nn
 
 from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.errors import CheckpointError, OptionError
-from pianissimo.models.asr import CONFIG_FILE, MOST_LAYERS
+from pianissimo.models.asr import MOST_LAYERS
 from pianissimo.models.checkpoints.archive import read_tensors
-from pianissimo.models.checkpoints.config_json import Parsed, Section, listed, read_json, shown
+from pianissimo.models.checkpoints.config_json import (
+    CONFIG_FILE,
+    Parsed,
+    Section,
+    listed,
+    read_json,
+    shown,
+)
 from pianissimo.models.checkpoints.huggingface import (
     FEATURES_FILE,
     INDEX_FILE,

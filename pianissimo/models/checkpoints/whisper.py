@@ -18,8 +18,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pianissimo.errors import CheckpointError, OptionError
-from pianissimo.models.asr import CONFIG_FILE, WEIGHTS_FILE, from_json
-from pianissimo.models.checkpoints.config_json import Section, listed, read_capped, read_json
+from pianissimo.models.checkpoints.config_json import (
+    CONFIG_FILE,
+    Section,
+    from_json,
+    listed,
+    read_capped,
+    read_json,
+)
 from pianissimo.models.checkpoints.ctranslate2 import Variables, plain_floats, read_variables
 from pianissimo.models.checkpoints.huggingface import (
     LARGEST_TOKENIZER_BYTES,
@@ -27,6 +33,7 @@ from pianissimo.models.checkpoints.huggingface import (
     read_safetensors,
     read_weights,
 )
+from pianissimo.models.checkpoints.model_folder import WEIGHTS_FILE
 from pianissimo.models.checkpoints.stored import from_store, to_store
 from pianissimo.models.whisper import (
     LiveConfig,

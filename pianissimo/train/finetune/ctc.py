@@ -24,8 +24,7 @@ from torch.utils.data import Sampler, SequentialSampler
 
 from pianissimo.errors import MissingExtraError, OptionError
 from pianissimo.evaluate.run import Reference
-from pianissimo.models.asr import CONFIG_FILE
-from pianissimo.models.checkpoints.config_json import read_json
+from pianissimo.models.checkpoints.config_json import CONFIG_FILE, read_json
 from pianissimo.models.checkpoints.huggingface import FEATURES_FILE
 from pianissimo.models.checkpoints.wav2vec2 import (
     ADDED_TOKENS_FILE,

@@ -17,7 +17,7 @@ from pianissimo.audio.io import SAMPLE_RATE, load_audio
 from pianissimo.audio.simulate import draw_responses
 from pianissimo.errors import ManifestError, OptionError
 from pianissimo.evaluate.run import ALL, Reference
-from pianissimo.models.asr import CONFIG_FILE
+from pianissimo.models.checkpoints.config_json import CONFIG_FILE
 from pianissimo.text.normalize import normalize_for_scoring
 from pianissimo.train.augment import Augmenter, QuietAugmenter
 from pianissimo.train.checkpoint import FOLDER as CHECKPOINT

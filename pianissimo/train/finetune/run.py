@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from pianissimo.errors import OptionError
-from pianissimo.models.asr import CONFIG_FILE, AsrModel, load_model, save_model
+from pianissimo.models.asr import AsrModel
+from pianissimo.models.checkpoints.config_json import CONFIG_FILE
+from pianissimo.models.checkpoints.model_folder import load_model, save_model
 from pianissimo.recognizers.fastconformer import read_model
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train.augment import SpecAugment

@@ -17,7 +17,7 @@ from serving import RATE, Server, pcm, serving, speech, wav
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from pianissimo.models.asr import load_model, save_model
+from pianissimo.models.checkpoints.model_folder import load_model, save_model
 from pianissimo.recognizers.base import BaseRecognizer
 from pianissimo.serve.access.phrases import terms
 from pianissimo.serve.settings import Settings

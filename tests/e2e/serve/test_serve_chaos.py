@@ -11,7 +11,7 @@ import torch
 from cutting import Cutter, check_same, listen, talk
 from serving import RATE, serving
 
-from pianissimo.models.asr import load_model, save_model
+from pianissimo.models.checkpoints.model_folder import load_model, save_model
 from pianissimo.serve.settings import Settings
 from pianissimo.transcript import StreamEvent
 from pianissimo.zoo.catalog import ASSETS, EMBEDDED

@@ -14,7 +14,8 @@ from tiny import make_talker, tensor
 from websockets.sync.client import ClientConnection, connect
 
 from pianissimo.engine.single import SingleStream
-from pianissimo.models.asr import LanguagePrompt, PromptConfig, load_model
+from pianissimo.models.asr import LanguagePrompt, PromptConfig
+from pianissimo.models.checkpoints.model_folder import load_model
 from pianissimo.recognizers.fastconformer import NativeRecognizer
 
 LANGUAGES = (LanguagePrompt("auto", 0), LanguagePrompt("de-DE", 1), LanguagePrompt("en-US", 2))

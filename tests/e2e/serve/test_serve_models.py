@@ -19,7 +19,7 @@ from serving import Server, pcm, serving, speech, wav
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from pianissimo.models.asr import load_model, save_model
+from pianissimo.models.checkpoints.model_folder import load_model, save_model
 from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.serve.settings import Settings
 from pianissimo.serve.versions import shadow

@@ -17,7 +17,8 @@ from tiny import ENCODER, WHOLE_CONTEXT, make_model, noise
 
 from pianissimo.errors import OptionError
 from pianissimo.export.onnx import STILL_RUNNING, export, quantize
-from pianissimo.models.asr import AsrModel, load_model, save_model
+from pianissimo.models.asr import AsrModel
+from pianissimo.models.checkpoints.model_folder import load_model, save_model
 from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.streaming.grid import ChunkGrid
 from pianissimo.text.tokenizer import Tokenizer

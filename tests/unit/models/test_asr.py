@@ -11,16 +11,8 @@ from tiny import DIM, ENCODER, MELS, VOCABULARY, WHOLE_CONTEXT, make_model, tens
 
 from pianissimo.audio.features import FeatureConfig
 from pianissimo.errors import CheckpointError, OptionError
-from pianissimo.models.asr import (
-    AsrConfig,
-    AsrModel,
-    LanguagePrompt,
-    PromptConfig,
-    PromptProjector,
-    load_model,
-    read_config,
-    save_model,
-)
+from pianissimo.models.asr import AsrConfig, AsrModel, LanguagePrompt, PromptConfig, PromptProjector
+from pianissimo.models.checkpoints.model_folder import load_model, read_config, save_model
 from pianissimo.models.transducer import TransducerConfig
 from pianissimo.text.tokenizer import Tokenizer
 

@@ -16,7 +16,7 @@ from tiny import WHOLE_CONTEXT, make_model, noise
 
 from pianissimo.audio.gain import GainMode
 from pianissimo.errors import EngineError, ModelError, ModelNotFoundError, OptionError
-from pianissimo.models.asr import load_model, save_model
+from pianissimo.models.checkpoints.model_folder import load_model, save_model
 from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.serve.errors import Refusal
 from pianissimo.serve.settings import Settings

@@ -12,7 +12,7 @@ from tiny import make_talker
 
 from pianissimo.decoding.search import Decoding
 from pianissimo.errors import ManifestError, MissingExtraError
-from pianissimo.models.asr import load_model
+from pianissimo.models.checkpoints.model_folder import load_model
 from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.train.log import LOG_FILE, RunLog
 from pianissimo.train.validate import streaming_errors

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from tones import sentences, write_clips
 
 from pianissimo.errors import OptionError
-from pianissimo.models.asr import AsrConfig, AsrModel, load_model, save_model
+from pianissimo.models.asr import AsrConfig, AsrModel
+from pianissimo.models.checkpoints.model_folder import load_model, save_model
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.train.checkpoint import TrainingProgress
 from pianissimo.train.config import TrainConfig
@@ -46,7 +47,7 @@ SCRIPT = """
 import json, sys, time
 from pathlib import Path
 import torch
-from pianissimo.models.asr import load_model
+from pianissimo.models.checkpoints.model_folder import load_model
 from pianissimo.train import loop
 from pianissimo.train.parallel import joined_world
 sys.path.insert(0, {here!r})

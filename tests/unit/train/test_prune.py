@@ -13,7 +13,8 @@ from tones import sentences, write_clips
 
 from pianissimo.engine.engine import Engine
 from pianissimo.errors import OptionError
-from pianissimo.models.asr import AsrConfig, AsrModel, load_model, save_model
+from pianissimo.models.asr import AsrConfig, AsrModel
+from pianissimo.models.checkpoints.model_folder import load_model, save_model
 from pianissimo.models.fastconformer import FeedForward
 from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.text.tokenizer import Tokenizer

@@ -10,7 +10,8 @@ from tiny import make_talker, noise, tensor
 import pianissimo
 from pianissimo.cli import main
 from pianissimo.errors import ModelNotFoundError, OptionError
-from pianissimo.models.asr import LanguagePrompt, PromptConfig, save_model
+from pianissimo.models.asr import LanguagePrompt, PromptConfig
+from pianissimo.models.checkpoints.model_folder import save_model
 from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.text.tokenizer import Tokenizer
 from pianissimo.zoo.load import choose_device, load

@@ -24,9 +24,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pianissimo.errors import CheckpointError
-from pianissimo.models.asr import AsrModel, LanguagePrompt, PromptConfig, load_model, save_model
+from pianissimo.models.asr import AsrModel, LanguagePrompt, PromptConfig
 from pianissimo.models.checkpoints.format import recognize_format
 from pianissimo.models.checkpoints.huggingface import config_from_huggingface, read_huggingface
+from pianissimo.models.checkpoints.model_folder import load_model, save_model
 from pianissimo.models.checkpoints.nemo import config_from_nemo, read_nemo, to_nemo_names
 
 KINDS = ("rnnt", "tdt", "ctc", "hybrid", "prompt")

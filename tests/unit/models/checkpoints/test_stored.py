@@ -10,7 +10,8 @@ from torch import nn
 
 import pianissimo
 from pianissimo.errors import CheckpointError
-from pianissimo.models.asr import AsrModel, load_model, save_model
+from pianissimo.models.asr import AsrModel
+from pianissimo.models.checkpoints.model_folder import load_model, save_model
 from pianissimo.models.checkpoints.stored import from_store, to_store
 from pianissimo.models.packed import packed
 from pianissimo.text.tokenizer import Tokenizer

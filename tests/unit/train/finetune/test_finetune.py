@@ -25,7 +25,8 @@ from tones import sentences, write_clips
 from pianissimo.audio.io import load_audio
 from pianissimo.errors import ManifestError, OptionError
 from pianissimo.evaluate.run import evaluate, read_references
-from pianissimo.models.asr import AsrConfig, AsrModel, load_model, save_model
+from pianissimo.models.asr import AsrConfig, AsrModel
+from pianissimo.models.checkpoints.model_folder import load_model, save_model
 from pianissimo.models.checkpoints.nemo import read_nemo
 from pianissimo.recognizers.fastconformer import read_model
 from pianissimo.text.tokenizer import Tokenizer
