@@ -3,11 +3,13 @@
 Needs the oracle environment: `make parity` makes it, PIANISSIMO_ORACLE_PYTHON names another one.
 """
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from oracle_run import SCRIPTS, VARIABLE, find_python, run_oracle
+from oracle_run import VARIABLE, find_python, run_oracle
 from parity_checks import CHECKS, Case, checks_of, read_cases
 from test_golden import CASES
 
@@ -26,20 +28,22 @@ PAIRS = [
 
 
 @pytest.fixture(scope="session")
-def live_cases(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Case]:
-    """What both oracles write today."""
-    assert PYTHON is not None
-    cases: dict[tuple[str, str], Case] = {}
-    for source in SCRIPTS:
+def live_cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Case]]:
+    """What the oracle of a source writes today; it runs once."""
+
+    @cache
+    def cases(source: str) -> dict[str, Case]:
+        assert PYTHON is not None
         folder: Path = tmp_path_factory.mktemp(source)
         run_oracle(PYTHON, source, folder, "full")
-        cases |= {(source, case.name): case for case in read_cases(folder, source)}
+        return {case.name: case for case in read_cases(folder, source)}
+
     return cases
 
 
 @pytest.mark.parametrize(("source", "name", "check"), PAIRS)
 @torch.inference_mode()
 def test_equals(
-    source: str, name: str, check: str, live_cases: dict[tuple[str, str], Case]
+    source: str, name: str, check: str, live_cases: Callable[[str], dict[str, Case]]
 ) -> None:
-    CHECKS[check][1](live_cases[source, name])
+    CHECKS[check][1](live_cases(source)[name])
