@@ -96,7 +96,8 @@ def write(folder: Path, name: str, mixture: Mixture) -> str:
 def made(voices: Voices, options: argparse.Namespace, speakers: int) -> list[Mixture]:
     turns = None if options.whole else (2.0, 5.0)
     asked = MixtureOptions(speakers, options.seconds, options.overlap, turn_seconds=turns)
-    return [mix(voices, asked, seed=1000 * speakers + i) for i in range(options.mixtures)]
+    first = 1000 * speakers if options.seed is None else options.seed
+    return [mix(voices, asked, seed=first + i) for i in range(options.mixtures)]
 
 
 def main() -> None:
@@ -105,6 +106,7 @@ def main() -> None:
     parser.add_argument("--subset", action="append", default=[], help="lines of this subset")
     parser.add_argument("--seconds", type=float, default=60.0, help="length of a mixture")
     parser.add_argument("--mixtures", type=int, default=2, help="per number of speakers")
+    parser.add_argument("--seed", type=int, help="of the first mixture, by default 1000 * speakers")
     parser.add_argument("--overlap", type=float, default=0.1, help="share of overlapping speech")
     parser.add_argument("--whole", action="store_true", help="whole recordings, with their text")
     parser.add_argument("--write", type=Path, help="store the mixtures and measure nothing")
