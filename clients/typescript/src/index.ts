@@ -336,7 +336,7 @@ export class PianissimoStream implements AsyncIterable<StreamEvent> {
       const settle = (done: () => void) => {
         clearTimeout(opening);
         clearInterval(keepalive);
-        socket.onmessage = socket.onclose = socket.onopen = null;
+        socket.onmessage = socket.onclose = socket.onopen = socket.onerror = null;
         if (this.socket === socket) this.socket = undefined;
         socket.close();
         done();
@@ -345,7 +345,15 @@ export class PianissimoStream implements AsyncIterable<StreamEvent> {
       const keepalive = setInterval(() => {
         if (ready) socket.send(JSON.stringify({ type: "keepalive" }));
       }, KEEPALIVE_MS);
-      socket.onopen = () => socket.send(JSON.stringify(this.first()));
+      let opened = false;
+      socket.onopen = () => {
+        opened = true;
+        socket.send(JSON.stringify(this.first()));
+      };
+      // Node 20 reports a refused handshake as an error without a close event.
+      socket.onerror = () => {
+        if (!opened) settle(() => reject(new Later("no connection")));
+      };
       socket.onmessage = ({ data }) => {
         try {
           const message = JSON.parse(data as string) as Message;
