@@ -1,4 +1,4 @@
-"""Voices of FastSpeech2Conformer, on the network of this package."""
+"""Voices of FastSpeech2Conformer and FastPitch, on the networks of this package."""
 
 import threading
 from collections.abc import Iterator
@@ -10,13 +10,11 @@ from pianissimo.audio.io import Samples
 from pianissimo.errors import NothingToSayError
 from pianissimo.models.checkpoints.espnet import is_espnet
 from pianissimo.models.checkpoints.espnet_fastspeech2 import read_espnet_fastspeech2
+from pianissimo.models.checkpoints.fastpitch import is_nemo_voice, read_fastpitch
 from pianissimo.models.checkpoints.fastspeech2 import read_fastspeech2
 from pianissimo.synthesis.arpabet import EnglishPhonemes
 from pianissimo.synthesis.base import BaseSynthesizer
 
-SAMPLE_RATE = 22_050
-"""Of the published voices; their configurations do not state it."""
-END = "<sos/eos>"
 LONGEST_SYMBOLS = 200
 """Of one run of the network, whose memory grows with the square: about 16 s."""
 
@@ -24,15 +22,22 @@ LONGEST_SYMBOLS = 200
 class FastSpeech2Synthesizer(BaseSynthesizer):
     """An English voice; the vocoder runs in chunks, so that audio begins before it is complete.
 
-    `path` is a folder as Transformers writes it, or a joint pack of ESPnet or its folder.
+    `path` is a folder as Transformers writes it, a joint pack of ESPnet or its folder, or NeMo's
+    FastPitch, see `read_fastpitch`.
     Raises CheckpointError, and MissingExtraError without the extra `tts`, which reads the words.
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        parts = read_espnet_fastspeech2(path) if is_espnet(path) else read_fastspeech2(path)
-        super().__init__(path.stem if path.is_file() else path.name, "en-US", SAMPLE_RATE)
+        if is_nemo_voice(path):
+            parts = read_fastpitch(path)
+        elif is_espnet(path):
+            parts = read_espnet_fastspeech2(path)
+        else:
+            parts = read_fastspeech2(path)
+        super().__init__(path.stem if path.is_file() else path.name, "en-US", parts.sample_rate)
         self._acoustic, self._vocoder = parts.acoustic.to(device), parts.vocoder.to(device)
         self._vocabulary, self._device = parts.vocabulary, device
+        self._before, self._behind = ([symbol] if symbol else [] for symbol in parts.around)
         self._phonemes = EnglishPhonemes(parts.vocabulary)
         self._reading = threading.Lock()  # the lexicon fills caches
 
@@ -47,7 +52,8 @@ class FastSpeech2Synthesizer(BaseSynthesizer):
         if not any(symbol[0].isalpha() for symbol in symbols):
             raise NothingToSayError(f"{text[:40]!r} has no sound in English; send other words")
         for run in _runs(symbols):
-            mel = self._mel([self._vocabulary[symbol] for symbol in (*run, END)], speed)
+            run = [*self._before, *run, *self._behind]
+            mel = self._mel([self._vocabulary[symbol] for symbol in run], speed)
             for chunk in self._vocoder.chunks(mel):
                 yield chunk.cpu().numpy()
 

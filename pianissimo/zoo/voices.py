@@ -53,6 +53,7 @@ def _read(folder: Path, device: str) -> "Synthesizer":
     """The voice in a folder or file, by its files or the family that its configuration names."""
     from pianissimo.models.checkpoints.config_json import read_json, shown
     from pianissimo.models.checkpoints.espnet import is_espnet
+    from pianissimo.models.checkpoints.fastpitch import is_nemo_voice
     from pianissimo.models.checkpoints.fastspeech2 import MODEL_TYPES
     from pianissimo.synthesis.fastspeech2 import FastSpeech2Synthesizer
     from pianissimo.synthesis.sherpa import SherpaSynthesizer, is_sherpa_voice
@@ -60,11 +61,11 @@ def _read(folder: Path, device: str) -> "Synthesizer":
 
     if is_sherpa_voice(folder):
         return SherpaSynthesizer(folder)
-    if is_espnet(folder):
+    if is_nemo_voice(folder) or is_espnet(folder):
         return FastSpeech2Synthesizer(folder, choose_device(device))
     if folder.is_file():
         raise CheckpointError(
-            f"{folder} is not a packed voice of ESPnet, nor a directory of a voice"
+            f"{folder} is not a packed voice of ESPnet, a .nemo archive or a directory of a voice"
         )
     kind = read_json(folder / "config.json").get("model_type")
     if kind not in MODEL_TYPES:

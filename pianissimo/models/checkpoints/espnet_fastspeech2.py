@@ -25,11 +25,14 @@ from pianissimo.models.checkpoints.fastspeech2 import (
     FastSpeech2Parts,
     acoustic_config,
     filled,
+    fold_weight_norm,
     vocoder_config,
 )
 from pianissimo.models.fastspeech2 import FastSpeech2, HifiGan
 
 JOINT = "joint_text2wav"
+ALONE = ("fastspeech", "fastspeech2", "tacotron2", "transformer", "prodiff")
+"""Acoustic models of ESPnet, in packs of their own."""
 ACOUSTIC_PREFIX, VOCODER_PREFIX = "tts.generator.text2mel.", "tts.generator.vocoder."
 UNUSED = ("tts.discriminator.", "feats_extract.", "pitch_extract.", "energy_extract.", "normalize.")
 """Prefixes of tensors that only training needs."""
@@ -108,6 +111,12 @@ def read_espnet_fastspeech2(path: Path) -> FastSpeech2Parts:
         root = yaml_section(files, members["train_config"])
         weights = pack_weights(files, members["model_file"])
     where = f"{path}: {members['model_file']}"
+    if root.get("tts") in ALONE:
+        raise CheckpointError(
+            f"{path} is an acoustic model without a vocoder, and its mel frames fit no other one; "
+            "use a joint pack, such as kan-bayashi/"
+            "ljspeech_joint_finetune_conformer_fastspeech2_hifigan"
+        )
     root.only("tts", (JOINT,))
     root.only("g2p", ENGLISH)
     vocabulary = _vocabulary(root)
@@ -125,9 +134,11 @@ def read_espnet_fastspeech2(path: Path) -> FastSpeech2Parts:
     # The vocoder of a joint pack takes mel frames as they come.
     statistics = {name: getattr(vocoder, name) for name in ("mean", "scale")}
     plain = {name: torch.zeros(tensor.shape) for name, tensor in statistics.items()}
+    folded = fold_weight_norm(own[1], where)
+    vocoder_own = {_vocoder_name(name): tensor for name, tensor in folded.items()}
     return FastSpeech2Parts(
         filled(acoustic, {_acoustic_name(k): v for k, v in own[0].items()}, "", path),
-        filled(vocoder, plain | _vocoder_tensors(own[1], where), "", path),
+        filled(vocoder, plain | vocoder_own, "", path),
         vocabulary,
     )
 
@@ -216,23 +227,6 @@ def _acoustic_name(name: str) -> str:
     for old, new in LAYER_NAMES:
         name = name.replace(old, new)
     return name
-
-
-def _vocoder_tensors(weights: dict[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Tensors of HiFi-GAN with the names of Transformers and their weight norm folded."""
-    found: dict[str, Tensor] = {}
-    for name, tensor in weights.items():
-        if name.endswith(".weight_v"):
-            scale = weights.get(f"{name.removesuffix('_v')}_g")
-            if scale is None or scale.shape != (len(tensor), *[1] * (tensor.dim() - 1)):
-                raise CheckpointError(f"{where}: {name[:200]} has no weight_g of its shape")
-            values = tensor.float()
-            norm = values.flatten(1).norm(dim=1).view(scale.shape)
-            tensor, name = scale.float() * values / norm, name.removesuffix("_v")
-        elif name.endswith(".weight_g"):
-            continue
-        found[_vocoder_name(name)] = tensor
-    return found
 
 
 def _vocoder_name(name: str) -> str:

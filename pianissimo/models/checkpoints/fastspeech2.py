@@ -13,6 +13,7 @@ from pianissimo.models.checkpoints.archive import read_tensors
 from pianissimo.models.checkpoints.config_json import Section, is_integer, read_json
 from pianissimo.models.checkpoints.format import check_tensors
 from pianissimo.models.checkpoints.huggingface import read_weights
+from pianissimo.models.fastpitch import FastPitch
 from pianissimo.models.fastspeech2 import (
     FastSpeech2,
     FastSpeech2Config,
@@ -34,13 +35,23 @@ LARGEST_HOP = 4096
 Module = TypeVar("Module", bound=nn.Module)
 
 
+SAMPLE_RATE = 22_050
+"""Of the published voices; their configurations do not state it."""
+END = "<sos/eos>"
+
+
 @dataclass(frozen=True)
 class FastSpeech2Parts:
-    """A voice read from a folder: its networks, and the ids of its symbols."""
+    """A voice read from its files: its networks, and the ids of its symbols.
 
-    acoustic: FastSpeech2
+    `around` are the symbols before and behind the others in each run, "" for none.
+    """
+
+    acoustic: FastSpeech2 | FastPitch
     vocoder: HifiGan
     vocabulary: dict[str, int]
+    sample_rate: int = SAMPLE_RATE
+    around: tuple[str, str] = ("", END)
 
 
 def read_fastspeech2(folder: Path) -> FastSpeech2Parts:
@@ -231,12 +242,28 @@ def filled(module: Module, weights: dict[str, Tensor], prefix: str, folder: Path
     return module.eval().requires_grad_(False)
 
 
+def fold_weight_norm(weights: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The tensors, with each pair of `weight_g` and `weight_v` folded into its weight."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        if name.endswith(".weight_v"):
+            scale = weights.get(f"{name.removesuffix('_v')}_g")
+            if scale is None or scale.shape != (len(tensor), *[1] * (tensor.dim() - 1)):
+                raise CheckpointError(f"{where}: {name[:200]} has no weight_g of its shape")
+            values = tensor.float()
+            norm = values.flatten(1).norm(dim=1).view(scale.shape)
+            found[name.removesuffix("_v")] = scale.float() * values / norm
+        elif not name.endswith(".weight_g"):
+            found[name] = tensor
+    return found
+
+
 def _vocabulary(folder: Path, size: int) -> dict[str, int]:
     """Symbol -> id; CheckpointError unless there are the symbols of a voice."""
     vocabulary = read_json(folder / VOCABULARY_FILE)
     ids = list(vocabulary.values())
     if not all(is_integer(id) and 0 <= id < size for id in ids) or len(set(ids)) < len(ids):
         raise CheckpointError(f"{folder / VOCABULARY_FILE} has ids outside of 0..{size - 1}")
-    if "<sos/eos>" not in vocabulary:
-        raise CheckpointError(f"{folder / VOCABULARY_FILE} has no symbol <sos/eos>")
+    if END not in vocabulary:
+        raise CheckpointError(f"{folder / VOCABULARY_FILE} has no symbol {END}")
     return vocabulary

@@ -170,7 +170,8 @@ def test_a_zip_speaks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("tts",), "fastspeech2", "joint_text2wav"),
+        (("tts",), "fastspeech2", "without a vocoder.*use a joint pack"),
+        (("tts",), "vits", "joint_text2wav"),
         (("g2p",), "pyopenjtalk", "g2p"),
         (("token_list",), ["a", "a", "<sos/eos>"], "each symbol once"),
         (("token_list",), "a", "a list of symbols"),
