@@ -61,7 +61,7 @@ class Recorder:
     def __init__(self) -> None:
         self.turns: list[Samples] = []
 
-    def judge(self, turn: Samples, text: str) -> EndJudgment:
+    def judge(self, turn: Samples, text: str, ended: bool = False) -> EndJudgment:
         self.turns.append(turn)
         return EndJudgment(0.0, float("inf"))
 

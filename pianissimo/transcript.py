@@ -212,6 +212,9 @@ def _write_atomically(path: Path, text: str) -> None:
         raise
 
 
+TurnMark = Literal["end", "backchannel"]
+
+
 @dataclass(frozen=True)
 class StreamEvent:
     """One piece of news from a live stream.
@@ -245,6 +248,9 @@ class StreamEvent:
     """Of a final in written form: its text as it was spoken, as in `Transcript.lexical`."""
     language: str | None = None
     """The language of the text, where the model tells it or can be told; else None."""
+    turn: TurnMark | None = None
+    """What the model says about the turn behind `text`, where its vocabulary has such tokens: it is
+    over, or it was a sign of listening that asks for no answer."""
 
     def in_written_form(self, language: str | None) -> "StreamEvent":
         """A final in written form, as `Transcript.in_written_form`; other events as they are.

@@ -32,7 +32,7 @@ from pianissimo.agent.turn_detector import TurnSignal
 from pianissimo.agent.turn_input import Sound, TurnInput
 from pianissimo.errors import StreamError
 from pianissimo.protocols import Synthesizer
-from pianissimo.transcript import StreamEvent
+from pianissimo.transcript import StreamEvent, TurnMark
 
 INSTRUCTIONS = (
     "You are a voice assistant. Your answers are spoken aloud: answer in one to three short "
@@ -185,12 +185,19 @@ class _Turn:
     partial: str = ""
     started: TurnSignal | None = None
     announced: bool = False
+    marked: TurnMark | None = None
+    """What the recognizer says about it."""
     ended_at: float = 0.0
     """When its last sound arrived, by the monotonic clock."""
 
     @property
     def text(self) -> str:
         return f"{self.locked} {self.partial}".strip()
+
+    @property
+    def asks(self) -> bool:
+        """Whether it says more than a sign of listening."""
+        return self.marked != "backchannel" and _is_request(self.text)
 
 
 @dataclass
@@ -264,7 +271,9 @@ class Agent:
                 turn.locked, turn.partial = f"{turn.locked} {event.text}".strip(), ""
             elif event.type == "partial":
                 turn.partial = event.text
-            if turn.started is not None and not turn.announced and _is_request(turn.text):
+            if event.text:
+                turn.marked = event.turn
+            if turn.started is not None and not turn.announced and turn.asks:
                 await self._announce(turn)
             if event.type != "endpoint":
                 await self._say(UserSaid(turn.item_id, event))
@@ -277,7 +286,7 @@ class Agent:
                 if signal.at - self._last_end < FALSE_END_SECONDS:
                     self._count("false_end")
                 waits = self.options.interrupt_by_words and self._answering
-                if not waits or _is_request(turn.text):
+                if not waits or turn.asks:
                     await self._announce(turn)
             case "paused":
                 began = time.monotonic()
@@ -324,7 +333,7 @@ class Agent:
 
     async def _end_turn(self, turn: _Turn, at: float, now: float) -> None:
         self._last_end = at
-        if not turn.announced and not _is_request(turn.text):
+        if not turn.announced and not turn.asks:
             if self._answering or not turn.text:
                 self._turn = _Turn()  # a backchannel, or a noise
                 self._count("backchannel")

@@ -90,7 +90,9 @@ class SmartTurn:
     def least_seconds(self) -> float:
         return min(self.complete_seconds, self.rules.most_seconds)
 
-    def judge(self, turn: Samples, text: str) -> EndJudgment:
+    def judge(self, turn: Samples, text: str, ended: bool = False) -> EndJudgment:
+        if ended:
+            return self.rules.judge(turn, text, ended)
         confidence = self.model.probability(turn)
         if is_open(text):
             confidence /= 2

@@ -95,6 +95,7 @@ class VoiceTurns:
             maxlen=math.ceil((JUDGED_SECONDS + BEFORE_SECONDS) / WINDOW_SECONDS)
         )
         self._locked, self._partial = "", ""
+        self._marked = False  # the recognizer wrote its token for the end of a turn last
         self._windows = self._voiced = 0
         self._first = 0  # the window in which the turn began
         self._end = 0  # the window behind the last voiced one
@@ -125,6 +126,8 @@ class VoiceTurns:
                 self._locked, self._partial = f"{self._locked} {event.text}".strip(), ""
             elif event.type == "partial":
                 self._partial = event.text
+            if event.text:
+                self._marked = event.turn == "end"
         signals: list[TurnSignal] = []
         while len(self._waiting) >= WINDOW_SAMPLES:
             window, self._waiting = np.split(self._waiting, [WINDOW_SAMPLES])
@@ -153,7 +156,7 @@ class VoiceTurns:
         self._speaking, self._end = True, self._windows
         self._first = self._windows - self._voiced
         self._judgment, self._judged = None, False
-        self._locked = self._partial = ""
+        self._locked, self._partial, self._marked = "", "", False
         return TurnSignal("started", self._first * WINDOW_SECONDS)
 
     def _pause(self) -> list[TurnSignal]:
@@ -167,7 +170,7 @@ class VoiceTurns:
             return [TurnSignal("paused", at)]
         signals = []
         if self._judgment is None:
-            self._judgment = self._judge.judge(self._turn(), self.text)
+            self._judgment = self._judge.judge(self._turn(), self.text, self._marked)
             if self._judgment.complete:
                 signals.append(TurnSignal("eager_end", at, self._judgment.confidence))
         if silence >= self._judgment.wait_seconds:

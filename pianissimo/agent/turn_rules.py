@@ -40,10 +40,11 @@ class EndJudge(Protocol):
         """The shortest silence that it asks for."""
         ...
 
-    def judge(self, turn: Samples, text: str) -> EndJudgment:
+    def judge(self, turn: Samples, text: str, ended: bool = False) -> EndJudgment:
         """`turn` (n,) is the end of the turn at 16 kHz, with the silence so far; `text` all of it.
 
-        Called in a worker thread.
+        With `ended` the recognizer wrote its token for the end of a turn last. Called in a worker
+        thread.
         """
         ...
 
@@ -58,7 +59,7 @@ class SilenceRule:
     def least_seconds(self) -> float:
         return self.silence_seconds
 
-    def judge(self, turn: Samples, text: str) -> EndJudgment:
+    def judge(self, turn: Samples, text: str, ended: bool = False) -> EndJudgment:
         return EndJudgment(1.0, self.silence_seconds)
 
 
@@ -66,21 +67,25 @@ class SilenceRule:
 class TextRules:
     """The silence depends on the last word and its punctuation; times in seconds.
 
-    Models without punctuation get `plain_seconds` after most words. `most_seconds` bounds all. The
-    defaults were chosen with `bench/turns.py`.
+    Models without punctuation get `plain_seconds` after most words, and `marked_seconds` after a
+    token for the end of a turn. `most_seconds` bounds all. The defaults were chosen with
+    `bench/turns.py`, `marked_seconds` as that of Smart Turn.
     """
 
     ended_seconds: float = 0.5
     plain_seconds: float = 0.6
+    marked_seconds: float = 0.4
     open_seconds: float = 1.0
     most_seconds: float = 4.0
 
     @property
     def least_seconds(self) -> float:
-        return min(self.ended_seconds, self.most_seconds)
+        return min(self.marked_seconds, self.ended_seconds, self.most_seconds)
 
-    def judge(self, turn: Samples, text: str) -> EndJudgment:
+    def judge(self, turn: Samples, text: str, ended: bool = False) -> EndJudgment:
         words = text.split()
+        if words and ended:
+            return EndJudgment(0.95, min(self.marked_seconds, self.most_seconds))
         if not words:  # a noise, or a word that was not recognized
             return EndJudgment(0.0, min(self.open_seconds, self.most_seconds))
         last = words[-1].strip("\"')]”’").lower()

@@ -1,12 +1,14 @@
 """From the tokens of a live stream to its events: the text of one utterance after the other."""
 
+from dataclasses import replace
+
 from pianissimo.decoding.token import Hypothesis
 from pianissimo.hallucination.verdict import Verdict
 from pianissimo.streaming.endpoint import FinalReason
 from pianissimo.text import WORD_START
 from pianissimo.text.tokenizer import IncrementalDetokenizer, Tokenizer
 from pianissimo.text.words import WordAssembler, WordOptions, clamped
-from pianissimo.transcript import StreamEvent, Word
+from pianissimo.transcript import StreamEvent, TurnMark, Word
 
 
 class UtteranceText:
@@ -33,17 +35,20 @@ class UtteranceText:
         """The start of the utterance in seconds; None while it has no token."""
         self.last: float | None = None
         """The end of its last token."""
+        self._turn: TurnMark | None = None
         self._text = ""
         self._words: list[Word] = []
 
     def push(self, found: Hypothesis) -> list[StreamEvent]:
         """Take further tokens; a partial with the whole text since the last final, if any came."""
-        tags = self._tokenizer.language_tags
+        tags, marks = self._tokenizer.language_tags, self._tokenizer.turn_marks
+        marked = self._turn
         for token in found.tokens:
             self.language = tags.get(token, self.language)
-        found = found.without(tags)
+            self._turn = marks.get(token)
+        found = found.without(tags).without(marks)
         if not found.tokens:
-            return []
+            return self.partial() if self._turn != marked else []
         self.found.extend(found)
         self.first = self.found.frames[0] * self._frame_seconds
         self.last = (self.found.frames[-1] + 1) * self._frame_seconds
@@ -58,8 +63,8 @@ class UtteranceText:
             return []
         assert self.first is not None
         assert self.last is not None
-        words, language = tuple(self._words), self.language
-        return [StreamEvent("partial", text, words, self.first, self.last, language=language)]
+        event = StreamEvent("partial", text, tuple(self._words), self.first, self.last)
+        return [replace(event, language=self.language, turn=self._turn)]
 
     def close(
         self, reason: FinalReason, heard: float, verdict: Verdict | None = None
@@ -73,10 +78,9 @@ class UtteranceText:
             text, words = "", []
         now = round(heard, 6)
         start, end = (words[0].start, words[-1].end) if words else (now, now)
-        language = self.language if text else None
-        event = StreamEvent(
-            "final", text, tuple(words), start, end, True, reason, reasons, language=language
-        )
+        event = StreamEvent("final", text, tuple(words), start, end, True, reason, reasons)
+        if text:
+            event = replace(event, language=self.language, turn=self._turn)
         self._clear()
         return event
 
@@ -84,8 +88,10 @@ class UtteranceText:
         """Go on as if only these tokens of the utterance had come."""
         self._assembler.finish()
         self._detokenizer.finish()
+        turn = self._turn
         self._clear()
         self.push(found)
+        self._turn = turn
 
     def cut(self, heard: float) -> list[StreamEvent]:
         """The final of all words but the last, with which the next utterance begins."""
@@ -93,8 +99,11 @@ class UtteranceText:
         starts = [i for i, token in enumerate(tokens) if pieces[token].startswith(WORD_START)]
         at = starts[-1] if starts and starts[-1] > 0 else len(tokens)
         head, tail = self.found.split(at)
+        turn, self._turn = self._turn, None
         self.reduce(head)
         if tail.frames:
             heard = min(heard, tail.frames[0] * self._frame_seconds)
         final = self.close("length", heard)
-        return [final, *self.push(tail)]
+        rest = self.push(tail)
+        self._turn = turn
+        return [final, *rest]

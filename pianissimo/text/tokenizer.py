@@ -26,6 +26,7 @@ _TAG = re.compile(r"</?[A-Za-z]{1,5}(?:-[A-Za-z0-9]{2,8})*>|<\|[^|<>]*\|>")
 # <en-US>, <zh-CN>, <yue-HK>, <de>; three letters alone may be <unk> or <pad>.
 _LANGUAGE_TAG = re.compile(r"<([a-z]{2}|[a-z]{2,3}(?:-[A-Za-z0-9]{2,8})+)>")
 
+TURN_MARKS: Mapping[str, Literal["end", "backchannel"]] = {"<EOU>": "end", "<EOB>": "backchannel"}
 Kind = Literal["sentencepiece", "huggingface"]
 
 
@@ -58,6 +59,11 @@ class Tokenizer:
             i: match[1] for i in tags if (match := _LANGUAGE_TAG.fullmatch(pieces[i]))
         }
         """By id of a piece that says which language is spoken, such as `<de-DE>`: "de-DE"."""
+        self.turn_marks: Mapping[int, Literal["end", "backchannel"]] = {
+            i: TURN_MARKS[piece] for i, piece in enumerate(pieces) if piece in TURN_MARKS
+        }
+        """By id of a piece that says what becomes of the speaker's turn, as NVIDIA's Parakeet
+        Realtime EOU writes it."""
         self.byte_values: Mapping[int, bytes] = byte_values or {
             i: bytes([int(match[1], 16)])
             for i, p in enumerate(pieces)

@@ -1,5 +1,7 @@
 """Turns of scripted voices: begin, pause, resume and end, at the times that the rules say."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -118,7 +120,7 @@ def test_the_judge_hears_the_end_of_the_turn() -> None:
     class Judge:
         least_seconds = 0.3
 
-        def judge(self, turn: Samples, text: str) -> EndJudgment:
+        def judge(self, turn: Samples, text: str, ended: bool = False) -> EndJudgment:
             heard.append((len(turn), text))
             assert np.count_nonzero(turn) == 10 * WINDOW_SAMPLES
             return EndJudgment(1.0, 0.3)
@@ -146,3 +148,21 @@ def test_without_the_model_the_energy_decides(monkeypatch: pytest.MonkeyPatch) -
 def test_open_texts() -> None:
     assert all(map(is_open, ("to the", "well, um", "first,", "wait...", "with.")))
     assert not any(map(is_open, ("", "stop", "Stop it.", "what is it?", "four five")))
+
+
+def test_a_token_of_the_recognizer_ends_turns_sooner_but_no_fixed_silence() -> None:
+    def windows(judge: EndJudge, marked: bool) -> int:
+        """The silence until the end of a turn."""
+        detector, count, kinds = VoiceTurns(judge), 0, list[str]()
+        detector.push(sound("########"))
+        said = replace(final("turn it off"), turn="end" if marked else None)
+        while "ended" not in kinds:
+            count += 1
+            kinds += [signal.kind for signal in detector.push(sound("."))]
+            if kinds and kinds[-1] == "paused":
+                kinds += [s.kind for s in detector.push(NOTHING, [said])]
+        return count
+
+    assert (windows(TextRules(), False), windows(TextRules(), True)) == (19, 13)
+    assert windows(SilenceRule(0.5), True) == windows(SilenceRule(0.5), False) == 16
+    assert windows(TextRules(most_seconds=0.3), True) == 10
