@@ -1,13 +1,13 @@
-"""Hotwords, beams and language models: the embedded model on human recordings.
+"""Hotwords, beams and language models on human recordings.
 
     python bench/decoding.py [boosting] [beams] [lm] --data MANIFEST [--subset an4 ...]
-        [--train MANIFEST] [--most N]
+        [--train MANIFEST] [--most N] [--model NAME]
 
 `boosting`: the rare words of each recording are boosted among 1,000 words that are not in it; the
 recall of the rare words, and the insertions of the others. `beams`: word error rates and time by
 beam size, with and without rescoring by CTC. `lm`: the same with an n-gram of
 the words, and one of the model's tokens, counted from the transcripts of --train. Each part prints
-a Markdown table.
+a Markdown table. With --model the phrases are boosted in that model, as it searches by default.
 
 Times are CPU times of one thread per second of audio, without the preparation of the phrases.
 """
@@ -18,7 +18,7 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from pianissimo.decoding.lm.arpa import count_ngrams, write_arpa
 from pianissimo.decoding.search import Decoding
 from pianissimo.evaluate.run import Reference, read_references
 from pianissimo.evaluate.wer import ErrorCounts, word_errors
+from pianissimo.protocols import Recognizer
 from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.text.normalize import normalize_for_scoring
 
@@ -64,7 +65,7 @@ class Tally:
 
 
 def transcribed(
-    recognizer: NativeRecognizer, references: Sequence[Reference], boosts: Sequence[list[Phrase]]
+    recognizer: Recognizer, references: Sequence[Reference], boosts: Sequence[list[Phrase]]
 ) -> tuple[list[str], float, float]:
     """The texts in scoring form, the time they took, and the seconds of audio."""
     texts, audio, spent = [], 0.0, 0.0
@@ -89,7 +90,10 @@ def head(*names: str) -> None:
 
 
 def bench_boosting(
-    recognizers: dict[str, NativeRecognizer], references: Sequence[Reference], words: Sequence[str]
+    recognizers: Mapping[str, Recognizer],
+    references: Sequence[Reference],
+    words: Sequence[str],
+    weights: Sequence[float],
 ) -> None:
     """Recall of rare words, and false insertions, by search and weight."""
     spread = Counter(word for r in references for word in set(r.text.split()))
@@ -104,7 +108,7 @@ def bench_boosting(
     print(f"each boosted among {DISTRACTORS} words that are not said in it.\n")
     head("search", "weight", "recall %", "false per 100 words", "WER %", "CPU s per s")
     for name, recognizer in recognizers.items():
-        for weight in (0.0, *WEIGHTS):
+        for weight in (0.0, *weights):
             boosts = [
                 [Phrase(w, weight) for w in (*rare, *others)] if weight else []
                 for (_, rare), others in zip(kept, distractors, strict=True)
@@ -149,8 +153,12 @@ def main() -> None:
     parser.add_argument("--subset", action="append", help="of the manifest; may be repeated")
     parser.add_argument("--train", type=Path, help="manifest whose transcripts are counted")
     parser.add_argument("--most", type=int, help="recordings of each subset, from its beginning")
+    parser.add_argument("--model", help="boost the phrases in this model")
+    parser.add_argument("--weights", type=float, nargs="+", default=WEIGHTS)
     options = parser.parse_args()
     parts = options.parts or ["boosting", "beams", *(["lm"] if options.train else [])]
+    if options.model:
+        parts = ["boosting"]
     torch.set_num_threads(1)
     references = []
     taken: Counter[str] = Counter()
@@ -175,13 +183,15 @@ def main() -> None:
         known = sorted({word for text in texts for word in text})
         if len(known) < 2 * DISTRACTORS:
             parser.error("boosting needs --train MANIFEST, to take other words from")
-        searches = {
+        searches: dict[str, Recognizer] = {
             "transducer greedy": made("transducer"),
             "transducer beam 4": made("transducer", beam=4),
             "CTC greedy": made("ctc"),
             "CTC beam 8": made("ctc", beam=8),
         }
-        bench_boosting(searches, references, known)
+        if options.model:
+            searches = {options.model: pianissimo.load(options.model, device="cpu")}
+        bench_boosting(searches, references, known, options.weights)
     if "beams" in parts:
         print(f"\n{len(references)} recordings.\n")
         rows = {f"{h}, beam {b}": made(h, beam=b) for h in ("transducer", "ctc") for b in BEAMS}

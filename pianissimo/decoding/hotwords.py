@@ -31,7 +31,8 @@ LARGEST_WEIGHT = 5.0
 MOST_PHRASES = 10_000
 LONGEST_PHRASE = 200
 MOST_CHARACTERS = 300_000
-ROWS_KEPT = 1024
+MOST_KEPT = 1 << 23
+"""Numbers in the rows that a trie keeps for reuse: 32 MB."""
 ROOT, NOTHING = 0, -1
 
 
@@ -120,6 +121,12 @@ class PhraseTrie:
         to = ROOT if child is None else child
         return kept + self.held[to] - self.held[node], to
 
+    def walk(self, tokens: Iterable[int], node: int = ROOT) -> int:
+        """The node behind further tokens."""
+        for token in tokens:
+            _, node = self.step(node, token)
+        return node
+
     def end(self, node: int) -> float:
         """The score of the end of the text: minus the bonus of an incomplete phrase."""
         at = node
@@ -139,7 +146,7 @@ class PhraseTrie:
         key = (node, refunds, device)
         row = self._rows.get(key)
         if row is None:
-            if len(self._rows) >= ROWS_KEPT:
+            if (len(self._rows) + 1) * self.size > MOST_KEPT:
                 self._rows.clear()
             row = self._rows[key] = self._compute_row(node, refunds).to(device)
         return row

@@ -88,6 +88,9 @@ class Vocabulary:
 
     def _segmentations(self, tokenizer: Tokenizer, text: str) -> Iterator[tuple[int, ...]]:
         own = tuple(tokenizer.encode(text))
+        if own and not self.breaks[own[0]] and not _is_unspaced(text[0]):
+            # Byte-level pieces add no space by themselves.
+            own = tuple(tokenizer.encode(" " + text))
         if not own or any(not self.pieces[i] for i in own):
             return
         yield own

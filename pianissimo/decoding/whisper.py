@@ -9,6 +9,10 @@ the probabilities.
 
 The times of words come from the attention of the heads that follow the speech, aligned by dynamic
 time warping as in the reference implementation.
+
+Hotwords add their bonuses to the log-probabilities where a token is chosen. Greedy search ends a
+text where it ends without them, so they add no words behind it. The log-probabilities of a text are
+those of the model alone.
 """
 
 import math
@@ -21,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pianissimo.decoding.hotwords import ROOT, PhraseTrie
 from pianissimo.models.whisper import FRAME_SECONDS, DecoderState, TextDecoder, TextRules
 from pianissimo.text.loops import is_stuck
 from pianissimo.transcript import Word
@@ -80,6 +85,7 @@ class Draft:
     `watch`, a frame, the text stops before the first token whose attention is not before it: the
     sound is not all there yet. It also stops before a token that goes back by `REWIND_FRAMES` from
     the furthest frame, which was `reached` before: all was written, and the text would begin again.
+    `node` is the place in the `trie` of its hotwords behind what is written.
     """
 
     prompt: InitVar[Sequence[int]]
@@ -88,6 +94,8 @@ class Draft:
     watch: int | None = None
     reached: int = 0
     continued: bool = False
+    trie: PhraseTrie | None = None
+    node: int = ROOT
     text: Written = field(default_factory=Written)
     no_speech: float = 0.0
     """Its probability, once the prompt was read."""
@@ -110,6 +118,15 @@ class Draft:
         """Try fewer tokens where there is no space for all."""
         fewer = min(self.tried, max(0, len(self.given) - space))
         self.given, self.tried = self.given[: len(self.given) - fewer], self.tried - fewer
+
+    @property
+    def places(self) -> list[int]:
+        """The nodes before the first tried token and behind each."""
+        nodes = [self.node]
+        if self.trie is not None:
+            for token in self.given[len(self.given) - self.tried :]:
+                nodes.append(self.trie.walk((token,), nodes[-1]))
+        return nodes
 
     def advance(self, found: Sequence[tuple[int, float, int]], end: int) -> int:
         """Take the likeliest token, its log-probability and the frame looked at, before the first
@@ -137,6 +154,8 @@ class Draft:
             self.reached = max(self.reached, frame)
         if token != end:
             self.text.looked.append(frame)
+            if self.trie is not None:
+                self.node = self.trie.walk((token,), self.node)
         return self.text.write(token, log_prob, end, self.limit)
 
 
@@ -208,14 +227,33 @@ class WhisperSearch:
 
     # -- greedy ------------------------------------------------------------------------------------
 
-    def greedy(self, begun: Begun, limits: Sequence[int]) -> list[Written]:
-        """The likeliest token at each step, until the end, a limit or a loop. Uses up `begun`."""
+    def _best(
+        self, log_probs: Tensor, places: Sequence[tuple[PhraseTrie, int] | None]
+    ) -> tuple[Tensor, Tensor]:
+        """The log-probability and the id of the best token of each row: (R, V) -> (R,), (R,). Rows
+        in a trie get the bonuses of their hotwords, unless the text ends without them."""
+        best = log_probs.argmax(-1)
+        for row, place in enumerate(places):
+            if place is not None and int(best[row]) != self.end:
+                trie, node = place
+                best[row] = (log_probs[row] + trie.token_bonuses(node, best.device)).argmax()
+        return log_probs.gather(1, best[:, None])[:, 0], best
+
+    def greedy(
+        self, begun: Begun, limits: Sequence[int], trie: PhraseTrie | None = None
+    ) -> list[Written]:
+        """The likeliest token at each step, until the end, a limit or a loop; `trie` are the
+        hotwords of all texts. Uses up `begun`."""
         texts = [Written() for _ in limits]
         state, logits = begun.state, begun.logits
         banned = self._banned_first.to(logits.device)
         row_of: list[int | None] = [i if limit > 0 else None for i, limit in enumerate(limits)]
         while any(i is not None for i in row_of):
-            values, best = (logits + banned).log_softmax(-1).max(-1)
+            places = [
+                None if trie is None or i is None else (trie, trie.walk(texts[i].tokens))
+                for i in row_of
+            ]
+            values, best = self._best((logits + banned).log_softmax(-1), places)
             banned = self._banned.to(logits.device)
             for row, (token, value) in enumerate(zip(best.tolist(), values.tolist(), strict=True)):
                 i = row_of[row]
@@ -272,7 +310,12 @@ class WhisperSearch:
                     draft.no_speech = probability
                 logits, started = logits[len(live) :], True
                 logits[firsts] += self._banned_first.to(device)
-            values, best = (logits + banned).log_softmax(-1).max(-1)
+            places = [
+                None if draft.trie is None else (draft.trie, node)
+                for draft in live
+                for node in draft.places
+            ]
+            values, best = self._best((logits + banned).log_softmax(-1), places)
             looked = self.looked_at(weights)[rows, columns]
             found = list(zip(best.tolist(), values.tolist(), looked.tolist(), strict=True))
             refused = []
@@ -288,8 +331,11 @@ class WhisperSearch:
 
     # -- beams -------------------------------------------------------------------------------------
 
-    def beam(self, begun: Begun, limits: Sequence[int], beam: int) -> list[Written]:
-        """The likeliest of the texts that a beam of hypotheses finds. Uses up `begun`.
+    def beam(
+        self, begun: Begun, limits: Sequence[int], beam: int, trie: PhraseTrie | None = None
+    ) -> list[Written]:
+        """The likeliest of the texts that a beam of hypotheses finds; `trie` are the hotwords of
+        all of them. Uses up `begun`.
 
         A hypothesis ends if its end is among the `beam` likeliest continuations; a recording is
         done when that many have ended, at its limit, or when its best hypothesis loops. Texts are
@@ -298,7 +344,7 @@ class WhisperSearch:
         device, V = begun.logits.device, begun.logits.shape[1]
         state, logits, banned = begun.state, begun.logits[:, None], self._banned_first.to(device)
         scores = torch.zeros(len(limits), 1, device=device)
-        searches = [_Beam(limit, beam) for limit in limits]
+        searches = [_Beam(limit, beam, trie) for limit in limits]
         live = [i for i, limit in enumerate(limits) if limit > 0]
         if len(live) < len(limits):
             index = torch.tensor(live, device=device, dtype=torch.long)
@@ -308,6 +354,9 @@ class WhisperSearch:
             banned = self._banned.to(device)
             width = log_probs.shape[1]
             total = (log_probs + scores[..., None]).flatten(1)
+            if trie is not None:
+                added = [trie.scores(node, device) for i in live for node in searches[i].nodes]
+                total += torch.stack(added).view(total.shape)
             values, places = total.topk(LIKELIEST * beam)
             gained = log_probs.flatten(1).gather(1, places).tolist()
             parents, tokens = (places // V).tolist(), (places % V).tolist()
@@ -364,11 +413,14 @@ class WhisperSearch:
 class _Beam:
     """The hypotheses of one recording: those that run, and those that ended with their scores.
 
-    `parents` says of each running hypothesis which of those before it continues.
+    `parents` says of each running hypothesis which of those before it continues, `nodes` where it
+    is in the trie of the hotwords.
     """
 
     limit: int
     beam: int
+    trie: PhraseTrie | None = None
+    nodes: list[int] = field(default_factory=lambda: [ROOT])
     running: list[Written] = field(default_factory=lambda: [Written()])
     parents: list[int] = field(default_factory=list)
     finished: list[tuple[float, Written]] = field(default_factory=list)
@@ -396,11 +448,17 @@ class _Beam:
                 chosen.append(rank)
                 running.append(Written([*before.tokens, token], log_probs))
         self.parents, self.running = [parents[rank] for rank in chosen], running
+        if self.trie is not None:
+            self.nodes = [
+                self.trie.walk((tokens[rank],), self.nodes[parents[rank]]) for rank in chosen
+            ]
         stopped = is_over(running[0].tokens, self.limit)
         if stopped:  # what was going on counts as it is, if it was likely enough to end
-            for rank, text in zip(chosen, running, strict=True):
+            for i, (rank, text) in enumerate(zip(chosen, running, strict=True)):
                 if rank < self.beam:
-                    self.finished.append((text.mean_log_probability, text))
+                    refund = 0.0 if self.trie is None else self.trie.end(self.nodes[i])
+                    score = (scores[rank] + refund) / len(text.log_probs)
+                    self.finished.append((score, text))
         self.done = stopped or len(self.finished) >= self.beam
         return chosen
 

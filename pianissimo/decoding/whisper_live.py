@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pianissimo.decoding.hotwords import PhraseTrie
+from pianissimo.decoding.hotwords import ROOT, PhraseTrie
 from pianissimo.decoding.token import Hypothesis
 from pianissimo.decoding.whisper import (
     DRAFT_TOKENS,
@@ -73,7 +73,8 @@ class Segment:
     cross (2, N, H, room, K): keys and values, of which the first `frames` are of the audio. Those
     of `silence` (2, N, H, P, K) stand at all later positions, see `behind`. tokens, looked and
     log_probs are those written so far, with the frame of each. guess are the tokens that the last
-    chunk would have written after them. language is a token, None while it is not known.
+    chunk would have written after them. language is a token, None while it is not known. trie are
+    the hotwords of the stream.
     """
 
     cross: Tensor
@@ -84,6 +85,7 @@ class Segment:
     log_probs: tuple[float, ...] = ()
     guess: tuple[int, ...] = ()
     language: int | None = None
+    trie: PhraseTrie | None = None
 
     @property
     def seen(self) -> int:
@@ -164,7 +166,12 @@ class WhisperState:
         ids, looked = tokens.tolist()
         for name, tensor in (("frames", self.frames), ("ahead", self.ahead)):
             tensor.copy_(saved[name])
-        empty = Segment(segment.cross, segment.silence, language=None if language < 0 else language)
+        empty = Segment(
+            segment.cross,
+            segment.silence,
+            language=None if language < 0 else language,
+            trie=segment.trie,
+        )
         self.segments[0] = replace(
             empty.extended(cross.to(segment.cross)),
             guess=tuple(saved["guess"].long().tolist()),
@@ -221,14 +228,15 @@ class WhisperLiveDecoder:
     def start(
         self, batch: int = 1, tries: Sequence[PhraseTrie | None] | None = None
     ) -> WhisperState:
-        if tries is not None and any(trie is not None for trie in tries):
-            raise OptionError("a live Whisper cannot boost hotwords; remove boost")
         config = self.config
         weight = self.search.decoder.embedding.weight
         width = config.dim // config.decoder_heads
         shape = (2, config.decoder_layers, config.decoder_heads, 0, width)
         zeros = torch.zeros(batch, dtype=torch.long, device=weight.device)
-        segments = [Segment(weight.new_empty(shape), self._silence) for _ in range(batch)]
+        segments = [
+            Segment(weight.new_empty(shape), self._silence, trie=trie)
+            for trie in tries or [None] * batch
+        ]
         return WhisperState(segments, zeros, zeros.clone())
 
     # -- while people speak ------------------------------------------------------------------------
@@ -367,6 +375,7 @@ class WhisperLiveDecoder:
             segment.silence,
             frames,
             guess=(*segment.tokens, *segment.guess),
+            trie=segment.trie,
         )
         if not self.rules.multilingual or not frames:
             return whole
@@ -377,7 +386,7 @@ class WhisperLiveDecoder:
         """What a beam finds in place of a doubtful text, which stays if only it has an end."""
         limit = self._limit(segment.frames, 0)
         begun = self.search.read(self._joined([segment], limit), self._prompts([segment]))
-        [found] = self.search.beam(begun, [limit], FINAL_BEAM)
+        [found] = self.search.beam(begun, [limit], FINAL_BEAM, segment.trie)
         return found if found.ended or not text.ended else text
 
     def _is_doubtful(self, text: Written) -> bool:
@@ -490,8 +499,9 @@ class WhisperLiveDecoder:
     def _draft(self, segment: Segment, limit: int, watch: int | None = None) -> Draft:
         """The text behind the tokens of a segment, which is expected to be as guessed before."""
         [prompt] = self._prompts([segment])
-        reached = max(segment.looked, default=0)
-        return Draft(prompt, limit, segment.guess, watch, reached, bool(segment.tokens))
+        trie, reached = segment.trie, max(segment.looked, default=0)
+        node = ROOT if trie is None else trie.walk(segment.tokens)
+        return Draft(prompt, limit, segment.guess, watch, reached, bool(segment.tokens), trie, node)
 
     def _limit(self, frames: int, written: int) -> int:
         """How many further tokens a text may have, by the seconds of its audio."""

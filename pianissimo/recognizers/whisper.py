@@ -25,7 +25,8 @@ from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.io import SAMPLE_RATE, Samples
 from pianissimo.audio.vad import VoiceDetector
 from pianissimo.audio.whisper_features import log_mel, mel_filters, scaled
-from pianissimo.decoding.hotwords import Boost, PhraseTrie
+from pianissimo.decoding.hotwords import Boost, PhraseTrie, make_trie
+from pianissimo.decoding.vocabulary import Vocabulary
 from pianissimo.decoding.whisper import (
     WhisperSearch,
     Written,
@@ -105,6 +106,9 @@ class WhisperRecognizer(BaseRecognizer):
     """
 
     model: Whisper
+    hotwords = True
+    trie: PhraseTrie | None = None
+    """The hotwords of recordings."""
 
     def __init__(
         self,
@@ -160,6 +164,15 @@ class WhisperRecognizer(BaseRecognizer):
         recognizer.language = self._known_language(language)
         return recognizer
 
+    def boosted(self, boost: Boost) -> Self:
+        """The same recognizer, on the same weights, with these hotwords.
+
+        Raises OptionError for a hotword that the model cannot boost.
+        """
+        recognizer = copy.copy(self)
+        recognizer.trie = make_trie(boost, self.vocabulary)
+        return recognizer
+
     def recognize(
         self,
         recordings: Sequence[Iterable[Samples]],
@@ -167,7 +180,10 @@ class WhisperRecognizer(BaseRecognizer):
         latency_ms: int | None = None,
     ) -> Iterator[Transcript]:
         if latency_ms is not None:
-            return (transcribed_live(self, blocks, latency_ms, words) for blocks in recordings)
+            boost = self.trie.phrases if self.trie else None
+            return (
+                transcribed_live(self, blocks, latency_ms, words, boost) for blocks in recordings
+            )
         decoder = PieceDecoder(
             self.front_end,
             lambda pieces: self._decode(pieces, words),
@@ -237,9 +253,9 @@ class WhisperRecognizer(BaseRecognizer):
         room = max(map(len, prompts)) + max(limits)
         begun = self.search.read(self.decoder.start_from(cross, room), prompts)
         if beam > 1:
-            texts = self.search.beam(begun, limits, beam)
+            texts = self.search.beam(begun, limits, beam, self.trie)
         else:
-            texts = self.search.greedy(begun, limits)
+            texts = self.search.greedy(begun, limits, self.trie)
         whole = self.model.config.audio_positions
         for row, text, no_speech in zip(rows, texts, begun.no_speech, strict=True):
             row.no_speech = no_speech
@@ -318,6 +334,13 @@ class WhisperRecognizer(BaseRecognizer):
         """The vocabulary of live streams."""
         return self.tokenizer.for_streams()
 
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The text of each token that the network can write."""
+        known = Vocabulary.of_tokenizer(self.stream_tokenizer)
+        size = self.model.config.vocab_size
+        return replace(known, pieces=(*known.pieces, *[""] * size)[:size])
+
     def stream(
         self,
         *,
@@ -333,10 +356,11 @@ class WhisperRecognizer(BaseRecognizer):
 
         `latency_ms` is one of `latencies_ms`, by default the usual one of the weights. `endpoint`
         says when an utterance is over; None ends it in pauses of 2 s. `language` is the one
-        spoken, by default that of the recognizer. With `second_pass`, the default, a final is
-        decoded again from the utterance encoded whole; without it a final keeps the words of its
-        partials. A translation is written from pause to pause, with `partials` of another
-        recognizer. Raises OptionError for an unknown mode or language, and for hotwords.
+        spoken, by default that of the recognizer. `boost` is a list of hotwords. With
+        `second_pass`, the default, a final is decoded again from the utterance encoded whole;
+        without it a final keeps the words of its partials. A translation is written from pause to
+        pause, with `partials` of another recognizer. Raises OptionError for an unknown mode or
+        language, and for a hotword that the model cannot write.
         """
         if not self.latencies_ms:
             if second_pass:
@@ -392,10 +416,8 @@ class WhisperRecognizer(BaseRecognizer):
         return super()._configured(latency_ms, boost)
 
     def live_trie(self, boost: Boost | None) -> PhraseTrie | None:
-        """None; raises OptionError for hotwords, which Whisper cannot boost."""
-        if boost:
-            self.boosted(boost)
-        return None
+        """The hotwords of a stream; OptionError for those that the model cannot boost."""
+        return make_trie(boost, self.vocabulary)
 
 
 @dataclass

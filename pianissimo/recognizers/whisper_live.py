@@ -7,6 +7,7 @@ from itertools import chain
 import torch
 
 from pianissimo.audio.io import SAMPLE_RATE, Samples
+from pianissimo.decoding.hotwords import Boost
 from pianissimo.decoding.whisper import WhisperSearch
 from pianissimo.decoding.whisper_live import WhisperLiveDecoder
 from pianissimo.engine.live_model import LiveModel, fingerprint
@@ -75,11 +76,15 @@ def whisper_live_model(
 
 
 def transcribed_live(
-    recognizer: Recognizer, blocks: Iterable[Samples], latency_ms: int, words: bool
+    recognizer: Recognizer,
+    blocks: Iterable[Samples],
+    latency_ms: int,
+    words: bool,
+    boost: Boost | None = None,
 ) -> Transcript:
-    """A recording pushed through a live stream: its finals as one transcript."""
+    """A recording pushed through a live stream with hotwords: its finals as one transcript."""
     events, samples = [], 0
-    with recognizer.stream(latency_ms=latency_ms) as stream:
+    with recognizer.stream(latency_ms=latency_ms, boost=boost) as stream:
         for block in blocks:
             samples += len(block)
             events += stream.push(block)

@@ -1,6 +1,7 @@
 """The Whisper inside the package: recordings, live segments, the command line."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from pianissimo.cli import main
 from pianissimo.protocols import Recognizer
 from pianissimo.text.normalize import normalize_for_scoring
 
-CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"
+ROOT = Path(__file__).resolve().parents[2]
+CASES = ROOT.parent / "shared" / "cases"
 NO = CASES / "no-pause-no.flac"
+SPEECH = Path(os.environ.get("PIANISSIMO_SPEECH", ROOT.parent / "shared" / "data" / "speech"))
 CLIPS = Path(__file__).parents[2] / "examples" / "audio"
 SENTENCE = "The boy was there with his mother and father."
 
@@ -87,6 +90,32 @@ def test_words_that_a_person_repeats_are_kept(whisper: Recognizer) -> None:
     transcript = whisper.transcribe(rounds, sample_rate=16_000)
     assert set(normalize_for_scoring(transcript.text).split()) == {"no"}
     assert len(transcript.text.split()) == pytest.approx(12, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("clip", "misheard", "said"),
+    [
+        ("librispeech-other/3080-5032-0000.flac", "usually", "hugely"),
+        ("vctk/p225_016.flac", "Norseman", "Norsemen"),
+        ("librispeech/5561-39621-0000.flac", "Perry", "Parry"),
+    ],
+)
+def test_a_hotword_is_heard_that_the_model_misses(
+    whisper: Recognizer, clip: str, misheard: str, said: str
+) -> None:
+    """A phrase that was not said changes nothing."""
+    if not (SPEECH / clip).is_file():
+        pytest.skip("no development speech beside the checkout")
+    sound = load_audio(SPEECH / clip)
+    plain = whisper.transcribe(sound, sample_rate=16_000).text
+    assert misheard in plain and said not in plain
+    boosted = whisper.transcribe(sound, sample_rate=16_000, boost=[said]).text
+    assert boosted == plain.replace(misheard, said)
+    absent = whisper.transcribe(sound, sample_rate=16_000, boost=["Ada Lovelace", "quaternion"])
+    assert absent.text == plain
+    with whisper.stream(boost=[said]) as stream:
+        events = stream.push(sound) + stream.finish()
+    assert said in " ".join(event.text for event in events if event.type == "final")
 
 
 def test_the_command_line_knows_it_by_name(capsys: pytest.CaptureFixture[str]) -> None:

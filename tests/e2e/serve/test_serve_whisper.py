@@ -2,9 +2,12 @@
 
 import base64
 import json
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from serving import CLIPS, RATE, Server, pcm, serving
@@ -19,6 +22,9 @@ SENTENCE = "The boy was there with his mother and father."
 SOUND = pcm(load_audio(CLIPS / "sentence.flac"))
 PAUSE = pcm(np.zeros(3 * RATE // 2, np.float32))
 BLOCK = RATE // 5
+ROOT = Path(__file__).resolve().parents[3]
+SPEECH = Path(os.environ.get("PIANISSIMO_SPEECH", ROOT.parent / "shared" / "data" / "speech"))
+NORSEMEN = SPEECH / "vctk" / "p225_016.flac"
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +67,29 @@ def test_our_own_socket(whisper: Server, second_pass: bool) -> None:
     else:
         assert len(finals) == 1 and finals[0].startswith(partials[-1])
     whisper.wait_until_empty()
+
+
+@pytest.mark.skipif(not NORSEMEN.is_file(), reason="no development speech beside the checkout")
+def test_a_stream_and_a_recording_boost_hotwords(whisper: Server) -> None:
+    """The model alone hears "Norseman"."""
+    form = {"model": "whisper-1", "prompt": "Norsemen, Ada Lovelace"}
+    answer = httpx.post(
+        f"{whisper.http}/v1/audio/transcriptions",
+        files={"file": ("clip.flac", NORSEMEN.read_bytes())},
+        data=form,
+        timeout=60,
+    )
+    assert "The Norsemen considered" in answer.json()["text"]
+    for boost, heard in (([], "Norseman"), (["Norsemen"], "Norsemen")):
+        with connect(f"{whisper.ws}/v1/stream") as socket:
+            socket.send(json.dumps({"type": "start", "boost": boost}))
+            hear(socket, pcm(load_audio(NORSEMEN)))
+            socket.send(json.dumps({"type": "finish"}))
+            events = [json.loads(socket.recv(timeout=60))]
+            while events[-1]["type"] != "end":
+                events.append(json.loads(socket.recv(timeout=60)))
+        finals = " ".join(event["text"] for event in events if event["type"] == "final")
+        assert f"The {heard} considered" in finals
 
 
 def test_a_second_pass_is_true_or_false_and_of_a_model_that_has_one(

@@ -11,6 +11,8 @@ from spoken import speech
 
 from pianissimo.audio.whisper_features import log_mel, mel_filters, scaled, window_of
 from pianissimo.decoding import whisper as searches
+from pianissimo.decoding.hotwords import PhraseTrie
+from pianissimo.decoding.vocabulary import Vocabulary
 from pianissimo.decoding.whisper import UNWATCHED_TOKENS, Begun, WhisperSearch
 from pianissimo.models.checkpoints.whisper import WhisperParts, read_transformers
 from pianissimo.models.whisper import TextRules
@@ -272,3 +274,91 @@ def test_watched_texts_stop_where_the_sound_is_not_all_there(
                 reached = [frame >= bound for frame in whole.looked]
                 end = reached.index(True) if True in reached else len(whole.tokens)
                 assert text.tokens == whole.tokens[:end]
+
+
+def trie_of(both: tuple[Any, WhisperParts], phrase: list[int], weight: float) -> PhraseTrie:
+    parts = both[1]
+    pieces = Vocabulary.of_tokenizer(parts.tokenizer.for_streams()).pieces
+    return PhraseTrie([(tuple(phrase), weight)], Vocabulary(pieces))
+
+
+def second_choice(logits: torch.Tensor) -> tuple[int, float]:
+    """The letter behind the likeliest one, and how much less likely it is."""
+    values, tokens = logits[:LETTERS].topk(2)
+    return int(tokens[1]), float(values[0] - values[1])
+
+
+def test_a_hotword_wins_over_a_letter_that_is_a_little_likelier(
+    both: tuple[Any, WhisperParts], encoded: torch.Tensor
+) -> None:
+    search, parts = search_of(both[1]), both[1]
+    limits = [LIMIT]
+    with torch.inference_mode():
+        first = begun(search, parts, encoded[:1])
+        token, margin = second_choice(first.logits[0])
+        plain = search.greedy(begun(search, parts, encoded[:1]), limits)[0]
+        for factor, wins in ((1.1, True), (0.9, False)):
+            trie = trie_of(both, [token, token], margin * factor)
+            [text] = search.greedy(begun(search, parts, encoded[:1]), limits, trie)
+            assert (text.tokens[0] == token) == wins
+            if not wins and token not in plain.tokens:
+                assert text.tokens == plain.tokens
+        expected = first.logits[0].log_softmax(-1)[token]
+    # What is written is boosted, its probability is that of the model.
+    trie = trie_of(both, [token, token], margin * 1.1)
+    with torch.inference_mode():
+        [text] = search.greedy(begun(search, parts, encoded[:1]), limits, trie)
+    assert text.log_probs[0] == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_hotwords_add_no_words_behind_the_end(
+    both: tuple[Any, WhisperParts], encoded: torch.Tensor
+) -> None:
+    """The text ends where it ends without them, however much a phrase is favored."""
+    search, parts = search_of(both[1]), both[1]
+    first = begun(search, parts, encoded[:1])
+    with torch.inference_mode():
+        first.logits[0, parts.tokenizer.end] = first.logits[0].max() + 0.1
+        [text] = search.greedy(first, [LIMIT], trie_of(both, [70, 71], 5.0))
+    assert text.ended and not text.tokens
+
+
+def test_drafts_and_batches_change_no_boosted_text(
+    both: tuple[Any, WhisperParts], encoded: torch.Tensor
+) -> None:
+    """Only the first and the third stream have hotwords."""
+    search, parts, limits = search_of(both[1]), both[1], [LIMIT] * len(encoded)
+    with torch.inference_mode():
+        plain = search.greedy(begun(search, parts, encoded), limits)
+        phrase = plain[1].tokens[:3]
+        trie = trie_of(both, phrase, 5.0)
+        boosted = search.greedy(begun(search, parts, encoded), limits, trie)
+    assert [t.tokens for t in boosted] != [t.tokens for t in plain]
+    expected = [(boosted if i in (0, 2) else plain)[i] for i in range(len(encoded))]
+    prompt = parts.tokenizer.prompt(None, None)
+    for guesses in ([t.tokens for t in plain], [t.tokens for t in boosted], [[]] * len(encoded)):
+        drafts = [
+            searches.Draft(prompt, LIMIT, guess, trie=trie if i in (0, 2) else None)
+            for i, guess in enumerate(guesses)
+        ]
+        room = len(prompt) + LIMIT + searches.DRAFT_TOKENS
+        with torch.inference_mode():
+            found = search.greedy_with_drafts(search.decoder.start(encoded, None, room), drafts)
+        assert [t.tokens for t in found] == [t.tokens for t in expected]
+
+
+def test_a_beam_with_hotwords_prefers_the_phrase_and_refunds_what_it_lacks(
+    both: tuple[Any, WhisperParts], encoded: torch.Tensor
+) -> None:
+    search, parts = search_of(both[1]), both[1]
+    with torch.inference_mode():
+        first = begun(search, parts, encoded[:1])
+        token, margin = second_choice(first.logits[0])
+        plain = search.beam(begun(search, parts, encoded[:1]), [1], 4)[0]
+        trie = trie_of(both, [token], margin + 0.2)
+        assert margin + 0.2 < 2.0, "more than a beam adds"
+        one = search.beam(begun(search, parts, encoded[:1]), [1], 4, trie)[0]
+        begins = trie_of(both, [token, 9], margin + 0.2)
+        incomplete = search.beam(begun(search, parts, encoded[:1]), [1], 4, begins)[0]
+    assert plain.tokens != [token] == one.tokens
+    assert incomplete.tokens == plain.tokens

@@ -12,6 +12,7 @@ from tiny_whisper import save_tiny_whisper
 
 from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.vad import VoiceDetector
+from pianissimo.decoding.hotwords import Phrase
 from pianissimo.engine.engine import Engine, EngineOptions
 from pianissimo.errors import OptionError, StateError
 from pianissimo.recognizers.whisper import WhisperRecognizer, read_parts
@@ -139,6 +140,34 @@ def test_an_engine_gives_each_stream_what_it_gets_alone(
             assert finals == [e for e in expected if e[0] != "partial"]
 
 
+@pytest.mark.parametrize("second_pass", [True, False])
+def test_hotwords_belong_to_a_stream_also_when_it_is_saved(
+    recognizer: WhisperRecognizer, two_utterances: Samples, second_pass: bool
+) -> None:
+    """Two streams of an engine, one with a hotword; both end as they do alone."""
+    boost = [Phrase("zz", 5.0)]
+    plain = run(recognizer, two_utterances, [1280], second_pass=second_pass)
+    alone = run(recognizer, two_utterances, [1280], second_pass=second_pass, boost=boost)
+    texts = [[e.text.lower() for e in events if e.type == "final"] for events in (plain, alone)]
+    assert texts[1][0].count(" z") > texts[0][0].count(" z")
+    options = EngineOptions(threads=1, freeze_garbage=False)
+    half = 2 * RATE + 77
+    with Engine(recognizer, max_streams=3, options=options) as engine:
+        boosted = engine.open(boost=boost, second_pass=second_pass)
+        other = engine.open(second_pass=second_pass)
+        for session in (boosted, other):
+            session.push(two_utterances[:half])
+        saved = boosted.export()
+        boosted.close()
+        again = engine.open(state=saved)
+        for session in (again, other):
+            session.push(two_utterances[half:])
+            session.finish()
+        found = [e.text.lower() for e in [*boosted, *again] if e.type == "final"]
+        assert found == texts[1]
+        assert [e.text.lower() for e in other if e.type == "final"] == texts[0]
+
+
 def test_a_saved_stream_continues_with_the_same_words(
     recognizer: WhisperRecognizer, two_utterances: Samples
 ) -> None:
@@ -165,10 +194,10 @@ def test_a_saved_stream_continues_with_the_same_words(
 
 def test_what_it_cannot_do_is_refused(recognizer: WhisperRecognizer) -> None:
     assert recognizer.capabilities.latencies_ms == (1120,)
-    assert recognizer.capabilities.batched_streams and not recognizer.capabilities.hotwords
+    assert recognizer.capabilities.batched_streams and recognizer.capabilities.hotwords
     with pytest.raises(OptionError, match=r"160 ms is not a latency mode .*distilled"):
         recognizer.stream(latency_ms=160)
-    with pytest.raises(OptionError, match="hotwords"):
-        recognizer.stream(boost=["pianissimo"])
+    with pytest.raises(OptionError, match="1 to 200 characters"):
+        recognizer.stream(boost=[" "])
     with pytest.raises(OptionError, match="language"):
         recognizer.stream(language="de")
