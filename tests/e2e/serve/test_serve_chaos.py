@@ -35,7 +35,7 @@ def other_words(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("seconds", "shortest", "longest"),
-    [(12.0, 0.5, 2.0), pytest.param(120.0, 1.0, 5.0, marks=pytest.mark.slow)],
+    [(8.0, 0.5, 2.0), pytest.param(120.0, 1.0, 5.0, marks=pytest.mark.slow)],
 )
 @pytest.mark.parametrize("linger_seconds", [0.1])
 def test_chaos_changes_no_word(

@@ -113,12 +113,15 @@ def test_post_of_raw_samples_is_read_as_raw(words_server: Server) -> None:
     assert answer.json()["metadata"]["duration"] == pytest.approx(SECONDS, abs=0.01)
 
 
-@pytest.mark.parametrize("query", ["", RAW, "encoding=opus"])
 @pytest.mark.parametrize(
-    ("container", "codec"), [("webm", "libopus"), ("ogg", "libopus"), ("mp3", "mp3")]
+    ("container", "codec", "query"),
+    [
+        *[("webm", "libopus", ""), ("webm", "libopus", RAW), ("ogg", "libopus", "")],
+        *[("ogg", "libopus", "encoding=opus"), ("mp3", "mp3", ""), ("mp3", "mp3", RAW)],
+    ],
 )
 def test_live_containers_are_recognized(
-    words_server: Server, query: str, container: str, codec: str
+    words_server: Server, container: str, codec: str, query: str
 ) -> None:
     rate = 44_100 if codec == "mp3" else 48_000
     body = encoded(container, codec, speech(SECONDS), rate)

@@ -90,12 +90,12 @@ def test_drained_streams_finish_or_resume_elsewhere(
 
 @pytest.mark.parametrize("work", ["recording", "frame"])
 def test_sigterm_ends_the_server_in_time_whatever_runs(tiny_model_folder: Path, work: str) -> None:
-    """Within the drain and 5 s, with an hour of audio in the works."""
-    hour = pcm(speech(240.0)) * 15
+    """Within the drain and 5 s, with an hour of audio in the works, or minutes in one frame."""
+    minutes = pcm(speech(240.0))
     with process(tiny_model_folder, "--drain-seconds", "1") as (running, port):
         if work == "recording":
             busy = threading.Thread(
-                target=_post, args=(f"http://127.0.0.1:{port}", hour), daemon=True
+                target=_post, args=(f"http://127.0.0.1:{port}", minutes * 15), daemon=True
             )
             busy.start()
             time.sleep(3.0)
@@ -105,9 +105,11 @@ def test_sigterm_ends_the_server_in_time_whatever_runs(tiny_model_folder: Path, 
             ended = time.monotonic()
         else:
             url = f"ws://127.0.0.1:{port}/v1/stream"
-            with connect(url, ping_interval=None) as socket, suppress(ConnectionClosed):
+            # Events are not read, so the end of the connection is not seen either.
+            unread = connect(url, ping_interval=None, close_timeout=0.5)
+            with unread as socket, suppress(ConnectionClosed):
                 ask(socket, {"type": "start"})
-                socket.send(hour[: 15 << 20])
+                socket.send((2 * minutes)[: 15 << 20])
                 time.sleep(1.0)
                 running.send_signal(signal.SIGTERM)
                 began = time.monotonic()
