@@ -57,8 +57,14 @@ async def main(place: str, clip: str) -> None:
     recording = await client.listen.v1.media.transcribe_file(
         request=Path(clip).read_bytes(), model="nova-3", smart_format=True
     )
+    people = await client.listen.v1.media.transcribe_file(
+        request=Path(clip).with_name("people.wav").read_bytes(), model="nova-3", diarize=True
+    )
+    words = people.results.channels[0].alternatives[0].words
     found = {
         "live": await live(client, clip),
+        "speakers": [word.speaker for word in words],
+        "type": type(words[0]).__name__,
         "recording": {"text": recording.results.channels[0].alternatives[0].transcript},
     }
     print(json.dumps(found))

@@ -34,6 +34,20 @@ def recordings(client: openai.OpenAI, clip: str) -> dict[str, Any]:
     }
 
 
+def speakers(client: openai.OpenAI, clip: str) -> dict[str, Any]:
+    """Who says what in a recording of several people, in the client's own types."""
+    found = client.audio.transcriptions.create(
+        file=("clip.wav", Path(clip).read_bytes(), "audio/wav"),
+        model="gpt-4o-transcribe-diarize",
+        response_format="diarized_json",
+        chunking_strategy="auto",
+    )
+    return {
+        "types": sorted({type(part).__name__ for part in (found, *found.segments)}),
+        "speakers": [segment.speaker for segment in found.segments],
+    }
+
+
 async def realtime(client: openai.AsyncOpenAI, clip: str, model: str, turns: Any) -> dict[str, Any]:
     """A session that hears the clip and two seconds of silence."""
     with wave.open(clip) as file:
@@ -73,7 +87,11 @@ def main(place: str, clip: str) -> None:
             }
 
     with openai.OpenAI(**options) as client:
-        print(json.dumps({"recordings": recordings(client, clip)} | asyncio.run(live())))
+        found = {
+            "recordings": recordings(client, clip),
+            "speakers": speakers(client, str(Path(clip).with_name("people.wav"))),
+        }
+    print(json.dumps(found | asyncio.run(live())))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from scripted_llm import Reply, scripted, words
 
@@ -81,6 +82,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("clients")
     samples, rate = soundfile.read(ROOT / "examples" / "audio" / "number.flac")
     soundfile.write(folder / "talk.wav", samples, rate, subtype="PCM_16")
+    other, _ = soundfile.read(ROOT / "examples" / "audio" / "sentence.flac")
+    pause = np.zeros(rate)
+    people = np.concatenate([samples, pause, other, pause, samples, pause, other])
+    soundfile.write(folder / "people.wav", people, rate, subtype="PCM_16")
     command = [sys.executable, "-m", "pianissimo", "serve", "--port", "0", "--wyoming-port", "0"]
     command += ["-m", "embedded-commands"]  # hears words before a pause
     log = folder / "serve.log"
@@ -122,6 +127,8 @@ def test_openai(served: Served) -> None:
     assert told["models"] == ["embedded-commands", "heart"]
     for live in (found["realtime"], found["realtime, committed"]):
         assert live["text"] == live["deltas"] == NUMBER and "error" not in live["events"]
+    assert found["speakers"]["types"] == ["TranscriptionDiarized", "TranscriptionDiarizedSegment"]
+    assert set(found["speakers"]["speakers"]) == {"A", "B"}
     started = "input_audio_buffer.speech_started"
     assert started in found["realtime"]["events"]
     assert started not in found["realtime, committed"]["events"]
@@ -133,6 +140,7 @@ def test_deepgram(served: Served) -> None:
     assert live["text"] == found["recording"]["text"] == NUMBER
     assert [word for word, _, _ in live["words"]] == WORDS
     assert len(live["interim"]) >= 2 and NUMBER.startswith(live["interim"][0])
+    assert found["type"].endswith("WordsItem") and set(found["speakers"]) == {0, 1}
     assert live["duration"] == pytest.approx(2.5, abs=0.1)
     kinds = {"ListenV1SpeechStarted", "ListenV1Results", "ListenV1Metadata"}
     assert set(live["types"]) == kinds
