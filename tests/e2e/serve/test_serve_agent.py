@@ -13,11 +13,13 @@ import pytest
 import soxr
 from scripted_llm import FakeLLM, Reply, call, scripted, words
 from serving import CLIPS, RATE, Server, pcm, serving
+from tiny_voice import TinyVoice
 from tone_voice import WORD_SECONDS, ToneVoice
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from pianissimo.agent.agent import SILENCE_NOTE
+from pianissimo.agent.answer import MOST_CHARACTERS
 from pianissimo.audio.io import load_audio
 from pianissimo.recognizers.fastconformer import NativeRecognizer
 from pianissimo.serve.settings import Settings
@@ -170,8 +172,8 @@ def test_a_turn_is_answered_in_the_order_of_the_dialect(
 def test_speech_stops_an_answer_and_cuts_it_to_what_was_played(
     embedded: NativeRecognizer, number: np.ndarray
 ) -> None:
-    slow = Reply(words(LONG), gap_seconds=0.1)
-    with agents(embedded, slow, "Yes.") as (server, fake, _), talking(server) as talk:
+    endless = Reply(words(LONG), holds=True)
+    with agents(embedded, endless, "Yes.") as (server, fake, _), talking(server) as talk:
         talk.update({"type": "server_vad", "silence_duration_ms": 300})
         talk.say(number, silence=0.6)
         first = talk.until(DELTA)
@@ -327,8 +329,9 @@ def test_text_answers_and_tool_calls(tiny: NativeRecognizer) -> None:
         (Reply([], first_seconds=20.0), "llm_timeout"),
         (Reply([]), "llm_reply"),
         (Reply(words("Half of"), ends_early=True), "llm_reply"),
+        (Reply(words("Half of"), holds=True), "llm_timeout"),
     ],
-    ids=["error", "garbage", "slow", "empty", "cut off"],
+    ids=["error", "garbage", "slow", "empty", "cut off", "stuck"],
 )
 def test_a_failing_language_model_is_reported_and_the_session_goes_on(
     tiny: NativeRecognizer, reply: Reply, code: str
@@ -342,6 +345,59 @@ def test_a_failing_language_model_is_reported_and_the_session_goes_on(
             apologized = voice.spoken == ["Sorry, I cannot answer right now."]
             assert apologized or voice.spoken == ["Half of"]
             assert talk.ask("Again?")["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "code"),
+    [
+        ("🙂🎉", "completed", None),
+        ("你好。", "failed", "text_script_unsupported"),
+        ("<speak>Hello there.</speak>", "failed", "text_markup_unsupported"),
+    ],
+)
+def test_answers_that_cannot_be_spoken_end_and_the_session_goes_on(
+    tiny: NativeRecognizer, answer: str, status: str, code: str | None
+) -> None:
+    with scripted(answer, "Fine.") as fake:
+        settings = Settings(llm_url=fake.url, llm_model="m")
+        with serving(tiny, settings, {"tones": TinyVoice()}) as server, talking(server) as talk:
+            response = talk.ask("Hello?")
+            assert response["status"] == status
+            if code is not None:
+                assert response["status_details"]["error"]["code"] == code
+            assert talk.audio_seconds() == 0
+            assert talk.ask("Again?")["status"] == "completed"
+            assert talk.audio_seconds() > 0
+        server.wait_until_empty()
+
+
+def test_an_answer_without_end_is_cut(tiny: NativeRecognizer) -> None:
+    with agents(tiny, "word " * 20_000, "Fine.") as (server, _, _), talking(server) as talk:
+        talk.update(output_modalities=["text"])
+        response = talk.ask("Hello?")
+        assert response["status"] == "incomplete"
+        assert response["status_details"]["reason"] == "max_output_tokens"
+        assert len(response["output"][0]["content"][0]["text"]) < MOST_CHARACTERS + 100
+        assert talk.ask("Again?")["status"] == "completed"
+
+
+def test_a_turn_during_an_answer_that_may_not_be_interrupted_is_kept(
+    embedded: NativeRecognizer, number: np.ndarray
+) -> None:
+    endless = Reply(words(LONG), holds=True)
+    with agents(embedded, endless, "Yes.") as (server, fake, _), talking(server) as talk:
+        talk.update({"type": "server_vad", "interrupt_response": False})
+        talk.send("response.create")
+        talk.until(DELTA)
+        talk.say(number, silence=1.0)
+        completed = talk.until("conversation.item.input_audio_transcription.completed")
+        assert completed["transcript"] == NUMBER
+        assert len(fake.requests) == 1 and not talk.of(DONE) + talk.of("error")
+        talk.send("response.cancel")
+        assert talk.until(DONE)["response"]["status_details"]["reason"] == "client_cancelled"
+        assert talk.ask("And now?")["status"] == "completed"
+        assert NUMBER in [m["content"] for m in fake.requests[-1]["messages"]]
+    server.wait_until_empty()
 
 
 def test_a_language_model_that_is_down_is_reported(tiny: NativeRecognizer) -> None:

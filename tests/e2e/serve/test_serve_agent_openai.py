@@ -21,7 +21,7 @@ OUTPUT_RATE = 24_000
 BLOCK_SECONDS = 0.1
 NUMBER = "enter four five two nine"
 STORY = "Once upon a time there was a very long story. " * 4
-ANSWERS = ("You said four five two nine.", Reply(words(STORY), gap_seconds=0.15), "Good bye.")
+ANSWERS = ("You said four five two nine.", Reply(words(STORY), holds=True), "Good bye.")
 
 
 class Caller:

@@ -296,6 +296,10 @@ def test_deepgram_raw_samples_have_the_requested_rate(
         ({"encoding": "opus", "sample_rate": "44100"}, {"text": "Hi."}, "INVALID_OPTION"),
         ({"model": "nobody"}, {"text": "Hi."}, "UNKNOWN_VOICE"),
         ({}, {"text": ""}, "TEXT_EMPTY"),
+        ({}, {"text": "🙂🎉"}, "TEXT_EMPTY"),
+        ({}, {"text": "x" * 100_000}, "TEXT_TOO_LONG"),
+        ({}, {"text": "<speak>Hello</speak>"}, "TEXT_MARKUP_UNSUPPORTED"),
+        ({}, {"text": "你好"}, "TEXT_SCRIPT_UNSUPPORTED"),
         ({}, {"url": "http://x"}, "MISSING_TEXT"),
     ],
 )
@@ -304,6 +308,8 @@ def test_deepgram_errors_have_its_shape(
 ) -> None:
     answer = httpx.post(f"{talking.http}/v1/speak", params=query, json=body)
     assert (answer.status_code, answer.json()["err_code"]) == (400, code)
+    again = httpx.post(f"{talking.http}/v1/speak", json={"text": "Still here."})
+    assert again.status_code == 200
 
 
 def test_deepgram_speaks_on_a_socket(deepgram_client: "deepgram.DeepgramClient") -> None:
