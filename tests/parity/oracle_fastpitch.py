@@ -1,9 +1,9 @@
 """NeMo as oracle for FastPitch and its HiFi-GAN: a tiny random voice and its numbers.
 
-    python tests/parity/oracle_fastpitch.py
+    .venv-parity/bin/python tests/parity/oracle_fastpitch.py [OUT]
 
-writes `golden_fastpitch/` anew, in the oracle environment (`requirements.txt`): `fastpitch.nemo`
-and `hifigan.nemo` as NeMo saves them, and `golden.npz` with the arrays
+writes `golden_fastpitch/`: `fastpitch.nemo` and `hifigan.nemo` as NeMo saves them, and `golden.npz`
+with the arrays
 
     ids (T,)   tokens (T,) as text   durations (T,)   mel (F, M)   wave (N,)
     slow_mel (F, M) at half the pace     vocabulary, all tokens in order
@@ -13,6 +13,7 @@ generator; nothing was trained or taken from a published model.
 """
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -161,8 +162,9 @@ def randomize(module: torch.nn.Module, seed: int) -> None:
 
 @torch.no_grad()
 def main() -> None:
-    shutil.rmtree(OUT, ignore_errors=True)
-    OUT.mkdir()
+    out = Path(sys.argv[1]) if len(sys.argv) > 1 else OUT
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
     torch.manual_seed(SEED)
     FastPitchModel._setup_tokenizer = without_dictionary
     acoustic = FastPitchModel(fastpitch_config()).eval()
@@ -185,8 +187,8 @@ def main() -> None:
     durations = torch.floor(durations[0] + 0.5)
     print("frames", durations.sum().item(), "peak", wave.abs().max().item())
     assert durations.sum() > 20 and 0.05 < wave.abs().max() < 0.99, "change a seed"
-    acoustic.save_to(str(OUT / "fastpitch.nemo"))
-    vocoder.save_to(str(OUT / "hifigan.nemo"))
+    acoustic.save_to(str(out / "fastpitch.nemo"))
+    vocoder.save_to(str(out / "hifigan.nemo"))
     arrays = {
         "ids": ids,
         "durations": durations,
@@ -197,12 +199,12 @@ def main() -> None:
     tokens = np.array([acoustic.vocab.tokens[id] for id in ids])
     vocabulary = np.array(acoustic.vocab.tokens)
     np.savez(
-        OUT / "golden.npz",
+        out / "golden.npz",
         tokens=tokens,
         vocabulary=vocabulary,
         **{name: value.numpy() for name, value in arrays.items()},
     )
-    (OUT / "README.md").write_text(
+    (out / "README.md").write_text(
         "# Golden files of FastPitch\n\nMade by `oracle_fastpitch.py`, never by hand, with NeMo "
         f"{nemo.__version__} and torch {torch.__version__}.\n",
         encoding="utf-8",

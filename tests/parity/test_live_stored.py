@@ -25,6 +25,7 @@ STORED = {
         "golden_fastspeech2/post_norm.npz",
         "golden_fastspeech2/pre_norm.npz",
     ],
+    "oracle_fastpitch.py": ["golden_fastpitch/golden.npz"],
     "make_golden_moonshine.py": [
         "golden_moonshine/streaming.npz",
         "golden_moonshine/streaming_tied.npz",
