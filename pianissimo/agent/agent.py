@@ -293,7 +293,10 @@ class Agent:
                 await turn_input.finalize()
                 self._stage("final", time.monotonic() - began)
             case "eager_end":
-                if self.options.eager and self.options.respond and turn.announced and turn.text:
+                given = self.options
+                # An answer in progress that the turn did not interrupt goes on.
+                prepares = given.eager and given.respond and self.running is None
+                if prepares and turn.announced and turn.text:
                     await self._prepare(turn)
             case "resumed":
                 if self._running is not None and not self._running.answer.confirmed.is_set():

@@ -396,7 +396,7 @@ def test_a_turn_during_an_answer_that_may_not_be_interrupted_is_kept(
         talk.send("response.cancel")
         assert talk.until(DONE)["response"]["status_details"]["reason"] == "client_cancelled"
         assert talk.ask("And now?")["status"] == "completed"
-        assert NUMBER in [m["content"] for m in fake.requests[-1]["messages"]]
+        assert fake.last_user() == f"{NUMBER} And now?"
     server.wait_until_empty()
 
 

@@ -164,7 +164,7 @@ def test_no_text_in_chunks_gives_no_audio(speaking: Server) -> None:
         (Synthesize("🙂").event(), "text_empty"),
         (Synthesize("你好").event(), "text_script_unsupported"),
         (Synthesize("x" * 5_000).event(), "text_too_long"),
-        (Synthesize("x" * 100_000).event(), "text_too_long"),
+        (Synthesize("x" * 100_000).event(), "event_too_large"),
         (Synthesize("<speak>Hello</speak>").event(), "text_markup_unsupported"),
         (Synthesize("Hi.", SynthesizeVoice(name="nobody")).event(), "unknown_voice"),
         (Synthesize("Hi.", SynthesizeVoice(language="de")).event(), "unknown_voice"),
