@@ -589,12 +589,12 @@ def test_silence_does_not_wake_the_watchdog(mute: NativeRecognizer) -> None:
         assert stream.replays == 0
 
 
-def test_ten_minutes_of_nothing_do_not_break_a_stream(
+def test_two_minutes_of_nothing_do_not_break_a_stream(
     recognizer: NativeRecognizer, engine: Engine
 ) -> None:
     """Digital silence, an offset, clipping: no exception, and the stream still hears."""
     odd = [
-        np.zeros(9_600_000, np.float32),
+        np.zeros(1_920_000, np.float32),  # twice the longest utterance
         np.full(32_000, 0.4, np.float32),
         np.clip(noise(32_000) * 50, -1, 1),
     ]
