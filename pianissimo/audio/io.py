@@ -2,7 +2,7 @@
 
 libsndfile reads linear PCM and Vorbis in their usual containers; libav reads everything else. Which
 of the two comes first is decided by the first bytes, never by the file name.
-Only bytes are handed to either: nothing here opens a URL, a playlist or a second file.
+Only bytes are handed to either: neither opens a URL, a playlist or a second file.
 """
 
 import io
@@ -25,6 +25,7 @@ from pianissimo.audio import SAMPLE_RATE as SAMPLE_RATE
 from pianissimo.audio.downmix import Downmix
 from pianissimo.audio.joined import Slice, file_starts
 from pianissimo.audio.notes import Note
+from pianissimo.audio.remote import RemoteFile
 from pianissimo.audio.resample import StreamingResampler, check_sample_rate
 from pianissimo.audio.wav_parts import as_wav, wav_parts
 from pianissimo.errors import (
@@ -46,7 +47,7 @@ class Excerpt:
     `track` chooses one of several sound tracks, from 1; None takes the one that players take.
     """
 
-    source: "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO"
+    source: "str | os.PathLike[str] | RemoteFile | bytes | bytearray | memoryview | BinaryIO"
     start: float = 0.0
     duration: float | None = None
     track: int | None = None
@@ -61,7 +62,7 @@ class Excerpt:
 
 
 AudioSource: TypeAlias = (
-    Excerpt | str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
+    Excerpt | RemoteFile | str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 )
 Samples: TypeAlias = npt.NDArray[np.float32]
 Recording: TypeAlias = AudioSource | npt.ArrayLike | Iterable[Samples]
@@ -126,12 +127,12 @@ def load_audio(
 ) -> Samples:
     """Return the whole recording as mono float32 samples (n,) at `sample_rate` Hz.
 
-    `source` is a path, the bytes of a file, a binary file object, "-" for standard input, or an
-    `Excerpt` of one of these. A file object is read from its current position and put back there; a
-    pipe is consumed. Channels become one as `Downmix` says, integers are scaled to [-1, 1). A
-    recording cut off or damaged in the middle gives what decodes. Sample n is at n / `sample_rate`
-    on the clock of the container, if it has one: a late start and holes are silence. `notes` gets
-    what is worth telling about the recording.
+    `source` is a path, the bytes of a file, a binary file object, "-" for standard input, a
+    `RemoteFile`, or an `Excerpt` of one of these. A file object is read from its current position
+    and put back there; a pipe is consumed. Channels become one as `Downmix` says, integers are
+    scaled to [-1, 1). A recording cut off or damaged in the middle gives what decodes. Sample n is
+    at n / `sample_rate` on the clock of the container, if it has one: a late start and holes are
+    silence. `notes` gets what is worth telling about the recording.
 
     Raises AudioNotFoundError (nothing there, not readable, empty, or a URL: these are not fetched),
     AudioDecodeError (not audio, no audio track, or not one sample decodes), AudioValueError (NaN or
@@ -739,6 +740,8 @@ def _opened(source: AudioSource) -> Iterator[_Source]:
             file, name = io.BytesIO(source), "the given bytes"
         elif isinstance(source, str) and source == "-":
             file, name = _standard_input(), "standard input"
+        elif isinstance(source, RemoteFile):
+            file, name = stack.enter_context(source.open()), source.url
         elif isinstance(source, str | os.PathLike):
             name = os.fsdecode(source)
             if _URL.match(name) and not os.path.exists(name):

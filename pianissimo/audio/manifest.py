@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pianissimo.audio.io import AudioSource, Excerpt, describe
+from pianissimo.audio.remote import RemoteFile
 from pianissimo.errors import AudioError, ManifestError
 
 TOLERANCE_SECONDS, TOLERANCE_SHARE = 0.1, 0.02
@@ -50,11 +51,11 @@ def seconds_in(row: Mapping[str, object], key: str) -> float | None:
     return float(value)
 
 
-def recording_part(path: Path, offset: float, duration: float | None) -> AudioSource:
+def recording_part(path: Path | RemoteFile, offset: float, duration: float | None) -> AudioSource:
     """The audio of a line: the file, or a part of it if the line selects less than all of it."""
     if duration is None:
         return Excerpt(path, offset) if offset else path
-    if not offset and os.path.isfile(path):
+    if not offset and isinstance(path, Path) and os.path.isfile(path):
         try:
             length = describe(path).duration_seconds
         except AudioError:

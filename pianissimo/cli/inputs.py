@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pianissimo.audio.remote import RemoteFile, files_below, is_url
 from pianissimo.errors import AudioError, AudioNotFoundError, ManifestError, OptionError
 
 if TYPE_CHECKING:
@@ -51,11 +52,12 @@ class InputFault:
 
 def collect(
     sources: Sequence[str], *, recursive: bool = False, output: Path | None = None
-) -> tuple[list[Input], list[InputFault], list[Path]]:
+) -> tuple[list[Input], list[InputFault], list[Path | str]]:
     """All recordings in the given order, directories sorted by name; also what is skipped.
 
     Files in a directory that no decoder reads, pipes and devices are skipped. A file *.jsonl is a
-    manifest: its lines are recordings, or parts of them. Raises ManifestError if it cannot be read.
+    manifest: its lines are recordings, or parts of them. A URL is a file or a directory of an
+    object store. Raises ManifestError if a manifest cannot be read.
 
     Below `output` the files of a directory keep their place. Two recordings whose outputs would
     have one name ("a.wav", "a.mp3") keep their suffixes; OptionError if that does not help, or if
@@ -63,12 +65,14 @@ def collect(
     """
     listed: list[tuple[str, Path, AudioSource]] = []
     faults: list[InputFault] = []
-    skipped: list[Path] = []
+    skipped: list[Path | str] = []
     for source in sources:
         if source == STANDARD_INPUT:
             if any(name == STANDARD_INPUT for name, _, _ in listed):
                 raise OptionError("standard input can be read once: pass - only once")
             listed.append((source, Path("stdin"), source))
+        elif is_url(source):
+            listed += _remote_files(source, recursive, faults, skipped)
         elif os.path.isdir(source):
             before = len(faults)
             inside = list(_audio_files(Path(source), recursive, faults, skipped))
@@ -87,7 +91,7 @@ def collect(
 
 
 def _audio_files(
-    folder: Path, recursive: bool, faults: list[InputFault], skipped: list[Path]
+    folder: Path, recursive: bool, faults: list[InputFault], skipped: list[Path | str]
 ) -> Iterator[Path]:
     """The recordings of a folder without hidden files; a folder that cannot be listed is a fault.
 
@@ -109,6 +113,31 @@ def _audio_files(
             yield path
         else:
             skipped.append(path)
+
+
+def _remote_files(
+    url: str, recursive: bool, faults: list[InputFault], skipped: list[Path | str]
+) -> Iterator[tuple[str, Path, "AudioSource"]]:
+    """A remote file, or the recordings of a remote directory by their suffix."""
+    try:
+        if url.endswith(MANIFEST_SUFFIX):
+            raise ManifestError(f"{url}: a manifest is a local file; its lines may be URLs")
+        found = files_below(url, recursive=recursive)
+    except (AudioNotFoundError, ManifestError) as error:
+        faults.append(InputFault(url, error))
+        return
+    if found is None:
+        yield url, Path(Path(url).name), RemoteFile(url)
+        return
+    shown = [(name, Path(below)) for name, below in found if not below.startswith(".")]
+    inside = [(name, path) for name, path in shown if path.suffix.lower() in AUDIO_SUFFIXES]
+    if not inside:
+        reason = AudioNotFoundError(f"{url} has no audio files in it, as their suffixes say")
+        faults.append(InputFault(url, reason))
+    recordings = {name for name, _ in inside}
+    skipped += [name for name, _ in shown if name not in recordings]
+    for name, path in inside:
+        yield name, path, RemoteFile(name)
 
 
 def _manifest_lines(
@@ -137,14 +166,17 @@ def _manifest_line(row: Mapping[str, object], folder: Path) -> tuple[str, Path, 
     offset, duration = seconds_in(row, "offset") or 0.0, seconds_in(row, "duration")
     if duration == 0:
         raise ValueError("'duration' must be above 0 s")
-    source = recording_part(folder / listed, offset, duration)
-    place = Path(*(part for part in Path(listed).parts if part not in ("..", os.sep)))
+    remote = RemoteFile(listed) if is_url(listed) else None
+    source = recording_part(remote or folder / listed, offset, duration)
+    name = listed if remote else str(folder / listed)
+    below = Path(listed.rpartition("://")[2])
+    place = Path(*(part for part in below.parts if part not in ("..", os.sep)))
     if not isinstance(source, Excerpt):
-        return str(folder / listed), place, str(folder / listed)
+        return name, place, remote or name
     part = f"@{round(1000 * source.start)}"
     if source.duration is not None:
         part += f"+{round(1000 * source.duration)}"
-    return f"{folder / listed}{part}", place.with_name(f"{place.stem}{part}{place.suffix}"), source
+    return f"{name}{part}", place.with_name(f"{place.stem}{part}{place.suffix}"), source
 
 
 def _decodes(path: Path) -> bool:
@@ -164,7 +196,7 @@ def read_once(name: str) -> bool:
     )
 
 
-def about_skipped(paths: Sequence[Path]) -> str:
+def about_skipped(paths: Sequence[Path | str]) -> str:
     """One line that names files of directories that are no inputs."""
     shown = ", ".join(map(str, paths[:NAMES_SHOWN]))
     more = f" and {len(paths) - NAMES_SHOWN} more" if len(paths) > NAMES_SHOWN else ""

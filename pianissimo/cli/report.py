@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pianissimo.cli.inputs import Input
 from pianissimo.cli.output import about_file, complain, emit
+from pianissimo.cli.parquet import ParquetRows
 from pianissimo.errors import PianissimoError
 from pianissimo.protocols import Outcome
 
@@ -27,7 +28,7 @@ class Report:
     """Writes transcripts to stdout in the given order, or to files at once; failures to stderr.
 
     With `folder` transcripts are written to files there. With `as_json` failures are also JSON
-    lines on stdout, and with `records` each transcript is one.
+    lines on stdout, and with `records` each transcript is one. `rows` gets both.
     """
 
     inputs: list[Input]
@@ -39,6 +40,7 @@ class Report:
     failures_file: str = FAILURES_FILE
     remarks: bool = True
     """Whether stderr gets one line for each file about which there is something to tell."""
+    rows: ParquetRows | None = None
     done: int = 0
     audio_seconds: float = 0.0
     failures: list[tuple[str, BaseException]] = field(default_factory=list)
@@ -63,6 +65,8 @@ class Report:
                     complain(f"{input.label}: {'; '.join(transcript.remarks)}")
             self.done += 1
             self.audio_seconds += transcript.duration
+            if self.rows is not None:
+                self.rows.add(input.name, transcript)
             if self.records:
                 record = {"file": input.name, **json.loads(transcript.to_json())}
                 with self._bar_hidden():
@@ -76,7 +80,7 @@ class Report:
 
     def keep(self, index: int, transcript: "Transcript | None") -> None:
         """Hold a transcript, complete or partial, until its turn or `flush`."""
-        to_print = self.folder is None and not self.as_json
+        to_print = self.folder is None and self.rows is None and not self.as_json
         self._waiting[index] = transcript if to_print else None
 
     def skip(self, indices: set[int]) -> None:
@@ -86,6 +90,8 @@ class Report:
     def fail(self, name: str, error: BaseException) -> None:
         """Report a failure, and record it for the end."""
         self.failures.append((name, error))
+        if self.rows is not None:
+            self.rows.add_failure(name, error)
         with self._bar_hidden():
             complain(about_file(name, error))
             if self.as_json:
@@ -102,6 +108,8 @@ class Report:
 
         The list of an earlier run is replaced, or removed if nothing failed.
         """
+        if self.rows is not None:
+            self.rows.flush()
         if self.headers and self.failures:
             complain(f"{len(self.failures)} of {count} files failed")
         if self.folder is None:

@@ -25,6 +25,7 @@ from pianissimo.cli.options import (
     VerboseOption,
 )
 from pianissimo.cli.output import SOME_FAILED, complain, say
+from pianissimo.cli.parquet import ParquetRows
 from pianissimo.cli.report import FAILURES_FILE, Report, audio_bar
 from pianissimo.cli.shards import Shard
 from pianissimo.cli.speakers import SpeakerOptions
@@ -64,6 +65,14 @@ class OutputOptions:
             help="Write one file per input and format to DIR instead of text to stdout.",
         ),
     ] = None
+    parquet: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|URL",
+            help="Write a row for each input to Parquet files in DIR or an object store, instead "
+            "of text to stdout (extra archive).",
+        ),
+    ] = None
     word_timestamps: Annotated[bool, typer.Option(help="Include the time of each word.")] = True
     itn: Annotated[
         bool,
@@ -75,6 +84,16 @@ class OutputOptions:
     json: JsonOption = False
     quiet: QuietOption = False
     verbose: VerboseOption = False
+
+    @property
+    def prints(self) -> bool:
+        """Whether transcripts go to stdout in their format."""
+        return self.output is None and self.parquet is None and not self.json
+
+    @property
+    def rows(self) -> ParquetRows | None:
+        """Where rows go; None without --parquet. Raises what `ParquetRows` raises."""
+        return None if self.parquet is None else ParquetRows(self.parquet)
 
     def formats(self, *, speakers: bool = False) -> list[str]:
         """The requested formats; OptionError for combinations that cannot be written.
@@ -152,8 +171,9 @@ def transcribe(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="FILE|DIR|-...",
-            help="Audio or video files, directories, manifests (*.jsonl), or - for stdin.",
+            metavar="FILE|DIR|URL|-...",
+            help="Audio or video files, directories, manifests (*.jsonl), URLs of an object store "
+            "(s3://bucket/folder), or - for stdin.",
         ),
     ],
     model: ModelOptions,
@@ -170,14 +190,13 @@ def transcribe(
     prints one object per file as soon as it is done, or one per event with --stream. Inputs that
     fail are reported on stderr and do not stop the others; the exit code is then 3. With --output,
     failures are also listed in DIR/failed.jsonl. An interrupted run resumes with --skip-existing.
-    Use --shard to divide an archive among machines.
     """
     diarization, part = speakers.diarization, folders.part
     formats = output.formats(speakers=diarization is not None)
     if stream.stream and speakers.channels:
         raise OptionError("--channels is for whole recordings; remove --stream")
-    if folders.skip_existing and output.output is None:
-        raise OptionError("--skip-existing needs --output, the directory to search for results")
+    if folders.skip_existing and output.output is None and output.parquet is None:
+        raise OptionError("--skip-existing needs --output or --parquet, where results are")
     if folders.jobs > 1 and (stream.stream or any(map(read_once, sources))):
         raise OptionError("--jobs cannot be combined with --stream, standard input or pipes")
     inputs, faults, skipped = collect(sources, recursive=folders.recursive, output=output.output)
@@ -187,7 +206,7 @@ def transcribe(
         if STANDARD_INPUT in sources:
             raise OptionError("--shard divides files; standard input cannot be divided")
         inputs = [input for input in inputs if part.has(input.place)]
-    if output.output is None and not output.json and formats != ["txt"] and len(inputs) > 1:
+    if output.prints and formats != ["txt"] and len(inputs) > 1:
         raise OptionError(
             f"{formats[0]} of several files cannot share stdout: add --output DIR, or use --json"
         )
@@ -200,6 +219,7 @@ def transcribe(
         headers=len(inputs) + len(faults) > 1,
         failures_file=FAILURES_FILE if part is None else part.file_name(FAILURES_FILE),
         remarks=not output.quiet,
+        rows=output.rows,
     )
     _protect_recordings(report)
     for fault in faults:
@@ -247,11 +267,18 @@ def parse_formats(text: str | None, *, speakers: bool = False) -> list[str]:
 
 
 def _remaining(report: Report, folders: FolderOptions, *, verbose: bool) -> list[int]:
-    """Indices of the inputs to process: with --skip-existing those without output files."""
+    """Indices of the inputs to process: with --skip-existing those without output."""
     everything = range(len(report.inputs))
     if not folders.skip_existing:
         return list(everything)
-    todo = [i for i in everything if not all(p.exists() for p in report.paths(report.inputs[i]))]
+    written = None if report.rows is None else report.rows.transcribed()
+    todo = []
+    for i in everything:
+        input = report.inputs[i]
+        paths = report.paths(input) if report.folder is not None else []
+        has_row = written is None or input.name in written
+        if not has_row or not all(path.exists() for path in paths):
+            todo.append(i)
     report.skip(set(everything) - set(todo))
     if verbose and len(todo) < len(everything):
         say(f"skipped {len(everything) - len(todo)} files that have their output")

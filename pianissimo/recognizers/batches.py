@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 
 from pianissimo.audio.io import AudioSource, Excerpt, describe
+from pianissimo.audio.remote import RemoteFile
 from pianissimo.errors import PianissimoError
 
 
@@ -22,6 +23,8 @@ def lengths(sources: Iterable[AudioSource]) -> Iterator[float | PianissimoError 
 def _read_once(source: AudioSource) -> bool:
     """Whether reading a source consumes it: file objects, standard input and pipes."""
     source = source.source if isinstance(source, Excerpt) else source
+    if isinstance(source, RemoteFile):
+        return False
     if not isinstance(source, (str, os.PathLike)) or source == "-":
         return True
     return os.path.exists(source) and not (os.path.isfile(source) or os.path.isdir(source))

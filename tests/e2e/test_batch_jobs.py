@@ -9,7 +9,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import soundfile
@@ -324,6 +326,79 @@ def test_shards_need_files(cli: Cli, tree: Path) -> None:
     assert code == 2 and "standard input cannot be divided" in err
     code, _, err = cli("transcribe", tree, "--shard", "3/2")
     assert code == 2 and "--shard must be I/N" in err
+
+
+# -- object stores and Parquet ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(tree: Path) -> Iterator[str]:
+    """The tree of recordings in a file system in memory."""
+    files = fsspec.filesystem("memory")
+    for path in tree.rglob("*"):
+        if path.is_file():
+            files.pipe(f"/archive/{path.relative_to(tree)}", path.read_bytes())
+    yield "memory://archive"
+    files.rm("/archive", recursive=True)
+
+
+def rows_in(folder: Path) -> list[dict[str, Any]]:
+    """The rows of all Parquet files."""
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra archive")
+    return [row for path in folder.iterdir() for row in parquet.read_table(path).to_pylist()]
+
+
+def test_an_archive_in_an_object_store(cli: Cli, tree: Path, store: str, tmp_path: Path) -> None:
+    local, remote = tmp_path / "local", tmp_path / "remote"
+    options = ["--recursive", "-f", "json", "--quiet", "-o"]
+    assert cli("transcribe", tree, *options, local)[0] == 0
+    for shard in ("1/2", "2/2"):
+        code, _, err = cli("transcribe", store, *options, remote, "--shard", shard)
+        assert code == 0, err
+    assert written(remote).keys() == written(local).keys() == PLACES
+    for place, path in written(remote).items():
+        alone = Transcript.from_json(written(local)[place].read_text())
+        assert Transcript.from_json(path.read_text()) == alone
+    manifest = tmp_path / "list.jsonl"
+    line = {"audio_filepath": f"{store}/a.wav", "offset": 0.25, "duration": 0.5}
+    manifest.write_text(json.dumps(line) + "\n")
+    assert cli("transcribe", manifest, *options, tmp_path / "parts")[0] == 0
+    assert written(tmp_path / "parts").keys() == {"archive/a@250+500"}
+    code, _, err = cli("transcribe", f"{store}/none.wav", "nonsense://a/b.wav")
+    assert code == 2 and "nonsense" in err
+    code, _, err = cli("transcribe", f"{store}/none.wav")
+    assert code == 3 and "none.wav cannot be opened" in err
+
+
+def test_rows_of_an_archive(cli: Cli, tree: Path, store: str, tmp_path: Path) -> None:
+    """In a local directory and in a store; the second run adds only what has no transcript."""
+    bad, folder = tree / "bad.wav", tmp_path / "rows"
+    bad.write_text("These are no samples.")
+    options = ["--recursive", "--quiet", "--parquet", folder]
+    pytest.importorskip("pyarrow", reason="needs the extra archive")
+    code, out, _ = cli("transcribe", tree, *options, "--shard", "1/2")
+    first = {row["file"] for row in rows_in(folder) if row["error_code"] is None}
+    assert code in (0, 3) and out == "" and first
+    code, _, err = cli("transcribe", tree, *options, "--skip-existing")
+    assert code == 3, err
+    done = {row["file"]: row for row in rows_in(folder) if row["error_code"] is None}
+    failed = [row for row in rows_in(folder) if row["error_code"] is not None]
+    assert len(done) + len(failed) == len(rows_in(folder)) and first < done.keys()
+    assert {str(Path(name).relative_to(tree).with_suffix("")) for name in done} == PLACES
+    assert {row["file"] for row in failed} == {str(bad)} and failed[0]["error_message"]
+    code, out, _ = cli("transcribe", tree / "a.wav", "--json", "--quiet")
+    alone = json.loads(out)
+    row = done[str(tree / "a.wav")]
+    assert (row["text"], row["duration"]) == (alone["text"], alone["duration"])
+    said = [word for segment in alone["segments"] for word in segment["words"]]
+    assert [word["text"] for word in row["words"]] == [word["text"] for word in said]
+    assert cli("transcribe", store, "-r", "--quiet", "--parquet", "memory://archive/out")[0] == 0
+    assert len(fsspec.filesystem("memory").glob("/archive/out/part-*.parquet")) == 1
+
+
+def test_skip_existing_needs_a_place_of_results(cli: Cli, tree: Path) -> None:
+    code, _, err = cli("transcribe", tree, "--skip-existing")
+    assert code == 2 and "--output or --parquet" in err
 
 
 # -- failures --------------------------------------------------------------------------------------
