@@ -37,6 +37,8 @@ LIKELIEST = 2
 
 REWIND_FRAMES = 50
 """Attention that goes back by a second does not follow the speech any more."""
+UNHEARD_FRAMES, LEAST_END = 75, math.log(0.6)
+"""A text in the making does not end 1.5 s before the sound does, unless its end is that likely."""
 DRAFT_TOKENS = 16
 """Tokens of a draft that one step checks."""
 DRAFT_SHIFT = 3
@@ -85,6 +87,7 @@ class Draft:
     `watch`, a frame, the text stops before the first token whose attention is not before it: the
     sound is not all there yet. It also stops before a token that goes back by `REWIND_FRAMES` from
     the furthest frame, which was `reached` before: all was written, and the text would begin again.
+    `sound` are the frames of sound, if the text may have ended too early, see `UNHEARD_FRAMES`.
     `node` is the place in the `trie` of its hotwords behind what is written.
     """
 
@@ -94,6 +97,7 @@ class Draft:
     watch: int | None = None
     reached: int = 0
     continued: bool = False
+    sound: int | None = None
     trie: PhraseTrie | None = None
     node: int = ROOT
     text: Written = field(default_factory=Written)
@@ -270,13 +274,16 @@ class WhisperSearch:
             logits = self.decoder.logits(hidden[:, -1]).float()
         return texts
 
-    def greedy_with_drafts(self, state: DecoderState, drafts: Sequence[Draft]) -> list[Written]:
+    def greedy_with_drafts(
+        self, state: DecoderState, drafts: Sequence[Draft], barred: Tensor | None = None
+    ) -> list[Written]:
         """What `greedy` writes where drafts of the texts are known. Uses up `state`, which has no
         tokens yet; it needs room for prompts, limits and `DRAFT_TOKENS`.
 
         A step checks several tokens of a draft. Those that greedy search writes as well stand, and
         the draft is tried again behind the first one that differs (speculative decoding, Leviathan
-        et al. 2022, arXiv 2211.17192). A wrong draft costs time, and changes no text.
+        et al. 2022, arXiv 2211.17192). A wrong draft costs time, and changes no text. Where a draft
+        must not end yet, none of the tokens that are `barred` (V,) follows.
         """
         live, device = [draft for draft in drafts if draft.limit > 0], state.length.device
         if live and len(live) < len(drafts):
@@ -315,8 +322,17 @@ class WhisperSearch:
                 for draft in live
                 for node in draft.places
             ]
-            values, best = self._best((logits + banned).log_softmax(-1), places)
+            log_probs = (logits + banned).log_softmax(-1)
+            values, best = self._best(log_probs, places)
             looked = self.looked_at(weights)[rows, columns]
+            heard = torch.tensor([live[row].sound or 0 for row in rows], device=device)
+            early = (best == self.end) & (values < LEAST_END) & (looked + UNHEARD_FRAMES < heard)
+            if bool(early.any()):
+                others = log_probs[early].clone()
+                others[:, self.end] = -torch.inf
+                if barred is not None:
+                    others = others.masked_fill(barred.to(device), -torch.inf)
+                values[early], best[early] = others.max(-1)
             found = list(zip(best.tolist(), values.tolist(), looked.tolist(), strict=True))
             refused = []
             for draft in live:
@@ -404,9 +420,8 @@ class WhisperSearch:
 
     def looked_at(self, weights: Sequence[Tensor]) -> Tensor:
         """Attention (R, H, U, S) of each layer -> the frames (R, U) where alignment heads look
-        most."""
-        picked = torch.stack([weights[layer][:, head] for layer, head in self.heads])
-        return picked.mean(0).argmax(-1)
+        most, see `peaks`."""
+        return peaks(torch.stack([weights[layer][:, head] for layer, head in self.heads]))
 
 
 @dataclass
@@ -560,11 +575,23 @@ def climb(costs: npt.NDArray[np.float64]) -> list[int]:
     return first
 
 
-def begins_again(weights: Tensor) -> bool:
-    """Whether a text goes back to what it has written already: (heads, U, S) attention of its U
-    tokens over the frames of the recording. What follows the speech never goes back for long."""
-    if weights.shape[1] < BACK_TOKENS or not weights.shape[2]:
-        return False
-    looked = weights.mean(0).argmax(-1)
-    behind = looked < looked.cummax(0).values - BACK_FRAMES
-    return bool(behind.unfold(0, BACK_TOKENS, 1).all(-1).any())
+def peaks(weights: Tensor) -> Tensor:
+    """Attention (heads, ..., S) -> the frames (...) that the heads look at most.
+
+    The first frame does not count: much of the attention rests there where the sound of a token is
+    not clear, so it says nothing about where the token is.
+    """
+    mean = weights.mean(0)
+    return mean[..., 1:].argmax(-1) + 1 if mean.shape[-1] > 1 else mean.argmax(-1)
+
+
+def again_from(weights: Tensor, first: int = 0) -> int | None:
+    """The token with which a text goes back to what it has written already, from token `first` on:
+    (heads, U, S) attention of its U tokens over the frames of the recording. What follows the
+    speech never goes back for long, so None is usual."""
+    if weights.shape[1] - first < BACK_TOKENS or not weights.shape[2]:
+        return None
+    looked = peaks(weights)
+    behind = (looked < looked.cummax(0).values - BACK_FRAMES)[first:]
+    places = behind.unfold(0, BACK_TOKENS, 1).all(-1).nonzero()
+    return first + int(places[0]) if len(places) else None

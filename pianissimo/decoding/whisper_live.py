@@ -22,12 +22,14 @@ from torch import Tensor
 
 from pianissimo.decoding.hotwords import ROOT, PhraseTrie
 from pianissimo.decoding.token import Hypothesis
+from pianissimo.decoding.vocabulary import Vocabulary
 from pianissimo.decoding.whisper import (
     DRAFT_TOKENS,
     Draft,
     WhisperSearch,
     Written,
-    begins_again,
+    again_from,
+    peaks,
     token_starts,
 )
 from pianissimo.errors import OptionError
@@ -212,6 +214,12 @@ class WhisperLiveDecoder:
         self.languages = sorted(tokenizer.languages) if rules.multilingual else []
         self.prompts = len(self.languages) + 1
         self._default = self.prompt(language)
+        vocabulary = Vocabulary.of_tokenizer(tokenizer.for_streams())
+        inner = zip(vocabulary.pieces, vocabulary.joins, strict=True)
+        known = torch.tensor([joins or not piece for piece, joins in inner])
+        # In place of an early end stands no token that continues a word, and no special one.
+        self._barred = torch.ones(self.config.vocab_size, dtype=torch.bool)
+        self._barred[: len(known)] = known[: self.config.vocab_size]
 
     def prompt(self, language: str | None) -> int:
         if not self.rules.multilingual:
@@ -269,7 +277,8 @@ class WhisperLiveDecoder:
                 for i in rows
             ]
             joined = self._joined([segments[i] for i in rows], max(limits))
-            for i, text in zip(rows, self.search.greedy_with_drafts(joined, drafts), strict=True):
+            texts = self.search.greedy_with_drafts(joined, drafts, self._barred)
+            for i, text in zip(rows, texts, strict=True):
                 results[i] = self._certain(segments[i], text, int(first[i]))
                 guess = tuple(text.tokens[len(results[i].tokens) :])
                 longer = segments[i].written(results[i], int(first[i]))
@@ -278,7 +287,8 @@ class WhisperLiveDecoder:
         return results
 
     def _certain(self, segment: Segment, text: Written, first: int) -> Hypothesis:
-        """The tokens of a text that stand; a loop adds none, nor do marks without words."""
+        """The tokens of a text that stand; a loop adds none. Marks wait for the word behind them:
+        a full stop ends the text of a decoder that hears no more, and it would write no further."""
         count, agreed = 0, 0
         while text.tokens[agreed : agreed + 1] == list(segment.guess[agreed : agreed + 1]) != []:
             agreed += 1
@@ -287,6 +297,9 @@ class WhisperLiveDecoder:
             if count >= agreed and not likely:
                 break
             count += 1
+        known = [letters(self.tokenizer.decode(text.tokens[:i])) for i in range(count + 1)]
+        while count and known[count] == known[count - 1]:
+            count -= 1
         tokens = [*segment.tokens, *text.tokens[:count]]
         spoken = letters(self.tokenizer.decode(tokens))
         if not spoken or is_stuck(tokens) or find_loop(tokens) is not None:
@@ -328,12 +341,14 @@ class WhisperLiveDecoder:
         if rows:
             joined = self._joined([segments[i] for i in rows], max(limits))
             drafts = [self._draft(segments[i], limits[i]) for i in rows]
-            self.search.greedy_with_drafts(joined, drafts)
+            self.search.greedy_with_drafts(joined, drafts, self._barred)
             for i, draft in zip(rows, drafts, strict=True):
                 text = draft.text
                 if not segments[i].tokens and self._is_doubtful(text):
                     text = self._searched_by_beam(segments[i], text)
-                results[i] = self._rest(segments[i], text, draft.no_speech, first[i])
+                results[i] = self._rest(
+                    segments[i], text, draft.no_speech, first[i], self._cut(segments[i], text)
+                )
         # What was written stays.
         state.segments = [
             segment.written(result, start)
@@ -363,7 +378,7 @@ class WhisperLiveDecoder:
         draft = self._draft(whole, limit)
         [text] = self.search.greedy_with_drafts(self._joined([whole], limit), [draft])
         looks, marks = self._looks(whole, text), len(self._prompts([whole])[0])
-        if self._is_doubtful(text) or begins_again(looks[:, marks - 1 : -1]):
+        if self._is_doubtful(text) or again_from(looks[:, marks - 1 : -1]) is not None:
             whole = self._whole(segment, *encode(SILENCE_FRAMES), prompt)
             return self._rest(whole, self._searched_by_beam(whole, text), draft.no_speech, first)
         return self._rest(whole, text, draft.no_speech, first, looks)
@@ -422,6 +437,19 @@ class WhisperLiveDecoder:
         looked = self._beginnings(segment, looks)
         return _hypothesis(text.tokens, looked, text.log_probs, first, segment.looked)
 
+    def _cut(self, segment: Segment, text: Written) -> Tensor | None:
+        """Cut a text off where it goes back to what it has written, behind the tokens of a segment;
+        returns its `_looks`, None where they are not those of the text any more."""
+        if not text.tokens:
+            return None
+        looks, marks = self._looks(segment, text), len(self._prompts([segment])[0])
+        written = len(segment.tokens)
+        end = again_from(looks[:, marks - written - 1 : -1], written)
+        if end is None:
+            return looks
+        del text.tokens[end - written :], text.log_probs[end - written :]
+        return None
+
     def _looks(self, segment: Segment, text: Written) -> Tensor:
         """Where the alignment heads look within the audio for each further token of a segment, and
         for the end: (heads, U + 2, frames), as `token_starts` takes it."""
@@ -437,7 +465,7 @@ class WhisperLiveDecoder:
         starts = token_starts(looks, self.rules.median_width, first)
         # The path begins in the first frame, whether speech does or not. The first token is where
         # its attention is, or shortly before the second one.
-        peak = int(looks[:, first].mean(0).argmax()) * FRAME_SECONDS
+        peak = int(peaks(looks[:, first])) * FRAME_SECONDS
         starts[0] = max(starts[0], starts[1] - FIRST_TOKEN_SECONDS, min(peak, starts[1]))
         return [min(round(start / FRAME_SECONDS), segment.frames - 1) for start in starts[:-1]]
 
@@ -499,9 +527,18 @@ class WhisperLiveDecoder:
     def _draft(self, segment: Segment, limit: int, watch: int | None = None) -> Draft:
         """The text behind the tokens of a segment, which is expected to be as guessed before."""
         [prompt] = self._prompts([segment])
-        trie, reached = segment.trie, max(segment.looked, default=0)
-        node = ROOT if trie is None else trie.walk(segment.tokens)
-        return Draft(prompt, limit, segment.guess, watch, reached, bool(segment.tokens), trie, node)
+        trie = segment.trie
+        return Draft(
+            prompt,
+            limit,
+            segment.guess,
+            watch,
+            reached=max(segment.looked, default=0),
+            continued=bool(segment.tokens),
+            sound=segment.frames if segment.tokens else None,
+            trie=trie,
+            node=ROOT if trie is None else trie.walk(segment.tokens),
+        )
 
     def _limit(self, frames: int, written: int) -> int:
         """How many further tokens a text may have, by the seconds of its audio."""

@@ -30,7 +30,7 @@ from pianissimo.decoding.vocabulary import Vocabulary
 from pianissimo.decoding.whisper import (
     WhisperSearch,
     Written,
-    begins_again,
+    again_from,
     timed_words,
     token_starts,
 )
@@ -274,7 +274,7 @@ class WhisperRecognizer(BaseRecognizer):
         if not row.shortened and (self.options.beam == 1 or self.options.always):
             return False
         if row.shortened and row.looks is not None:
-            if begins_again(row.looks[:, len(row.prompt) - 1 : -1]):
+            if again_from(row.looks[:, len(row.prompt) - 1 : -1]) is not None:
                 return True
         text = row.written
         return (

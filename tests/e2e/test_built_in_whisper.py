@@ -118,6 +118,27 @@ def test_a_hotword_is_heard_that_the_model_misses(
     assert said in " ".join(event.text for event in events if event.type == "final")
 
 
+@pytest.mark.parametrize(
+    ("clip", "words"),
+    [
+        ("vctk/p225_016.flac", 14),
+        ("vctk/p225_003.flac", 8),
+        ("librispeech/1363-135842-0000.flac", 4),
+    ],
+)
+def test_partials_go_on_behind_a_wrong_beginning(
+    whisper: Recognizer, clip: str, words: int
+) -> None:
+    """They once stopped behind "the rain", "6." and "Chapter 30, 4."; so did the final."""
+    if not (SPEECH / clip).is_file():
+        pytest.skip("no development speech beside the checkout")
+    with whisper.stream(second_pass=False) as stream:
+        partials = [e.text for e in stream.push(load_audio(SPEECH / clip)) if e.type == "partial"]
+        final = next(event.text for event in stream.finish() if event.type == "final")
+    assert len(partials[-1].split()) >= words
+    assert final.startswith(partials[-1])
+
+
 def test_the_command_line_knows_it_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["transcribe", "-m", "whisper-tiny-en", str(CLIPS / "sentence.flac")]) == 0
     assert capsys.readouterr().out.strip() == SENTENCE

@@ -276,6 +276,35 @@ def test_watched_texts_stop_where_the_sound_is_not_all_there(
                 assert text.tokens == whole.tokens[:end]
 
 
+def test_a_text_does_not_end_long_before_the_sound_unless_that_is_likely(
+    both: tuple[Any, WhisperParts], encoded: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What follows in place of the end continues no word."""
+    search, prompt = search_of(both[1]), both[1].tokenizer.prompt(None, None)
+    joins = torch.ones(search.decoder.config.vocab_size, dtype=torch.bool)
+    joins[260:282] = False
+    room = len(prompt) + LIMIT + searches.DRAFT_TOKENS
+
+    def texts(sound: int | None) -> list[searches.Written]:
+        drafts = [searches.Draft(prompt, LIMIT, sound=sound) for _ in encoded]
+        state = search.decoder.start(encoded, None, room)
+        with torch.inference_mode():
+            return search.greedy_with_drafts(state, drafts, joins)
+
+    plain = texts(None)
+    assert any(text.ended for text in plain)
+    for bound, goes_on in ((0.0, True), (-1e9, False)):
+        monkeypatch.setattr(searches, "LEAST_END", bound)
+        for text, before in zip(texts(10_000), plain, strict=True):
+            if not before.ended or not goes_on:
+                assert text.tokens == before.tokens
+                continue
+            count = len(before.tokens)
+            assert text.tokens[:count] == before.tokens and 260 <= text.tokens[count] < 282
+    monkeypatch.setattr(searches, "LEAST_END", 0.0)
+    assert [t.tokens for t in texts(10)] == [t.tokens for t in plain]  # all of it was heard
+
+
 def trie_of(both: tuple[Any, WhisperParts], phrase: list[int], weight: float) -> PhraseTrie:
     parts = both[1]
     pieces = Vocabulary.of_tokenizer(parts.tokenizer.for_streams()).pieces

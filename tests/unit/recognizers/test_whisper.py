@@ -15,7 +15,7 @@ from tiny import cut
 from tiny_whisper import save_tiny_whisper
 
 import pianissimo
-from pianissimo.decoding.whisper import Written, begins_again, climb, timed_words, token_starts
+from pianissimo.decoding.whisper import Written, again_from, climb, peaks, timed_words, token_starts
 from pianissimo.errors import CheckpointError, OptionError
 from pianissimo.hallucination.verdict import max_new_tokens
 from pianissimo.models.checkpoints.whisper import read_transformers, save_whisper
@@ -193,7 +193,7 @@ def test_a_doubtful_text_is_searched_again_in_the_whole_window(
         lambda _, inputs: seconds.append(inputs[0].shape[1] / 100)
     )
     ours.options = SearchOptions(tail_seconds=4.0)
-    monkeypatch.setattr(whisper_module, "begins_again", lambda looks: True)
+    monkeypatch.setattr(whisper_module, "again_from", lambda looks: 3)
     again = ours._decode(clips, words=True)
     assert seconds == [7.0, 12.0, 30.0, 30.0]
     assert [decoded.tokens for decoded in again] == expected
@@ -206,11 +206,24 @@ def test_a_text_begins_again_where_attention_goes_back() -> None:
         weights[:, range(len(frames)), frames] = 1.0
         return weights
 
-    assert not begins_again(looks([10, 60, 110, 160, 210, 260]))
-    assert not begins_again(looks([10, 200, 60, 70, 210, 260]))  # two tokens may look back
-    assert begins_again(looks([10, 100, 200, 12, 60, 98, 201, 260]))
-    assert not begins_again(looks([10, 50, 12, 40, 20, 45]))  # within a second
-    assert not begins_again(looks([5]))
+    assert again_from(looks([10, 60, 110, 160, 210, 260])) is None
+    assert again_from(looks([10, 200, 60, 70, 210, 260])) is None  # two tokens may look back
+    assert again_from(looks([10, 100, 200, 12, 60, 98, 201, 260])) == 3
+    assert again_from(looks([10, 100, 200, 12, 60, 98, 201, 260]), 4) is None  # behind its begin
+    assert again_from(looks([10, 100, 200, 12, 60, 98, 20, 80, 260]), 4) == 4
+    assert again_from(looks([10, 50, 12, 40, 20, 45])) is None  # within a second
+    assert again_from(looks([5])) is None
+
+
+def test_attention_that_rests_on_the_first_frame_says_nothing() -> None:
+    """As measured for " bay" of a live stream: 0.16 on frame 0, and 0.085 where the word is."""
+    weights = torch.full((2, 4, 120), 0.005)
+    weights[:, :, 0] = 0.16
+    for token, frame in enumerate((30, 61, 86, 110)):
+        weights[:, token, frame] = 0.085
+    assert peaks(weights).tolist() == [30, 61, 86, 110]
+    assert again_from(weights) is None
+    assert peaks(weights[..., :1]).tolist() == [0, 0, 0, 0]
 
 
 def test_weights_in_8_bits_are_computed_in_8_bits(folder: Path, tmp_path: Path) -> None:
