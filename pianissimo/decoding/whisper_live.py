@@ -1,4 +1,4 @@
-"""Whisper's decoder for live streams: words while people speak, and the text of a whole segment.
+"""Decoders of Whisper and Moonshine for live streams: words while people speak, and whole segments.
 
 Shape legend: B streams, S new encoder frames, D encoder width, N layers, H heads, K head width,
 U tokens, V vocabulary.
@@ -42,6 +42,7 @@ from pianissimo.models.whisper import (
     silence_frames,
 )
 from pianissimo.text.loops import find_loop, is_monotonous, is_stuck, letters, trim_loop
+from pianissimo.text.moonshine_tokenizer import MoonshineTokenizer
 from pianissimo.text.whisper_tokenizer import WhisperTokenizer
 
 WATCHED_FRAMES = 10
@@ -194,21 +195,26 @@ class WhisperLiveDecoder:
     one of streams whose language is to be found. `language` is that of streams without another.
     `silence` (P, D) are the encoder's frames of nothing but silence, one for each position: while
     people speak they stand behind what was heard, since a decoder that sees the sound break off
-    writes anything.
+    writes anything. A Moonshine needs none: P is 0. `lag` is how many frames an encoder is behind
+    its input: as many frames of the first chunk of a segment lie before it. `final_beam` is the
+    width of the beam that searches doubtful texts again, 1 for none.
     """
 
     def __init__(
         self,
         search: WhisperSearch,
-        tokenizer: WhisperTokenizer,
+        tokenizer: WhisperTokenizer | MoonshineTokenizer,
         rules: TextRules,
         language: str | None,
         task: str,
         silence: Tensor,
         commit: Commit = "alignment",
+        *,
+        lag: int = 0,
+        final_beam: int = FINAL_BEAM,
     ) -> None:
         self.search, self.tokenizer, self.rules, self.task = search, tokenizer, rules, task
-        self.commit = commit
+        self.commit, self.lag, self.final_beam = commit, lag, final_beam
         self._silence: Tensor = search.decoder.cross(silence[None])[:, :, 0]  # (2, N, H, P, K)
         self.config = search.decoder.config
         self.languages = sorted(tokenizer.languages) if rules.multilingual else []
@@ -224,7 +230,7 @@ class WhisperLiveDecoder:
     def prompt(self, language: str | None) -> int:
         if not self.rules.multilingual:
             if language not in (None, "en"):
-                raise OptionError(f"this Whisper knows English only, not {language!r}")
+                raise OptionError(f"this model knows English only, not {language!r}")
             return AUTO
         if language is None:
             return getattr(self, "_default", AUTO)
@@ -258,11 +264,9 @@ class WhisperLiveDecoder:
     ) -> list[Hypothesis]:
         """The tokens that further frames (B, S, D) make certain. Mutates `state`."""
         counts = [encoded.shape[1]] * len(encoded) if lengths is None else lengths.tolist()
-        state.segments = self._extended(state.segments, encoded, counts, prompts)
-        first = state.frames - torch.tensor(
-            [segment.frames - count for segment, count in zip(state.segments, counts, strict=True)],
-            device=state.frames.device,
-        )
+        received = [self._received(segment) for segment in state.segments]
+        first = state.frames - torch.tensor(received, device=state.frames.device)
+        state.segments = self._extended(state.segments, encoded, counts, prompts, self.lag)
         segments, results = state.segments, [Hypothesis() for _ in counts]
         limits = [self._limit(segment.frames, len(segment.tokens)) for segment in segments]
         rows = [i for i, segment in enumerate(segments) if segment.frames and limits[i] > 0]
@@ -285,6 +289,10 @@ class WhisperLiveDecoder:
                 segments[i] = replace(longer, guess=guess)
         state.frames += torch.tensor(counts, device=state.frames.device)
         return results
+
+    def _received(self, segment: Segment) -> int:
+        """The frames of a segment, and those that came before its beginning."""
+        return segment.frames + self.lag if segment.frames else 0
 
     def _certain(self, segment: Segment, text: Written, first: int) -> Hypothesis:
         """The tokens of a text that stand; a loop adds none. Marks wait for the word behind them:
@@ -319,12 +327,12 @@ class WhisperLiveDecoder:
         audio and silence follows. Nothing where the model itself finds no speech."""
         counts = lengths.tolist()
         first = [
-            int(frames) - segment.frames
+            int(frames) - self._received(segment)
             for frames, segment in zip(state.frames, state.segments, strict=True)
         ]
         audio = [s.frames + count for s, count in zip(state.segments, counts, strict=True)]
         behind = [
-            count + silence_frames(frames, self.config.audio_positions) if frames else 0
+            count + silence_frames(frames, self._silence.shape[3]) if frames else 0
             for count, frames in zip(counts, audio, strict=True)
         ]
         # The frames of a tail come again with the next chunk, without the silence behind them.
@@ -399,9 +407,11 @@ class WhisperLiveDecoder:
 
     def _searched_by_beam(self, segment: Segment, text: Written) -> Written:
         """What a beam finds in place of a doubtful text, which stays if only it has an end."""
+        if self.final_beam == 1:
+            return text
         limit = self._limit(segment.frames, 0)
         begun = self.search.read(self._joined([segment], limit), self._prompts([segment]))
-        [found] = self.search.beam(begun, [limit], FINAL_BEAM, segment.trie)
+        [found] = self.search.beam(begun, [limit], self.final_beam, segment.trie)
         return found if found.ended or not text.ended else text
 
     def _is_doubtful(self, text: Written) -> bool:
@@ -477,13 +487,16 @@ class WhisperLiveDecoder:
         encoded: Tensor,
         counts: Sequence[int],
         prompts: Tensor | None,
+        lag: int = 0,
     ) -> list[Segment]:
-        """Segments with further frames, of which the language is known where there is any."""
+        """Segments with further frames, of which the language is known where there is any. The
+        first `lag` frames lie before a segment that begins."""
         longer = list(segments)
         if any(counts):
             cross = self.search.decoder.cross(encoded)  # (2, N, B, H, S, K)
             for i, count in enumerate(counts):
-                longer[i] = longer[i].extended(cross[:, :, i, :, :count])
+                before = 0 if segments[i].frames else lag
+                longer[i] = longer[i].extended(cross[:, :, i, :, before:count])
         if self.rules.multilingual:
             numbers = [self._default] * len(longer) if prompts is None else prompts.tolist()
             for i, (segment, number) in enumerate(zip(longer, numbers, strict=True)):

@@ -35,13 +35,14 @@ class ChunkGrid:
 
     Chunk k, counted from 0, has `chunk` encoder frames; its features are the feature frames
     first_frame(k) to first_frame(k + 1) - 1. Encoder frame s reads no feature frame after
-    `factor` * s + `ahead`.
+    `factor` * s + `ahead`. With `partial` a last feature frame that is not full counts in a rest.
     """
 
     chunk: int
     factor: int
     features: Framing
     ahead: int = 0
+    partial: bool = False
 
     @cached_property
     def chunk_samples(self) -> int:
@@ -72,7 +73,8 @@ class ChunkGrid:
         the number of their feature frames."""
         hop, fft = self.features.hop_samples, self.features.fft_samples
         first = self.first_frame(k)
-        frames = max(0, samples // hop - first)
+        known = -(-samples // hop) if self.partial else samples // hop
+        frames = max(0, known - first)
         start = first * hop - fft // 2 - 1
         return start, start + (1 + (frames - 1) * hop + fft if frames else 0), frames
 

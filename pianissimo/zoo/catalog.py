@@ -110,7 +110,7 @@ def _moonshine(size: str, millions: float, gflop: float) -> CatalogEntry:
         parameters_millions=millions,
         megabytes=4 * millions,
         repository=f"UsefulSensors/moonshine-streaming-{size}",
-        streams=False,
+        streams=False,  # from 520 ms on they do, at costs that were not measured
         unverified=("license", "megabytes", "parameters_millions"),
         facts=Facts(gflop),
     )

@@ -1,4 +1,4 @@
-"""Moonshine Streaming: recordings, refusals, and damaged folders."""
+"""Moonshine Streaming: recordings, live streams, resumed ones, refusals, and damaged folders."""
 
 import json
 import shutil
@@ -12,13 +12,16 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from spoken import pink, speech
+from tiny import cut
 
 import pianissimo
 from pianissimo.audio.front_end import FrontEnd
 from pianissimo.audio.vad import VoiceDetector
-from pianissimo.errors import CheckpointError, OptionError
+from pianissimo.engine.engine import Engine, EngineOptions
+from pianissimo.errors import CheckpointError, OptionError, StateError
 from pianissimo.models.checkpoints.moonshine import read_moonshine
 from pianissimo.recognizers.moonshine import MoonshineRecognizer
+from pianissimo.transcript import StreamEvent
 
 GOLDEN = Path(__file__).parents[2] / "parity" / "golden_moonshine" / "streaming"
 RATE = 16_000
@@ -68,15 +71,86 @@ def test_pieces_of_a_batch_equal_each_alone(
     assert together[0].tokens
 
 
-def test_live_it_works_from_pause_to_pause(recognizer: MoonshineRecognizer, sound: Samples) -> None:
-    with recognizer.stream() as stream:
-        events = stream.push(sound) + stream.finish()
-    finals = [event for event in events if event.type == "final" and event.text]
-    assert len(finals) == 2 and finals[0].end <= 3.9 < 4.5 < finals[1].start
+def run(
+    recognizer: MoonshineRecognizer, samples: Samples, sizes: list[int], **options: object
+) -> list[StreamEvent]:
+    stream = recognizer.stream(**options)  # type: ignore[arg-type]
+    events = [e for part in cut(len(samples), sizes) for e in stream.push(samples[part])]
+    return events + stream.finish()
+
+
+def said(events: list[StreamEvent]) -> list[tuple[object, ...]]:
+    return [(e.type, e.text, e.start, e.end, e.reason) for e in events]
+
+
+def finals(events: list[StreamEvent]) -> list[tuple[object, ...]]:
+    return [(e.text, e.start, e.end, e.reason) for e in events if e.type == "final"]
+
+
+def test_words_appear_before_the_final(recognizer: MoonshineRecognizer, sound: Samples) -> None:
+    events = run(recognizer, sound, [1280])
+    texts = [event for event in events if event.type == "final" and event.text]
+    assert len(texts) == 2 and texts[0].end <= 3.9 < 4.5 < texts[1].start
+    assert any(event.type == "partial" and event.text for event in events)
+    for event in texts:
+        assert [word.text for word in event.words] == event.text.split()
+        assert all(a.end <= b.start for a, b in zip(event.words, event.words[1:], strict=False))
+
+
+@pytest.mark.parametrize("second_pass", [True, False])
+def test_the_size_of_pushes_changes_nothing(
+    recognizer: MoonshineRecognizer, sound: Samples, second_pass: bool
+) -> None:
+    expected = said(run(recognizer, sound, [1280], second_pass=second_pass))
+    assert said(run(recognizer, sound, [len(sound)], second_pass=second_pass)) == expected
+    assert said(run(recognizer, sound, [160, 7_001], second_pass=second_pass)) == expected
+
+
+@pytest.mark.parametrize("mode", [0, 2])
+def test_streams_of_an_engine_equal_a_lone_one_also_resumed(
+    recognizer: MoonshineRecognizer, sound: Samples, mode: int
+) -> None:
+    latency = recognizer.latencies_ms[mode]
+    expected = finals(run(recognizer, sound, [1280], latency_ms=latency))
+    options = EngineOptions(threads=1, freeze_garbage=False)
+    with Engine(recognizer, max_streams=3, options=options) as engine:
+        sessions = [engine.open(latency_ms=latency) for _ in range(2)]
+        for part in cut(len(sound), [4_000]):
+            for session in sessions:
+                session.push(sound[part])
+        for session in sessions:
+            session.finish()
+        for session in sessions:
+            assert finals(list(session)) == expected
+        first = engine.open(latency_ms=latency)  # in a slot that was used before
+        first.push(sound[:20_000])
+        state = first.export()
+        first.close()
+        second = engine.open(state=state)
+        second.push(sound[20_000:])
+        second.finish()
+        assert finals(list(second)) == expected
+        with pytest.raises(StateError):
+            engine.open(state=state[: len(state) // 2])
+
+
+def test_a_recording_in_a_latency_mode_is_a_stream(
+    recognizer: MoonshineRecognizer, sound: Samples
+) -> None:
+    latency = recognizer.latencies_ms[1]
+    found = recognizer.transcribe(sound, sample_rate=RATE, latency_ms=latency)
+    texts = [text for text, *_ in finals(run(recognizer, sound, [1280], latency_ms=latency))]
+    assert found.text == " ".join(filter(None, texts)).strip()  # type: ignore[arg-type]
 
 
 def test_what_it_cannot_do_is_refused(recognizer: MoonshineRecognizer) -> None:
-    with pytest.raises(OptionError, match="latency 100 ms is not a mode"):
+    with pytest.raises(OptionError, match="knows English only, not 'de'"):
+        recognizer.stream(language="de")
+    with pytest.raises(OptionError, match="cannot boost hotwords"):
+        recognizer.stream(boost=["tea"])
+    with pytest.raises(OptionError, match="writes partials by itself"):
+        recognizer.stream(partials=recognizer)
+    with pytest.raises(OptionError, match="100 ms is not a latency mode"):
         recognizer.transcribe(np.zeros(RATE, np.float32), sample_rate=RATE, latency_ms=100)
     with pytest.raises(OptionError, match="cannot boost hotwords"):
         recognizer.stream(boost=["tea"])
