@@ -45,27 +45,27 @@ class OffsetState:
 
 
 def remove_offset(samples: Samples, state: OffsetState) -> Samples:
-    """Samples (n,) at 16 kHz without their constant part, n >= 0.
-
-    Cheap microphones add an offset, and a gain for soft speech multiplies it. This is a high-pass
-    of first order at 10 Hz, y[n] = r y[n-1] + x[n] - x[n-1]. Inside a stretch of samples it is r^n
-    times a running sum of r^-m (x[m] - x[m-1]). A constant input gives exact zeros.
-
-    The first sample counts as if it had been there for ever, so that an offset makes no step.
-    """
+    """As `remove_offsets` of one block (n,) of one stream."""
     return remove_offsets([samples], [state])[0]
 
 
 def remove_offsets(blocks: Sequence[Samples], states: Sequence[OffsetState]) -> list[Samples]:
-    """As `remove_offset` of one block (n,) of each of several streams, with the same bits."""
-    out: list[Samples] = []
-    for start in range(0, len(blocks), STREAMS_TOGETHER):
-        some = slice(start, start + STREAMS_TOGETHER)
-        out += _without_offset(blocks[some], states[some])
-    return out
+    """One block (n,) at 16 kHz of each stream without its constant part, n >= 0.
 
+    Cheap microphones add an offset, and a gain for soft speech multiplies it. This is a high-pass
+    of first order at 10 Hz, y[n] = r y[n-1] + x[n] - x[n-1]. Inside a stretch of samples it is r^n
+    times a running sum of r^-m (x[m] - x[m-1]). A constant input gives exact zeros. The bits of a
+    stream do not depend on the others.
 
-def _without_offset(blocks: Sequence[Samples], states: Sequence[OffsetState]) -> list[Samples]:
+    The first sample counts as if it had been there for ever, so that an offset makes no step.
+    """
+    if not blocks:
+        return []
+    if len(blocks) > STREAMS_TOGETHER:
+        some, rest = slice(STREAMS_TOGETHER), slice(STREAMS_TOGETHER, None)
+        return remove_offsets(blocks[some], states[some]) + remove_offsets(
+            blocks[rest], states[rest]
+        )
     # One row per stream; the first column is the beginning of its current stretch.
     first = min(state.place for state in states)
     last = max(state.place + len(block) for block, state in zip(blocks, states, strict=True))
@@ -135,13 +135,8 @@ class HighPass:
         self._out_real, self._out_imag = power.real * scale, power.imag * scale
         self._advance = complex(self._pole**frame_samples)
 
-    def push(self, frames: Float64, state: HighPassState) -> Float64:
-        """Frames (K, frame_samples) float64 -> the same shape, filtered."""
-        filtered: Float64 = self.push_many(frames[None], [state])[0]
-        return filtered
-
     def push_many(self, frames: Float64, states: Sequence[HighPassState]) -> Float64:
-        """Frames (S, K, frame_samples) of S streams, as `push` of each."""
+        """Frames (S, K, frame_samples) of S streams, float64 -> the same shape, filtered."""
         S, K, N = frames.shape
         if not K:
             return frames
@@ -205,13 +200,9 @@ class Limiter:
         self._fall = decay ** np.arange(1, frame_samples + 1)
         self._rise = 1 / self._fall
 
-    def push(self, frames: Float64, state: LimiterState) -> Samples:
-        """Frames (K, N) float64 -> the (K * N,) samples up to one look-ahead ago."""
-        limited: Samples = self.push_many(frames[None], [state])[0]
-        return limited
-
     def push_many(self, frames: Float64, states: Sequence[LimiterState]) -> Samples:
-        """Frames (S, K, N) of S streams -> (S, K * N), as `push` of each."""
+        """Frames (S, K, N) of S streams, float64 -> the (S, K * N) samples up to one look-ahead
+        ago."""
         S, K, N = frames.shape
         if not K:
             return np.zeros((S, 0), np.float32)

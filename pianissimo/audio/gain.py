@@ -432,7 +432,7 @@ class RecordingGain:
         if len(state.waiting):
             samples, reading = self._close(len(state.waiting), state)
             parts, readings = [samples], (reading,)
-        tail = self._limiter.push(np.zeros((1, FRAME_SAMPLES)), state.limiter)
+        [tail] = self._limiter.push_many(np.zeros((1, 1, FRAME_SAMPLES)), [state.limiter])
         tail = tail[: state.received - state.sent]
         state.sent += len(tail)
         return Gained(np.concatenate([*parts, tail]), readings)
@@ -458,7 +458,7 @@ class RecordingGain:
             speech=levels.has_speech,
             limited=bool(np.abs(loud).max() > self._limiter.ceiling),
         )
-        out = self._limiter.push(loud, state.limiter)
+        [out] = self._limiter.push_many(loud[None], [state.limiter])
         if state.sent == 0:
             out = out[LOOKAHEAD_SAMPLES:]
         out = out[: state.received - state.sent]

@@ -253,11 +253,11 @@ class WhisperSearch:
         banned = self._banned_first.to(logits.device)
         row_of: list[int | None] = [i if limit > 0 else None for i, limit in enumerate(limits)]
         while any(i is not None for i in row_of):
-            places = [
-                None if trie is None or i is None else (trie, trie.walk(texts[i].tokens))
-                for i in row_of
-            ]
-            values, best = self._best((logits + banned).log_softmax(-1), places)
+            log_probs = (logits + banned).log_softmax(-1)
+            values, best = log_probs.max(-1)
+            if trie is not None:
+                places = [None if i is None else (trie, trie.walk(texts[i].tokens)) for i in row_of]
+                values, best = self._best(log_probs, places)
             banned = self._banned.to(logits.device)
             for row, (token, value) in enumerate(zip(best.tolist(), values.tolist(), strict=True)):
                 i = row_of[row]
@@ -317,13 +317,15 @@ class WhisperSearch:
                     draft.no_speech = probability
                 logits, started = logits[len(live) :], True
                 logits[firsts] += self._banned_first.to(device)
-            places = [
-                None if draft.trie is None else (draft.trie, node)
-                for draft in live
-                for node in draft.places
-            ]
             log_probs = (logits + banned).log_softmax(-1)
-            values, best = self._best(log_probs, places)
+            values, best = log_probs.max(-1)
+            if any(draft.trie is not None for draft in live):
+                places = [
+                    None if draft.trie is None else (draft.trie, node)
+                    for draft in live
+                    for node in draft.places
+                ]
+                values, best = self._best(log_probs, places)
             looked = self.looked_at(weights)[rows, columns]
             heard = torch.tensor([live[row].sound or 0 for row in rows], device=device)
             early = (best == self.end) & (values < LEAST_END) & (looked + UNHEARD_FRAMES < heard)

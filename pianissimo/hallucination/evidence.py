@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from pianissimo.audio.filters import OffsetState, remove_offset
+from pianissimo.audio.filters import OffsetState, remove_offsets
 from pianissimo.audio.gain import RecordingGain, RecordingState
 from pianissimo.audio.io import SAMPLE_RATE
 from pianissimo.audio.level import Samples, check_samples
@@ -171,7 +171,8 @@ class Intake:
         Raises AudioValueError for samples that are not usable numbers.
         """
         raw = np.zeros(0, np.float32) if block is None else block
-        centered = leveled = remove_offset(check_samples(raw), self._offset)
+        [centered] = remove_offsets([check_samples(raw)], [self._offset])
+        leveled = centered
         self._received += len(raw)
         self.seconds = self._received / SAMPLE_RATE
         self._peak = max(self._peak, float(np.abs(raw).max(initial=0.0)))
@@ -183,7 +184,7 @@ class Intake:
                 leveled = np.concatenate([leveled, self._gain.finish(self._gain_state).samples])
         if self._detector is not None:
             vad = self._vad
-            self.spans += self._detector.push(leveled, vad)
+            self.spans += self._detector.push_many([leveled], [vad])[0]
             if block is None:
                 self.spans += self._detector.finish(vad)
                 # How long the energy was above its own 10th percentile. Unlike the running noise

@@ -213,5 +213,5 @@ def test_the_high_pass_is_the_textbook_filter():
     b, a = signal.butter(2, 80, "high", fs=16_000)
     expected = signal.lfilter(b, a, x, zi=signal.lfilter_zi(b, a) * x[0])[0]
     highpass = HighPass(160)
-    y = highpass.push(x.reshape(-1, 160), HighPassState())
+    y = highpass.push_many(x.reshape(1, -1, 160), [HighPassState()])
     np.testing.assert_allclose(y.reshape(-1), expected, atol=1e-11)
