@@ -5,7 +5,8 @@
 Each clip goes through the gain front end, is heard in chunks with a constant in place of its own
 loudest cell, and is decoded greedily from its frames and those of 10 s of silence behind it: what a
 live stream has at a final. "whole" is the model as published. `--encoder` takes the weights of the
-encoder from another file, such as the average of a distillation that is still running.
+encoder from another file, such as the average of a distillation that is still running. Errors are
+counted as by Whisper's English normalizer.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from accuracy import normalized_errors
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -30,11 +32,9 @@ from pianissimo.audio.whisper_features import (
 )
 from pianissimo.decoding.whisper import WhisperSearch, Written
 from pianissimo.evaluate.run import Reference, read_references
-from pianissimo.evaluate.wer import ErrorCounts, word_errors
 from pianissimo.models.whisper import FRAME_SECONDS
 from pianissimo.recognizers.whisper import read_parts
 from pianissimo.text.loops import trim_loop
-from pianissimo.text.normalize import normalize_for_scoring
 
 WHOLE = 0
 TOKENS_PER_SECOND, TOKENS_ALWAYS = 7, 12
@@ -109,18 +109,19 @@ def main() -> None:
     model = Chunked(options.model, options.encoder, options.left, options.silence)
     front_end = FrontEnd("on")
     for subset in options.subsets:
-        counts = {chunk: ErrorCounts() for chunk in options.chunks}
-        start, number = time.monotonic(), 0
+        errors = dict.fromkeys(options.chunks, 0)
+        start, number, words = time.monotonic(), 0, 0
         for reference, samples in clips(options.manifest, subset, options.clips):
             loud, number = front_end.whole(samples).samples, number + 1
             for chunk in options.chunks:
-                text = normalize_for_scoring(model.text(samples, loud, chunk))
-                counts[chunk] += word_errors(reference.text, text)
+                text = model.text(samples, loud, chunk)
+                wrong, said = normalized_errors(reference.text, text)
+                errors[chunk] += wrong
+            words += said
         rates = "  ".join(
-            f"{'whole' if chunk == WHOLE else f'{chunk * 20} ms'} {100 * c.rate:.1f}"
-            for chunk, c in counts.items()
+            f"{'whole' if chunk == WHOLE else f'{chunk * 20} ms'} {100 * wrong / words:.1f}"
+            for chunk, wrong in errors.items()
         )
-        words = next(iter(counts.values())).words
         seconds = time.monotonic() - start
         print(f"{subset}: {rates}  ({number} clips, {words} words, {seconds:.0f} s)", flush=True)
 

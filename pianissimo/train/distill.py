@@ -42,7 +42,7 @@ MODES = (28, 8, 56)
 """The chunks of the new model, the usual one first. Those of 80 ms are trained, as a help for those
 of 160 ms; after an hour on a processor their errors are still too many."""
 SILENT_WEIGHT = 0.25
-COSINE_WEIGHT, WORDS_WEIGHT = 0.5, 0.4
+COSINE_WEIGHT = 0.5
 LEAST_RATE = 4e-6
 WARMUP_SHARE = 0.02
 AVERAGE_DECAY = 0.998
@@ -58,7 +58,9 @@ class DistillOptions:
     the clock, toward which the learning rate falls as well. start: weights of an encoder to start
     from, by default the live encoder of the model, or its published one. teacher_chunk: frames of
     the teacher's chunks; None shows it everything. damaged: share of windows with rooms, noise and
-    lines. words: share of the steps with the loss of the decoder, which cost a third more.
+    lines. words: share of the steps with the loss of the decoder, which cost a third more;
+    words_weight: its weight beside the squared error. chunk_weights: how often each of CHUNKS is
+    drawn.
     language: spoken in the data, for multilingual models; without it only frames are compared.
     """
 
@@ -73,6 +75,8 @@ class DistillOptions:
     teacher_chunk: int | None = None
     damaged: float = 1.0
     words: float = 0.3
+    words_weight: float = 0.4
+    chunk_weights: tuple[float, float, float, float] = CHUNK_WEIGHTS
     language: str | None = None
     precision: Precision = "auto"
     seed: int = 1
@@ -84,6 +88,8 @@ class DistillOptions:
             raise OptionError(f"the learning rate must be above 0, but is {self.rate:g}")
         if not (0 <= self.damaged <= 1 and 0 <= self.words <= 1):
             raise OptionError("damaged and words are shares of 0 to 1")
+        if min(self.chunk_weights) < 0 or not any(self.chunk_weights):
+            raise OptionError("the weights of chunks must be 0 or more, and not all 0")
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,7 @@ class Distiller:
         total = squared + COSINE_WEIGHT * cosine
         divergence = self._divergence(windows, found, everything) if words else None
         if divergence is not None:
-            total = total + WORDS_WEIGHT * divergence
+            total = total + self.options.words_weight * divergence
         return DistillLoss(total, squared, cosine, divergence)
 
     def _teacher(self, mel: Tensor) -> Tensor:
@@ -233,7 +239,7 @@ def _trained(
         if share >= 1:
             break
         optimizer.param_groups[0]["lr"] = rate = rate_at(share, options.rate)
-        chunk = chooser.choices(CHUNKS, CHUNK_WEIGHTS)[0]
+        chunk = chooser.choices(CHUNKS, options.chunk_weights)[0]
         windows = [source.draw() for _ in range(options.batch)]
         loss = distiller.loss(windows, chunk, chooser.random() < options.words)
         optimizer.zero_grad()
