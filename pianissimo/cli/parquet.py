@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 ROWS_PER_FILE = 10_000
 FILE_SECONDS = 300.0
-"""A file is written after so many rows or seconds, and so a kill loses no more."""
+"""A file is written after this many rows or seconds; a kill loses no more than that."""
 
 
 class ParquetRows:

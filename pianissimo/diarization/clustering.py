@@ -28,7 +28,7 @@ CHANGE_COSINE = 0.7
 CHANGE_SECONDS = 0.8
 """How far those windows are from the place."""
 MANY_VOICES = 30
-"""From so many longer steady voices on, short ones are not needed to find the speakers."""
+"""With this many longer steady voices, short ones are not needed to find the speakers."""
 SAME_VOICE = 0.82
 """Speakers whose means have this cosine are one."""
 LEAST_SECONDS, LEAST_SHARE = 2.0, 0.005
